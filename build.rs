@@ -1,0 +1,55 @@
+//! Compiles the C++ file of `src/shim.rs` and tells the linker where libtorch is.
+//!
+//! A library cannot hand link arguments on to the binary that embeds it, so the folder is published as
+//! `DEP_TCH_FLUX_LIBTORCH_LIB` for that binary's build script (`examples/embed/build.rs`).
+
+use std::path::{Path, PathBuf};
+use std::{env, process};
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=src/shim.cpp");
+    println!("cargo:rerun-if-env-changed=LIBTORCH_INCLUDE");
+    println!("cargo:rerun-if-env-changed=LIBTORCH_CXX11_ABI");
+    if env::var_os("CARGO_FEATURE_DOC_ONLY").is_some() {
+        return;
+    }
+    // torch-sys publishes its folder to direct dependents, under the name of its `links` key, on Linux and macOS.
+    let Some(lib) = env::var_os("DEP_TCH_LIBTORCH_LIB").map(PathBuf::from) else {
+        eprintln!("torch-sys published no libtorch folder: this target is not supported");
+        process::exit(1);
+    };
+    compile(&lib);
+    link(&lib);
+    println!("cargo:libtorch_lib={}", lib.display());
+    println!("cargo:rustc-env=TCH_FLUX_LIBTORCH_LIB={}", lib.display());
+}
+
+fn compile(lib: &Path) {
+    let root = env::var_os("LIBTORCH_INCLUDE")
+        .map(PathBuf::from)
+        .or_else(|| lib.parent().map(Path::to_path_buf))
+        .unwrap_or_default();
+    let abi = env::var("LIBTORCH_CXX11_ABI").unwrap_or_else(|_| "1".into());
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .warnings(false)
+        .include(root.join("include"))
+        .include(root.join("include/torch/csrc/api/include"))
+        .define("_GLIBCXX_USE_CXX11_ABI", abi.as_str())
+        .file("src/shim.cpp")
+        .compile("tch_flux_shim");
+}
+
+fn link(lib: &Path) {
+    println!("cargo:rustc-link-search=native={}", lib.display());
+    println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
+    if env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("linux") {
+        // libtorch.so names libtorch_cuda.so; nothing else does, so --as-needed would drop CUDA without a word.
+        println!("cargo:rustc-link-arg=-Wl,--no-as-needed");
+        println!("cargo:rustc-link-arg=-L{}", lib.display());
+        println!("cargo:rustc-link-arg=-ltorch");
+        println!("cargo:rustc-link-arg=-Wl,--as-needed");
+    }
+}

@@ -1,0 +1,392 @@
+//! FLUX.1's autoencoder: pixels to latents and back.
+//!
+//! Source: `black-forest-labs/flux` at 802fb47, `src/flux/modules/autoencoder.py`. Pictures are `[B, 3, H, W]` in
+//! −1..1, latents `[B, z_channels, H/8, W/8]`.
+
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+use tch::nn::{Module, Path};
+
+use crate::error::{Error, Result};
+use crate::math::scaled_dot_product_attention;
+use crate::nn::{Conv2d, GroupNorm, Parameters};
+
+/// The sizes of an autoencoder, in the official names.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AutoEncoderParams {
+    /// Side of the pictures that it was trained on; nothing depends on it.
+    pub resolution: i64,
+    /// Channels of a picture.
+    pub in_channels: i64,
+    /// Channels of the first level.
+    pub ch: i64,
+    /// Channels of a decoded picture.
+    pub out_ch: i64,
+    /// Channels of each level over `ch`; every level but the last halves the sides.
+    pub ch_mult: Vec<i64>,
+    /// Residual blocks of a level of the encoder; the decoder has one more.
+    pub num_res_blocks: usize,
+    /// Channels of a latent.
+    pub z_channels: i64,
+    /// Latents are multiplied by this…
+    pub scale_factor: f64,
+    /// …after this was taken off.
+    pub shift_factor: f64,
+}
+
+impl AutoEncoderParams {
+    /// The autoencoder of every FLUX.1.
+    pub fn flux1() -> Self {
+        Self {
+            resolution: 256,
+            in_channels: 3,
+            ch: 128,
+            out_ch: 3,
+            ch_mult: vec![1, 2, 4, 4],
+            num_res_blocks: 2,
+            z_channels: 16,
+            scale_factor: 0.3611,
+            shift_factor: 0.1159,
+        }
+    }
+
+    /// Reads every size from the tensors' shapes, by their official names; `shape` gives `None` for a name that the
+    /// file does not hold. The factors are FLUX.1's, since no tensor says them.
+    ///
+    /// # Errors
+    /// [`Error::Config`] names the first tensor that is missing or has a shape that no autoencoder has.
+    pub fn from_shapes(shape: impl Fn(&str) -> Option<Vec<i64>>) -> Result<Self> {
+        let conv = |name: &str| match shape(name).as_deref() {
+            Some(&[out, into, _, _]) => Ok((out, into)),
+            Some(other) => Err(Error::Config(format!("{name} must be a kernel, but its shape is {other:?}"))),
+            None => Err(Error::Config(format!("this is no FLUX.1 autoencoder: {name} is missing"))),
+        };
+        let (ch, in_channels) = conv("encoder.conv_in.weight")?;
+        let (out_ch, _) = conv("decoder.conv_out.weight")?;
+        let (_, z_channels) = conv("decoder.conv_in.weight")?;
+        let block = |level: usize, i: usize| format!("encoder.down.{level}.block.{i}.conv1.weight");
+        let levels = (0..).take_while(|&level| shape(&block(level, 0)).is_some()).count();
+        let num_res_blocks = (0..).take_while(|&i| shape(&block(0, i)).is_some()).count();
+        let ch_mult =
+            (0..levels).map(|level| Ok(conv(&block(level, 0))?.0 / ch.max(1))).collect::<Result<Vec<_>>>()?;
+        if ch <= 0 || ch_mult.is_empty() || ch_mult.contains(&0) {
+            return Err(Error::Config("this is no FLUX.1 autoencoder: the encoder has no levels".into()));
+        }
+        Ok(Self { in_channels, ch, out_ch, ch_mult, num_res_blocks, z_channels, ..Self::flux1() })
+    }
+
+    /// Pixels to a side of a latent.
+    pub fn downsampling(&self) -> i64 {
+        1 << (self.ch_mult.len() - 1)
+    }
+}
+
+fn swish(x: &Tensor) -> Tensor {
+    x * x.sigmoid()
+}
+
+/// Attention over the pixels of the smallest level, with one head. Source: `autoencoder.py` lines 24–53.
+#[derive(Debug)]
+pub struct AttnBlock {
+    norm: GroupNorm,
+    q: Conv2d,
+    k: Conv2d,
+    v: Conv2d,
+    proj_out: Conv2d,
+}
+
+impl AttnBlock {
+    /// `in_channels` is a multiple of the 32 groups.
+    pub fn new(vs: Path, in_channels: i64) -> Self {
+        let conv = |name: &str| Conv2d::new(&vs / name, in_channels, in_channels, 1, 1, 0);
+        Self {
+            norm: GroupNorm::new(&vs / "norm", in_channels),
+            q: conv("q"),
+            k: conv("k"),
+            v: conv("v"),
+            proj_out: conv("proj_out"),
+        }
+    }
+
+    fn attention(&self, h_: &Tensor) -> Tensor {
+        let h_ = self.norm.forward(h_);
+        let (b, c, h, w) = (h_.size()[0], h_.size()[1], h_.size()[2], h_.size()[3]);
+        let tokens =
+            |conv: &Conv2d| conv.forward(&h_).permute([0, 2, 3, 1]).reshape([b, 1, h * w, c]).contiguous();
+        let (q, k, v) = (tokens(&self.q), tokens(&self.k), tokens(&self.v));
+        let h_ = scaled_dot_product_attention(&q, &k, &v, None, false, None);
+        h_.reshape([b, h, w, c]).permute([0, 3, 1, 2])
+    }
+}
+
+impl Module for AttnBlock {
+    fn forward(&self, x: &Tensor) -> Tensor {
+        x + self.proj_out.forward(&self.attention(x))
+    }
+}
+
+/// Two convolutions and a shortcut. Source: `autoencoder.py` lines 56–86.
+#[derive(Debug)]
+pub struct ResnetBlock {
+    norm1: GroupNorm,
+    conv1: Conv2d,
+    norm2: GroupNorm,
+    conv2: Conv2d,
+    nin_shortcut: Option<Conv2d>,
+}
+
+impl ResnetBlock {
+    /// The shortcut has weights where the widths differ.
+    pub fn new(vs: Path, in_channels: i64, out_channels: i64) -> Self {
+        Self {
+            norm1: GroupNorm::new(&vs / "norm1", in_channels),
+            conv1: Conv2d::new(&vs / "conv1", in_channels, out_channels, 3, 1, 1),
+            norm2: GroupNorm::new(&vs / "norm2", out_channels),
+            conv2: Conv2d::new(&vs / "conv2", out_channels, out_channels, 3, 1, 1),
+            nin_shortcut: (in_channels != out_channels)
+                .then(|| Conv2d::new(&vs / "nin_shortcut", in_channels, out_channels, 1, 1, 0)),
+        }
+    }
+}
+
+impl Module for ResnetBlock {
+    fn forward(&self, x: &Tensor) -> Tensor {
+        let h = self.conv1.forward(&swish(&self.norm1.forward(x)));
+        let h = self.conv2.forward(&swish(&self.norm2.forward(&h)));
+        x.apply_opt(&self.nin_shortcut) + h
+    }
+}
+
+/// Halves the sides. Source: `autoencoder.py` lines 89–99.
+#[derive(Debug)]
+struct Downsample {
+    conv: Conv2d,
+}
+
+impl Module for Downsample {
+    fn forward(&self, x: &Tensor) -> Tensor {
+        self.conv.forward(&x.constant_pad_nd([0, 1, 0, 1]))
+    }
+}
+
+/// Doubles the sides. Source: `autoencoder.py` lines 102–110.
+#[derive(Debug)]
+struct Upsample {
+    conv: Conv2d,
+}
+
+impl Module for Upsample {
+    fn forward(&self, x: &Tensor) -> Tensor {
+        let x = x.upsample_nearest2d_vec(None::<&[i64]>, [2.0, 2.0]);
+        self.conv.forward(&x)
+    }
+}
+
+/// The smallest level: `block_1`, `attn_1`, `block_2`.
+#[derive(Debug)]
+struct Mid {
+    block_1: ResnetBlock,
+    attn_1: AttnBlock,
+    block_2: ResnetBlock,
+}
+
+impl Mid {
+    fn new(vs: Path, channels: i64) -> Self {
+        Self {
+            block_1: ResnetBlock::new(&vs / "block_1", channels, channels),
+            attn_1: AttnBlock::new(&vs / "attn_1", channels),
+            block_2: ResnetBlock::new(&vs / "block_2", channels, channels),
+        }
+    }
+}
+
+impl Module for Mid {
+    fn forward(&self, h: &Tensor) -> Tensor {
+        h.apply(&self.block_1).apply(&self.attn_1).apply(&self.block_2)
+    }
+}
+
+/// One level: its blocks, then the change of size.
+#[derive(Debug)]
+struct Level<R> {
+    block: Vec<ResnetBlock>,
+    resample: Option<R>,
+}
+
+impl<R: Module> Level<R> {
+    fn new(vs: &Path, widths: &[(i64, i64)], resample: Option<R>) -> Self {
+        let block =
+            widths.iter().zip(0..).map(|(&(from, to), i)| ResnetBlock::new(vs / "block" / i, from, to));
+        Self { block: block.collect(), resample }
+    }
+}
+
+impl<R: Module> Module for Level<R> {
+    fn forward(&self, h: &Tensor) -> Tensor {
+        let h = self.block.iter().fold(h.shallow_clone(), |h, block| block.forward(&h));
+        h.apply_opt(&self.resample)
+    }
+}
+
+/// Pixels to the mean and the log-variance of a latent. Source: `autoencoder.py` lines 113–186.
+#[derive(Debug)]
+struct Encoder {
+    conv_in: Conv2d,
+    down: Vec<Level<Downsample>>,
+    mid: Mid,
+    norm_out: GroupNorm,
+    conv_out: Conv2d,
+}
+
+impl Encoder {
+    fn new(vs: Path, p: &AutoEncoderParams) -> Self {
+        let conv_in = Conv2d::new(&vs / "conv_in", p.in_channels, p.ch, 3, 1, 1);
+        let mut block_in = p.ch;
+        let mut down = Vec::new();
+        for (level, mult) in p.ch_mult.iter().enumerate() {
+            let vs = &vs / "down" / level;
+            let block_out = p.ch * mult;
+            let mut widths = vec![(block_out, block_out); p.num_res_blocks];
+            if let Some(first) = widths.first_mut() {
+                first.0 = block_in;
+                block_in = block_out;
+            }
+            let resample = (level + 1 != p.ch_mult.len()).then(|| Downsample {
+                conv: Conv2d::new(&vs / "downsample" / "conv", block_in, block_in, 3, 2, 0),
+            });
+            down.push(Level::new(&vs, &widths, resample));
+        }
+        Self {
+            conv_in,
+            down,
+            mid: Mid::new(&vs / "mid", block_in),
+            norm_out: GroupNorm::new(&vs / "norm_out", block_in),
+            conv_out: Conv2d::new(&vs / "conv_out", block_in, 2 * p.z_channels, 3, 1, 1),
+        }
+    }
+}
+
+impl Module for Encoder {
+    fn forward(&self, x: &Tensor) -> Tensor {
+        let h = self.down.iter().fold(self.conv_in.forward(x), |h, level| level.forward(&h));
+        let h = self.mid.forward(&h);
+        self.conv_out.forward(&swish(&self.norm_out.forward(&h)))
+    }
+}
+
+/// A latent to pixels. Source: `autoencoder.py` lines 189–273.
+#[derive(Debug)]
+struct Decoder {
+    conv_in: Conv2d,
+    mid: Mid,
+    /// By level, the smallest pictures last, as the names count them; run in reverse.
+    up: Vec<Level<Upsample>>,
+    norm_out: GroupNorm,
+    conv_out: Conv2d,
+}
+
+impl Decoder {
+    fn new(vs: Path, p: &AutoEncoderParams) -> Self {
+        let mut block_in = p.ch * p.ch_mult.last().copied().unwrap_or(1);
+        let conv_in = Conv2d::new(&vs / "conv_in", p.z_channels, block_in, 3, 1, 1);
+        let mid = Mid::new(&vs / "mid", block_in);
+        let mut up = Vec::new();
+        for (level, mult) in p.ch_mult.iter().enumerate().rev() {
+            let vs = &vs / "up" / level;
+            let block_out = p.ch * mult;
+            let mut widths = vec![(block_out, block_out); p.num_res_blocks + 1];
+            widths[0].0 = block_in;
+            block_in = block_out;
+            let resample = (level != 0).then(|| Upsample {
+                conv: Conv2d::new(&vs / "upsample" / "conv", block_in, block_in, 3, 1, 1),
+            });
+            up.insert(0, Level::new(&vs, &widths, resample));
+        }
+        Self {
+            conv_in,
+            mid,
+            up,
+            norm_out: GroupNorm::new(&vs / "norm_out", block_in),
+            conv_out: Conv2d::new(&vs / "conv_out", block_in, p.out_ch, 3, 1, 1),
+        }
+    }
+}
+
+impl Module for Decoder {
+    fn forward(&self, z: &Tensor) -> Tensor {
+        let h = self.mid.forward(&self.conv_in.forward(z));
+        let h = self.up.iter().rev().fold(h, |h, level| level.forward(&h));
+        self.conv_out.forward(&swish(&self.norm_out.forward(&h)))
+    }
+}
+
+/// Encoder and decoder with the official scale and shift between.
+///
+/// Source: `autoencoder.py` lines 291–328. The latent is the mean, without sampling.
+#[derive(Debug)]
+pub struct AutoEncoder {
+    encoder: Encoder,
+    decoder: Decoder,
+    params: AutoEncoderParams,
+    parameters: Parameters,
+}
+
+impl AutoEncoder {
+    /// Declares every parameter under its official name.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where a level's channels are no multiple of the 32 groups of its norms.
+    pub fn new(vs: Path, params: &AutoEncoderParams) -> Result<Self> {
+        if params.ch_mult.is_empty() || params.ch_mult.iter().any(|m| *m <= 0 || (m * params.ch) % 32 != 0) {
+            return Err(Error::Config(format!(
+                "channels {} × {:?} must be multiples of the 32 groups of the norms",
+                params.ch, params.ch_mult
+            )));
+        }
+        let ((encoder, decoder), parameters) = Parameters::of(|| {
+            Ok((Encoder::new(&vs / "encoder", params), Decoder::new(&vs / "decoder", params)))
+        })?;
+        Ok(Self { encoder, decoder, params: params.clone(), parameters })
+    }
+
+    /// The sizes that it was built with.
+    pub fn params(&self) -> &AutoEncoderParams {
+        &self.params
+    }
+
+    /// The kind of its weights, which its inputs must have.
+    pub fn kind(&self) -> tch::Kind {
+        self.decoder.conv_in.kind()
+    }
+
+    /// Pictures `[B, 3, H, W]` in −1..1 to latents `[B, z_channels, H/8, W/8]`, scaled and shifted.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where the channels are wrong, [`Error::Unfilled`] before a checkpoint was loaded.
+    pub fn encode(&self, x: &Tensor) -> Result<Tensor> {
+        self.check("x", x, self.params.in_channels)?;
+        let mean = self.encoder.forward(x).chunk(2, 1).swap_remove(0);
+        Ok((mean - self.params.shift_factor) * self.params.scale_factor)
+    }
+
+    /// Latents to pictures, which may leave −1..1 a little.
+    ///
+    /// # Errors
+    /// As [`AutoEncoder::encode`].
+    pub fn decode(&self, z: &Tensor) -> Result<Tensor> {
+        self.check("z", z, self.params.z_channels)?;
+        let z = z / self.params.scale_factor + self.params.shift_factor;
+        Ok(self.decoder.forward(&z))
+    }
+
+    fn check(&self, what: &'static str, x: &Tensor, channels: i64) -> Result<()> {
+        self.parameters.check()?;
+        match x.size()[..] {
+            [_, c, h, w] if c == channels && h > 0 && w > 0 => Ok(()),
+            _ => {
+                let expected = format!("[B, {channels}, H, W]");
+                Err(Error::Shape { what, expected, found: x.size() })
+            }
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! One weight file on the disk: opened, looked at, and read or mapped tensor by tensor.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use memmap2::{MmapMut, MmapOptions};
+use safetensors::Dtype;
+use tch::{Device, Kind, Tensor};
+
+use super::FileProblem;
+use super::safetensors::{Entry, Header};
+use crate::error::{Error, Result};
+use crate::shim::{self, Memory};
+
+/// How the bytes of a file come into memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Access {
+    /// The file is mapped: nothing is read before it is used, and on the CPU the tensors lie in the mapping. The file
+    /// must stay as it is while they live; a private mapping keeps what is written to them off the file.
+    #[default]
+    Map,
+    /// Every tensor is read into memory of its own. For files on a network, or that may change.
+    Read,
+}
+
+/// A safetensors file.
+#[derive(Debug)]
+pub(crate) struct WeightFile {
+    pub(crate) path: PathBuf,
+    pub(crate) header: Header,
+    file: File,
+    len: u64,
+    mapping: Option<Arc<Mapping>>,
+}
+
+/// A private mapping of a whole file. Neither moves nor shrinks; goes with the last tensor over it.
+struct Mapping(MmapMut);
+
+impl Memory for Mapping {
+    fn bytes(&self) -> (*mut u8, usize) {
+        (self.0.as_ptr().cast_mut(), self.0.len())
+    }
+}
+
+impl std::fmt::Debug for Mapping {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "Mapping({} bytes)", self.0.len())
+    }
+}
+
+impl WeightFile {
+    /// Opens the file and reads its header, and nothing else of it.
+    pub(crate) fn open(path: &Path, access: Access) -> Result<Self> {
+        let (file, len) = open_regular(path)?;
+        let header = read_header(&file, len, path)?;
+        let mapping = match access {
+            Access::Map => Some(Arc::new(map(&file, path)?)),
+            Access::Read => None,
+        };
+        Ok(Self { path: path.to_path_buf(), header, file, len, mapping })
+    }
+
+    /// Whether tensors can lie in the file.
+    pub(crate) fn is_mapped(&self) -> bool {
+        self.mapping.is_some()
+    }
+
+    /// One tensor on the CPU in the kind of the file: borrowed where the file is mapped and the place is aligned, else
+    /// read.
+    pub(crate) fn tensor(&self, entry: &Entry) -> Result<Tensor> {
+        let kind = kind_of(entry.dtype).ok_or_else(|| {
+            let reason = format!("libtorch has no kind for {:?}", entry.dtype);
+            Error::file(&self.path)(FileProblem::Tensor { name: entry.name.clone(), reason })
+        })?;
+        self.check_unchanged()?;
+        if let Some(mapping) = &self.mapping
+            && let Some(tensor) = shim::borrow(mapping, entry.begin as usize, &entry.shape, kind)
+        {
+            return Ok(tensor?);
+        }
+        self.read(entry, kind)
+    }
+
+    fn read(&self, entry: &Entry, kind: Kind) -> Result<Tensor> {
+        let tensor = Tensor::f_empty(&entry.shape, (kind, Device::Cpu))?;
+        shim::with_bytes(&tensor, |bytes| read_at(&self.file, bytes, entry.begin))
+            .map_err(Error::io(&self.path))?;
+        Ok(tensor)
+    }
+
+    /// [`Error::Changed`] where the file is no longer as long as when it was opened: reading past its end would kill
+    /// the process.
+    pub(crate) fn check_unchanged(&self) -> Result<()> {
+        let now = self.file.metadata().map_err(Error::io(&self.path))?.len();
+        if now == self.len {
+            return Ok(());
+        }
+        Err(Error::Changed { path: self.path.clone(), was: self.len, now })
+    }
+}
+
+/// Opens what is a file and nothing else: opening a pipe would wait for ever, and a device has no end.
+fn open_regular(path: &Path) -> Result<(File, u64)> {
+    let problem = Error::file(path);
+    let metadata = std::fs::metadata(path).map_err(Error::io(path))?;
+    if metadata.is_dir() {
+        return Err(problem(FileProblem::Directory));
+    }
+    if !metadata.is_file() {
+        return Err(problem(FileProblem::NotAFile));
+    }
+    let file = File::open(path).map_err(Error::io(path))?;
+    let len = file.metadata().map_err(Error::io(path))?.len();
+    Ok((file, len))
+}
+
+fn read_header(file: &File, len: u64, path: &Path) -> Result<Header> {
+    let mut start = [0; 64];
+    let known = start.len().min(len as usize);
+    read_at(file, &mut start[..known], 0).map_err(Error::io(path))?;
+    if let Some(kind) = other_format(&start[..known]) {
+        return Err(Error::file(path)(FileProblem::OtherFormat { kind }));
+    }
+    if len < 8 {
+        return Err(Error::file(path)(FileProblem::TooShort { len }));
+    }
+    let mut first = [0; 8];
+    first.copy_from_slice(&start[..8]);
+    let header_len = Header::length(first, len).map_err(Error::file(path))?;
+    let mut json = vec![0; header_len as usize];
+    read_at(file, &mut json, 8).map_err(Error::io(path))?;
+    Header::parse(&json, len).map_err(Error::file(path))
+}
+
+/// What a file is instead, by its first bytes. A header begins with `{` after its length, which may itself look like
+/// another format's mark.
+fn other_format(start: &[u8]) -> Option<&'static str> {
+    if start.get(8) == Some(&b'{') {
+        return None;
+    }
+    let text = start.trim_ascii_start().to_ascii_lowercase();
+    let known: [(&[u8], &'static str); 7] = [
+        (
+            b"version https://git-lfs",
+            "a git-LFS pointer: the weights themselves were not fetched; run `git lfs pull`",
+        ),
+        (b"<!doctype html", "a web page: the download needs a login or another address"),
+        (b"<html", "a web page: the download needs a login or another address"),
+        (b"gguf", "a GGUF file"),
+        (
+            b"pk\x03\x04",
+            "a zip file, perhaps a pickle of PyTorch, which can run code when it is read; convert it to safetensors",
+        ),
+        (b"\x80\x02", "a pickle of Python, which can run code when it is read; convert it to safetensors"),
+        (b"\x80\x04", "a pickle of Python, which can run code when it is read; convert it to safetensors"),
+    ];
+    known.iter().find(|(magic, _)| text.starts_with(magic)).map(|(_, kind)| *kind)
+}
+
+fn map(file: &File, path: &Path) -> Result<Mapping> {
+    // Private, so that training or a careless in-place operation never reaches the file; without a reservation of
+    // swap, since few pages are ever written.
+    // SAFETY: whoever maps a file is told, in `Access::Map`, that it must stay as it is; before each use of the mapping
+    // its length is compared with the file's.
+    unsafe { MmapOptions::new().no_reserve_swap().map_copy(file) }.map(Mapping).map_err(Error::io(path))
+}
+
+#[cfg(unix)]
+fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset)
+}
+
+#[cfg(not(unix))]
+fn read_at(mut file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+    use std::io::{Read, Seek, SeekFrom};
+    file.seek(SeekFrom::Start(offset))?;
+    file.read_exact(bytes)
+}
+
+/// The kind of libtorch that holds the numbers of a file's type, where there is one.
+pub(crate) fn kind_of(dtype: Dtype) -> Option<Kind> {
+    Some(match dtype {
+        Dtype::BOOL => Kind::Bool,
+        Dtype::U8 => Kind::Uint8,
+        Dtype::I8 => Kind::Int8,
+        Dtype::I16 => Kind::Int16,
+        Dtype::I32 => Kind::Int,
+        Dtype::I64 => Kind::Int64,
+        Dtype::F8_E4M3 => Kind::Float8e4m3fn,
+        Dtype::F8_E5M2 => Kind::Float8e5m2,
+        Dtype::F16 => Kind::Half,
+        Dtype::BF16 => Kind::BFloat16,
+        Dtype::F32 => Kind::Float,
+        Dtype::F64 => Kind::Double,
+        Dtype::C64 => Kind::ComplexFloat,
+        _ => return None,
+    })
+}

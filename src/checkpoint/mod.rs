@@ -1,0 +1,524 @@
+//! Weight files: opened, looked at, and poured into a variable store.
+//!
+//! The way of a weight: file → bytes → rename, join, swap → cast → `VarStore`, one tensor at a time. Nothing here knows
+//! a model: what is wanted is what the store declares.
+
+mod detect;
+mod file;
+mod names;
+mod safetensors;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use ::safetensors::Dtype;
+use serde::Deserialize;
+use tch::nn::VarStore;
+use tch::{Kind, Tensor};
+
+pub use detect::{Family, Layout};
+pub use file::Access;
+pub use names::{AUTOENCODER_DIFFUSERS, FLUX1_DIFFUSERS, Rename, Renames};
+pub use safetensors::{Entry, Header};
+
+use crate::error::{Error, Result};
+use file::{WeightFile, kind_of};
+
+/// What is wrong with a weight file.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FileProblem {
+    /// A folder stands under the name.
+    #[error("this is a folder, not a file")]
+    Directory,
+    /// A pipe, a device or a socket.
+    #[error("this is no ordinary file")]
+    NotAFile,
+    /// Fewer than the 8 bytes that say the header's length.
+    #[error("only {len} bytes long; a safetensors file begins with 8 bytes that say its header's length")]
+    TooShort {
+        /// The file's length.
+        len: u64,
+    },
+    /// The first bytes are those of another format.
+    #[error("this is {kind}")]
+    OtherFormat {
+        /// Which, and what to do about it.
+        kind: &'static str,
+    },
+    /// The header would be longer than the format allows.
+    #[error(
+        "its first 8 bytes ask for a header of {len} bytes, more than the format allows (100,000,000); this is no safetensors file, or it is damaged"
+    )]
+    HeaderTooLong {
+        /// The length that is asked for.
+        len: u64,
+    },
+    /// The header would not fit the file.
+    #[error(
+        "a header of {len} bytes does not fit a file of {file_len}: the download may have been cut short"
+    )]
+    HeaderPastEnd {
+        /// The length that is asked for.
+        len: u64,
+        /// The file's length.
+        file_len: u64,
+    },
+    /// The header is no text.
+    #[error("the header is not UTF-8 after {at} bytes")]
+    HeaderNotUtf8 {
+        /// How much of it is.
+        at: usize,
+    },
+    /// The header is no JSON of the format's form.
+    #[error("the header cannot be read: {reason}")]
+    HeaderNotJson {
+        /// What and where.
+        reason: String,
+    },
+    /// A tensor's entry makes no sense.
+    #[error("tensor \"{name}\": {reason}")]
+    Tensor {
+        /// Its name.
+        name: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A tensor's bytes are not all in the file.
+    #[error("tensor \"{name}\" ends at byte {end} of {len}: the download may have been cut short")]
+    TensorPastEnd {
+        /// Its name.
+        name: String,
+        /// Where it ends.
+        end: u64,
+        /// How many bytes there are.
+        len: u64,
+    },
+    /// Two tensors share bytes.
+    #[error("the bytes of tensor \"{name}\" are also another's")]
+    Overlap {
+        /// The second of them.
+        name: String,
+    },
+    /// Bytes between tensors that belong to none.
+    #[error("{bytes} bytes before tensor \"{before}\" belong to no tensor")]
+    Hole {
+        /// The tensor after them.
+        before: String,
+        /// How many.
+        bytes: u64,
+    },
+    /// Bytes after the last tensor.
+    #[error("{bytes} bytes after the last tensor belong to none")]
+    TrailingBytes {
+        /// How many.
+        bytes: u64,
+    },
+    /// A picture that cannot be read.
+    #[error("the picture cannot be read: {reason}")]
+    Image {
+        /// Why.
+        reason: String,
+    },
+    /// A file of settings that cannot be read.
+    #[error("the settings cannot be read: {reason}")]
+    Settings {
+        /// Why.
+        reason: String,
+    },
+    /// An index of shards that cannot be followed.
+    #[error("the index cannot be followed: {reason}")]
+    Index {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// How the tensors that a model declares differ from those that a checkpoint holds.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Mismatch {
+    /// The files that were read.
+    pub files: Vec<PathBuf>,
+    /// Declared, but not in the files.
+    pub missing: Vec<String>,
+    /// In the files, but not declared.
+    pub unexpected: Vec<String>,
+    /// In both, with shapes that differ: name, declared, found.
+    pub misshapen: Vec<(String, Vec<i64>, Vec<i64>)>,
+    /// In both, of a type that cannot become what is wanted: name, and why.
+    pub of_another_kind: Vec<(String, String)>,
+    /// What the files seem to be.
+    pub looks_like: String,
+}
+
+impl Mismatch {
+    /// Whether nothing differs.
+    pub fn is_empty(&self) -> bool {
+        let Self { missing, unexpected, misshapen, of_another_kind, .. } = self;
+        missing.is_empty() && unexpected.is_empty() && misshapen.is_empty() && of_another_kind.is_empty()
+    }
+}
+
+impl fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let files: Vec<_> = self.files.iter().map(|p| p.display().to_string()).collect();
+        write!(f, "{}: not the tensors that the model declares", files.join(", "))?;
+        let mut part = |what: &str, lines: Vec<String>| {
+            if lines.is_empty() {
+                return Ok(());
+            }
+            write!(f, "\n  {what} ({}): {}", lines.len(), lines[..lines.len().min(4)].join("; "))?;
+            if lines.len() > 4 { write!(f, "; …") } else { Ok(()) }
+        };
+        part("missing", self.missing.clone())?;
+        part("unexpected", self.unexpected.clone())?;
+        let shapes = self.misshapen.iter().map(|(n, want, got)| format!("{n} is {got:?}, not {want:?}"));
+        part("misshapen", shapes.collect())?;
+        part("of another kind", self.of_another_kind.iter().map(|(n, why)| format!("{n} {why}")).collect())?;
+        write!(f, "\n  the file: {}", self.looks_like)
+    }
+}
+
+/// How a checkpoint is poured into a store.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct LoadOptions {
+    /// The kind of every parameter in memory. `None` keeps the file's, which must then be one kind throughout.
+    pub kind: Option<Kind>,
+}
+
+/// What was loaded.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Loaded {
+    /// How many tensors.
+    pub tensors: usize,
+    /// Their bytes in memory, borrowed ones included.
+    pub bytes: u64,
+    /// How many of them lie in the mapped file.
+    pub borrowed: usize,
+    /// Their kind.
+    pub kind: Kind,
+}
+
+/// One or several weight files that together hold a model.
+#[derive(Debug)]
+pub struct Checkpoint {
+    files: Vec<WeightFile>,
+    /// The tensors by the names that the model knows.
+    tensors: BTreeMap<String, Source>,
+}
+
+/// Where a tensor comes from.
+#[derive(Debug, Clone)]
+struct Source {
+    /// The file and the entry of each part; several are joined on the first axis.
+    parts: Vec<(usize, String)>,
+    shape: Vec<i64>,
+    change: names::Change,
+}
+
+impl Checkpoint {
+    /// Opens a safetensors file, an index of shards (`….safetensors.index.json`), or a folder that holds one of them.
+    /// Headers are read and checked, nothing else.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::File`] with what is wrong, [`Error::MissingPart`] for a folder without weights.
+    pub fn open(path: impl AsRef<Path>, access: Access) -> Result<Self> {
+        let path = path.as_ref();
+        let path = if path.is_dir() { &find_in_folder(path)? } else { path };
+        if path.to_string_lossy().ends_with(".index.json") {
+            return Self::open_index(path, access);
+        }
+        Self::from_files(vec![WeightFile::open(path, access)?])
+    }
+
+    fn open_index(path: &Path, access: Access) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Index {
+            weight_map: BTreeMap<String, String>,
+        }
+        let problem = |reason: String| Error::file(path)(FileProblem::Index { reason });
+        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+        let index: Index = serde_json::from_str(&text).map_err(|e| problem(e.to_string()))?;
+        let shards: BTreeSet<&String> = index.weight_map.values().collect();
+        if let Some(bad) = shards.iter().find(|s| !is_plain_name(s)) {
+            return Err(problem(format!("{bad:?} is no plain name of a file beside it")));
+        }
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let files: Vec<_> =
+            shards.iter().map(|s| WeightFile::open(&folder.join(s), access)).collect::<Result<_>>()?;
+        for (shard, file) in shards.iter().zip(&files) {
+            for name in file.header.entries.keys() {
+                match index.weight_map.get(name) {
+                    Some(place) if place == *shard => {}
+                    Some(place) => {
+                        return Err(problem(format!("{name} is in {shard} too, not only in {place}")));
+                    }
+                    None => return Err(problem(format!("it does not name {name}, which is in {shard}"))),
+                }
+            }
+        }
+        for (name, shard) in &index.weight_map {
+            let file = shards.iter().position(|s| *s == shard).map(|i| &files[i]);
+            if !file.is_some_and(|f| f.header.entries.contains_key(name)) {
+                return Err(problem(format!("{name} is not in {shard}")));
+            }
+        }
+        Self::from_files(files)
+    }
+
+    fn from_files(files: Vec<WeightFile>) -> Result<Self> {
+        let mut tensors = BTreeMap::new();
+        for (i, file) in files.iter().enumerate() {
+            for (name, entry) in &file.header.entries {
+                let source = Source {
+                    parts: vec![(i, name.clone())],
+                    shape: entry.shape.clone(),
+                    change: names::Change::None,
+                };
+                if tensors.insert(name.clone(), source).is_some() {
+                    let reason = format!("{name} is in two of the files");
+                    return Err(Error::file(&file.path)(FileProblem::Index { reason }));
+                }
+            }
+        }
+        Ok(Self { files, tensors })
+    }
+
+    /// The same tensors under the names of another layout. Names that no rule knows stay as they are, so that loading
+    /// reports them.
+    pub fn renamed(mut self, renames: &Renames) -> Self {
+        self.tensors = renames.apply(self.tensors);
+        self
+    }
+
+    /// Only the tensors whose names begin with `prefix`, without it.
+    pub fn under(mut self, prefix: &str) -> Self {
+        let tensors = std::mem::take(&mut self.tensors).into_iter();
+        self.tensors = tensors.filter_map(|(n, s)| Some((n.strip_prefix(prefix)?.to_string(), s))).collect();
+        self
+    }
+
+    /// Without the tensors of these names: buffers that some writers keep beside the weights.
+    pub fn without(mut self, names: &[&str]) -> Self {
+        names.iter().for_each(|name| drop(self.tensors.remove(*name)));
+        self
+    }
+
+    /// Puts `prefix` before every name.
+    pub fn prefixed(mut self, prefix: &str) -> Self {
+        let tensors = std::mem::take(&mut self.tensors).into_iter();
+        self.tensors = tensors.map(|(name, source)| (format!("{prefix}{name}"), source)).collect();
+        self
+    }
+
+    /// Lets the tensor `from` stand in for `to` where that is missing, and drops it where both are there: T5's
+    /// embedding bears two names.
+    pub fn alias(mut self, from: &str, to: &str) -> Self {
+        if let Some(source) = self.tensors.remove(from) {
+            self.tensors.entry(to.to_string()).or_insert(source);
+        }
+        self
+    }
+
+    /// The files, in the order in which they were opened.
+    pub fn files(&self) -> Vec<&Path> {
+        self.files.iter().map(|f| f.path.as_path()).collect()
+    }
+
+    /// The headers of the files.
+    pub fn headers(&self) -> Vec<&Header> {
+        self.files.iter().map(|f| &f.header).collect()
+    }
+
+    /// The names of the tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// The shape of a tensor.
+    pub fn shape(&self, name: &str) -> Option<Vec<i64>> {
+        self.tensors.get(name).map(|source| source.shape.clone())
+    }
+
+    /// What the names and shapes say that this is.
+    pub fn family(&self) -> Family {
+        Family::of(&|name| self.shape(name), self.tensors.keys().map(String::as_str))
+    }
+
+    /// The bytes of all tensors in the files.
+    pub fn bytes(&self) -> u64 {
+        self.entries().map(|e| e.end - e.begin).sum()
+    }
+
+    /// How many numbers the tensors hold.
+    pub fn parameters(&self) -> u64 {
+        self.entries().map(Entry::numel).sum()
+    }
+
+    /// The types of the tensors, with how many bytes each takes.
+    pub fn dtypes(&self) -> BTreeMap<String, u64> {
+        self.entries().fold(BTreeMap::new(), |mut types, e| {
+            *types.entry(format!("{:?}", e.dtype)).or_default() += e.end - e.begin;
+            types
+        })
+    }
+
+    /// The kind that takes the most bytes, where it is one that libtorch computes in.
+    pub fn main_kind(&self) -> Option<Kind> {
+        let mut kinds: Vec<(Kind, u64)> = Vec::new();
+        for entry in self.entries() {
+            let Some(kind) = kind_of(entry.dtype) else { continue };
+            match kinds.iter_mut().find(|(k, _)| *k == kind) {
+                Some((_, bytes)) => *bytes += entry.end - entry.begin,
+                None => kinds.push((kind, entry.end - entry.begin)),
+            }
+        }
+        kinds.into_iter().max_by_key(|(_, bytes)| *bytes).map(|(kind, _)| kind)
+    }
+
+    /// [`Error::Changed`] where a file is no longer as long as when it was opened. Whoever computes with borrowed
+    /// weights asks before each run: a mapped file that shrinks takes the process with it.
+    pub fn check_unchanged(&self) -> Result<()> {
+        self.files.iter().try_for_each(WeightFile::check_unchanged)
+    }
+
+    /// One tensor on the CPU, in the kind of the file, under the name that the model knows.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] where there is none of that name, else as [`Checkpoint::load`].
+    pub fn tensor(&self, name: &str) -> Result<Tensor> {
+        let source = self.tensors.get(name).ok_or_else(|| {
+            Error::Mismatch(Box::new(Mismatch { missing: vec![name.to_string()], ..self.no_mismatch() }))
+        })?;
+        let parts = source.parts.iter().map(|(file, name)| {
+            let file = &self.files[*file];
+            file.tensor(&file.header.entries[name])
+        });
+        let mut parts = parts.collect::<Result<Vec<_>>>()?;
+        let tensor = if parts.len() == 1 { parts.swap_remove(0) } else { Tensor::f_cat(&parts, 0)? };
+        Ok(source.change.apply(&tensor)?.f_reshape(&source.shape)?)
+    }
+
+    /// Fills every parameter of the store, one tensor at a time, on the store's device.
+    ///
+    /// Names and shapes must be the same, all of them: nothing is filled otherwise. On the CPU a parameter lies in the
+    /// mapped file where the file is mapped and its kind is the one asked for.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] with everything that differs, [`Error::Changed`], [`Error::Io`], [`Error::Tch`].
+    pub fn load(&self, vs: &VarStore, options: LoadOptions) -> Result<Loaded> {
+        let _no_grad = tch::no_grad_guard();
+        let variables: BTreeMap<String, Tensor> = vs.variables().into_iter().collect();
+        let kind = options.kind.or_else(|| self.main_kind()).unwrap_or(Kind::Float);
+        let mismatch = self.compare(&variables, options.kind, kind);
+        if !mismatch.is_empty() {
+            return Err(Error::Mismatch(Box::new(mismatch)));
+        }
+        let mut loaded = Loaded { tensors: 0, bytes: 0, borrowed: 0, kind };
+        for (name, mut variable) in variables {
+            let tensor = self.tensor(&name)?;
+            let in_file = tensor.data_ptr();
+            let tensor = tensor.f_to_device(vs.device())?.f_to_kind(kind)?;
+            let mapped = self.files.iter().any(WeightFile::is_mapped);
+            loaded.borrowed +=
+                usize::from(mapped && tensor.data_ptr() == in_file && self.tensors[&name].is_plain());
+            loaded.bytes += (tensor.numel() * kind.elt_size_in_bytes()) as u64;
+            loaded.tensors += 1;
+            variable.f_set_data(&tensor)?;
+        }
+        Ok(loaded)
+    }
+
+    fn compare(&self, variables: &BTreeMap<String, Tensor>, asked: Option<Kind>, kind: Kind) -> Mismatch {
+        let mut mismatch = self.no_mismatch();
+        for (name, variable) in variables {
+            let Some(source) = self.tensors.get(name) else {
+                mismatch.missing.push(name.clone());
+                continue;
+            };
+            if source.shape != variable.size() {
+                mismatch.misshapen.push((name.clone(), variable.size(), source.shape.clone()));
+            }
+            for (file, part) in &source.parts {
+                let dtype = self.files[*file].header.entries[part].dtype;
+                if let Some(why) = cannot_become(dtype, asked, kind) {
+                    mismatch.of_another_kind.push((name.clone(), why));
+                    break;
+                }
+            }
+        }
+        mismatch.unexpected = self.tensors.keys().filter(|n| !variables.contains_key(*n)).cloned().collect();
+        if !mismatch.is_empty() {
+            mismatch.looks_like = self.family().to_string();
+        }
+        mismatch
+    }
+
+    fn no_mismatch(&self) -> Mismatch {
+        Mismatch {
+            files: self.files.iter().map(|f| f.path.clone()).collect(),
+            looks_like: self.family().to_string(),
+            ..Mismatch::default()
+        }
+    }
+
+    fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.files.iter().flat_map(|f| f.header.entries.values())
+    }
+}
+
+impl Source {
+    /// Whether the tensor is one entry as it stands.
+    fn is_plain(&self) -> bool {
+        self.parts.len() == 1 && self.change == names::Change::None
+    }
+}
+
+/// Why a stored type cannot be loaded as `kind`: it is no float that libtorch computes in, or, where no kind was
+/// asked for, it is not the kind of the rest of the file.
+fn cannot_become(dtype: Dtype, asked: Option<Kind>, kind: Kind) -> Option<String> {
+    match dtype {
+        Dtype::F16 | Dtype::BF16 | Dtype::F32 | Dtype::F64 => {
+            let differs = asked.is_none() && kind_of(dtype) != Some(kind);
+            differs.then(|| format!("is {dtype:?} in a file of {kind:?}: ask for one kind to cast to"))
+        }
+        _ => Some(format!("is {dtype:?}, which is no plain float: quantised files are not loaded yet")),
+    }
+}
+
+/// The weights in a folder: one index, or else one file.
+fn find_in_folder(folder: &Path) -> Result<PathBuf> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
+        names.push(entry.map_err(Error::io(folder))?.path());
+    }
+    names.sort();
+    let ending = |end: &str| names.iter().filter(|p| p.to_string_lossy().ends_with(end)).collect::<Vec<_>>();
+    for found in [ending(".safetensors.index.json"), ending(".safetensors")] {
+        match found[..] {
+            [] => {}
+            [one] => return Ok(one.clone()),
+            _ => {
+                let names: Vec<_> =
+                    found.iter().filter_map(|p| p.file_name()).map(|n| n.to_string_lossy()).collect();
+                let reason = format!("several files could be meant: {}; name one", names.join(", "));
+                return Err(Error::file(folder)(FileProblem::Index { reason }));
+            }
+        }
+    }
+    Err(Error::MissingPart {
+        path: folder.to_path_buf(),
+        part: "weights",
+        expected: "*.safetensors or *.safetensors.index.json".into(),
+    })
+}
+
+/// A name that cannot lead out of a folder.
+fn is_plain_name(name: &str) -> bool {
+    let mut components = Path::new(name).components();
+    let first = components.next();
+    matches!(first, Some(std::path::Component::Normal(_)))
+        && components.next().is_none()
+        && !name.contains(['\\', ':'])
+}

@@ -1,0 +1,320 @@
+//! Other layouts' names as data: what becomes of each of their tensors under the official name.
+
+use std::collections::BTreeMap;
+
+use tch::{TchError, Tensor};
+
+use super::Source;
+
+/// One rule. `{}` in a pattern stands for a number, and for the same number in the other pattern.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Rename {
+    /// A module's `weight` and `bias`, unchanged: theirs, official.
+    Same(&'static str, &'static str),
+    /// One tensor, unchanged: theirs, official.
+    Tensor(&'static str, &'static str),
+    /// Modules whose rows are joined in this order: theirs, official.
+    Concat(&'static [&'static str], &'static str),
+    /// A module whose halves of rows change places: theirs, official.
+    SwapHalves(&'static str, &'static str),
+    /// As [`Rename::Same`], with the second number counted from the other end: theirs, official. The official
+    /// autoencoder counts its decoder's levels from the largest pictures, diffusers from the smallest.
+    Reversed(&'static str, &'static str),
+    /// A linear layer `[out, in]` that officially is a 1×1 convolution `[out, in, 1, 1]`: theirs, official.
+    Pointwise(&'static str, &'static str),
+}
+
+/// The rules of one layout.
+#[derive(Debug, Clone, Copy)]
+pub struct Renames(&'static [Rename]);
+
+/// What is done to a tensor's numbers on the way.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Change {
+    None,
+    SwapHalves,
+}
+
+impl Change {
+    pub(super) fn apply(self, tensor: &Tensor) -> Result<Tensor, TchError> {
+        match self {
+            Change::None => Ok(tensor.shallow_clone()),
+            Change::SwapHalves => {
+                let mut halves = tensor.f_chunk(2, 0)?;
+                halves.reverse();
+                Tensor::f_cat(&halves, 0)
+            }
+        }
+    }
+}
+
+use Rename::{Concat, Pointwise, Reversed, Same, SwapHalves, Tensor as One};
+
+/// diffusers' `FluxTransformer2DModel`.
+pub const FLUX1_DIFFUSERS: Renames = Renames(&[
+    Same("x_embedder", "img_in"),
+    Same("context_embedder", "txt_in"),
+    Same("time_text_embed.timestep_embedder.linear_1", "time_in.in_layer"),
+    Same("time_text_embed.timestep_embedder.linear_2", "time_in.out_layer"),
+    Same("time_text_embed.text_embedder.linear_1", "vector_in.in_layer"),
+    Same("time_text_embed.text_embedder.linear_2", "vector_in.out_layer"),
+    Same("time_text_embed.guidance_embedder.linear_1", "guidance_in.in_layer"),
+    Same("time_text_embed.guidance_embedder.linear_2", "guidance_in.out_layer"),
+    Same("transformer_blocks.{}.norm1.linear", "double_blocks.{}.img_mod.lin"),
+    Same("transformer_blocks.{}.norm1_context.linear", "double_blocks.{}.txt_mod.lin"),
+    Concat(
+        &[
+            "transformer_blocks.{}.attn.to_q",
+            "transformer_blocks.{}.attn.to_k",
+            "transformer_blocks.{}.attn.to_v",
+        ],
+        "double_blocks.{}.img_attn.qkv",
+    ),
+    Concat(
+        &[
+            "transformer_blocks.{}.attn.add_q_proj",
+            "transformer_blocks.{}.attn.add_k_proj",
+            "transformer_blocks.{}.attn.add_v_proj",
+        ],
+        "double_blocks.{}.txt_attn.qkv",
+    ),
+    One("transformer_blocks.{}.attn.norm_q.weight", "double_blocks.{}.img_attn.norm.query_norm.scale"),
+    One("transformer_blocks.{}.attn.norm_k.weight", "double_blocks.{}.img_attn.norm.key_norm.scale"),
+    One("transformer_blocks.{}.attn.norm_added_q.weight", "double_blocks.{}.txt_attn.norm.query_norm.scale"),
+    One("transformer_blocks.{}.attn.norm_added_k.weight", "double_blocks.{}.txt_attn.norm.key_norm.scale"),
+    Same("transformer_blocks.{}.attn.to_out.0", "double_blocks.{}.img_attn.proj"),
+    Same("transformer_blocks.{}.attn.to_add_out", "double_blocks.{}.txt_attn.proj"),
+    Same("transformer_blocks.{}.ff.net.0.proj", "double_blocks.{}.img_mlp.0"),
+    Same("transformer_blocks.{}.ff.net.2", "double_blocks.{}.img_mlp.2"),
+    Same("transformer_blocks.{}.ff_context.net.0.proj", "double_blocks.{}.txt_mlp.0"),
+    Same("transformer_blocks.{}.ff_context.net.2", "double_blocks.{}.txt_mlp.2"),
+    Same("single_transformer_blocks.{}.norm.linear", "single_blocks.{}.modulation.lin"),
+    Concat(
+        &[
+            "single_transformer_blocks.{}.attn.to_q",
+            "single_transformer_blocks.{}.attn.to_k",
+            "single_transformer_blocks.{}.attn.to_v",
+            "single_transformer_blocks.{}.proj_mlp",
+        ],
+        "single_blocks.{}.linear1",
+    ),
+    Same("single_transformer_blocks.{}.proj_out", "single_blocks.{}.linear2"),
+    One("single_transformer_blocks.{}.attn.norm_q.weight", "single_blocks.{}.norm.query_norm.scale"),
+    One("single_transformer_blocks.{}.attn.norm_k.weight", "single_blocks.{}.norm.key_norm.scale"),
+    Same("proj_out", "final_layer.linear"),
+    // diffusers puts the scale first, the official code the shift.
+    SwapHalves("norm_out.linear", "final_layer.adaLN_modulation.1"),
+]);
+
+/// diffusers' `AutoencoderKL` as FLUX.1 uses it.
+pub const AUTOENCODER_DIFFUSERS: Renames = Renames(&[
+    Same("encoder.down_blocks.{}.resnets.{}.norm1", "encoder.down.{}.block.{}.norm1"),
+    Same("encoder.down_blocks.{}.resnets.{}.conv1", "encoder.down.{}.block.{}.conv1"),
+    Same("encoder.down_blocks.{}.resnets.{}.norm2", "encoder.down.{}.block.{}.norm2"),
+    Same("encoder.down_blocks.{}.resnets.{}.conv2", "encoder.down.{}.block.{}.conv2"),
+    Same("encoder.down_blocks.{}.resnets.{}.conv_shortcut", "encoder.down.{}.block.{}.nin_shortcut"),
+    Same("encoder.down_blocks.{}.downsamplers.0.conv", "encoder.down.{}.downsample.conv"),
+    Reversed("decoder.up_blocks.{}.resnets.{}.norm1", "decoder.up.{}.block.{}.norm1"),
+    Reversed("decoder.up_blocks.{}.resnets.{}.conv1", "decoder.up.{}.block.{}.conv1"),
+    Reversed("decoder.up_blocks.{}.resnets.{}.norm2", "decoder.up.{}.block.{}.norm2"),
+    Reversed("decoder.up_blocks.{}.resnets.{}.conv2", "decoder.up.{}.block.{}.conv2"),
+    Reversed("decoder.up_blocks.{}.resnets.{}.conv_shortcut", "decoder.up.{}.block.{}.nin_shortcut"),
+    Reversed("decoder.up_blocks.{}.upsamplers.0.conv", "decoder.up.{}.upsample.conv"),
+    Same("encoder.mid_block.resnets.{}.norm1", "encoder.mid.block_{+1}.norm1"),
+    Same("encoder.mid_block.resnets.{}.conv1", "encoder.mid.block_{+1}.conv1"),
+    Same("encoder.mid_block.resnets.{}.norm2", "encoder.mid.block_{+1}.norm2"),
+    Same("encoder.mid_block.resnets.{}.conv2", "encoder.mid.block_{+1}.conv2"),
+    Same("decoder.mid_block.resnets.{}.norm1", "decoder.mid.block_{+1}.norm1"),
+    Same("decoder.mid_block.resnets.{}.conv1", "decoder.mid.block_{+1}.conv1"),
+    Same("decoder.mid_block.resnets.{}.norm2", "decoder.mid.block_{+1}.norm2"),
+    Same("decoder.mid_block.resnets.{}.conv2", "decoder.mid.block_{+1}.conv2"),
+    Same("encoder.mid_block.attentions.0.group_norm", "encoder.mid.attn_1.norm"),
+    Same("decoder.mid_block.attentions.0.group_norm", "decoder.mid.attn_1.norm"),
+    Pointwise("encoder.mid_block.attentions.0.to_q", "encoder.mid.attn_1.q"),
+    Pointwise("encoder.mid_block.attentions.0.to_k", "encoder.mid.attn_1.k"),
+    Pointwise("encoder.mid_block.attentions.0.to_v", "encoder.mid.attn_1.v"),
+    Pointwise("encoder.mid_block.attentions.0.to_out.0", "encoder.mid.attn_1.proj_out"),
+    Pointwise("decoder.mid_block.attentions.0.to_q", "decoder.mid.attn_1.q"),
+    Pointwise("decoder.mid_block.attentions.0.to_k", "decoder.mid.attn_1.k"),
+    Pointwise("decoder.mid_block.attentions.0.to_v", "decoder.mid.attn_1.v"),
+    Pointwise("decoder.mid_block.attentions.0.to_out.0", "decoder.mid.attn_1.proj_out"),
+    Same("encoder.conv_norm_out", "encoder.norm_out"),
+    Same("decoder.conv_norm_out", "decoder.norm_out"),
+]);
+
+impl Renames {
+    pub(super) fn apply(&self, mut from: BTreeMap<String, Source>) -> BTreeMap<String, Source> {
+        let levels = 1 + from
+            .keys()
+            .filter_map(|n| numbers("decoder.up_blocks.{}.*", n)?.first().copied())
+            .max()
+            .unwrap_or(0);
+        let mut renamed = BTreeMap::new();
+        for rule in self.0 {
+            for kind in rule.kinds() {
+                rule.take(kind, levels, &mut from, &mut renamed);
+            }
+        }
+        // What no rule knows keeps its name; it must not hide what a rule has placed.
+        for (name, source) in from {
+            renamed.entry(name).or_insert(source);
+        }
+        renamed
+    }
+}
+
+impl Rename {
+    fn kinds(&self) -> &'static [&'static str] {
+        if matches!(self, One(..)) { &[""] } else { &[".weight", ".bias"] }
+    }
+
+    /// Moves what this rule knows from one map to the other.
+    fn take(
+        &self,
+        kind: &str,
+        levels: usize,
+        from: &mut BTreeMap<String, Source>,
+        to: &mut BTreeMap<String, Source>,
+    ) {
+        let (theirs, official): (&[&str], &str) = match self {
+            Same(a, b) | One(a, b) | SwapHalves(a, b) | Reversed(a, b) | Pointwise(a, b) => {
+                (std::slice::from_ref(a), b)
+            }
+            Concat(parts, b) => (parts, b),
+        };
+        let first = format!("{}{kind}", theirs[0]);
+        let found: Vec<Vec<usize>> = from.keys().filter_map(|name| numbers(&first, name)).collect();
+        for mut numbers in found {
+            let names: Vec<String> = theirs.iter().map(|t| fill(&format!("{t}{kind}"), &numbers)).collect();
+            if !names.iter().all(|n| from.contains_key(n)) {
+                continue;
+            }
+            let sources: Vec<Source> = names.iter().filter_map(|n| from.remove(n)).collect();
+            let mut shape = sources[0].shape.clone();
+            if let (Concat(..), Some(rows)) = (self, shape.first_mut()) {
+                *rows = sources.iter().filter_map(|s| s.shape.first()).sum();
+            }
+            if matches!(self, Pointwise(..)) && shape.len() == 2 {
+                shape.extend([1, 1]);
+            }
+            if let (Reversed(..), Some(level)) = (self, numbers.first_mut()) {
+                *level = levels - 1 - *level;
+            }
+            let change = if matches!(self, SwapHalves(..)) { Change::SwapHalves } else { Change::None };
+            let parts = sources.into_iter().flat_map(|s| s.parts).collect();
+            to.insert(fill(&format!("{official}{kind}"), &numbers), Source { parts, shape, change });
+        }
+    }
+}
+
+/// The numbers of `name` where the pattern has `{}`, if it fits. A `*` at the end fits anything.
+fn numbers(pattern: &str, name: &str) -> Option<Vec<usize>> {
+    let (mut pattern, mut name, mut found) = (pattern, name, Vec::new());
+    while let Some((before, after)) = pattern.split_once("{}") {
+        name = name.strip_prefix(before)?;
+        let digits = name.len() - name.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        found.push(name[..digits].parse().ok()?);
+        (pattern, name) = (after, &name[digits..]);
+    }
+    let fits = match pattern.strip_suffix('*') {
+        Some(start) => name.starts_with(start),
+        None => name == pattern,
+    };
+    fits.then_some(found)
+}
+
+/// The pattern with the numbers in place of `{}`, or one more in place of `{+1}`.
+fn fill(pattern: &str, numbers: &[usize]) -> String {
+    let mut filled = pattern.to_string();
+    for number in numbers {
+        let (plain, more) = (filled.find("{}"), filled.find("{+1}"));
+        filled = match (plain, more) {
+            (Some(p), Some(m)) if m < p => filled.replacen("{+1}", &(number + 1).to_string(), 1),
+            (None, Some(_)) => filled.replacen("{+1}", &(number + 1).to_string(), 1),
+            _ => filled.replacen("{}", &number.to_string(), 1),
+        };
+    }
+    filled
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rename(
+        renames: &Renames,
+        names: &[(&str, &[i64])],
+    ) -> BTreeMap<String, (Vec<String>, Vec<i64>, Change)> {
+        let from = names.iter().map(|(n, shape)| {
+            let parts = vec![(0, n.to_string())];
+            (n.to_string(), Source { parts, shape: shape.to_vec(), change: Change::None })
+        });
+        let flat = |s: Source| (s.parts.into_iter().map(|(_, n)| n).collect(), s.shape, s.change);
+        renames.apply(from.collect()).into_iter().map(|(n, s)| (n, flat(s))).collect()
+    }
+
+    #[test]
+    fn same_keeps_numbers_and_both_tensors() {
+        let out = rename(
+            &FLUX1_DIFFUSERS,
+            &[
+                ("transformer_blocks.12.ff.net.2.weight", &[4, 8]),
+                ("transformer_blocks.12.ff.net.2.bias", &[4]),
+            ],
+        );
+        assert_eq!(out["double_blocks.12.img_mlp.2.weight"].1, [4, 8]);
+        assert_eq!(out["double_blocks.12.img_mlp.2.bias"].1, [4]);
+        assert_eq!(out.len(), 2);
+    }
+
+    #[test]
+    fn concat_joins_rows_in_order() {
+        let name = |s: &str| format!("single_transformer_blocks.3.{s}.weight");
+        let names = ["attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"].map(name);
+        let shapes: [&[i64]; 4] = [&[4, 4], &[4, 4], &[4, 4], &[16, 4]];
+        let out = rename(&FLUX1_DIFFUSERS, &names.iter().map(String::as_str).zip(shapes).collect::<Vec<_>>());
+        assert_eq!(out["single_blocks.3.linear1.weight"], (names.to_vec(), vec![28, 4], Change::None));
+    }
+
+    #[test]
+    fn concat_with_a_part_missing_leaves_the_names_for_the_report() {
+        let out = rename(&FLUX1_DIFFUSERS, &[("transformer_blocks.0.attn.to_q.weight", &[4, 4])]);
+        assert!(out.contains_key("transformer_blocks.0.attn.to_q.weight"));
+    }
+
+    #[test]
+    fn swap_halves_exchanges_scale_and_shift() {
+        let out = rename(&FLUX1_DIFFUSERS, &[("norm_out.linear.bias", &[4])]);
+        let (_, _, change) = out["final_layer.adaLN_modulation.1.bias"];
+        let swapped = change.apply(&Tensor::from_slice(&[1f32, 2., 3., 4.])).unwrap();
+        assert_eq!(Vec::<f32>::try_from(swapped).unwrap(), [3., 4., 1., 2.]);
+    }
+
+    #[test]
+    fn reversed_counts_the_levels_from_the_other_end() {
+        let out = rename(
+            &AUTOENCODER_DIFFUSERS,
+            &[
+                ("decoder.up_blocks.0.resnets.2.conv1.weight", &[8, 8, 3, 3]),
+                ("decoder.up_blocks.3.resnets.0.conv_shortcut.weight", &[8, 8, 1, 1]),
+            ],
+        );
+        assert!(out.contains_key("decoder.up.3.block.2.conv1.weight"));
+        assert!(out.contains_key("decoder.up.0.block.0.nin_shortcut.weight"));
+    }
+
+    #[test]
+    fn pointwise_becomes_a_convolution() {
+        let out = rename(
+            &AUTOENCODER_DIFFUSERS,
+            &[
+                ("decoder.mid_block.attentions.0.to_out.0.weight", &[8, 8]),
+                ("decoder.mid_block.attentions.0.to_out.0.bias", &[8]),
+                ("decoder.mid_block.resnets.1.norm2.bias", &[8]),
+            ],
+        );
+        assert_eq!(out["decoder.mid.attn_1.proj_out.weight"].1, [8, 8, 1, 1]);
+        assert_eq!(out["decoder.mid.attn_1.proj_out.bias"].1, [8]);
+        assert!(out.contains_key("decoder.mid.block_2.norm2.bias"));
+    }
+}

@@ -1,0 +1,352 @@
+//! `generate`: a prompt in, PNG files out.
+
+use std::collections::BTreeMap;
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::io::IsTerminal;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tch::Device;
+use tch_flux::Error;
+use tch_flux::image::Image;
+use tch_flux::pipeline::{Generated, Parts, Phase, Pipeline, Progress, Request, Settings};
+
+use super::{KindArg, ModelArgs, access, kind_name, parse_device, print_json};
+
+/// The key of our own text in a PNG.
+const TEXT_KEY: &str = "tch-flux";
+
+#[derive(Args)]
+pub(super) struct Generate {
+    /// What to draw.
+    #[arg(value_name = "PROMPT")]
+    positional: Option<String>,
+    /// What to draw; may be given several times.
+    #[arg(long, conflicts_with = "positional")]
+    prompt: Vec<String>,
+    /// A file with a prompt on each line.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["positional", "prompt"])]
+    prompt_file: Option<PathBuf>,
+    /// A picture of ours, to be drawn again; other flags change what it says.
+    #[arg(long, value_name = "PNG")]
+    from_image: Option<PathBuf>,
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Pixels, a multiple of 16. [default: what the model was trained for]
+    #[arg(long)]
+    width: Option<i64>,
+    /// Pixels, a multiple of 16. [default: what the model was trained for]
+    #[arg(long)]
+    height: Option<i64>,
+    /// Steps from noise to picture. [default: schnell 4, dev 50]
+    #[arg(long, visible_alias = "num-steps")]
+    steps: Option<usize>,
+    /// Guidance strength of distilled models. [default: 2.5]
+    #[arg(long)]
+    guidance: Option<f64>,
+    /// The noise. [default: another one each time; it is printed]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Pictures of each prompt; their seeds count on.
+    #[arg(short = 'n', long)]
+    num_images: Option<usize>,
+    /// The kind of numbers to compute in. [default: the weights']
+    #[arg(long)]
+    kind: Option<KindArg>,
+    /// cpu, cuda, cuda:N or mps.
+    #[arg(long, default_value = "cpu", value_parser = parse_device)]
+    device: Device,
+    /// Tokens that T5 reads. [default: schnell 256, dev 512]
+    #[arg(long)]
+    max_sequence_length: Option<usize>,
+    /// Where to write; {seed} and {index} are filled in. [default: {seed}-{index}.png]
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Draw bf16 noise as torch up to 2.11 did, for pictures that were published with it.
+    #[arg(long)]
+    legacy_noise: bool,
+    /// Read the files instead of mapping them.
+    #[arg(long)]
+    no_mmap: bool,
+    /// Keep T5 and CLIP in memory while the transformer runs.
+    #[arg(long)]
+    keep_text_encoders: bool,
+    /// Say what would be drawn, and draw nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Print one line of JSON instead of text.
+    #[arg(long)]
+    json: bool,
+    /// Print nothing but errors.
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+/// What our text in a PNG says: enough to draw the picture again.
+#[derive(Serialize, Deserialize)]
+struct Recipe {
+    version: String,
+    model: String,
+    kind: String,
+    #[serde(flatten)]
+    request: Request,
+}
+
+/// One file that was written.
+#[derive(Serialize)]
+struct Written {
+    file: PathBuf,
+    prompt: String,
+    seed: u64,
+    width: i64,
+    height: i64,
+    steps: Option<usize>,
+    guidance: Option<f64>,
+    warnings: Vec<String>,
+}
+
+impl Generate {
+    pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        let recipe = self.from_image.as_deref().map(read_recipe).transpose()?;
+        let parts = self.model.parts()?;
+        let request = self.request(&parts, recipe.as_ref())?;
+        request.check()?;
+        let kind = match (self.kind, &recipe) {
+            (Some(kind), _) => Some(kind.into()),
+            (None, Some(recipe)) => parse_kind(&recipe.kind)?,
+            (None, None) => None,
+        };
+        let settings = Settings {
+            device: self.device,
+            kind,
+            access: access(self.no_mmap),
+            keep_text_encoders: self.keep_text_encoders,
+        };
+        let mut pipeline = Pipeline::open(parts.clone(), settings)?;
+        let model = file_name(&parts.transformer);
+        let request = pipeline.complete(&request);
+        let outputs = self.outputs(&request)?;
+        if self.dry_run {
+            let plan = json!({
+                "request": request, "model": model, "kind": kind_name(pipeline.kind()), "files": outputs,
+                "device": format!("{:?}", self.device).to_lowercase(),
+            });
+            print_json(&plan)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+
+        let started = Instant::now();
+        let mut bars = Bars::new(!self.quiet && !self.json && std::io::stderr().is_terminal());
+        let generated = pipeline.generate(&request, &mut |progress| bars.show(progress));
+        bars.clear();
+        let mut written = Vec::new();
+        for (picture, file) in generated?.iter().zip(outputs) {
+            let texts = texts(picture, &model, &kind_name(pipeline.kind()))?;
+            picture.image.write_png(&file, &texts)?;
+            written.push(Written {
+                file,
+                prompt: picture.request.prompts.join("\n"),
+                seed: picture.request.seed,
+                width: picture.request.width,
+                height: picture.request.height,
+                steps: picture.request.steps,
+                guidance: picture.request.guidance,
+                warnings: picture.warnings.clone(),
+            });
+        }
+        let seconds = started.elapsed().as_secs_f64();
+        if self.json {
+            let kind = kind_name(pipeline.kind());
+            print_json(&json!({ "images": written, "model": model, "kind": kind, "seconds": seconds }))?;
+        } else if !self.quiet {
+            for Written { file, seed, warnings, .. } in &written {
+                warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+                println!("{} (seed {seed})", file.display());
+            }
+            println!(
+                "{} in {seconds:.1} s with {model}, {}",
+                count(written.len()),
+                kind_name(pipeline.kind())
+            );
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn request(&self, parts: &Parts, recipe: Option<&Recipe>) -> anyhow::Result<Request> {
+        let size = default_size(&parts.autoencoder);
+        let mut request = match recipe {
+            Some(recipe) => recipe.request.clone(),
+            None => Request { prompts: Vec::new(), seed: random_seed(), ..Request::new("", size, size) },
+        };
+        if let Some(prompt) = &self.positional {
+            request.prompts = vec![prompt.clone()];
+        } else if !self.prompt.is_empty() {
+            request.prompts = self.prompt.clone();
+        } else if let Some(file) = &self.prompt_file {
+            let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
+            request.prompts = text.lines().filter(|l| !l.trim().is_empty()).map(str::to_string).collect();
+        }
+        if request.prompts.is_empty() {
+            let text = "nothing to draw: give a PROMPT, --prompt, --prompt-file or --from-image";
+            return Err(Error::Request(text.into()).into());
+        }
+        request.width = self.width.unwrap_or(request.width);
+        request.height = self.height.unwrap_or(request.height);
+        request.steps = self.steps.or(request.steps);
+        request.guidance = self.guidance.or(request.guidance);
+        request.seed = self.seed.unwrap_or(request.seed);
+        request.num_images = self.num_images.unwrap_or(request.num_images);
+        request.max_sequence_length = self.max_sequence_length.or(request.max_sequence_length);
+        request.legacy_noise |= self.legacy_noise;
+        Ok(request)
+    }
+
+    /// A name for each picture, all of them different.
+    fn outputs(&self, request: &Request) -> anyhow::Result<Vec<PathBuf>> {
+        let pattern = self.output.clone().unwrap_or_else(|| PathBuf::from("{seed}-{index}.png"));
+        let text = pattern.to_string_lossy();
+        let images = request.prompts.len() * request.num_images;
+        let pattern = if images > 1 && !text.contains("{index}") {
+            let stem = pattern.file_stem().unwrap_or_default().to_string_lossy();
+            let ending = pattern.extension().unwrap_or_default().to_string_lossy();
+            pattern.with_file_name(format!("{stem}-{{index}}.{ending}")).to_string_lossy().into_owned()
+        } else {
+            text.into_owned()
+        };
+        if !pattern.to_lowercase().ends_with(".png") {
+            bail!(Error::Request(format!("{pattern}: pictures are written as PNG; end the name with .png")));
+        }
+        let seed = |i: usize| request.seed.wrapping_add((i % request.num_images) as u64).to_string();
+        Ok((0..images)
+            .map(|i| pattern.replace("{seed}", &seed(i)).replace("{index}", &i.to_string()).into())
+            .collect())
+    }
+}
+
+fn count(pictures: usize) -> String {
+    if pictures == 1 { "1 picture".into() } else { format!("{pictures} pictures") }
+}
+
+/// A seed of 32 bits, which are all that the generator uses.
+fn random_seed() -> u64 {
+    RandomState::new().build_hasher().finish() & 0xffff_ffff
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
+
+fn parse_kind(name: &str) -> anyhow::Result<Option<tch::Kind>> {
+    use clap::ValueEnum;
+    let kind =
+        KindArg::from_str(name, true).map_err(|_| Error::Request(format!("kind {name:?} is not known")))?;
+    Ok(Some(kind.into()))
+}
+
+/// The side that the model was trained for: diffusers' `vae/config.json` says it, and FLUX.1's is 1024.
+fn default_size(autoencoder: &Path) -> i64 {
+    let folder = autoencoder.parent().unwrap_or(Path::new(""));
+    let config =
+        [folder.join("vae/config.json"), folder.join("config.json"), autoencoder.join("config.json")];
+    let size = config.iter().find_map(|path| {
+        let json: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).ok()?).ok()?;
+        json.get("sample_size")?.as_i64()
+    });
+    size.unwrap_or(1024)
+}
+
+fn read_recipe(path: &Path) -> anyhow::Result<Recipe> {
+    let (_, texts) = Image::read_png(path)?;
+    let Some(text) = texts.get(TEXT_KEY) else {
+        bail!(Error::Request(format!("{}: it does not say how it was drawn; is it ours?", path.display())));
+    };
+    serde_json::from_str(text).with_context(|| format!("{}: how it was drawn", path.display()))
+}
+
+/// The texts of a PNG: A1111's `parameters`, which many tools read, and our own.
+fn texts(picture: &Generated, model: &str, kind: &str) -> anyhow::Result<BTreeMap<String, String>> {
+    let r = &picture.request;
+    let mut parameters = format!(
+        "{}\nSteps: {}, Sampler: Euler, CFG scale: 1, ",
+        r.prompts.join("\n"),
+        r.steps.unwrap_or_default()
+    );
+    if let Some(guidance) = r.guidance {
+        parameters.push_str(&format!("Distilled CFG Scale: {guidance}, "));
+    }
+    let (seed, width, height, version) = (r.seed, r.width, r.height, env!("CARGO_PKG_VERSION"));
+    parameters.push_str(&format!(
+        "Seed: {seed}, Size: {width}x{height}, Model: {model}, Version: tch-flux {version}"
+    ));
+    let recipe = Recipe {
+        version: version.into(),
+        model: model.into(),
+        kind: kind.into(),
+        request: picture.request.clone(),
+    };
+    let own = serde_json::to_string(&recipe).context("writing the picture's parameters")?;
+    Ok(BTreeMap::from([("parameters".to_string(), parameters), (TEXT_KEY.to_string(), own)]))
+}
+
+/// A line for the phase and a bar for the steps, on a terminal.
+struct Bars {
+    bar: Option<ProgressBar>,
+    shown: bool,
+}
+
+impl Bars {
+    fn new(shown: bool) -> Self {
+        Self { bar: None, shown }
+    }
+
+    fn show(&mut self, progress: Progress) -> ControlFlow<()> {
+        if !self.shown {
+            return ControlFlow::Continue(());
+        }
+        match progress {
+            Progress::Phase(phase) => {
+                self.clear();
+                let bar = ProgressBar::new_spinner();
+                bar.set_message(match phase {
+                    Phase::Text => "reading the prompt",
+                    Phase::Load => "loading the transformer",
+                    Phase::Denoise => "drawing",
+                    Phase::Decode => "decoding",
+                });
+                bar.enable_steady_tick(std::time::Duration::from_millis(120));
+                self.bar = Some(bar);
+            }
+            Progress::Step { image, images, step, steps } => {
+                let total = (images * steps) as u64;
+                if self.bar.as_ref().is_none_or(|bar| bar.length() != Some(total)) {
+                    self.clear();
+                    let bar = ProgressBar::new(total);
+                    let style = "{msg} {wide_bar} step {pos}/{len} {elapsed} ETA {eta}";
+                    if let Ok(style) = ProgressStyle::with_template(style) {
+                        bar.set_style(style);
+                    }
+                    self.bar = Some(bar);
+                }
+                if let Some(bar) = &self.bar {
+                    bar.set_message(format!("picture {}/{images}", image + 1));
+                    bar.set_position((image * steps + step) as u64);
+                }
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn clear(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! One file a subcommand; what they share is here.
+
+mod bench;
+mod doctor;
+mod generate;
+mod inspect;
+mod parity;
+mod tiny;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tch::{Cuda, Device, Kind};
+use tch_flux::Error;
+use tch_flux::checkpoint::Access;
+use tch_flux::pipeline::Parts;
+
+/// FLUX on libtorch: official weights, official bits.
+#[derive(Parser)]
+#[command(name = "tch-flux", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Draw pictures of a prompt.
+    Generate(generate::Generate),
+    /// Say what a weight file or a model folder holds, from its headers alone.
+    Inspect(inspect::Inspect),
+    /// Run parity cases: outputs of a reference implementation against ours.
+    Parity(parity::Parity),
+    /// Measure.
+    #[command(subcommand)]
+    Bench(bench::Bench),
+    /// Say which libtorch and which devices there are, and what is wrong with them.
+    Doctor(doctor::Doctor),
+}
+
+/// Runs the program: 0 for success, 1 for a failure, 2 for a call that cannot be right.
+pub fn run() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Generate(command) => command.run(),
+        Command::Inspect(command) => command.run(),
+        Command::Parity(command) => command.run(),
+        Command::Bench(command) => command.run(),
+        Command::Doctor(command) => command.run(),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        match error.downcast_ref::<Error>() {
+            Some(Error::Request(_)) => ExitCode::from(2),
+            _ => ExitCode::FAILURE,
+        }
+    })
+}
+
+/// Where the parts of a model lie.
+#[derive(Args)]
+struct ModelArgs {
+    /// A folder as the official repositories have it; without it the small model is drawn with.
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// The transformer's weights, instead of the folder's.
+    #[arg(long, value_name = "PATH")]
+    transformer: Option<PathBuf>,
+    /// The autoencoder's weights, instead of the folder's.
+    #[arg(long, visible_alias = "vae", value_name = "PATH")]
+    autoencoder: Option<PathBuf>,
+    /// CLIP's weights, instead of the folder's.
+    #[arg(long, value_name = "PATH")]
+    clip: Option<PathBuf>,
+    /// T5's weights, instead of the folder's.
+    #[arg(long, value_name = "PATH")]
+    t5: Option<PathBuf>,
+    /// CLIP's tokenizer, instead of the folder's.
+    #[arg(long, value_name = "PATH")]
+    clip_tokenizer: Option<PathBuf>,
+    /// T5's tokenizer, instead of the folder's.
+    #[arg(long, value_name = "PATH")]
+    t5_tokenizer: Option<PathBuf>,
+}
+
+impl ModelArgs {
+    fn parts(&self) -> anyhow::Result<Parts> {
+        let own = [
+            &self.transformer,
+            &self.autoencoder,
+            &self.clip,
+            &self.t5,
+            &self.clip_tokenizer,
+            &self.t5_tokenizer,
+        ];
+        if let [
+            Some(transformer),
+            Some(autoencoder),
+            Some(clip),
+            Some(t5),
+            Some(clip_tokenizer),
+            Some(t5_tokenizer),
+        ] = own.map(Clone::clone)
+        {
+            return Ok(Parts { transformer, autoencoder, clip, t5, clip_tokenizer, t5_tokenizer });
+        }
+        let found = match &self.model {
+            Some(folder) => Parts::find(folder)?,
+            None => Parts::find(tiny::folder()?)?,
+        };
+        let pick = |own: &Option<PathBuf>, found: PathBuf| own.clone().unwrap_or(found);
+        Ok(Parts {
+            transformer: pick(&self.transformer, found.transformer),
+            autoencoder: pick(&self.autoencoder, found.autoencoder),
+            clip: pick(&self.clip, found.clip),
+            t5: pick(&self.t5, found.t5),
+            clip_tokenizer: pick(&self.clip_tokenizer, found.clip_tokenizer),
+            t5_tokenizer: pick(&self.t5_tokenizer, found.t5_tokenizer),
+        })
+    }
+}
+
+/// A kind of numbers to compute in.
+#[derive(Clone, Copy, ValueEnum)]
+enum KindArg {
+    F32,
+    Bf16,
+    F16,
+}
+
+impl From<KindArg> for Kind {
+    fn from(kind: KindArg) -> Kind {
+        match kind {
+            KindArg::F32 => Kind::Float,
+            KindArg::Bf16 => Kind::BFloat16,
+            KindArg::F16 => Kind::Half,
+        }
+    }
+}
+
+/// The word for a kind, as `--kind` takes it.
+fn kind_name(kind: Kind) -> String {
+    match kind {
+        Kind::Float => "f32".into(),
+        Kind::BFloat16 => "bf16".into(),
+        Kind::Half => "f16".into(),
+        other => format!("{other:?}").to_lowercase(),
+    }
+}
+
+/// `cpu`, `mps`, `cuda` or `cuda:N`; a CUDA device must be there.
+fn parse_device(text: &str) -> Result<Device, String> {
+    let device = match text.split_once(':') {
+        None if text == "cpu" => return Ok(Device::Cpu),
+        None if text == "mps" => return Ok(Device::Mps),
+        None if text == "cuda" => 0,
+        Some(("cuda", number)) => {
+            number.parse().map_err(|_| format!("{number:?} is no number of a device"))?
+        }
+        _ => return Err("expected cpu, cuda, cuda:N or mps".into()),
+    };
+    match Cuda::device_count() {
+        count if (device as i64) < count => Ok(Device::Cuda(device)),
+        0 => Err("libtorch sees no CUDA device; `tch-flux doctor` says why".into()),
+        count => Err(format!("there are {count} CUDA devices, counted from 0")),
+    }
+}
+
+/// Files are mapped unless told otherwise.
+fn access(no_mmap: bool) -> Access {
+    if no_mmap { Access::Read } else { Access::Map }
+}
+
+/// Prints a value as JSON on one line.
+fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string(value).context("writing JSON")?);
+    Ok(())
+}
+
+/// `1.5 GB`, in powers of ten as file managers count.
+fn human_bytes(bytes: u64) -> String {
+    let units = ["B", "kB", "MB", "GB", "TB"];
+    let (mut value, mut unit) = (bytes as f64, 0);
+    while value >= 1000.0 && unit + 1 < units.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.2} {}", units[unit]) }
+}

@@ -1,0 +1,283 @@
+//! FLUX.1: the transformer, its parameters and its variants.
+//!
+//! Source: `black-forest-labs/flux` at 802fb47, `src/flux/model.py` and the `configs` of `src/flux/util.py`.
+
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+use tch::nn::{Module, Path};
+
+use crate::error::{Error, Result};
+use crate::layers::{
+    DoubleStreamBlock, EmbedNd, LastLayer, MlpEmbedder, SingleStreamBlock, timestep_embedding,
+};
+use crate::nn::{Linear, Parameters};
+
+/// The sizes of a FLUX.1 transformer, in the official names.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[doc(alias = "FluxParams")]
+pub struct Flux1Params {
+    /// Channels of a patch, conditions included.
+    pub in_channels: i64,
+    /// Channels of a predicted patch.
+    pub out_channels: i64,
+    /// Width of the pooled text vector.
+    pub vec_in_dim: i64,
+    /// Width of the text states.
+    pub context_in_dim: i64,
+    /// Width of the streams.
+    pub hidden_size: i64,
+    /// The MLP's width over `hidden_size`.
+    pub mlp_ratio: f64,
+    /// Attention heads.
+    pub num_heads: i64,
+    /// Double blocks.
+    pub depth: usize,
+    /// Single blocks.
+    pub depth_single_blocks: usize,
+    /// Shares of the head width for the three axes of a position.
+    pub axes_dim: [i64; 3],
+    /// Base of the rotary frequencies.
+    pub theta: i64,
+    /// Whether `qkv` has a bias.
+    pub qkv_bias: bool,
+    /// Whether the model is distilled for guidance, and so takes its strength as an input.
+    pub guidance_embed: bool,
+}
+
+impl Flux1Params {
+    /// FLUX.1 dev.
+    pub const DEV: Self = Self {
+        in_channels: 64,
+        out_channels: 64,
+        vec_in_dim: 768,
+        context_in_dim: 4096,
+        hidden_size: 3072,
+        mlp_ratio: 4.0,
+        num_heads: 24,
+        depth: 19,
+        depth_single_blocks: 38,
+        axes_dim: [16, 56, 56],
+        theta: 10_000,
+        qkv_bias: true,
+        guidance_embed: true,
+    };
+    /// FLUX.1 schnell, distilled to few steps.
+    pub const SCHNELL: Self = Self { guidance_embed: false, ..Self::DEV };
+    /// FLUX.1 Krea dev.
+    pub const KREA_DEV: Self = Self::DEV;
+    /// FLUX.1 Kontext dev: a reference image follows along the sequence.
+    pub const KONTEXT_DEV: Self = Self::DEV;
+    /// FLUX.1 Fill dev: 64 channels, 64 of the masked image, 256 of the mask.
+    pub const FILL_DEV: Self = Self { in_channels: 384, ..Self::DEV };
+    /// FLUX.1 Canny dev: 64 channels and 64 of the edges.
+    pub const CANNY_DEV: Self = Self { in_channels: 128, ..Self::DEV };
+    /// FLUX.1 Depth dev: 64 channels and 64 of the depth.
+    pub const DEPTH_DEV: Self = Self { in_channels: 128, ..Self::DEV };
+
+    /// Reads every size from the tensors' shapes, by their official names; `shape` gives `None` for a name that the
+    /// file does not hold. Blocks are counted. The axes are shared as in the official model, 1 : 3.5 : 3.5, and
+    /// `theta` is the official one, since no tensor says them.
+    ///
+    /// # Errors
+    /// [`Error::Config`] names the first tensor that is missing or has a shape that no FLUX.1 has.
+    pub fn from_shapes(shape: impl Fn(&str) -> Option<Vec<i64>>) -> Result<Self> {
+        let matrix = |name: &str| match shape(name).as_deref() {
+            Some(&[rows, columns]) => Ok((rows, columns)),
+            Some(other) => Err(Error::Config(format!("{name} must be a matrix, but its shape is {other:?}"))),
+            None => Err(Error::Config(format!("this is no FLUX.1 transformer: {name} is missing"))),
+        };
+        let blocks = |prefix: &str, of: &str| {
+            (0..).take_while(|i| shape(&format!("{prefix}.{i}.{of}")).is_some()).count()
+        };
+        let (hidden_size, in_channels) = matrix("img_in.weight")?;
+        let (_, context_in_dim) = matrix("txt_in.weight")?;
+        let (_, vec_in_dim) = matrix("vector_in.in_layer.weight")?;
+        let (out_channels, _) = matrix("final_layer.linear.weight")?;
+        let depth = blocks("double_blocks", "img_attn.qkv.weight");
+        let depth_single_blocks = blocks("single_blocks", "linear1.weight");
+        let (norm, mlp_hidden_dim) = if depth > 0 {
+            ("double_blocks.0.img_attn.norm.key_norm.scale", matrix("double_blocks.0.img_mlp.0.weight")?.0)
+        } else {
+            let rows = matrix("single_blocks.0.linear1.weight")?.0;
+            ("single_blocks.0.norm.key_norm.scale", rows - 3 * hidden_size)
+        };
+        let head_dim = match shape(norm).as_deref() {
+            Some(&[d]) if d > 0 && d % 16 == 0 && hidden_size % d == 0 => d,
+            other => {
+                return Err(Error::Config(format!("{norm} gives no head width: its shape is {other:?}")));
+            }
+        };
+        Ok(Self {
+            in_channels,
+            out_channels,
+            vec_in_dim,
+            context_in_dim,
+            hidden_size,
+            mlp_ratio: mlp_hidden_dim as f64 / hidden_size as f64,
+            num_heads: hidden_size / head_dim,
+            depth,
+            depth_single_blocks,
+            axes_dim: [head_dim / 8, head_dim * 7 / 16, head_dim * 7 / 16],
+            theta: Self::DEV.theta,
+            qkv_bias: depth == 0 || shape("double_blocks.0.img_attn.qkv.bias").is_some(),
+            guidance_embed: shape("guidance_in.in_layer.weight").is_some(),
+        })
+    }
+
+    /// What the input channels say of the variant: `dev` or `schnell`, `Fill`, `Canny or Depth`.
+    pub fn variant(&self) -> &'static str {
+        match (self.in_channels == self.out_channels, self.guidance_embed) {
+            (true, true) => "dev",
+            (true, false) => "schnell",
+            (false, _) if self.in_channels == 6 * self.out_channels => "Fill",
+            (false, _) if self.in_channels == 2 * self.out_channels => "Canny or Depth",
+            (false, _) => "unknown",
+        }
+    }
+}
+
+/// The inputs of one step, in the official names.
+#[derive(Debug)]
+pub struct Flux1Input<'a> {
+    /// Noisy patches `[B, Li, in_channels]`.
+    pub img: &'a Tensor,
+    /// Their positions `[B, Li, 3]`, f32.
+    pub img_ids: &'a Tensor,
+    /// Text states `[B, Lt, context_in_dim]`.
+    pub txt: &'a Tensor,
+    /// Their positions `[B, Lt, 3]`, f32.
+    pub txt_ids: &'a Tensor,
+    /// Times `[B]`, 1 for noise and 0 for the picture.
+    pub timesteps: &'a Tensor,
+    /// Pooled text `[B, vec_in_dim]`.
+    pub y: &'a Tensor,
+    /// Guidance strengths `[B]`; only a distilled model reads them.
+    pub guidance: Option<&'a Tensor>,
+}
+
+/// The FLUX.1 transformer: noisy patches and a text to the velocity of every patch.
+///
+/// Building it allocates no weights; fill it with [`Checkpoint::load`](crate::checkpoint::Checkpoint::load).
+/// Source: `model.py` lines 35–120.
+#[derive(Debug)]
+#[doc(alias = "Flux")]
+pub struct Flux1 {
+    img_in: Linear,
+    time_in: MlpEmbedder,
+    vector_in: MlpEmbedder,
+    guidance_in: Option<MlpEmbedder>,
+    txt_in: Linear,
+    double_blocks: Vec<DoubleStreamBlock>,
+    single_blocks: Vec<SingleStreamBlock>,
+    final_layer: LastLayer,
+    pe_embedder: EmbedNd,
+    params: Flux1Params,
+    parameters: Parameters,
+}
+
+impl Flux1 {
+    /// Declares every parameter under its official name.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where the heads do not divide the hidden size, or the axes do not sum to the head width.
+    pub fn new(vs: Path, params: &Flux1Params) -> Result<Self> {
+        let Flux1Params { hidden_size, num_heads, mlp_ratio, .. } = *params;
+        if num_heads <= 0 || hidden_size % num_heads != 0 {
+            return Err(Error::Config(format!(
+                "Hidden size {hidden_size} must be divisible by num_heads {num_heads}"
+            )));
+        }
+        let pe_embedder = EmbedNd::new(hidden_size / num_heads, params.theta, &params.axes_dim)?;
+        let (mut model, parameters) = Parameters::of(|| {
+            let double_block = |i| {
+                let vs = &vs / "double_blocks" / i;
+                DoubleStreamBlock::new(vs, hidden_size, num_heads, mlp_ratio, params.qkv_bias)
+            };
+            let single_block =
+                |i| SingleStreamBlock::new(&vs / "single_blocks" / i, hidden_size, num_heads, mlp_ratio);
+            Ok(Self {
+                img_in: Linear::new(&vs / "img_in", params.in_channels, hidden_size, true),
+                time_in: MlpEmbedder::new(&vs / "time_in", 256, hidden_size),
+                vector_in: MlpEmbedder::new(&vs / "vector_in", params.vec_in_dim, hidden_size),
+                guidance_in: params
+                    .guidance_embed
+                    .then(|| MlpEmbedder::new(&vs / "guidance_in", 256, hidden_size)),
+                txt_in: Linear::new(&vs / "txt_in", params.context_in_dim, hidden_size, true),
+                double_blocks: (0..params.depth).map(double_block).collect::<Result<_>>()?,
+                single_blocks: (0..params.depth_single_blocks).map(single_block).collect::<Result<_>>()?,
+                final_layer: LastLayer::new(&vs / "final_layer", hidden_size, 1, params.out_channels),
+                pe_embedder,
+                params: params.clone(),
+                parameters: Parameters::default(),
+            })
+        })?;
+        model.parameters = parameters;
+        Ok(model)
+    }
+
+    /// The sizes that the model was built with.
+    pub fn params(&self) -> &Flux1Params {
+        &self.params
+    }
+
+    /// The velocity of every patch: `[B, Li, out_channels]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where an input does not fit the model or the others, [`Error::MissingGuidance`],
+    /// [`Error::Unfilled`] before a checkpoint was loaded.
+    pub fn forward(&self, input: &Flux1Input) -> Result<Tensor> {
+        self.check(input)?;
+        let img = self.img_in.forward(input.img);
+        let mut vec = self.time_in.forward(&timestep_embedding(input.timesteps, 256, 1e4, 1e3));
+        if let Some(guidance_in) = &self.guidance_in {
+            let guidance = input.guidance.ok_or(Error::MissingGuidance)?;
+            vec = vec + guidance_in.forward(&timestep_embedding(guidance, 256, 1e4, 1e3));
+        }
+        vec = vec + self.vector_in.forward(input.y);
+        let txt = self.txt_in.forward(input.txt);
+
+        let ids = Tensor::cat(&[input.txt_ids, input.img_ids], 1);
+        let pe = self.pe_embedder.forward(&ids)?;
+
+        let (mut img, mut txt) = (img, txt);
+        for block in &self.double_blocks {
+            (img, txt) = block.forward(&img, &txt, &vec, &pe);
+        }
+
+        let (txt_len, img_len) = (txt.size()[1], img.size()[1]);
+        let mut x = Tensor::cat(&[txt, img], 1);
+        for block in &self.single_blocks {
+            x = block.forward(&x, &vec, &pe);
+        }
+        let img = x.narrow(1, txt_len, img_len);
+        Ok(self.final_layer.forward(&img, &vec))
+    }
+
+    fn check(&self, input: &Flux1Input) -> Result<()> {
+        self.parameters.check()?;
+        let size = input.img.size();
+        let (&[b, li, _], &[_, lt, _]) = (&size[..], &input.txt.size()[..]) else {
+            let (what, found) =
+                if size.len() == 3 { ("txt", input.txt.size()) } else { ("img", input.img.size()) };
+            return Err(Error::Shape { what, expected: "3-dimensional".into(), found });
+        };
+        let p = &self.params;
+        let mut wanted = vec![
+            ("img", input.img, vec![b, li, p.in_channels]),
+            ("img_ids", input.img_ids, vec![b, li, 3]),
+            ("txt", input.txt, vec![b, lt, p.context_in_dim]),
+            ("txt_ids", input.txt_ids, vec![b, lt, 3]),
+            ("timesteps", input.timesteps, vec![b]),
+            ("y", input.y, vec![b, p.vec_in_dim]),
+        ];
+        if let (Some(guidance), true) = (input.guidance, p.guidance_embed) {
+            wanted.push(("guidance", guidance, vec![b]));
+        }
+        for (what, tensor, expected) in wanted {
+            if tensor.size() != expected {
+                return Err(Error::Shape { what, expected: format!("{expected:?}"), found: tensor.size() });
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,122 @@
+//! Pictures: eight bits a channel, and PNG files that know how they were made.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use tch::{Kind, Tensor};
+
+use crate::checkpoint::FileProblem;
+use crate::error::{Error, Result};
+
+/// A picture: rows from the top, three bytes a pixel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// Pixels in a row.
+    pub width: u32,
+    /// Rows.
+    pub height: u32,
+    /// `width · height · 3` bytes: red, green, blue.
+    pub rgb: Vec<u8>,
+}
+
+impl Image {
+    /// One decoded picture `[3, H, W]` in −1..1: clamped, and rounded down as the official code does it
+    /// (`(127.5 * (x + 1.0)).byte()`, `black-forest-labs/flux` 802fb47, `src/flux/util.py` line 261).
+    ///
+    /// # Errors
+    /// [`Error::Shape`], [`Error::NotFinite`].
+    pub fn from_tensor(x: &Tensor) -> Result<Self> {
+        let [3, height, width] = x.size()[..] else {
+            return Err(Error::Shape { what: "picture", expected: "[3, H, W]".into(), found: x.size() });
+        };
+        let x = x.f_to_device(tch::Device::Cpu)?.f_to_kind(Kind::Float)?;
+        if !bool::try_from(x.isfinite().all())? {
+            let hint = "try another kind: the autoencoder overflows in f16";
+            return Err(Error::NotFinite { what: "the decoded picture", hint });
+        }
+        let bytes =
+            ((x.f_clamp(-1.0, 1.0)?.permute([1, 2, 0]) + 1.0) * 127.5).f_to_kind(Kind::Uint8)?.contiguous();
+        let mut rgb = vec![0; bytes.numel()];
+        bytes.f_copy_data_u8(&mut rgb, bytes.numel())?;
+        Ok(Self { width: width as u32, height: height as u32, rgb })
+    }
+
+    /// Writes a PNG with the given texts in it. The file appears whole or not at all: it is written beside and renamed.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn write_png(&self, path: impl AsRef<Path>, texts: &BTreeMap<String, String>) -> Result<()> {
+        let path = path.as_ref();
+        let beside = beside(path);
+        let written = self
+            .write_to(&beside, texts)
+            .and_then(|()| std::fs::rename(&beside, path).map_err(Error::io(path)));
+        if written.is_err() {
+            // What failed half-way is of no use; that it cannot be removed is not what went wrong.
+            let _ = std::fs::remove_file(&beside);
+        }
+        written
+    }
+
+    fn write_to(&self, path: &Path, texts: &BTreeMap<String, String>) -> Result<()> {
+        let file = File::create(path).map_err(Error::io(path))?;
+        let encoded = |e: png::EncodingError| match e {
+            png::EncodingError::IoError(source) => Error::Io { path: path.to_path_buf(), source },
+            other => Error::Io { path: path.to_path_buf(), source: std::io::Error::other(other) },
+        };
+        let mut out = BufWriter::new(file);
+        let mut encoder = png::Encoder::new(&mut out, self.width, self.height);
+        encoder.set_color(png::ColorType::Rgb);
+        encoder.set_depth(png::BitDepth::Eight);
+        for (key, text) in texts {
+            encoder.add_itxt_chunk(key.clone(), text.clone()).map_err(encoded)?;
+        }
+        let mut writer = encoder.write_header().map_err(encoded)?;
+        writer.write_image_data(&self.rgb).map_err(encoded)?;
+        writer.finish().map_err(encoded)?;
+        out.flush().map_err(Error::io(path))?;
+        out.get_ref().sync_all().map_err(Error::io(path))
+    }
+
+    /// Reads a PNG of eight bits a channel in colour, with its texts.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::File`] for what is no such PNG.
+    pub fn read_png(path: impl AsRef<Path>) -> Result<(Self, BTreeMap<String, String>)> {
+        let path = path.as_ref();
+        let failed = |reason: String| Error::file(path)(FileProblem::Image { reason });
+        let file = BufReader::new(File::open(path).map_err(Error::io(path))?);
+        let mut decoder = png::Decoder::new(file);
+        decoder.set_transformations(png::Transformations::EXPAND | png::Transformations::STRIP_16);
+        let mut reader = decoder.read_info().map_err(|e| failed(e.to_string()))?;
+        let size = reader.output_buffer_size().ok_or_else(|| failed("it is too large".into()))?;
+        let mut bytes = vec![0; size];
+        let frame = reader.next_frame(&mut bytes).map_err(|e| failed(e.to_string()))?;
+        bytes.truncate(frame.buffer_size());
+        let rgb = match frame.color_type {
+            png::ColorType::Rgb => bytes,
+            png::ColorType::Rgba => bytes.chunks_exact(4).flat_map(|p| [p[0], p[1], p[2]]).collect(),
+            png::ColorType::Grayscale => bytes.iter().flat_map(|&g| [g; 3]).collect(),
+            png::ColorType::GrayscaleAlpha => bytes.chunks_exact(2).flat_map(|p| [p[0]; 3]).collect(),
+            png::ColorType::Indexed => return Err(failed("its palette was not expanded".into())),
+        };
+        reader.finish().map_err(|e| failed(e.to_string()))?;
+        let info = reader.info();
+        let mut texts = BTreeMap::new();
+        for chunk in &info.uncompressed_latin1_text {
+            texts.insert(chunk.keyword.clone(), chunk.text.clone());
+        }
+        for chunk in &info.utf8_text {
+            texts.insert(chunk.keyword.clone(), chunk.get_text().map_err(|e| failed(e.to_string()))?);
+        }
+        Ok((Self { width: frame.width, height: frame.height, rgb }, texts))
+    }
+}
+
+/// A name in the same folder that nobody else uses.
+fn beside(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.{}.part", std::process::id()))
+}

@@ -1,0 +1,488 @@
+//! The layers of FLUX's transformers, in the official order of operations.
+//!
+//! Source: `black-forest-labs/flux` at 802fb47, `src/flux/modules/layers.py` and `lora.py`.
+//! `B` batch, `L` tokens, `D` hidden size, `H` heads, `d` head width.
+
+use tch::nn::{Module, Path};
+use tch::{Kind, Tensor};
+
+use crate::error::{Error, Result};
+use crate::math::{attention, rope};
+use crate::nn::{LayerNorm, Linear, declare};
+
+/// Rotation matrices for positions with several axes: ids `[B, L, n]` to `[B, 1, L, dim/2, 2, 2]` in f32.
+///
+/// Source: `layers.py` lines 11–25.
+#[derive(Debug, Clone)]
+#[doc(alias = "EmbedND")]
+pub struct EmbedNd {
+    theta: i64,
+    axes_dim: Vec<i64>,
+}
+
+impl EmbedNd {
+    /// `dim` is the sum of `axes_dim`, each of them even.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where it is not.
+    pub fn new(dim: i64, theta: i64, axes_dim: &[i64]) -> Result<Self> {
+        if axes_dim.iter().sum::<i64>() != dim {
+            return Err(Error::Config(format!("Got {axes_dim:?} but expected positional dim {dim}")));
+        }
+        if axes_dim.iter().any(|d| d % 2 != 0 || *d <= 0) {
+            return Err(Error::Config(format!("axes of rotary positions must be even, got {axes_dim:?}")));
+        }
+        Ok(Self { theta, axes_dim: axes_dim.to_vec() })
+    }
+
+    /// # Errors
+    /// [`Error::Shape`] where the last axis of `ids` is not one id for each axis.
+    pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
+        let size = ids.size();
+        if size.len() != 3 || size[2] != self.axes_dim.len() as i64 {
+            let expected = format!("[B, L, {}]", self.axes_dim.len());
+            return Err(Error::Shape { what: "ids", expected, found: size });
+        }
+        let axes = self.axes_dim.iter().zip(0..).map(|(&dim, i)| rope(&ids.select(-1, i), dim, self.theta));
+        Ok(Tensor::cat(&axes.collect::<Result<Vec<_>>>()?, -3).unsqueeze(1))
+    }
+}
+
+/// Sinusoidal embedding of `t` `[B]`: `[B, dim]`, cosines first, in the kind of `t` where that is a float, else f32.
+///
+/// `time_factor * t` is computed in the kind of `t`, the frequencies in f32. An odd `dim` gets a column of zeros.
+/// The official defaults are `max_period` 10000 and `time_factor` 1000.
+///
+/// Source: `layers.py` lines 28–49.
+pub fn timestep_embedding(t: &Tensor, dim: i64, max_period: f64, time_factor: f64) -> Tensor {
+    let t = t * time_factor;
+    let half = dim / 2;
+    let exponents = Tensor::arange_start(0, half, (Kind::Float, tch::Device::Cpu));
+    let freqs = (exponents * -max_period.ln() / half).exp().to_device(t.device());
+
+    let args = t.unsqueeze(1).to_kind(Kind::Float) * freqs.unsqueeze(0);
+    let mut embedding = Tensor::cat(&[args.cos(), args.sin()], -1);
+    if dim % 2 != 0 {
+        embedding = Tensor::cat(&[&embedding, &embedding.narrow(1, 0, 1).zeros_like()], -1);
+    }
+    if t.is_floating_point() { embedding.to_kind(t.kind()) } else { embedding }
+}
+
+/// Two linear layers with SiLU between: `[B, in]` to `[B, D]`.
+///
+/// Source: `layers.py` lines 52–60.
+#[derive(Debug)]
+#[doc(alias = "MLPEmbedder")]
+pub struct MlpEmbedder {
+    in_layer: Linear,
+    out_layer: Linear,
+}
+
+impl MlpEmbedder {
+    /// Declares `in_layer` and `out_layer`.
+    pub fn new(vs: Path, in_dim: i64, hidden_dim: i64) -> Self {
+        Self {
+            in_layer: Linear::new(&vs / "in_layer", in_dim, hidden_dim, true),
+            out_layer: Linear::new(&vs / "out_layer", hidden_dim, hidden_dim, true),
+        }
+    }
+}
+
+impl Module for MlpEmbedder {
+    fn forward(&self, x: &Tensor) -> Tensor {
+        self.out_layer.forward(&self.in_layer.forward(x).silu())
+    }
+}
+
+/// Root mean square norm over the last axis, in f32, cast back before it is scaled.
+///
+/// Source: `layers.py` lines 63–72.
+#[derive(Debug)]
+#[doc(alias = "RMSNorm")]
+pub struct RmsNorm {
+    scale: Tensor,
+}
+
+impl RmsNorm {
+    /// Declares `scale` `[dim]`.
+    pub fn new(vs: Path, dim: i64) -> Self {
+        Self { scale: declare(&vs, "scale", &[dim]) }
+    }
+}
+
+impl Module for RmsNorm {
+    fn forward(&self, x: &Tensor) -> Tensor {
+        let x_kind = x.kind();
+        let x = x.to_kind(Kind::Float);
+        let rrms = (x.square().mean_dim(-1, true, None) + 1e-6).rsqrt();
+        (x * rrms).to_kind(x_kind) * &self.scale
+    }
+}
+
+/// Norms of queries and keys.
+///
+/// Source: `layers.py` lines 75–84.
+#[derive(Debug)]
+#[doc(alias = "QKNorm")]
+pub struct QkNorm {
+    query_norm: RmsNorm,
+    key_norm: RmsNorm,
+}
+
+impl QkNorm {
+    /// Declares `query_norm` and `key_norm`, each over `dim` values.
+    pub fn new(vs: Path, dim: i64) -> Self {
+        Self {
+            query_norm: RmsNorm::new(&vs / "query_norm", dim),
+            key_norm: RmsNorm::new(&vs / "key_norm", dim),
+        }
+    }
+
+    /// `q`, `k` `[B, H, L, d]`, normalised, in the kind of `v`.
+    pub fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> (Tensor, Tensor) {
+        let q = self.query_norm.forward(q);
+        let k = self.key_norm.forward(k);
+        (q.to_kind(v.kind()), k.to_kind(v.kind()))
+    }
+}
+
+/// Self-attention with rotary positions: `[B, L, D]` to `[B, L, D]`.
+///
+/// Source: `layers.py` lines 87–104.
+#[derive(Debug)]
+pub struct SelfAttention {
+    qkv: Linear,
+    norm: QkNorm,
+    proj: Linear,
+    num_heads: i64,
+}
+
+impl SelfAttention {
+    /// Declares `qkv` (with a bias where asked), `norm` and `proj`.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where the heads do not divide `dim`.
+    pub fn new(vs: Path, dim: i64, num_heads: i64, qkv_bias: bool) -> Result<Self> {
+        let head_dim = head_dim(dim, num_heads)?;
+        Ok(Self {
+            qkv: Linear::new(&vs / "qkv", dim, dim * 3, qkv_bias),
+            norm: QkNorm::new(&vs / "norm", head_dim),
+            proj: Linear::new(&vs / "proj", dim, dim, true),
+            num_heads,
+        })
+    }
+
+    /// `x` `[B, L, D]`, `pe` `[B, 1, L, d/2, 2, 2]`.
+    pub fn forward(&self, x: &Tensor, pe: &Tensor) -> Tensor {
+        let [q, k, v] = self.normed_qkv(x);
+        self.proj.forward(&attention(&q, &k, &v, pe))
+    }
+
+    /// Queries and keys, normalised, and values: `[B, H, L, d]` each.
+    fn normed_qkv(&self, x: &Tensor) -> [Tensor; 3] {
+        let [q, k, v] = split_qkv(&self.qkv.forward(x), self.num_heads);
+        let (q, k) = self.norm.forward(&q, &k, &v);
+        [q, k, v]
+    }
+}
+
+/// What a block does to its stream: `[B, 1, D]` each.
+///
+/// Source: `layers.py` lines 107–111.
+#[derive(Debug)]
+pub struct ModulationOut {
+    /// Added before the layer.
+    pub shift: Tensor,
+    /// Multiplied before the layer, as `1 + scale`.
+    pub scale: Tensor,
+    /// Multiplied after the layer.
+    pub gate: Tensor,
+}
+
+impl ModulationOut {
+    /// `(1 + scale) * x + shift`.
+    fn modulate(&self, x: &Tensor) -> Tensor {
+        (&self.scale + 1) * x + &self.shift
+    }
+
+    /// `x + gate * y`.
+    fn gated_residual(&self, x: &Tensor, y: &Tensor) -> Tensor {
+        x + &self.gate * y
+    }
+}
+
+/// The conditioning vector `[B, D]` as `N` modulations: two in a double block, one in a single one.
+///
+/// Source: `layers.py` lines 114–127.
+#[derive(Debug)]
+pub struct Modulation<const N: usize> {
+    lin: Linear,
+}
+
+impl<const N: usize> Modulation<N> {
+    /// Declares `lin` with `3·N·dim` rows.
+    pub fn new(vs: Path, dim: i64) -> Self {
+        Self { lin: Linear::new(&vs / "lin", dim, 3 * N as i64 * dim, true) }
+    }
+
+    /// `vec` `[B, D]`.
+    pub fn forward(&self, vec: &Tensor) -> [ModulationOut; N] {
+        let out = self.lin.forward(&vec.silu()).unsqueeze(1); // [B, 1, 3·N·D]
+        let dim = out.size()[2] / (3 * N as i64);
+        std::array::from_fn(|i| {
+            let part = |j: i64| out.narrow(-1, (3 * i as i64 + j) * dim, dim);
+            ModulationOut { shift: part(0), scale: part(1), gate: part(2) }
+        })
+    }
+}
+
+/// Two linear layers with tanh-GELU between: `torch.nn.Sequential`'s children 0 and 2.
+#[derive(Debug)]
+struct Mlp {
+    up: Linear,
+    down: Linear,
+}
+
+impl Mlp {
+    fn new(vs: Path, dim: i64, hidden_dim: i64) -> Self {
+        Self {
+            up: Linear::new(&vs / 0, dim, hidden_dim, true),
+            down: Linear::new(&vs / 2, hidden_dim, dim, true),
+        }
+    }
+}
+
+impl Module for Mlp {
+    fn forward(&self, x: &Tensor) -> Tensor {
+        self.down.forward(&self.up.forward(x).gelu("tanh"))
+    }
+}
+
+/// One of the two streams of a double block: image or text.
+#[derive(Debug)]
+struct Stream {
+    modulation: Modulation<2>,
+    norm1: LayerNorm,
+    attn: SelfAttention,
+    norm2: LayerNorm,
+    mlp: Mlp,
+}
+
+impl Stream {
+    fn new(
+        vs: &Path,
+        prefix: &str,
+        hidden_size: i64,
+        num_heads: i64,
+        mlp_ratio: f64,
+        qkv_bias: bool,
+    ) -> Result<Self> {
+        let child = |name: &str| vs / format!("{prefix}_{name}");
+        Ok(Self {
+            modulation: Modulation::new(child("mod"), hidden_size),
+            norm1: LayerNorm::plain(hidden_size, 1e-6),
+            attn: SelfAttention::new(child("attn"), hidden_size, num_heads, qkv_bias)?,
+            norm2: LayerNorm::plain(hidden_size, 1e-6),
+            mlp: Mlp::new(child("mlp"), hidden_size, mlp_hidden_dim(hidden_size, mlp_ratio)),
+        })
+    }
+
+    fn qkv(&self, x: &Tensor, mod1: &ModulationOut) -> [Tensor; 3] {
+        self.attn.normed_qkv(&mod1.modulate(&self.norm1.forward(x)))
+    }
+
+    fn finish(&self, x: &Tensor, attn: &Tensor, [mod1, mod2]: &[ModulationOut; 2]) -> Tensor {
+        let x = mod1.gated_residual(x, &self.attn.proj.forward(attn));
+        mod2.gated_residual(&x, &self.mlp.forward(&mod2.modulate(&self.norm2.forward(&x))))
+    }
+}
+
+/// A block with separate weights for image and text and attention over both, the text first.
+///
+/// Source: `layers.py` lines 130–193.
+#[derive(Debug)]
+pub struct DoubleStreamBlock {
+    img: Stream,
+    txt: Stream,
+}
+
+impl DoubleStreamBlock {
+    /// Declares `img_mod`, `img_attn`, `img_mlp` and the same with `txt_`.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where the heads do not divide `hidden_size`.
+    pub fn new(vs: Path, hidden_size: i64, num_heads: i64, mlp_ratio: f64, qkv_bias: bool) -> Result<Self> {
+        Ok(Self {
+            img: Stream::new(&vs, "img", hidden_size, num_heads, mlp_ratio, qkv_bias)?,
+            txt: Stream::new(&vs, "txt", hidden_size, num_heads, mlp_ratio, qkv_bias)?,
+        })
+    }
+
+    /// `img` `[B, Li, D]`, `txt` `[B, Lt, D]`, `vec` `[B, D]`, `pe` `[B, 1, Lt + Li, d/2, 2, 2]`: the new `img` and
+    /// `txt`.
+    pub fn forward(&self, img: &Tensor, txt: &Tensor, vec: &Tensor, pe: &Tensor) -> (Tensor, Tensor) {
+        let (img_len, txt_len) = (img.size()[1], txt.size()[1]);
+        let img_mod = self.img.modulation.forward(vec);
+        let txt_mod = self.txt.modulation.forward(vec);
+
+        let [img_q, img_k, img_v] = self.img.qkv(img, &img_mod[0]);
+        let [txt_q, txt_k, txt_v] = self.txt.qkv(txt, &txt_mod[0]);
+
+        let q = Tensor::cat(&[txt_q, img_q], 2);
+        let k = Tensor::cat(&[txt_k, img_k], 2);
+        let v = Tensor::cat(&[txt_v, img_v], 2);
+        let attn = attention(&q, &k, &v, pe); // [B, Lt + Li, D]
+
+        let img = self.img.finish(img, &attn.narrow(1, txt_len, img_len), &img_mod);
+        let txt = self.txt.finish(txt, &attn.narrow(1, 0, txt_len), &txt_mod);
+        (img, txt)
+    }
+}
+
+/// A block over the joint sequence, attention and MLP side by side.
+///
+/// Source: `layers.py` lines 196–242.
+#[derive(Debug)]
+pub struct SingleStreamBlock {
+    linear1: Linear,
+    linear2: Linear,
+    norm: QkNorm,
+    pre_norm: LayerNorm,
+    modulation: Modulation<1>,
+    hidden_size: i64,
+    mlp_hidden_dim: i64,
+    num_heads: i64,
+}
+
+impl SingleStreamBlock {
+    /// Declares `linear1` (q, k, v and the MLP's entry), `linear2` (projection and the MLP's exit), `norm` and
+    /// `modulation`.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where the heads do not divide `hidden_size`.
+    pub fn new(vs: Path, hidden_size: i64, num_heads: i64, mlp_ratio: f64) -> Result<Self> {
+        let head_dim = head_dim(hidden_size, num_heads)?;
+        let mlp_hidden_dim = mlp_hidden_dim(hidden_size, mlp_ratio);
+        Ok(Self {
+            linear1: Linear::new(&vs / "linear1", hidden_size, hidden_size * 3 + mlp_hidden_dim, true),
+            linear2: Linear::new(&vs / "linear2", hidden_size + mlp_hidden_dim, hidden_size, true),
+            norm: QkNorm::new(&vs / "norm", head_dim),
+            pre_norm: LayerNorm::plain(hidden_size, 1e-6),
+            modulation: Modulation::new(&vs / "modulation", hidden_size),
+            hidden_size,
+            mlp_hidden_dim,
+            num_heads,
+        })
+    }
+
+    /// `x` `[B, L, D]`, `vec` `[B, D]`, `pe` `[B, 1, L, d/2, 2, 2]`.
+    pub fn forward(&self, x: &Tensor, vec: &Tensor, pe: &Tensor) -> Tensor {
+        let [modulation] = self.modulation.forward(vec);
+        let x_mod = modulation.modulate(&self.pre_norm.forward(x));
+        let linear1 = self.linear1.forward(&x_mod);
+        let qkv = linear1.narrow(-1, 0, 3 * self.hidden_size);
+        let mlp = linear1.narrow(-1, 3 * self.hidden_size, self.mlp_hidden_dim);
+
+        let [q, k, v] = split_qkv(&qkv, self.num_heads);
+        let (q, k) = self.norm.forward(&q, &k, &v);
+        let attn = attention(&q, &k, &v, pe);
+
+        let output = self.linear2.forward(&Tensor::cat(&[attn, mlp.gelu("tanh")], 2));
+        modulation.gated_residual(x, &output)
+    }
+}
+
+/// The final norm, modulated, and the projection to patches.
+///
+/// Source: `layers.py` lines 245–257.
+#[derive(Debug)]
+pub struct LastLayer {
+    norm_final: LayerNorm,
+    linear: Linear,
+    ada_ln_modulation: Linear,
+}
+
+impl LastLayer {
+    /// Declares `linear` and `adaLN_modulation.1` (shift first, then scale).
+    pub fn new(vs: Path, hidden_size: i64, patch_size: i64, out_channels: i64) -> Self {
+        Self {
+            norm_final: LayerNorm::plain(hidden_size, 1e-6),
+            linear: Linear::new(&vs / "linear", hidden_size, patch_size * patch_size * out_channels, true),
+            ada_ln_modulation: Linear::new(&vs / "adaLN_modulation" / 1, hidden_size, 2 * hidden_size, true),
+        }
+    }
+
+    /// `x` `[B, L, D]`, `vec` `[B, D]`: `[B, L, patch_size²·out_channels]`.
+    pub fn forward(&self, x: &Tensor, vec: &Tensor) -> Tensor {
+        let modulation = self.ada_ln_modulation.forward(&vec.silu()).unsqueeze(1).chunk(2, 2);
+        let (shift, scale) = (&modulation[0], &modulation[1]); // [B, 1, D]
+        let x = (scale + 1) * self.norm_final.forward(x) + shift;
+        self.linear.forward(&x)
+    }
+}
+
+/// A linear layer with a low-rank update beside it: `linear(x) + scale * lora_B(lora_A(x))`.
+///
+/// Source: `lora.py` lines 38–94. The names are those of the official control LoRAs: the layer's own `weight` and
+/// `bias`, `lora_A.weight`, `lora_B.weight`, `lora_B.bias`.
+#[derive(Debug)]
+pub struct LinearLora {
+    base: Linear,
+    lora_a: Linear,
+    lora_b: Linear,
+    scale: f64,
+}
+
+impl LinearLora {
+    /// The rank is at most the smaller of the two widths.
+    pub fn new(
+        vs: Path,
+        in_features: i64,
+        out_features: i64,
+        bias: bool,
+        rank: i64,
+        lora_bias: bool,
+        scale: f64,
+    ) -> Self {
+        let rank = rank.min(in_features).min(out_features);
+        Self {
+            base: Linear::new(vs.clone(), in_features, out_features, bias),
+            lora_a: Linear::new(&vs / "lora_A", in_features, rank, false),
+            lora_b: Linear::new(&vs / "lora_B", rank, out_features, lora_bias),
+            scale,
+        }
+    }
+
+    /// Changes the strength of the update; 0 leaves the base.
+    pub fn set_scale(&mut self, scale: f64) {
+        self.scale = scale;
+    }
+}
+
+impl Module for LinearLora {
+    fn forward(&self, input: &Tensor) -> Tensor {
+        let base_out = self.base.forward(input);
+        let lora_update = self.lora_b.forward(&self.lora_a.forward(input)) * self.scale;
+        base_out + lora_update
+    }
+}
+
+/// `[B, L, 3·H·d]` as q, k and v `[B, H, L, d]`, views without a copy.
+fn split_qkv(qkv: &Tensor, num_heads: i64) -> [Tensor; 3] {
+    let (b, l, width) = (qkv.size()[0], qkv.size()[1], qkv.size()[2]);
+    let qkv = qkv.reshape([b, l, 3, num_heads, width / (3 * num_heads)]).permute([2, 0, 3, 1, 4]);
+    [0, 1, 2].map(|i| qkv.get(i))
+}
+
+fn head_dim(hidden_size: i64, num_heads: i64) -> Result<i64> {
+    if num_heads <= 0 || hidden_size <= 0 || hidden_size % num_heads != 0 {
+        return Err(Error::Config(format!(
+            "Hidden size {hidden_size} must be divisible by num_heads {num_heads}"
+        )));
+    }
+    Ok(hidden_size / num_heads)
+}
+
+fn mlp_hidden_dim(hidden_size: i64, mlp_ratio: f64) -> i64 {
+    (hidden_size as f64 * mlp_ratio) as i64
+}

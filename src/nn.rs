@@ -1,0 +1,254 @@
+//! The layers under the layers: parameters that cost nothing until they are filled, and what PyTorch's `nn` has of
+//! linear, convolution, norm and embedding, with its names (`weight`, `bias`) and its order of operations.
+
+use std::cell::{Cell, RefCell};
+
+use tch::nn::{Module, Path, VarStore};
+use tch::{Kind, Tensor};
+
+use crate::error::{Error, Result};
+use crate::shim;
+
+/// Declares the parameter `name` of the shape `size` in the variable store, without memory and without values.
+///
+/// A placeholder is one NaN, seen through strides of zero. A checkpoint or [`init`] replaces it in place, so every
+/// layer that holds it sees the values. It is trainable: freeze the store for inference.
+pub fn declare(vs: &Path, name: &str, size: &[i64]) -> Tensor {
+    let placeholder = Tensor::full([1], f64::NAN, (vs.kind(), vs.device()));
+    let parameter = vs.add(name, placeholder.expand(size, false), true);
+    COLLECTORS.with_borrow_mut(|open| {
+        if let Some(parameters) = open.last_mut() {
+            parameters.push((vs.path(name), parameter.shallow_clone()));
+        }
+    });
+    parameter
+}
+
+/// Whether a parameter is still the placeholder that [`declare`] made.
+pub fn is_placeholder(parameter: &Tensor) -> bool {
+    parameter.numel() > 0 && parameter.dim() > 0 && parameter.stride().iter().all(|&s| s == 0)
+}
+
+/// Gives every placeholder of the store random values, as PyTorch's constructors do: uniform within ±1/√fan_in for
+/// weights and biases, 1 for the scales of norms, 0 for their biases. The same seed gives the same values.
+///
+/// # Errors
+/// [`Error::Tch`] where the memory is not to be had.
+pub fn init(vs: &VarStore, seed: u64) -> Result<()> {
+    let _no_grad = tch::no_grad_guard();
+    let variables = vs.variables();
+    let mut names: Vec<_> = variables.keys().cloned().collect();
+    names.sort();
+    for (i, name) in names.iter().enumerate() {
+        let mut parameter = variables[name].shallow_clone();
+        if !is_placeholder(&parameter) {
+            continue;
+        }
+        let size = parameter.size();
+        let weight = name.strip_suffix("bias").and_then(|layer| variables.get(&format!("{layer}weight")));
+        let value = match (size.len(), weight.map(Tensor::size)) {
+            // A vector without a matrix beside it scales or shifts a norm.
+            (1, None) => Tensor::f_ones(&size, (Kind::Float, tch::Device::Cpu))?,
+            (1, Some(weight)) if weight.len() == 1 => {
+                Tensor::f_zeros(&size, (Kind::Float, tch::Device::Cpu))?
+            }
+            (_, weight) => {
+                let fan_in: i64 = weight.unwrap_or_else(|| size.clone())[1..].iter().product();
+                // A uniform value from a normal one, through the normal's distribution.
+                let uniform = (shim::randn(&size, seed.wrapping_add(i as u64))? / 2f64.sqrt()).erf();
+                uniform / (fan_in as f64).sqrt()
+            }
+        };
+        parameter.f_set_data(&value.f_to_kind(vs.kind())?.f_to_device(vs.device())?)?;
+    }
+    Ok(())
+}
+
+thread_local! {
+    /// The models that are being built on this thread, the innermost last.
+    static COLLECTORS: RefCell<Vec<Vec<(String, Tensor)>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The parameters of a model, until all of them have values.
+#[derive(Debug, Default)]
+pub(crate) struct Parameters {
+    waiting: RefCell<Vec<(String, Tensor)>>,
+    filled: Cell<bool>,
+}
+
+impl Parameters {
+    /// Runs a constructor and keeps every parameter that it declares.
+    pub(crate) fn of<T>(build: impl FnOnce() -> Result<T>) -> Result<(T, Parameters)> {
+        COLLECTORS.with_borrow_mut(|open| open.push(Vec::new()));
+        let built = build();
+        let parameters = COLLECTORS.with_borrow_mut(|open| {
+            let mine = open.pop().unwrap_or_default();
+            if let Some(outer) = open.last_mut() {
+                outer.extend(mine.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())));
+            }
+            mine
+        });
+        Ok((built?, Parameters { waiting: RefCell::new(parameters), filled: Cell::new(false) }))
+    }
+
+    /// [`Error::Unfilled`] while any parameter is a placeholder.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.filled.get() {
+            return Ok(());
+        }
+        let mut waiting = self.waiting.borrow_mut();
+        waiting.retain(|(_, parameter)| is_placeholder(parameter));
+        if let Some((example, _)) = waiting.first() {
+            return Err(Error::Unfilled { count: waiting.len(), example: example.clone() });
+        }
+        self.filled.set(true);
+        Ok(())
+    }
+}
+
+/// `torch.nn.Linear`: `[…, in]` to `[…, out]`. The only layer that knows how its weight is stored.
+#[derive(Debug)]
+pub struct Linear {
+    /// `[out, in]`.
+    pub weight: Tensor,
+    /// `[out]`.
+    pub bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// Declares `weight` and, where asked, `bias`.
+    pub fn new(vs: Path, in_features: i64, out_features: i64, bias: bool) -> Self {
+        Self {
+            weight: declare(&vs, "weight", &[out_features, in_features]),
+            bias: bias.then(|| declare(&vs, "bias", &[out_features])),
+        }
+    }
+}
+
+impl Module for Linear {
+    /// For a strided input of three axes libtorch multiplies batch by batch, unless the weight requires gradients:
+    /// then it folds batch and tokens into one product, with other last bits. The official parameters do require
+    /// gradients, also at inference, so that is the path here whatever the store was told.
+    fn forward(&self, xs: &Tensor) -> Tensor {
+        if xs.dim() < 3 || xs.is_contiguous() {
+            return xs.linear(&self.weight, self.bias.as_ref());
+        }
+        let mut size = xs.size();
+        let rows = xs.reshape([-1, size[size.len() - 1]]).matmul(&self.weight.tr());
+        if let Some(width) = size.last_mut() {
+            *width = rows.size()[1];
+        }
+        let out = rows.view(&size[..]);
+        match &self.bias {
+            Some(bias) => out + bias,
+            None => out,
+        }
+    }
+}
+
+/// `torch.nn.Conv2d` with a square kernel: `[B, C, H, W]`.
+#[derive(Debug)]
+pub struct Conv2d {
+    weight: Tensor,
+    bias: Tensor,
+    stride: i64,
+    padding: i64,
+}
+
+impl Conv2d {
+    /// Declares `weight` `[out, in, kernel, kernel]` and `bias` `[out]`.
+    pub fn new(
+        vs: Path,
+        in_channels: i64,
+        out_channels: i64,
+        kernel_size: i64,
+        stride: i64,
+        padding: i64,
+    ) -> Self {
+        Self {
+            weight: declare(&vs, "weight", &[out_channels, in_channels, kernel_size, kernel_size]),
+            bias: declare(&vs, "bias", &[out_channels]),
+            stride,
+            padding,
+        }
+    }
+
+    /// The kind of the weights.
+    pub(crate) fn kind(&self) -> Kind {
+        self.weight.kind()
+    }
+}
+
+impl Module for Conv2d {
+    fn forward(&self, xs: &Tensor) -> Tensor {
+        let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
+        xs.conv2d(&self.weight, Some(&self.bias), stride, padding, [1, 1], 1)
+    }
+}
+
+/// `torch.nn.GroupNorm` over 32 groups with eps 1e-6, as the autoencoder has it.
+#[derive(Debug)]
+pub struct GroupNorm {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl GroupNorm {
+    /// Declares `weight` and `bias` of `num_channels` values.
+    pub fn new(vs: Path, num_channels: i64) -> Self {
+        Self { weight: declare(&vs, "weight", &[num_channels]), bias: declare(&vs, "bias", &[num_channels]) }
+    }
+}
+
+impl Module for GroupNorm {
+    fn forward(&self, xs: &Tensor) -> Tensor {
+        xs.group_norm(32, Some(&self.weight), Some(&self.bias), 1e-6, true)
+    }
+}
+
+/// `torch.nn.LayerNorm` over the last axis.
+#[derive(Debug)]
+pub struct LayerNorm {
+    affine: Option<(Tensor, Tensor)>,
+    width: i64,
+    eps: f64,
+}
+
+impl LayerNorm {
+    /// Declares `weight` and `bias`.
+    pub fn new(vs: Path, width: i64, eps: f64) -> Self {
+        let affine = Some((declare(&vs, "weight", &[width]), declare(&vs, "bias", &[width])));
+        Self { affine, width, eps }
+    }
+
+    /// Without parameters (`elementwise_affine=False`).
+    pub fn plain(width: i64, eps: f64) -> Self {
+        Self { affine: None, width, eps }
+    }
+}
+
+impl Module for LayerNorm {
+    fn forward(&self, xs: &Tensor) -> Tensor {
+        let (weight, bias) = self.affine.as_ref().map(|(w, b)| (w, b)).unzip();
+        xs.layer_norm([self.width], weight, bias, self.eps, true)
+    }
+}
+
+/// `torch.nn.Embedding`: indices `[…]` to `[…, D]`.
+#[derive(Debug)]
+pub struct Embedding {
+    weight: Tensor,
+}
+
+impl Embedding {
+    /// Declares `weight` `[num_embeddings, embedding_dim]`.
+    pub fn new(vs: Path, num_embeddings: i64, embedding_dim: i64) -> Self {
+        Self { weight: declare(&vs, "weight", &[num_embeddings, embedding_dim]) }
+    }
+}
+
+impl Module for Embedding {
+    fn forward(&self, indices: &Tensor) -> Tensor {
+        Tensor::embedding(&self.weight, indices, -1, false, false)
+    }
+}

@@ -1,0 +1,678 @@
+//! Parity cases: weights, inputs and outputs of a reference implementation in one file, and the run that compares.
+//!
+//! A case is a safetensors file whose metadata holds `format` (`parity-case/1`), `module` (what was run), `params` (its
+//! arguments, JSON), `reference` and `machine` (JSON), and whose tensors are `w.<state_dict name>`, `in.<argument>` and
+//! `out.<result>`. An argument that was `None` has no tensor.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tch::nn::{Module, VarStore};
+use tch::{Device, Kind, Tensor};
+
+use crate::autoencoder::{AttnBlock, AutoEncoder, AutoEncoderParams, ResnetBlock};
+use crate::checkpoint::{AUTOENCODER_DIFFUSERS, Access, Checkpoint, FLUX1_DIFFUSERS, LoadOptions};
+use crate::error::{Error, Result};
+use crate::flux1::{Flux1, Flux1Input, Flux1Params};
+use crate::layers::{
+    DoubleStreamBlock, EmbedNd, LastLayer, LinearLora, MlpEmbedder, Modulation, QkNorm, RmsNorm,
+    SelfAttention, SingleStreamBlock, timestep_embedding,
+};
+use crate::math::{apply_rope, attention, rope};
+use crate::pipeline::{Conditions, denoise};
+use crate::sampling::{NoiseRule, Prepared, get_noise, get_schedule, prepare, unpack};
+use crate::shim;
+use crate::text::{ClipConfig, ClipText, T5Config, T5Encoder};
+
+/// The machine that made a case, or this one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    /// Version of torch.
+    pub torch: String,
+    /// Threads of an operation.
+    pub threads: i32,
+    /// Instruction set of libtorch's kernels.
+    pub cpu_capability: String,
+    /// Whether the CPU multiplies in bf16.
+    pub avx512_bf16: bool,
+}
+
+impl Machine {
+    /// This machine, with libtorch's present settings.
+    pub fn here() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        let avx512_bf16 = std::arch::is_x86_feature_detected!("avx512bf16");
+        #[cfg(not(target_arch = "x86_64"))]
+        let avx512_bf16 = false;
+        Self {
+            torch: shim::torch_version(),
+            threads: tch::get_num_threads(),
+            cpu_capability: shim::cpu_capability(),
+            avx512_bf16,
+        }
+    }
+
+    /// Whether the same bits are to be expected: same torch, instructions and threads.
+    pub fn gives_the_bits_of(&self, other: &Machine) -> bool {
+        let version = |m: &Machine| m.torch.split('+').next().map(str::to_string);
+        let rest = |m: &Machine| (m.threads, m.cpu_capability.clone(), m.avx512_bf16);
+        version(self) == version(other) && rest(self) == rest(other)
+    }
+}
+
+/// How one output compares with the reference's.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Comparison {
+    /// The output's name.
+    pub output: String,
+    /// Largest absolute difference.
+    pub max_abs: f64,
+    /// L2 norm of the difference over that of the reference.
+    pub relative_l2: f64,
+    /// Share of the values whose bits are equal.
+    pub equal_bits: f64,
+    /// What cannot be measured away: another shape or kind, NaN.
+    pub problem: Option<String>,
+    /// The largest relative L2 difference that passes without exactness.
+    pub tolerance: f64,
+}
+
+impl Comparison {
+    /// The verdict: every bit equal, or the difference within the tolerance.
+    pub fn passes(&self, exact: bool) -> bool {
+        let close = if exact { self.equal_bits == 1.0 } else { self.relative_l2 <= self.tolerance };
+        self.problem.is_none() && close
+    }
+
+    fn of(output: &str, ours: &Tensor, theirs: &Tensor) -> Result<Self> {
+        let tolerance = match theirs.kind() {
+            Kind::BFloat16 | Kind::Half => 1e-2,
+            _ => 1e-5,
+        };
+        let mut comparison = Self {
+            output: output.to_string(),
+            max_abs: f64::NAN,
+            relative_l2: f64::NAN,
+            equal_bits: 0.0,
+            problem: None,
+            tolerance,
+        };
+        if ours.size() != theirs.size() || ours.kind() != theirs.kind() {
+            let form = |t: &Tensor| format!("{:?} {:?}", t.kind(), t.size());
+            comparison.problem = Some(format!("{} instead of {}", form(ours), form(theirs)));
+            return Ok(comparison);
+        }
+        let (a, b) = (ours.to_kind(Kind::Double), theirs.to_kind(Kind::Double));
+        let difference = &a - &b;
+        comparison.equal_bits =
+            f64::try_from(bits(ours).eq_tensor(&bits(theirs)).to_kind(Kind::Double).mean(None))?;
+        comparison.max_abs = f64::try_from(difference.abs().max())?;
+        let norm = f64::try_from(b.norm())?;
+        let distance = f64::try_from(difference.norm())?;
+        comparison.relative_l2 = if distance == 0.0 { 0.0 } else { distance / norm };
+        if !comparison.relative_l2.is_finite() {
+            comparison.problem = Some("NaN or infinity".into());
+        }
+        Ok(comparison)
+    }
+}
+
+/// The numbers' bits as integers.
+fn bits(x: &Tensor) -> Tensor {
+    let kind = match x.kind().elt_size_in_bytes() {
+        1 => Kind::Int8,
+        2 => Kind::Int16,
+        4 => Kind::Int,
+        _ => Kind::Int64,
+    };
+    x.contiguous().view_dtype(kind)
+}
+
+/// One case, opened.
+#[derive(Debug)]
+pub struct Case {
+    /// The file.
+    pub path: PathBuf,
+    /// What was run.
+    pub module: String,
+    /// What ran it.
+    pub reference: String,
+    /// Where.
+    pub machine: Option<Machine>,
+    params: Value,
+    tensors: Checkpoint,
+}
+
+impl Case {
+    /// Reads a case's header.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`], and [`Error::Case`] where the metadata is not a case's.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref().to_path_buf();
+        let tensors = Checkpoint::open(&path, Access::Read)?;
+        let metadata = tensors.headers().first().map(|h| h.metadata.clone()).unwrap_or_default();
+        let entry = |key: &str| {
+            metadata
+                .get(key)
+                .cloned()
+                .ok_or_else(|| Error::Case(format!("{}: no {key} in its metadata", path.display())))
+        };
+        let format = entry("format")?;
+        if format != "parity-case/1" {
+            return Err(Error::Case(format!(
+                "{}: its format is {format:?}, not \"parity-case/1\"",
+                path.display()
+            )));
+        }
+        let json = |text: &str| {
+            serde_json::from_str(text).map_err(|e| Error::Case(format!("{}: {e}", path.display())))
+        };
+        Ok(Self {
+            module: entry("module")?,
+            reference: metadata.get("reference").cloned().unwrap_or_default(),
+            machine: metadata.get("machine").and_then(|text| serde_json::from_str(text).ok()),
+            params: json(&entry("params")?)?,
+            tensors,
+            path,
+        })
+    }
+
+    /// The file's name without its ending.
+    pub fn name(&self) -> String {
+        self.path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    /// Runs the module with as many threads as the case was made with, and compares every output. `None` where the
+    /// module is not known here.
+    ///
+    /// # Errors
+    /// [`Error::Case`] where an argument or a result is missing, and what the module itself returns.
+    pub fn run(&self) -> Result<Option<Vec<Comparison>>> {
+        let _no_grad = tch::no_grad_guard();
+        let threads = tch::get_num_threads();
+        if let Some(machine) = &self.machine {
+            tch::set_num_threads(machine.threads);
+        }
+        let outputs = self.outputs();
+        tch::set_num_threads(threads);
+        let Some(outputs) = outputs? else { return Ok(None) };
+        let wanted = self.tensors.names().filter_map(|n| n.strip_prefix("out."));
+        let compared = wanted.map(|name| {
+            let ours = outputs
+                .get(name)
+                .ok_or_else(|| self.lacks(&format!("out.{name}, which is not computed here")))?;
+            Comparison::of(name, ours, &self.tensors.tensor(&format!("out.{name}"))?)
+        });
+        Ok(Some(compared.collect::<Result<_>>()?))
+    }
+
+    fn outputs(&self) -> Result<Option<BTreeMap<String, Tensor>>> {
+        let output = |x: Tensor| Ok(Some(BTreeMap::from([("output".to_string(), x)])));
+        let named = |pairs: Vec<(&str, Tensor)>| {
+            Ok(Some(pairs.into_iter().map(|(n, t)| (n.to_string(), t)).collect::<BTreeMap<_, _>>()))
+        };
+        let input = |name: &str| self.input(name);
+        match self.module.as_str() {
+            "flux.math.rope" => {
+                let p: RopeParams = self.params()?;
+                output(rope(&input("pos")?, p.dim, p.theta)?)
+            }
+            "flux.math.apply_rope" => {
+                let (q, k) = apply_rope(&input("xq")?, &input("xk")?, &input("freqs_cis")?);
+                named(vec![("q", q), ("k", k)])
+            }
+            "flux.math.attention" => {
+                output(attention(&input("q")?, &input("k")?, &input("v")?, &input("pe")?))
+            }
+            "flux.modules.layers.EmbedND" => {
+                let p: EmbedParams = self.params()?;
+                output(EmbedNd::new(p.dim, p.theta, &p.axes_dim)?.forward(&input("ids")?)?)
+            }
+            "flux.modules.layers.timestep_embedding" => {
+                let p: TimestepParams = self.params()?;
+                output(timestep_embedding(&input("t")?, p.dim, p.max_period, p.time_factor))
+            }
+            "flux.modules.layers.MLPEmbedder" => {
+                let p: MlpParams = self.params()?;
+                let vs = store();
+                let layer = MlpEmbedder::new(vs.root(), p.in_dim, p.hidden_dim);
+                self.load(&vs)?;
+                output(layer.forward(&input("x")?))
+            }
+            "flux.modules.layers.RMSNorm" => {
+                let p: DimParams = self.params()?;
+                let vs = store();
+                let layer = RmsNorm::new(vs.root(), p.dim);
+                self.load(&vs)?;
+                output(layer.forward(&input("x")?))
+            }
+            "flux.modules.layers.QKNorm" => {
+                let p: DimParams = self.params()?;
+                let vs = store();
+                let layer = QkNorm::new(vs.root(), p.dim);
+                self.load(&vs)?;
+                let (q, k) = layer.forward(&input("q")?, &input("k")?, &input("v")?);
+                named(vec![("q", q), ("k", k)])
+            }
+            "flux.modules.layers.SelfAttention" => {
+                let p: AttentionParams = self.params()?;
+                let vs = store();
+                let layer = SelfAttention::new(vs.root(), p.dim, p.num_heads, p.qkv_bias)?;
+                self.load(&vs)?;
+                output(layer.forward(&input("x")?, &input("pe")?))
+            }
+            "flux.modules.layers.Modulation" => {
+                let p: ModulationParams = self.params()?;
+                if p.double { self.modulation::<2>(p.dim) } else { self.modulation::<1>(p.dim) }.map(Some)
+            }
+            "flux.modules.layers.DoubleStreamBlock" => {
+                let p: BlockParams = self.params()?;
+                let vs = store();
+                let layer =
+                    DoubleStreamBlock::new(vs.root(), p.hidden_size, p.num_heads, p.mlp_ratio, p.qkv_bias)?;
+                self.load(&vs)?;
+                let (img, txt) = layer.forward(&input("img")?, &input("txt")?, &input("vec")?, &input("pe")?);
+                named(vec![("img", img), ("txt", txt)])
+            }
+            "flux.modules.layers.SingleStreamBlock" => {
+                let p: BlockParams = self.params()?;
+                let vs = store();
+                let layer = SingleStreamBlock::new(vs.root(), p.hidden_size, p.num_heads, p.mlp_ratio)?;
+                self.load(&vs)?;
+                output(layer.forward(&input("x")?, &input("vec")?, &input("pe")?))
+            }
+            "flux.modules.layers.LastLayer" => {
+                let p: LastParams = self.params()?;
+                let vs = store();
+                let layer = LastLayer::new(vs.root(), p.hidden_size, p.patch_size, p.out_channels);
+                self.load(&vs)?;
+                output(layer.forward(&input("x")?, &input("vec")?))
+            }
+            "flux.modules.lora.LinearLora" => {
+                let p: LoraParams = self.params()?;
+                let vs = store();
+                let (i, o) = (p.in_features, p.out_features);
+                let layer = LinearLora::new(vs.root(), i, o, p.bias, p.rank, p.lora_bias, p.scale);
+                self.load(&vs)?;
+                output(layer.forward(&self.any_input(&["input", "x"])?))
+            }
+            "flux.model.Flux" => output(self.flux(&self.params()?, None)?),
+            "diffusers.FluxTransformer2DModel" => {
+                let p: DiffusersParams = self.params()?;
+                output(self.flux(&p.official(), Some(()))?)
+            }
+            "flux.modules.autoencoder.AttnBlock" => {
+                let p: ConvParams = self.params()?;
+                let vs = store();
+                let layer = AttnBlock::new(vs.root(), p.in_channels);
+                self.load(&vs)?;
+                output(layer.forward(&input("x")?))
+            }
+            "flux.modules.autoencoder.ResnetBlock" => {
+                let p: ConvParams = self.params()?;
+                let vs = store();
+                let layer =
+                    ResnetBlock::new(vs.root(), p.in_channels, p.out_channels.unwrap_or(p.in_channels));
+                self.load(&vs)?;
+                output(layer.forward(&input("x")?))
+            }
+            "flux.modules.autoencoder.AutoEncoder" => {
+                self.autoencoder(&self.params()?, self.weights()?).map(Some)
+            }
+            "diffusers.AutoencoderKL" => {
+                let weights = self.weights()?.renamed(&AUTOENCODER_DIFFUSERS);
+                let params = AutoEncoderParams::from_shapes(|name| weights.shape(name))?;
+                self.autoencoder(&params, weights).map(Some)
+            }
+            "flux.sampling.get_noise" => {
+                let p: NoiseParams = self.params()?;
+                let kind = p.kind()?;
+                output(get_noise(p.num_samples, p.height, p.width, kind, p.seed, p.rule())?)
+            }
+            "flux.sampling.get_schedule" => {
+                let p: ScheduleParams = self.params()?;
+                let (base, max) = (p.base_shift, p.max_shift);
+                let schedule = get_schedule(p.num_steps, p.image_seq_len, base, max, p.shift);
+                output(Tensor::from_slice(&schedule))
+            }
+            "flux.sampling.prepare" => {
+                let p = prepare(&input("img")?, &input("txt")?, &input("vec")?)?;
+                let Prepared { img, img_ids, txt, txt_ids, vec } = p;
+                named(vec![
+                    ("img", img),
+                    ("img_ids", img_ids),
+                    ("txt", txt),
+                    ("txt_ids", txt_ids),
+                    ("vec", vec),
+                ])
+            }
+            "flux.sampling.unpack" => {
+                let p: SizeParams = self.params()?;
+                output(unpack(&input("x")?, p.height, p.width)?)
+            }
+            "flux.sampling.denoise" => output(self.denoise()?),
+            "transformers.T5EncoderModel" => {
+                let vs = store();
+                let model = T5Encoder::new(vs.root(), &self.params::<T5Config>()?)?;
+                self.weights()?
+                    .alias("encoder.embed_tokens.weight", "shared.weight")
+                    .load(&vs, LoadOptions::default())?;
+                named(vec![("last_hidden_state", model.forward(&input("input_ids")?)?)])
+            }
+            "transformers.CLIPTextModel" => {
+                let vs = store();
+                let model = ClipText::new(vs.root(), &self.params::<ClipConfig>()?)?;
+                self.load(&vs)?;
+                let out = model.forward(&input("input_ids")?)?;
+                let (state, pooled) = (out.last_hidden_state, out.pooler_output);
+                named(vec![("last_hidden_state", state), ("pooler_output", pooled)])
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn modulation<const N: usize>(&self, dim: i64) -> Result<BTreeMap<String, Tensor>> {
+        let vs = store();
+        let layer = Modulation::<N>::new(vs.root(), dim);
+        self.load(&vs)?;
+        let parts = layer.forward(&self.input("vec")?).into_iter().enumerate().flat_map(|(i, out)| {
+            [("shift", out.shift), ("scale", out.scale), ("gate", out.gate)]
+                .map(|(n, t)| (format!("{i}.{n}"), t))
+        });
+        Ok(parts.collect())
+    }
+
+    /// `diffusers`: the weights bear diffusers' names.
+    fn flux(&self, params: &Flux1Params, diffusers: Option<()>) -> Result<Tensor> {
+        let vs = store();
+        let model = Flux1::new(vs.root(), params)?;
+        let weights = self.weights()?;
+        let weights = if diffusers.is_some() { weights.renamed(&FLUX1_DIFFUSERS) } else { weights };
+        weights.load(&vs, LoadOptions::default())?;
+        model.forward(&Flux1Input {
+            img: &self.input("img")?,
+            img_ids: &self.input("img_ids")?,
+            txt: &self.input("txt")?,
+            txt_ids: &self.input("txt_ids")?,
+            timesteps: &self.input("timesteps")?,
+            y: &self.input("y")?,
+            guidance: self.optional("guidance")?.as_ref(),
+        })
+    }
+
+    fn autoencoder(
+        &self,
+        params: &AutoEncoderParams,
+        weights: Checkpoint,
+    ) -> Result<BTreeMap<String, Tensor>> {
+        let vs = store();
+        let model = AutoEncoder::new(vs.root(), params)?;
+        weights.load(&vs, LoadOptions::default())?;
+        let mut outputs = BTreeMap::new();
+        if let Some(x) = self.optional("x")? {
+            outputs.insert("encode".to_string(), model.encode(&x)?);
+        }
+        if let Some(z) = self.optional("z")? {
+            outputs.insert("decode".to_string(), model.decode(&z)?);
+        }
+        Ok(outputs)
+    }
+
+    fn denoise(&self) -> Result<Tensor> {
+        let p: DenoiseParams = self.params()?;
+        let vs = store();
+        let model = Flux1::new(vs.root(), &self.params()?)?;
+        self.load(&vs)?;
+        let prepared = Prepared {
+            img: self.input("img")?,
+            img_ids: self.input("img_ids")?,
+            txt: self.input("txt")?,
+            txt_ids: self.input("txt_ids")?,
+            vec: self.input("vec")?,
+        };
+        let timesteps: Vec<f64> = Vec::try_from(self.input("timesteps")?)?;
+        let conditions = Conditions {
+            img_cond: self.optional("img_cond")?,
+            img_cond_seq: self.optional("img_cond_seq")?.zip(self.optional("img_cond_seq_ids")?),
+        };
+        denoise(&model, &prepared, &timesteps, p.guidance, &conditions, &mut |_, _| Ok(()))
+    }
+
+    fn weights(&self) -> Result<Checkpoint> {
+        Ok(Checkpoint::open(&self.path, Access::Read)?.under("w."))
+    }
+
+    fn load(&self, vs: &VarStore) -> Result<()> {
+        self.weights()?.load(vs, LoadOptions::default()).map(drop)
+    }
+
+    fn input(&self, name: &str) -> Result<Tensor> {
+        self.optional(name)?.ok_or_else(|| self.lacks(&format!("in.{name}")))
+    }
+
+    fn any_input(&self, names: &[&str]) -> Result<Tensor> {
+        let found = names.iter().find(|n| self.tensors.shape(&format!("in.{n}")).is_some());
+        self.input(found.unwrap_or(&names[0]))
+    }
+
+    fn optional(&self, name: &str) -> Result<Option<Tensor>> {
+        let name = format!("in.{name}");
+        self.tensors.shape(&name).map(|_| self.tensors.tensor(&name)).transpose()
+    }
+
+    fn params<T: DeserializeOwned>(&self) -> Result<T> {
+        serde_json::from_value(self.params.clone())
+            .map_err(|e| Error::Case(format!("{}: params: {e}", self.path.display())))
+    }
+
+    fn lacks(&self, what: &str) -> Error {
+        Error::Case(format!("{}: it lacks {what}", self.path.display()))
+    }
+}
+
+fn store() -> VarStore {
+    VarStore::new(Device::Cpu)
+}
+
+#[derive(Deserialize)]
+struct RopeParams {
+    dim: i64,
+    theta: i64,
+}
+
+#[derive(Deserialize)]
+struct EmbedParams {
+    dim: i64,
+    theta: i64,
+    axes_dim: Vec<i64>,
+}
+
+#[derive(Deserialize)]
+struct TimestepParams {
+    dim: i64,
+    #[serde(default = "ten_thousand")]
+    max_period: f64,
+    #[serde(default = "one_thousand")]
+    time_factor: f64,
+}
+
+fn ten_thousand() -> f64 {
+    10_000.0
+}
+
+fn one_thousand() -> f64 {
+    1_000.0
+}
+
+#[derive(Deserialize)]
+struct MlpParams {
+    in_dim: i64,
+    hidden_dim: i64,
+}
+
+#[derive(Deserialize)]
+struct DimParams {
+    dim: i64,
+}
+
+#[derive(Deserialize)]
+struct AttentionParams {
+    dim: i64,
+    #[serde(default = "eight")]
+    num_heads: i64,
+    #[serde(default)]
+    qkv_bias: bool,
+}
+
+fn eight() -> i64 {
+    8
+}
+
+#[derive(Deserialize)]
+struct ModulationParams {
+    dim: i64,
+    double: bool,
+}
+
+#[derive(Deserialize)]
+struct BlockParams {
+    hidden_size: i64,
+    num_heads: i64,
+    #[serde(default = "four")]
+    mlp_ratio: f64,
+    #[serde(default)]
+    qkv_bias: bool,
+}
+
+fn four() -> f64 {
+    4.0
+}
+
+#[derive(Deserialize)]
+struct LastParams {
+    hidden_size: i64,
+    patch_size: i64,
+    out_channels: i64,
+}
+
+#[derive(Deserialize)]
+struct LoraParams {
+    in_features: i64,
+    out_features: i64,
+    bias: bool,
+    rank: i64,
+    #[serde(default = "yes")]
+    lora_bias: bool,
+    #[serde(default = "one")]
+    scale: f64,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+#[derive(Deserialize)]
+struct ConvParams {
+    in_channels: i64,
+    out_channels: Option<i64>,
+}
+
+#[derive(Deserialize)]
+struct SizeParams {
+    height: i64,
+    width: i64,
+}
+
+#[derive(Deserialize)]
+struct NoiseParams {
+    num_samples: i64,
+    height: i64,
+    width: i64,
+    seed: u64,
+    dtype: String,
+    rule: Option<String>,
+}
+
+impl NoiseParams {
+    fn kind(&self) -> Result<Kind> {
+        match self.dtype.trim_start_matches("torch.") {
+            "bfloat16" => Ok(Kind::BFloat16),
+            "float32" => Ok(Kind::Float),
+            "float16" => Ok(Kind::Half),
+            other => Err(Error::Case(format!("noise of {other} is not known"))),
+        }
+    }
+
+    fn rule(&self) -> NoiseRule {
+        if self.rule.as_deref() == Some("legacy") { NoiseRule::Legacy } else { NoiseRule::Current }
+    }
+}
+
+#[derive(Deserialize)]
+struct ScheduleParams {
+    num_steps: usize,
+    image_seq_len: i64,
+    #[serde(default = "base_shift")]
+    base_shift: f64,
+    #[serde(default = "max_shift")]
+    max_shift: f64,
+    #[serde(default = "yes")]
+    shift: bool,
+}
+
+fn base_shift() -> f64 {
+    0.5
+}
+
+fn max_shift() -> f64 {
+    1.15
+}
+
+#[derive(Deserialize)]
+struct DenoiseParams {
+    #[serde(default = "four")]
+    guidance: f64,
+}
+
+/// The arguments of diffusers' transformer.
+#[derive(Deserialize)]
+struct DiffusersParams {
+    in_channels: i64,
+    out_channels: Option<i64>,
+    num_layers: usize,
+    num_single_layers: usize,
+    attention_head_dim: i64,
+    num_attention_heads: i64,
+    joint_attention_dim: i64,
+    pooled_projection_dim: i64,
+    guidance_embeds: bool,
+    axes_dims_rope: [i64; 3],
+}
+
+impl DiffusersParams {
+    fn official(&self) -> Flux1Params {
+        Flux1Params {
+            in_channels: self.in_channels,
+            out_channels: self.out_channels.unwrap_or(self.in_channels),
+            vec_in_dim: self.pooled_projection_dim,
+            context_in_dim: self.joint_attention_dim,
+            hidden_size: self.attention_head_dim * self.num_attention_heads,
+            mlp_ratio: 4.0,
+            num_heads: self.num_attention_heads,
+            depth: self.num_layers,
+            depth_single_blocks: self.num_single_layers,
+            axes_dim: self.axes_dims_rope,
+            theta: 10_000,
+            qkv_bias: true,
+            guidance_embed: self.guidance_embeds,
+        }
+    }
+}

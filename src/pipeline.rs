@@ -1,0 +1,478 @@
+//! The parts put together: a request in, pictures out.
+//!
+//! prompt → tokens → text states → noise and positions → times → velocity steps → latents → pixels.
+
+mod parts;
+
+use std::ops::ControlFlow;
+
+use serde::{Deserialize, Serialize};
+use tch::nn::VarStore;
+use tch::{Device, Kind, Tensor};
+
+pub use parts::Parts;
+
+use crate::autoencoder::AutoEncoder;
+use crate::checkpoint::{Access, Checkpoint};
+use crate::error::{Error, Result};
+use crate::flux1::{Flux1, Flux1Input, Flux1Params};
+use crate::image::Image;
+use crate::sampling::{self, NoiseRule, Prepared, get_noise, get_schedule, prepare, unpack};
+use crate::shim;
+use crate::text::{ClipText, T5Encoder, Tokenizer};
+
+/// Where and in which kind a pipeline computes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Settings {
+    /// The device of every model.
+    pub device: Device,
+    /// The kind of the transformer and of the latents; `None` takes the transformer file's.
+    pub kind: Option<Kind>,
+    /// Mapped or read.
+    pub access: Access,
+    /// Keeps T5 and CLIP after the prompt was encoded. Otherwise they are released before the transformer is loaded.
+    pub keep_text_encoders: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { device: Device::Cpu, kind: None, access: Access::Map, keep_text_encoders: false }
+    }
+}
+
+/// What is to be drawn. What is `None` is taken from the model's variant.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Request {
+    /// One picture, or `num_images` of them, for each.
+    pub prompts: Vec<String>,
+    /// Pixels, a multiple of 16.
+    pub width: i64,
+    /// Pixels, a multiple of 16.
+    pub height: i64,
+    /// Steps from noise to picture.
+    pub steps: Option<usize>,
+    /// Guidance strength, for models that were distilled for it.
+    pub guidance: Option<f64>,
+    /// The first picture's noise; the following ones count on from it.
+    pub seed: u64,
+    /// Pictures of each prompt.
+    pub num_images: usize,
+    /// Tokens of T5, padding included.
+    pub max_sequence_length: Option<usize>,
+    /// Draws bf16 noise as torch up to 2.11 did.
+    #[serde(default)]
+    pub legacy_noise: bool,
+}
+
+impl Request {
+    /// One picture of the prompt, with the model's own settings.
+    pub fn new(prompt: impl Into<String>, width: i64, height: i64) -> Self {
+        Self {
+            prompts: vec![prompt.into()],
+            width,
+            height,
+            steps: None,
+            guidance: None,
+            seed: 0,
+            num_images: 1,
+            max_sequence_length: None,
+            legacy_noise: false,
+        }
+    }
+
+    /// Sets the steps from noise to picture.
+    pub fn steps(mut self, steps: usize) -> Self {
+        self.steps = Some(steps);
+        self
+    }
+
+    /// Sets the guidance strength.
+    pub fn guidance(mut self, guidance: f64) -> Self {
+        self.guidance = Some(guidance);
+        self
+    }
+
+    /// Sets the seed of the first picture.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// Sets how many pictures of each prompt are drawn.
+    pub fn num_images(mut self, num_images: usize) -> Self {
+        self.num_images = num_images;
+        self
+    }
+
+    /// # Errors
+    /// [`Error::Request`] with what is wrong and what would be right.
+    pub fn check(&self) -> Result<()> {
+        let wrong = |text: String| Err(Error::Request(text));
+        for (what, pixels) in [("width", self.width), ("height", self.height)] {
+            if pixels < 16 || pixels % 16 != 0 {
+                let below = (pixels / 16 * 16).max(16);
+                let nearest =
+                    if pixels < 16 { "16".to_string() } else { format!("{below} and {}", below + 16) };
+                return wrong(format!("{what} {pixels} is no multiple of 16; the nearest are {nearest}"));
+            }
+            if pixels > 16_384 {
+                return wrong(format!("{what} {pixels} is more than 16384"));
+            }
+        }
+        if self.prompts.is_empty() {
+            return wrong("no prompt".into());
+        }
+        if self.num_images == 0 {
+            return wrong("num_images must be at least 1".into());
+        }
+        if self.steps == Some(0) {
+            return wrong("steps must be at least 1".into());
+        }
+        if self.guidance.is_some_and(|g| !g.is_finite()) {
+            return wrong("guidance must be a finite number".into());
+        }
+        if self.max_sequence_length.is_some_and(|n| !(2..=512).contains(&n)) {
+            return wrong("max_sequence_length must be between 2 and 512".into());
+        }
+        Ok(())
+    }
+}
+
+/// What a pipeline is at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// T5 and CLIP are loaded and run.
+    Text,
+    /// The transformer is loaded.
+    Load,
+    /// Noise becomes a latent.
+    Denoise,
+    /// A latent becomes a picture.
+    Decode,
+}
+
+/// How far a pipeline is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// A phase begins.
+    Phase(Phase),
+    /// A step is done.
+    Step {
+        /// Which picture, from 0.
+        image: usize,
+        /// Of how many.
+        images: usize,
+        /// Which step, from 1.
+        step: usize,
+        /// Of how many.
+        steps: usize,
+    },
+}
+
+/// Hears of the progress, and stops the work with `Break`.
+pub type OnProgress<'a> = dyn FnMut(Progress) -> ControlFlow<()> + 'a;
+
+/// A picture and how it came about.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Generated {
+    /// The picture.
+    pub image: Image,
+    /// The request that draws it alone, with nothing left open.
+    pub request: Request,
+    /// What the caller should know: tokens that did not fit.
+    pub warnings: Vec<String>,
+}
+
+/// A model that is loaded, with what it lies on.
+#[derive(Debug)]
+struct Resident<M> {
+    model: M,
+    kind: Kind,
+    checkpoint: Checkpoint,
+    _vs: VarStore,
+}
+
+/// FLUX.1 from prompt to picture.
+///
+/// Opening reads headers only. The models are loaded when they are first needed; an error leaves the pipeline usable.
+#[derive(Debug)]
+pub struct Pipeline {
+    parts: Parts,
+    settings: Settings,
+    params: Flux1Params,
+    kind: Kind,
+    clip_tokenizer: Tokenizer,
+    t5_tokenizer: Tokenizer,
+    clip: Option<Resident<ClipText>>,
+    t5: Option<Resident<T5Encoder>>,
+    transformer: Option<Resident<Flux1>>,
+    autoencoder: Option<Resident<AutoEncoder>>,
+}
+
+/// A prompt as the transformer takes it.
+struct Encoded {
+    txt: Tensor,
+    vec: Tensor,
+    warnings: Vec<String>,
+}
+
+impl Pipeline {
+    /// Opens the parts: reads the transformer's header and the tokenizers.
+    ///
+    /// # Errors
+    /// What is wrong with the files; [`Error::Config`] where the transformer is no FLUX.1.
+    pub fn open(parts: Parts, settings: Settings) -> Result<Self> {
+        let transformer = parts.open_transformer(settings.access)?;
+        let params = Flux1Params::from_shapes(|name| transformer.shape(name))?;
+        let kind = settings.kind.or_else(|| transformer.main_kind()).unwrap_or(Kind::Float);
+        if !matches!(kind, Kind::Float | Kind::BFloat16 | Kind::Half | Kind::Double) {
+            let reason = format!("the transformer's weights are {kind:?}; ask for a kind to compute in");
+            return Err(Error::Config(reason));
+        }
+        Ok(Self {
+            clip_tokenizer: Tokenizer::clip(&parts.clip_tokenizer)?,
+            t5_tokenizer: Tokenizer::t5(&parts.t5_tokenizer)?,
+            parts,
+            settings,
+            params,
+            kind,
+            clip: None,
+            t5: None,
+            transformer: None,
+            autoencoder: None,
+        })
+    }
+
+    /// The sizes of the transformer.
+    pub fn params(&self) -> &Flux1Params {
+        &self.params
+    }
+
+    /// The kind of the transformer and of the latents.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The request with the variant's own settings where it says nothing: schnell 4 steps and 256 tokens, dev 50 steps,
+    /// guidance 2.5 and 512 tokens.
+    pub fn complete(&self, request: &Request) -> Request {
+        let distilled = self.params.guidance_embed;
+        let mut request = request.clone();
+        request.steps.get_or_insert(if distilled { 50 } else { 4 });
+        request.max_sequence_length.get_or_insert(if distilled { 512 } else { 256 });
+        if distilled {
+            request.guidance.get_or_insert(2.5);
+        } else {
+            request.guidance = None;
+        }
+        request
+    }
+
+    /// Draws the pictures, prompt by prompt and seed by seed. Each is computed on its own, so its bits do not depend on
+    /// the others.
+    ///
+    /// # Errors
+    /// [`Error::Request`], [`Error::Cancelled`], [`Error::NotFinite`], and what is wrong with the files.
+    pub fn generate(&mut self, request: &Request, on_progress: &mut OnProgress) -> Result<Vec<Generated>> {
+        request.check()?;
+        let _no_grad = tch::no_grad_guard();
+        let request = self.complete(request);
+        if self.params.in_channels != self.params.out_channels {
+            return Err(Error::Request(format!(
+                "FLUX.1 {} draws from a picture ({} input channels); only text to image is built so far",
+                self.params.variant(),
+                self.params.in_channels
+            )));
+        }
+        begin(on_progress, Phase::Text)?;
+        let length = request.max_sequence_length.unwrap_or(512);
+        let encoded = request.prompts.iter().map(|p| self.encode(p, length)).collect::<Result<Vec<_>>>()?;
+        if !self.settings.keep_text_encoders {
+            (self.clip, self.t5) = (None, None);
+        }
+
+        begin(on_progress, Phase::Load)?;
+        self.load_transformer()?;
+
+        begin(on_progress, Phase::Denoise)?;
+        let images = request.prompts.len() * request.num_images;
+        let mut drawn = Vec::with_capacity(images);
+        for (prompt, text) in request.prompts.iter().zip(&encoded) {
+            for i in 0..request.num_images {
+                let seed = request.seed.wrapping_add(i as u64);
+                let mine = Request { prompts: vec![prompt.clone()], num_images: 1, seed, ..request.clone() };
+                let image = drawn.len();
+                let latent = self.latent(&mine, text, &mut |step, steps| {
+                    report(on_progress, Progress::Step { image, images, step, steps })
+                })?;
+                drawn.push((mine, latent, text.warnings.clone()));
+            }
+        }
+
+        begin(on_progress, Phase::Decode)?;
+        self.load_autoencoder()?;
+        drawn
+            .into_iter()
+            .map(|(request, latent, warnings)| {
+                let picture = self.decode(&latent, &request)?;
+                Ok(Generated { image: Image::from_tensor(&picture)?, request, warnings })
+            })
+            .collect()
+    }
+
+    /// The states of T5 and the pooled vector of CLIP.
+    fn encode(&mut self, prompt: &str, length: usize) -> Result<Encoded> {
+        let device = self.settings.device;
+        let mut warnings = Vec::new();
+        let mut tokens = |tokenizer: &Tokenizer, name: &str, length: usize| {
+            let tokens = tokenizer.encode(prompt, length)?;
+            if tokens.cut > 0 {
+                warnings.push(format!(
+                    "{name} reads {length} tokens: the last {} of the prompt were cut off",
+                    tokens.cut
+                ));
+            }
+            Ok::<_, Error>(Tensor::f_from_slice(&tokens.ids)?.f_unsqueeze(0)?.f_to_device(device)?)
+        };
+        let kind = self.text_kind();
+        if self.t5.is_none() {
+            let (model, vs, checkpoint) = self.parts.load_t5(&self.settings, kind)?;
+            self.t5 = Some(Resident { model, kind, checkpoint, _vs: vs });
+        }
+        if self.clip.is_none() {
+            let (model, vs, checkpoint) = self.parts.load_clip(&self.settings, kind)?;
+            self.clip = Some(Resident { model, kind, checkpoint, _vs: vs });
+        }
+        let (Some(t5), Some(clip)) = (&self.t5, &self.clip) else { return Err(Error::Cancelled) };
+        t5.checkpoint.check_unchanged()?;
+        clip.checkpoint.check_unchanged()?;
+        let txt = t5.model.forward(&tokens(&self.t5_tokenizer, "T5", length)?)?;
+        let most = clip.model.config().max_position_embeddings.clamp(2, 77) as usize;
+        let vec = clip.model.forward(&tokens(&self.clip_tokenizer, "CLIP", most)?)?.pooler_output;
+        Ok(Encoded { txt: txt.f_to_kind(self.kind)?, vec: vec.f_to_kind(self.kind)?, warnings })
+    }
+
+    /// T5 overflows in f16, so there the text encoders run in bf16.
+    fn text_kind(&self) -> Kind {
+        if self.kind == Kind::Half { Kind::BFloat16 } else { self.kind }
+    }
+
+    fn load_transformer(&mut self) -> Result<()> {
+        if self.transformer.is_none() {
+            let (model, vs, checkpoint) = self.parts.load_transformer(&self.settings, self.kind)?;
+            self.transformer = Some(Resident { model, kind: self.kind, checkpoint, _vs: vs });
+        }
+        Ok(())
+    }
+
+    fn load_autoencoder(&mut self) -> Result<()> {
+        if self.autoencoder.is_none() {
+            let (model, vs, checkpoint, kind) = self.parts.load_autoencoder(&self.settings, self.kind)?;
+            self.autoencoder = Some(Resident { model, kind, checkpoint, _vs: vs });
+        }
+        Ok(())
+    }
+
+    /// Noise to latent.
+    fn latent(
+        &self,
+        request: &Request,
+        text: &Encoded,
+        on_step: &mut dyn FnMut(usize, usize) -> Result<()>,
+    ) -> Result<Tensor> {
+        let Some(transformer) = &self.transformer else { return Err(Error::Cancelled) };
+        transformer.checkpoint.check_unchanged()?;
+        let (height, width) = (request.height, request.width);
+        let rule = if request.legacy_noise { NoiseRule::Legacy } else { NoiseRule::Current };
+        let noise = get_noise(1, height, width, self.kind, request.seed, rule)?;
+        let prepared = prepare(&noise.f_to_device(self.settings.device)?, &text.txt, &text.vec)?;
+        let steps = request.steps.unwrap_or(1);
+        let timesteps = get_schedule(steps, prepared.img.size()[1], 0.5, 1.15, self.params.guidance_embed);
+        let guidance = request.guidance.unwrap_or(0.0);
+        let none = Conditions::default();
+        let latent = denoise(&transformer.model, &prepared, &timesteps, guidance, &none, &mut |step, _| {
+            on_step(step, steps)
+        })?;
+        if !bool::try_from(latent.isfinite().all())? {
+            let hint = "a weight file is damaged, or the kind is too narrow: try bf16 or f32";
+            return Err(Error::NotFinite { what: "the latent", hint });
+        }
+        Ok(latent)
+    }
+
+    /// Latent to pixels, as the official code does it: in f32, under bf16 autocast unless the pipeline is f32.
+    fn decode(&self, latent: &Tensor, request: &Request) -> Result<Tensor> {
+        let Some(autoencoder) = &self.autoencoder else { return Err(Error::Cancelled) };
+        autoencoder.checkpoint.check_unchanged()?;
+        let latent = unpack(&latent.f_to_kind(Kind::Float)?, request.height, request.width)?;
+        let picture = if autoencoder.kind == Kind::Float && self.kind == Kind::Float {
+            autoencoder.model.decode(&latent)?
+        } else {
+            let _autocast = shim::Autocast::bf16(self.settings.device);
+            autoencoder.model.decode(&latent)?
+        };
+        Ok(picture.f_get(0)?)
+    }
+}
+
+fn begin(on_progress: &mut OnProgress, phase: Phase) -> Result<()> {
+    report(on_progress, Progress::Phase(phase))
+}
+
+fn report(on_progress: &mut OnProgress, progress: Progress) -> Result<()> {
+    if on_progress(progress).is_break() { Err(Error::Cancelled) } else { Ok(()) }
+}
+
+/// What a picture is drawn from beside text.
+#[derive(Debug, Default)]
+pub struct Conditions {
+    /// More channels of every patch `[B, Li, …]`: Fill's image and mask, Canny's edges, the depth.
+    pub img_cond: Option<Tensor>,
+    /// More patches along the sequence `[B, Lc, …]` with their positions `[B, Lc, 3]`: Kontext's reference.
+    pub img_cond_seq: Option<(Tensor, Tensor)>,
+}
+
+/// The official loop over FLUX.1: every step calls the model with the time and the guidance in the latents' kind, and
+/// with the conditions beside the noisy patches. `on_step` hears of each step that is done, from 1, with the patches.
+///
+/// Source: `black-forest-labs/flux` at 802fb47, `src/flux/sampling.py` lines 314–354.
+///
+/// # Errors
+/// [`Error::Shape`], [`Error::Unfilled`], and whatever `on_step` returns.
+pub fn denoise(
+    model: &Flux1,
+    prepared: &Prepared,
+    timesteps: &[f64],
+    guidance: f64,
+    conditions: &Conditions,
+    on_step: &mut dyn FnMut(usize, &Tensor) -> Result<()>,
+) -> Result<Tensor> {
+    let Prepared { img, img_ids, txt, txt_ids, vec } = prepared;
+    let guidance_vec = Tensor::f_full([img.size()[0]], guidance, (img.kind(), img.device()))?;
+    let len = img.size()[1];
+    sampling::denoise(img, timesteps, |img, t_vec, step| {
+        if step > 0 {
+            on_step(step, img)?;
+        }
+        let mut img_input = img.shallow_clone();
+        let mut img_input_ids = img_ids.shallow_clone();
+        if let Some(img_cond) = &conditions.img_cond {
+            img_input = Tensor::f_cat(&[&img_input, img_cond], -1)?;
+        }
+        if let Some((img_cond_seq, img_cond_seq_ids)) = &conditions.img_cond_seq {
+            img_input = Tensor::f_cat(&[&img_input, img_cond_seq], 1)?;
+            img_input_ids = Tensor::f_cat(&[&img_input_ids, img_cond_seq_ids], 1)?;
+        }
+        let pred = model.forward(&Flux1Input {
+            img: &img_input,
+            img_ids: &img_input_ids,
+            txt,
+            txt_ids,
+            timesteps: t_vec,
+            y: vec,
+            guidance: Some(&guidance_vec),
+        })?;
+        Ok(pred.f_narrow(1, 0, len)?)
+    })
+    .and_then(|img| on_step(timesteps.len().saturating_sub(1), &img).map(|()| img))
+}

@@ -1,0 +1,267 @@
+//! Noise, positions, schedules and the Euler loop. Nothing here knows a model.
+//!
+//! Source: `black-forest-labs/flux` at 802fb47, `src/flux/sampling.py`.
+
+use tch::{Device, Kind, Tensor};
+
+use crate::error::{Error, Result};
+use crate::shim;
+
+/// Channels of FLUX.1's latents.
+const CHANNELS: i64 = 16;
+
+/// How the values of a seed come about in a kind narrower than f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum NoiseRule {
+    /// Drawn in f32 and rounded, as torch does it since 2.13, whatever libtorch runs.
+    #[default]
+    Current,
+    /// bf16 noise as torch up to 2.11 draws it, for pictures that were published with an older torch. In f32 and f16
+    /// it is the same as [`NoiseRule::Current`].
+    Legacy,
+}
+
+/// Side of the latent of a picture of `pixels`: `2·⌈pixels / 16⌉`.
+pub fn latent_size(pixels: i64) -> i64 {
+    2 * ((pixels + 15) / 16)
+}
+
+/// Standard normal noise `[num_samples, 16, 2⌈height/16⌉, 2⌈width/16⌉]` on the CPU, the official bits for a seed.
+///
+/// The values come from a generator of their own: no other draw of the process changes them, nor they it.
+/// Source: `sampling.py` lines 16–34.
+///
+/// # Errors
+/// [`Error::Tch`] where the memory is not to be had.
+pub fn get_noise(
+    num_samples: i64,
+    height: i64,
+    width: i64,
+    kind: Kind,
+    seed: u64,
+    rule: NoiseRule,
+) -> Result<Tensor> {
+    let size = [num_samples, CHANNELS, latent_size(height), latent_size(width)];
+    if rule == NoiseRule::Legacy && kind == Kind::BFloat16 {
+        return Ok(legacy::randn_bf16(size.iter().product::<i64>() as usize, seed)?.f_reshape(size)?);
+    }
+    Ok(shim::randn(&size, seed)?.f_to_kind(kind)?)
+}
+
+/// Latents `[B, C, H, W]` to patches `[B, H/2·W/2, 4·C]`.
+///
+/// # Errors
+/// [`Error::Shape`] where a side is odd.
+pub fn pack(img: &Tensor) -> Result<Tensor> {
+    let [b, c, h, w] = img.size()[..] else {
+        return Err(Error::Shape { what: "img", expected: "[B, C, H, W]".into(), found: img.size() });
+    };
+    if h % 2 != 0 || w % 2 != 0 {
+        return Err(Error::Shape { what: "img", expected: "even in both sides".into(), found: img.size() });
+    }
+    let img = img.f_reshape([b, c, h / 2, 2, w / 2, 2])?.permute([0, 2, 4, 1, 3, 5]);
+    Ok(img.f_reshape([b, (h / 2) * (w / 2), c * 4])?)
+}
+
+/// Patches of a picture of `height` × `width` pixels back to latents. Source: `sampling.py` lines 357–365.
+///
+/// # Errors
+/// [`Error::Shape`] where the count of patches is not the picture's.
+pub fn unpack(x: &Tensor, height: i64, width: i64) -> Result<Tensor> {
+    let (h, w) = (latent_size(height) / 2, latent_size(width) / 2);
+    match x.size()[..] {
+        [b, l, c] if l == h * w && c % 4 == 0 => {
+            let x = x.f_reshape([b, h, w, c / 4, 2, 2])?.permute([0, 3, 1, 4, 2, 5]);
+            Ok(x.f_reshape([b, c / 4, h * 2, w * 2])?)
+        }
+        _ => Err(Error::Shape { what: "x", expected: format!("[B, {}, 4·C]", h * w), found: x.size() }),
+    }
+}
+
+/// Positions of the patches of a latent of `height` × `width`: `[B, L, 3]` in f32, `(0, row, column)`.
+pub fn image_ids(batch: i64, height: i64, width: i64) -> Tensor {
+    let (h, w) = (height / 2, width / 2);
+    let options = (Kind::Float, Device::Cpu);
+    let rows = Tensor::arange(h, options).unsqueeze(1).expand([h, w], false);
+    let columns = Tensor::arange(w, options).unsqueeze(0).expand([h, w], false);
+    let ids = Tensor::stack(&[&rows.zeros_like(), &rows, &columns], -1);
+    ids.reshape([1, h * w, 3]).repeat([batch, 1, 1])
+}
+
+/// What a transformer is called with, made from latents and text.
+#[derive(Debug)]
+pub struct Prepared {
+    /// Patches `[B, Li, 4·C]`.
+    pub img: Tensor,
+    /// Their positions `[B, Li, 3]`.
+    pub img_ids: Tensor,
+    /// Text states `[B, Lt, …]`.
+    pub txt: Tensor,
+    /// Their positions `[B, Lt, 3]`, all zero.
+    pub txt_ids: Tensor,
+    /// Pooled text `[B, …]`.
+    pub vec: Tensor,
+}
+
+/// Packs latents `[B, C, H, W]` and adds the positions, on the latents' device. One picture and several prompts, or
+/// one prompt and several pictures, are repeated to fit. Source: `sampling.py` lines 37–75.
+///
+/// # Errors
+/// [`Error::Shape`] where the batches do not fit.
+pub fn prepare(img: &Tensor, txt: &Tensor, vec: &Tensor) -> Result<Prepared> {
+    let packed = pack(img)?;
+    let batch = img.size()[0].max(txt.size().first().copied().unwrap_or(1));
+    let repeated = |what: &'static str, x: &Tensor, dims: usize| {
+        let found = x.size();
+        if found.len() != dims || (found[0] != 1 && found[0] != batch) {
+            let expected = format!("{dims}-dimensional, with a batch of 1 or {batch}");
+            return Err(Error::Shape { what, expected, found });
+        }
+        let mut repeats = vec![1; dims];
+        repeats[0] = batch / found[0];
+        Ok(x.f_repeat(repeats)?)
+    };
+    let device = img.device();
+    let txt = repeated("txt", txt, 3)?;
+    let txt_ids = Tensor::f_zeros([batch, txt.size()[1], 3], (Kind::Float, device))?;
+    Ok(Prepared {
+        img: repeated("img", &packed, 3)?,
+        img_ids: image_ids(batch, img.size()[2], img.size()[3]).f_to_device(device)?,
+        txt: txt.f_to_device(device)?,
+        txt_ids,
+        vec: repeated("vec", vec, 2)?.f_to_device(device)?,
+    })
+}
+
+/// Times from 1 (noise) to 0 (picture): `num_steps + 1` values, for a picture of `image_seq_len` patches.
+///
+/// A shifted schedule spends more steps on noisy times, the more the larger the picture. The arithmetic is f32, as in
+/// the official code. Source: `sampling.py` lines 281–311, with its defaults `base_shift` 0.5 and `max_shift` 1.15.
+pub fn get_schedule(
+    num_steps: usize,
+    image_seq_len: i64,
+    base_shift: f64,
+    max_shift: f64,
+    shift: bool,
+) -> Vec<f64> {
+    let steps = num_steps as i64;
+    let mut timesteps = Tensor::linspace(1, 0, steps + 1, (Kind::Float, Device::Cpu));
+    if shift {
+        let (x1, x2) = (256.0, 4096.0);
+        let m = (max_shift - base_shift) / (x2 - x1);
+        let b = base_shift - m * x1;
+        let mu = m * image_seq_len as f64 + b;
+        let sigma = (timesteps.reciprocal() - 1).pow_tensor_scalar(1.0);
+        timesteps = (sigma + mu.exp()).reciprocal() * mu.exp();
+    }
+    timesteps.to_kind(Kind::Double).iter::<f64>().map_or_else(|_| Vec::new(), Iterator::collect)
+}
+
+/// Walks `img` along the velocities that `model` predicts, from each time to the next, in the kind of `img`.
+///
+/// `model` gets the patches, the time as `[B]` in the kind of `img`, and the step's number. It returns a velocity of
+/// the shape of `img`; conditions that widen or lengthen its input are its own business.
+/// Source: `sampling.py` lines 314–354.
+///
+/// # Errors
+/// Whatever `model` returns, and [`Error::Shape`] where its velocity does not fit.
+pub fn denoise(
+    img: &Tensor,
+    timesteps: &[f64],
+    mut model: impl FnMut(&Tensor, &Tensor, usize) -> Result<Tensor>,
+) -> Result<Tensor> {
+    let mut img = img.shallow_clone();
+    for (step, times) in timesteps.windows(2).enumerate() {
+        let (t_curr, t_prev) = (times[0], times[1]);
+        let t_vec = Tensor::f_full([img.size()[0]], t_curr, (img.kind(), img.device()))?;
+        let pred = model(&img, &t_vec, step)?;
+        if pred.size() != img.size() {
+            let expected = format!("{:?}, as the patches", img.size());
+            return Err(Error::Shape { what: "velocity", expected, found: pred.size() });
+        }
+        img = img.f_add(&pred.f_mul_scalar(t_prev - t_curr)?)?;
+    }
+    Ok(img)
+}
+
+/// bf16 normal values as torch up to 2.11 drew them on the CPU: uniform values of 8 bits, and Box–Muller with every
+/// intermediate rounded to bf16. Source: PyTorch 2.11, `aten/src/ATen/native/cpu/DistributionTemplates.h` and
+/// `aten/src/ATen/core/MT19937RNGEngine.h`.
+mod legacy {
+    use tch::{Kind, Tensor};
+
+    use crate::error::Result;
+
+    /// `len` is at least 16, as any latent's is.
+    pub(super) fn randn_bf16(len: usize, seed: u64) -> Result<Tensor> {
+        let mut generator = Mt19937::new(seed as u32);
+        let mut values: Vec<f32> = (0..len).map(|_| generator.uniform_8_bits()).collect();
+        for chunk in values.chunks_exact_mut(16) {
+            normal_fill_16(chunk);
+        }
+        if len % 16 != 0 {
+            // The last 16 are drawn anew, over what stood there.
+            let tail = &mut values[len - 16..];
+            tail.fill_with(|| generator.uniform_8_bits());
+            normal_fill_16(tail);
+        }
+        Ok(Tensor::f_from_slice(&values)?.f_to_kind(Kind::BFloat16)?)
+    }
+
+    fn normal_fill_16(values: &mut [f32]) {
+        for i in 0..8 {
+            let u1 = bf16(1.0 - values[i]);
+            let u2 = values[i + 8];
+            let radius = bf16(bf16(-2.0 * bf16(u1.ln())).sqrt());
+            let theta = (2.0 * std::f64::consts::PI * f64::from(u2)) as f32;
+            let theta = bf16(theta);
+            // Adding the mean makes a negative zero positive.
+            values[i] = bf16(radius * bf16(theta.cos())) + 0.0;
+            values[i + 8] = bf16(radius * bf16(theta.sin())) + 0.0;
+        }
+    }
+
+    /// Rounded to bf16, to the nearest and to even.
+    fn bf16(x: f32) -> f32 {
+        let bits = x.to_bits();
+        f32::from_bits((bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff_0000)
+    }
+
+    /// The Mersenne twister of 32 bits.
+    struct Mt19937 {
+        state: [u32; 624],
+        next: usize,
+    }
+
+    impl Mt19937 {
+        fn new(seed: u32) -> Self {
+            let mut state = [seed; 624];
+            for i in 1..624 {
+                let before = state[i - 1];
+                state[i] = (before ^ (before >> 30)).wrapping_mul(1_812_433_253).wrapping_add(i as u32);
+            }
+            Self { state, next: 624 }
+        }
+
+        fn next_u32(&mut self) -> u32 {
+            if self.next == 624 {
+                for i in 0..624 {
+                    let y = (self.state[i] & 0x8000_0000) | (self.state[(i + 1) % 624] & 0x7fff_ffff);
+                    let twist = if y & 1 == 1 { 0x9908_b0df } else { 0 };
+                    self.state[i] = self.state[(i + 397) % 624] ^ (y >> 1) ^ twist;
+                }
+                self.next = 0;
+            }
+            let mut y = self.state[self.next];
+            self.next += 1;
+            y ^= y >> 11;
+            y ^= (y << 7) & 0x9d2c_5680;
+            y ^= (y << 15) & 0xefc6_0000;
+            y ^ (y >> 18)
+        }
+
+        fn uniform_8_bits(&mut self) -> f32 {
+            (self.next_u32() & 0xff) as f32 / 256.0
+        }
+    }
+}

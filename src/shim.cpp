@@ -1,0 +1,76 @@
+// What libtorch has and tch's C interface lacks. Each function returns null with the reason in `error` on failure.
+
+#include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Version.h>
+#include <ATen/autocast_mode.h>
+#include <torch/version.h>
+
+#include <cstdint>
+#include <cstring>
+#include <exception>
+#include <memory>
+
+namespace {
+
+template <typename F>
+at::Tensor* guarded(char* error, size_t error_len, F f) {
+  try {
+    return new at::Tensor(f());
+  } catch (const std::exception& e) {
+    std::strncpy(error, e.what(), error_len - 1);
+    error[error_len - 1] = 0;
+    return nullptr;
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+// A tensor over `data`, which somebody else owns. `release(owner)` runs when the last tensor that shares the storage
+// is gone; on failure it has not run and the owner stays the caller's.
+at::Tensor* tch_flux_borrow(void* data, const int64_t* sizes, size_t dims, int kind, void* owner,
+                            void (*release)(void*), char* error, size_t error_len) {
+  // libtorch holds the deleter before it has checked the shape, and runs it if that check throws.
+  auto armed = std::make_shared<bool>(false);
+  at::Tensor* tensor = guarded(error, error_len, [&] {
+    auto options = at::TensorOptions().dtype(static_cast<at::ScalarType>(kind)).device(at::kCPU);
+    auto deleter = [armed, owner, release](void*) {
+      if (*armed) release(owner);
+    };
+    return at::from_blob(data, at::IntArrayRef(sizes, dims), deleter, options);
+  });
+  *armed = tensor != nullptr;
+  return tensor;
+}
+
+// The version of libtorch's headers.
+const char* tch_flux_torch_version() { return TORCH_VERSION; }
+
+// The instruction set that libtorch's CPU kernels run with: "DEFAULT", "AVX2", "AVX512", ...
+void tch_flux_cpu_capability(char* text, size_t text_len) {
+  std::strncpy(text, at::get_cpu_capability().c_str(), text_len - 1);
+  text[text_len - 1] = 0;
+}
+
+// Enters or leaves `torch.autocast(device_type, dtype=torch.bfloat16)` on this thread.
+void tch_flux_autocast(bool cuda, bool enabled) {
+  auto device = cuda ? at::kCUDA : at::kCPU;
+  if (enabled) {
+    at::autocast::set_autocast_dtype(device, at::kBFloat16);
+    at::autocast::increment_nesting();
+  } else if (at::autocast::decrement_nesting() == 0) {
+    at::autocast::clear_cache();
+  }
+  at::autocast::set_autocast_enabled(device, enabled);
+}
+
+// f32 standard normal values from a generator of their own, so that no other draw of the process has a part in them.
+at::Tensor* tch_flux_randn(const int64_t* sizes, size_t dims, uint64_t seed, char* error, size_t error_len) {
+  return guarded(error, error_len, [&] {
+    auto generator = at::detail::createCPUGenerator(seed);
+    return at::randn(at::IntArrayRef(sizes, dims), generator, at::TensorOptions().dtype(at::kFloat));
+  });
+}
+}

@@ -1,0 +1,170 @@
+//! The calls into `shim.cpp`, and all of the crate's `unsafe` beside the mapping of files.
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::sync::Arc;
+
+use tch::{Kind, TchError, Tensor};
+use torch_sys::C_tensor;
+
+unsafe extern "C" {
+    fn tch_flux_borrow(
+        data: *mut c_void,
+        sizes: *const i64,
+        dims: usize,
+        kind: c_int,
+        owner: *mut c_void,
+        release: extern "C" fn(*mut c_void),
+        error: *mut c_char,
+        error_len: usize,
+    ) -> *mut C_tensor;
+    fn tch_flux_autocast(cuda: bool, enabled: bool);
+    fn tch_flux_torch_version() -> *const c_char;
+    fn tch_flux_cpu_capability(text: *mut c_char, text_len: usize);
+    fn tch_flux_randn(
+        sizes: *const i64,
+        dims: usize,
+        seed: u64,
+        error: *mut c_char,
+        error_len: usize,
+    ) -> *mut C_tensor;
+}
+
+/// Memory that may lie under tensors: it does not move, and goes when its last `Arc` does.
+pub(crate) trait Memory: Send + Sync + 'static {
+    /// The first byte and the count of bytes. libtorch may write through it, so the bytes must be private to us.
+    fn bytes(&self) -> (*mut u8, usize);
+}
+
+/// A tensor over `size` elements of `kind` at `offset` of `memory`, on the CPU. The memory lives as long as any
+/// tensor over it. `None` where the place is not aligned for `kind` or does not lie within the memory.
+pub(crate) fn borrow<M: Memory>(
+    memory: &Arc<M>,
+    offset: usize,
+    size: &[i64],
+    kind: Kind,
+) -> Option<Result<Tensor, TchError>> {
+    let (start, len) = memory.bytes();
+    let count = size.iter().try_fold(1usize, |n, &d| n.checked_mul(usize::try_from(d).ok()?))?;
+    let end = count.checked_mul(kind.elt_size_in_bytes())?.checked_add(offset)?;
+    if end > len || !(start as usize + offset).is_multiple_of(kind.elt_size_in_bytes()) {
+        return None;
+    }
+    extern "C" fn release<M>(owner: *mut c_void) {
+        // SAFETY: `owner` came from `Arc::into_raw` of an `Arc<M>` below, and the deleter runs once.
+        drop(unsafe { Arc::from_raw(owner as *const M) });
+    }
+    let owner = Arc::into_raw(Arc::clone(memory)) as *mut c_void;
+    let mut error = [0 as c_char; 512];
+    // SAFETY: `offset..end` lies within the memory, which the owner keeps in place until the deleter has run.
+    let tensor = unsafe {
+        let data = start.add(offset) as *mut c_void;
+        let (sizes, dims) = (size.as_ptr(), size.len());
+        tch_flux_borrow(
+            data,
+            sizes,
+            dims,
+            kind_code(kind),
+            owner,
+            release::<M>,
+            error.as_mut_ptr(),
+            error.len(),
+        )
+    };
+    if tensor.is_null() {
+        release::<M>(owner);
+    }
+    Some(owned(tensor, &error))
+}
+
+/// The bytes of a dense CPU tensor that nobody else holds, to be filled.
+pub(crate) fn with_bytes<R>(tensor: &Tensor, fill: impl FnOnce(&mut [u8]) -> R) -> R {
+    let dense = tensor.device() == tch::Device::Cpu && tensor.is_contiguous();
+    let len = if dense { tensor.numel() * tensor.kind().elt_size_in_bytes() } else { 0 };
+    if len == 0 {
+        return fill(&mut []);
+    }
+    // SAFETY: a contiguous CPU tensor holds `len` bytes from its data pointer on, and it lives through the call.
+    fill(unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr() as *mut u8, len) })
+}
+
+/// Standard normal f32 values of the shape `size` on the CPU: what `torch.randn` gives with a generator of its own
+/// that was seeded with `seed`.
+pub(crate) fn randn(size: &[i64], seed: u64) -> Result<Tensor, TchError> {
+    let mut error = [0 as c_char; 512];
+    // SAFETY: plain values and two buffers that outlive the call.
+    let tensor = unsafe { tch_flux_randn(size.as_ptr(), size.len(), seed, error.as_mut_ptr(), error.len()) };
+    owned(tensor, &error)
+}
+
+/// `torch.autocast(device_type, dtype=torch.bfloat16)` on this thread, until it is dropped.
+pub(crate) struct Autocast {
+    cuda: bool,
+}
+
+impl Autocast {
+    pub(crate) fn bf16(device: tch::Device) -> Self {
+        let cuda = device.is_cuda();
+        // SAFETY: sets a flag of this thread.
+        unsafe { tch_flux_autocast(cuda, true) };
+        Self { cuda }
+    }
+}
+
+impl Drop for Autocast {
+    fn drop(&mut self) {
+        // SAFETY: as above, back to what it was.
+        unsafe { tch_flux_autocast(self.cuda, false) };
+    }
+}
+
+/// The version of the libtorch that the crate was built with, such as `2.13.0`.
+pub(crate) fn torch_version() -> String {
+    // SAFETY: a constant text of the library.
+    unsafe { CStr::from_ptr(tch_flux_torch_version()) }.to_string_lossy().into_owned()
+}
+
+/// The instruction set that libtorch's CPU kernels run with, such as `AVX512`.
+pub(crate) fn cpu_capability() -> String {
+    let mut text = [0 as c_char; 64];
+    // SAFETY: the C++ side ends the text with a zero within the buffer.
+    unsafe {
+        tch_flux_cpu_capability(text.as_mut_ptr(), text.len());
+        CStr::from_ptr(text.as_ptr()).to_string_lossy().into_owned()
+    }
+}
+
+fn owned(tensor: *mut C_tensor, error: &[c_char; 512]) -> Result<Tensor, TchError> {
+    if tensor.is_null() {
+        // SAFETY: the C++ side ends the text with a zero within the buffer.
+        let text = unsafe { CStr::from_ptr(error.as_ptr()) };
+        return Err(TchError::Torch(text.to_string_lossy().into_owned()));
+    }
+    // SAFETY: a fresh `at::Tensor` that nobody else owns.
+    Ok(unsafe { Tensor::from_ptr(tensor) })
+}
+
+/// libtorch's number of a kind that a file can hold.
+fn kind_code(kind: Kind) -> c_int {
+    match kind {
+        Kind::Uint8 => 0,
+        Kind::Int8 => 1,
+        Kind::Int16 => 2,
+        Kind::Int => 3,
+        Kind::Int64 => 4,
+        Kind::Half => 5,
+        Kind::Float => 6,
+        Kind::Double => 7,
+        Kind::ComplexHalf => 8,
+        Kind::ComplexFloat => 9,
+        Kind::ComplexDouble => 10,
+        Kind::Bool => 11,
+        Kind::QInt8 => 12,
+        Kind::QUInt8 => 13,
+        Kind::QInt32 => 14,
+        Kind::BFloat16 => 15,
+        Kind::Float8e5m2 => 23,
+        Kind::Float8e4m3fn => 24,
+        Kind::Float8e5m2fnuz => 25,
+        Kind::Float8e4m3fnuz => 26,
+    }
+}

@@ -1,0 +1,273 @@
+//! CLIP's text model: tokens to states and one pooled vector.
+//!
+//! Source: `transformers` 5.23.0, `models/clip/modeling_clip.py`, with the attention that it takes by default
+//! (`scaled_dot_product_attention`, causal).
+
+use serde::{Deserialize, Serialize};
+use tch::nn::{Module, Path};
+use tch::{Kind, Tensor};
+
+use crate::error::{Error, Result};
+use crate::math::{merge_heads, scaled_dot_product_attention, split_heads};
+use crate::nn::{Embedding, LayerNorm, Linear, Parameters};
+
+/// The sizes of a CLIP text model, in the names of its `config.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ClipConfig {
+    /// Pieces of the vocabulary.
+    pub vocab_size: i64,
+    /// Width of the states.
+    pub hidden_size: i64,
+    /// Width of the MLP.
+    pub intermediate_size: i64,
+    /// Layers.
+    pub num_hidden_layers: usize,
+    /// Heads.
+    pub num_attention_heads: i64,
+    /// The longest prompt in tokens, both marks included.
+    #[serde(default = "default_positions")]
+    pub max_position_embeddings: i64,
+    /// The MLP's activation: `quick_gelu` or `gelu`.
+    #[serde(default = "default_act")]
+    pub hidden_act: String,
+    /// Added to the variance.
+    #[serde(default = "default_eps")]
+    pub layer_norm_eps: f64,
+    /// The end mark. 2 stands for the highest token of the prompt, since old files name it wrongly.
+    #[serde(default = "default_eos")]
+    pub eos_token_id: i64,
+}
+
+fn default_positions() -> i64 {
+    77
+}
+
+fn default_act() -> String {
+    "quick_gelu".into()
+}
+
+fn default_eps() -> f64 {
+    1e-5
+}
+
+fn default_eos() -> i64 {
+    49407
+}
+
+impl ClipConfig {
+    /// CLIP-L (`openai/clip-vit-large-patch14`), the text model of FLUX.1.
+    pub fn large() -> Self {
+        Self {
+            vocab_size: 49408,
+            hidden_size: 768,
+            intermediate_size: 3072,
+            num_hidden_layers: 12,
+            num_attention_heads: 12,
+            max_position_embeddings: default_positions(),
+            hidden_act: default_act(),
+            layer_norm_eps: default_eps(),
+            eos_token_id: default_eos(),
+        }
+    }
+
+    /// Reads a `config.json`, of the text model alone or of the whole CLIP (`text_config`).
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::File`].
+    pub fn read(path: impl AsRef<std::path::Path>) -> Result<Self> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum File {
+            Whole { text_config: ClipConfig },
+            Text(ClipConfig),
+        }
+        Ok(match super::read_config(path.as_ref())? {
+            File::Whole { text_config } => text_config,
+            File::Text(config) => config,
+        })
+    }
+}
+
+/// The MLP's activation.
+#[derive(Debug, Clone, Copy)]
+enum Activation {
+    QuickGelu,
+    Gelu,
+}
+
+impl Activation {
+    fn of(name: &str) -> Result<Self> {
+        match name {
+            "quick_gelu" => Ok(Self::QuickGelu),
+            "gelu" => Ok(Self::Gelu),
+            _ => Err(Error::Config(format!("CLIP's hidden_act is {name:?}; quick_gelu and gelu are known"))),
+        }
+    }
+
+    fn apply(self, x: &Tensor) -> Tensor {
+        match self {
+            Self::QuickGelu => x * (x * 1.702).sigmoid(),
+            Self::Gelu => x.gelu("none"),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct ClipAttention {
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    out_proj: Linear,
+    num_heads: i64,
+}
+
+impl ClipAttention {
+    fn new(vs: Path, config: &ClipConfig) -> Self {
+        let linear = |name: &str| Linear::new(&vs / name, config.hidden_size, config.hidden_size, true);
+        Self {
+            q_proj: linear("q_proj"),
+            k_proj: linear("k_proj"),
+            v_proj: linear("v_proj"),
+            out_proj: linear("out_proj"),
+            num_heads: config.num_attention_heads,
+        }
+    }
+}
+
+impl Module for ClipAttention {
+    fn forward(&self, x: &Tensor) -> Tensor {
+        let heads = |linear: &Linear| split_heads(&linear.forward(x), self.num_heads); // [B, H, L, d]
+        let (q, k, v) = (heads(&self.q_proj), heads(&self.k_proj), heads(&self.v_proj));
+        let scale = (q.size()[3] as f64).powf(-0.5);
+        let attn = scaled_dot_product_attention(&q, &k, &v, None, true, Some(scale));
+        self.out_proj.forward(&merge_heads(&attn))
+    }
+}
+
+#[derive(Debug)]
+struct ClipLayer {
+    layer_norm1: LayerNorm,
+    self_attn: ClipAttention,
+    layer_norm2: LayerNorm,
+    fc1: Linear,
+    fc2: Linear,
+    activation: Activation,
+}
+
+impl ClipLayer {
+    fn new(vs: Path, config: &ClipConfig) -> Result<Self> {
+        let (width, inner) = (config.hidden_size, config.intermediate_size);
+        Ok(Self {
+            layer_norm1: LayerNorm::new(&vs / "layer_norm1", width, config.layer_norm_eps),
+            self_attn: ClipAttention::new(&vs / "self_attn", config),
+            layer_norm2: LayerNorm::new(&vs / "layer_norm2", width, config.layer_norm_eps),
+            fc1: Linear::new(&vs / "mlp" / "fc1", width, inner, true),
+            fc2: Linear::new(&vs / "mlp" / "fc2", inner, width, true),
+            activation: Activation::of(&config.hidden_act)?,
+        })
+    }
+}
+
+impl Module for ClipLayer {
+    fn forward(&self, x: &Tensor) -> Tensor {
+        let x = x + self.self_attn.forward(&self.layer_norm1.forward(x));
+        let hidden = self.activation.apply(&self.fc1.forward(&self.layer_norm2.forward(&x)));
+        x + self.fc2.forward(&hidden)
+    }
+}
+
+/// What the text model gives.
+#[derive(Debug)]
+pub struct ClipOutput {
+    /// `[B, L, hidden_size]`.
+    pub last_hidden_state: Tensor,
+    /// The state at the end mark: `[B, hidden_size]`.
+    pub pooler_output: Tensor,
+}
+
+/// CLIP's text model, in the names of `transformers.CLIPTextModel` (`text_model.…`).
+#[derive(Debug)]
+#[doc(alias = "CLIPTextModel")]
+pub struct ClipText {
+    token_embedding: Embedding,
+    position_embedding: Embedding,
+    layers: Vec<ClipLayer>,
+    final_layer_norm: LayerNorm,
+    config: ClipConfig,
+    parameters: Parameters,
+}
+
+impl ClipText {
+    /// Declares every parameter.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where the heads do not divide the width, or the activation is unknown.
+    pub fn new(vs: Path, config: &ClipConfig) -> Result<Self> {
+        if config.num_attention_heads <= 0 || config.hidden_size % config.num_attention_heads != 0 {
+            return Err(Error::Config(format!(
+                "CLIP's {} heads do not divide its hidden_size {}",
+                config.num_attention_heads, config.hidden_size
+            )));
+        }
+        let ((token_embedding, position_embedding, layers, final_layer_norm), parameters) =
+            Parameters::of(|| {
+                let vs = &vs / "text_model";
+                let (embeddings, layers) = (&vs / "embeddings", &vs / "encoder" / "layers");
+                let width = config.hidden_size;
+                Ok((
+                    Embedding::new(&embeddings / "token_embedding", config.vocab_size, width),
+                    Embedding::new(&embeddings / "position_embedding", config.max_position_embeddings, width),
+                    (0..config.num_hidden_layers)
+                        .map(|i| ClipLayer::new(&layers / i, config))
+                        .collect::<Result<_>>()?,
+                    LayerNorm::new(&vs / "final_layer_norm", width, config.layer_norm_eps),
+                ))
+            })?;
+        let config = config.clone();
+        Ok(Self { token_embedding, position_embedding, layers, final_layer_norm, config, parameters })
+    }
+
+    /// The sizes that it was built with.
+    pub fn config(&self) -> &ClipConfig {
+        &self.config
+    }
+
+    /// Tokens `[B, L]` (int64), at most `max_position_embeddings` of them.
+    ///
+    /// # Errors
+    /// [`Error::Shape`], [`Error::Unfilled`], [`Error::Request`] for a token outside the vocabulary.
+    pub fn forward(&self, input_ids: &Tensor) -> Result<ClipOutput> {
+        self.parameters.check()?;
+        check_tokens(input_ids, self.config.vocab_size, self.config.max_position_embeddings)?;
+        let (b, l) = (input_ids.size()[0], input_ids.size()[1]);
+        let position_ids = Tensor::arange(l, (Kind::Int64, input_ids.device())).unsqueeze(0);
+        let x = self.token_embedding.forward(input_ids) + self.position_embedding.forward(&position_ids);
+        let x = self.layers.iter().fold(x, |x, layer| layer.forward(&x));
+        let last_hidden_state = self.final_layer_norm.forward(&x);
+
+        let end = match self.config.eos_token_id {
+            2 => input_ids.argmax(-1, false),
+            eos => input_ids.eq(eos).to_kind(Kind::Int64).argmax(-1, false),
+        };
+        let batch = Tensor::arange(b, (Kind::Int64, input_ids.device()));
+        let pooler_output = last_hidden_state.index(&[Some(batch), Some(end)]);
+        Ok(ClipOutput { last_hidden_state, pooler_output })
+    }
+}
+
+/// Tokens must be `[B, L]`, not too many, and of the vocabulary: libtorch reads past a table without a word on some
+/// devices.
+pub(super) fn check_tokens(input_ids: &Tensor, vocab_size: i64, max_len: i64) -> Result<()> {
+    let size = input_ids.size();
+    if size.len() != 2 || size[1] == 0 || size[1] > max_len {
+        let most = if max_len == i64::MAX { String::new() } else { format!(", at most {max_len} tokens") };
+        return Err(Error::Shape { what: "input_ids", expected: format!("[B, L]{most}"), found: size });
+    }
+    let (low, high) = (i64::try_from(input_ids.min())?, i64::try_from(input_ids.max())?);
+    if low < 0 || high >= vocab_size {
+        return Err(Error::Request(format!(
+            "tokens from {low} to {high} do not fit a vocabulary of {vocab_size}: the tokenizer is another model's"
+        )));
+    }
+    Ok(())
+}

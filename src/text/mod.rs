@@ -1,0 +1,23 @@
+//! Prompt to states: the two text encoders and their tokenizers.
+
+pub mod clip;
+pub mod t5;
+pub mod tokenizer;
+
+pub use clip::{ClipConfig, ClipText};
+pub use t5::{T5Config, T5Encoder};
+pub use tokenizer::{Tokenizer, Tokens};
+
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+
+use crate::checkpoint::FileProblem;
+use crate::error::{Error, Result};
+
+/// Reads a `config.json` of Hugging Face.
+pub(crate) fn read_config<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    serde_json::from_str(&text)
+        .map_err(|e| Error::file(path)(FileProblem::Settings { reason: e.to_string() }))
+}

@@ -1,0 +1,267 @@
+//! The encoder of T5 v1.1: tokens to states.
+//!
+//! Source: `transformers` 5.23.0, `models/t5/modeling_t5.py`, with the attention that it takes by default
+//! (`scaled_dot_product_attention`, the position bias as the mask, no scaling). There is no mask for padding: FLUX.1
+//! attends to it.
+
+use serde::{Deserialize, Serialize};
+use tch::nn::{Module, Path};
+use tch::{Device, Kind, Tensor};
+
+use crate::error::{Error, Result};
+use crate::math::{merge_heads, scaled_dot_product_attention, split_heads};
+use crate::nn::{Embedding, Linear, Parameters, declare};
+
+/// The sizes of a T5 encoder, in the names of its `config.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct T5Config {
+    /// Pieces of the vocabulary.
+    pub vocab_size: i64,
+    /// Width of the states.
+    pub d_model: i64,
+    /// Width of a head.
+    pub d_kv: i64,
+    /// Width of the MLP.
+    pub d_ff: i64,
+    /// Layers.
+    pub num_layers: usize,
+    /// Heads.
+    pub num_heads: i64,
+    /// Buckets of relative distances.
+    #[serde(default = "default_buckets")]
+    pub relative_attention_num_buckets: i64,
+    /// Distances beyond this share a bucket.
+    #[serde(default = "default_distance")]
+    pub relative_attention_max_distance: i64,
+    /// Added to the mean square.
+    #[serde(default = "default_epsilon")]
+    pub layer_norm_epsilon: f64,
+    /// The MLP's form; only `gated-gelu` is known.
+    pub feed_forward_proj: String,
+}
+
+fn default_buckets() -> i64 {
+    32
+}
+
+fn default_distance() -> i64 {
+    128
+}
+
+fn default_epsilon() -> f64 {
+    1e-6
+}
+
+impl T5Config {
+    /// T5-XXL v1.1, the encoder of FLUX.1.
+    pub fn xxl() -> Self {
+        Self {
+            vocab_size: 32128,
+            d_model: 4096,
+            d_kv: 64,
+            d_ff: 10240,
+            num_layers: 24,
+            num_heads: 64,
+            relative_attention_num_buckets: default_buckets(),
+            relative_attention_max_distance: default_distance(),
+            layer_norm_epsilon: default_epsilon(),
+            feed_forward_proj: "gated-gelu".into(),
+        }
+    }
+
+    /// Reads a `config.json`.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::File`].
+    pub fn read(path: impl AsRef<std::path::Path>) -> Result<Self> {
+        super::read_config(path.as_ref())
+    }
+}
+
+/// Scales by the root mean square, without a bias.
+#[derive(Debug)]
+struct T5LayerNorm {
+    weight: Tensor,
+    eps: f64,
+}
+
+impl T5LayerNorm {
+    fn new(vs: Path, config: &T5Config) -> Self {
+        Self { weight: declare(&vs, "weight", &[config.d_model]), eps: config.layer_norm_epsilon }
+    }
+}
+
+impl Module for T5LayerNorm {
+    fn forward(&self, xs: &Tensor) -> Tensor {
+        let variance = xs.to_kind(Kind::Float).square().mean_dim(-1, true, None);
+        let mut normed = xs * (variance + self.eps).rsqrt();
+        if matches!(self.weight.kind(), Kind::Half | Kind::BFloat16) {
+            normed = normed.to_kind(self.weight.kind());
+        }
+        &self.weight * normed
+    }
+}
+
+#[derive(Debug)]
+struct T5Attention {
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    o: Linear,
+    num_heads: i64,
+}
+
+impl T5Attention {
+    fn new(vs: &Path, config: &T5Config) -> Self {
+        let inner_dim = config.num_heads * config.d_kv;
+        Self {
+            q: Linear::new(vs / "q", config.d_model, inner_dim, false),
+            k: Linear::new(vs / "k", config.d_model, inner_dim, false),
+            v: Linear::new(vs / "v", config.d_model, inner_dim, false),
+            o: Linear::new(vs / "o", inner_dim, config.d_model, false),
+            num_heads: config.num_heads,
+        }
+    }
+
+    fn forward(&self, x: &Tensor, position_bias: &Tensor) -> Tensor {
+        let heads = |linear: &Linear| split_heads(&linear.forward(x), self.num_heads); // [B, H, L, d]
+        let (q, k, v) = (heads(&self.q), heads(&self.k), heads(&self.v));
+        let attn = scaled_dot_product_attention(&q, &k, &v, Some(position_bias), false, Some(1.0));
+        self.o.forward(&merge_heads(&attn))
+    }
+}
+
+/// tanh-GELU as `transformers` writes it out (`NewGELUActivation`).
+fn gelu_new(x: &Tensor) -> Tensor {
+    let inner = (x + x.pow_tensor_scalar(3.0) * 0.044715) * (2.0 / std::f64::consts::PI).sqrt();
+    x * 0.5 * (inner.tanh() + 1.0)
+}
+
+#[derive(Debug)]
+struct T5DenseGatedActDense {
+    wi_0: Linear,
+    wi_1: Linear,
+    wo: Linear,
+}
+
+impl T5DenseGatedActDense {
+    fn new(vs: &Path, config: &T5Config) -> Self {
+        Self {
+            wi_0: Linear::new(vs / "wi_0", config.d_model, config.d_ff, false),
+            wi_1: Linear::new(vs / "wi_1", config.d_model, config.d_ff, false),
+            wo: Linear::new(vs / "wo", config.d_ff, config.d_model, false),
+        }
+    }
+}
+
+impl Module for T5DenseGatedActDense {
+    fn forward(&self, x: &Tensor) -> Tensor {
+        let hidden_gelu = gelu_new(&self.wi_0.forward(x));
+        let hidden_linear = self.wi_1.forward(x);
+        self.wo.forward(&(hidden_gelu * hidden_linear))
+    }
+}
+
+/// One layer: attention and MLP, each behind its norm.
+#[derive(Debug)]
+struct T5Block {
+    attention_norm: T5LayerNorm,
+    attention: T5Attention,
+    dense_norm: T5LayerNorm,
+    dense: T5DenseGatedActDense,
+}
+
+impl T5Block {
+    fn new(vs: Path, config: &T5Config) -> Self {
+        let (attention, dense) = (&vs / "layer" / 0, &vs / "layer" / 1);
+        Self {
+            attention: T5Attention::new(&(&attention / "SelfAttention"), config),
+            attention_norm: T5LayerNorm::new(attention / "layer_norm", config),
+            dense: T5DenseGatedActDense::new(&(&dense / "DenseReluDense"), config),
+            dense_norm: T5LayerNorm::new(dense / "layer_norm", config),
+        }
+    }
+
+    fn forward(&self, x: &Tensor, position_bias: &Tensor) -> Tensor {
+        let x = x + self.attention.forward(&self.attention_norm.forward(x), position_bias);
+        &x + self.dense.forward(&self.dense_norm.forward(&x))
+    }
+}
+
+/// The T5 encoder, in the names of `transformers.T5EncoderModel`.
+#[derive(Debug)]
+#[doc(alias = "T5EncoderModel")]
+pub struct T5Encoder {
+    shared: Embedding,
+    relative_attention_bias: Embedding,
+    block: Vec<T5Block>,
+    final_layer_norm: T5LayerNorm,
+    config: T5Config,
+    parameters: Parameters,
+}
+
+impl T5Encoder {
+    /// Declares every parameter; the embedding is `shared`.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where the MLP is not the gated one of v1.1.
+    pub fn new(vs: Path, config: &T5Config) -> Result<Self> {
+        if config.feed_forward_proj != "gated-gelu" {
+            return Err(Error::Config(format!(
+                "T5's feed_forward_proj is {:?}; only \"gated-gelu\" (v1.1) is known",
+                config.feed_forward_proj
+            )));
+        }
+        let ((shared, relative_attention_bias, block, final_layer_norm), parameters) =
+            Parameters::of(|| {
+                let encoder = &vs / "encoder";
+                let blocks = &encoder / "block";
+                Ok((
+                    Embedding::new(&vs / "shared", config.vocab_size, config.d_model),
+                    Embedding::new(
+                        &blocks / 0 / "layer" / 0 / "SelfAttention" / "relative_attention_bias",
+                        config.relative_attention_num_buckets,
+                        config.num_heads,
+                    ),
+                    (0..config.num_layers).map(|i| T5Block::new(&blocks / i, config)).collect(),
+                    T5LayerNorm::new(&encoder / "final_layer_norm", config),
+                ))
+            })?;
+        let config = config.clone();
+        Ok(Self { shared, relative_attention_bias, block, final_layer_norm, config, parameters })
+    }
+
+    /// Tokens `[B, L]` (int64) to the last hidden states `[B, L, d_model]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`], [`Error::Unfilled`], [`Error::Tch`] for a token outside the vocabulary.
+    pub fn forward(&self, input_ids: &Tensor) -> Result<Tensor> {
+        self.parameters.check()?;
+        super::clip::check_tokens(input_ids, self.config.vocab_size, i64::MAX)?;
+        let position_bias = self.position_bias(input_ids.size()[1], input_ids.device());
+        let x = self.shared.forward(input_ids);
+        let x = self.block.iter().fold(x, |x, block| block.forward(&x, &position_bias));
+        Ok(self.final_layer_norm.forward(&x))
+    }
+
+    /// `[1, H, L, L]`: the first layer's, which all share.
+    fn position_bias(&self, len: i64, device: Device) -> Tensor {
+        let position = Tensor::arange(len, (Kind::Int64, device));
+        let relative_position = position.unsqueeze(0) - position.unsqueeze(1); // [query, key]
+        let bucket = self.bucket(&relative_position);
+        self.relative_attention_bias.forward(&bucket).permute([2, 0, 1]).unsqueeze(0).contiguous()
+    }
+
+    /// Half of the buckets for each direction; of these, half for single distances, the others growing with the
+    /// logarithm.
+    fn bucket(&self, relative_position: &Tensor) -> Tensor {
+        let buckets = self.config.relative_attention_num_buckets / 2;
+        let max_exact = buckets / 2;
+        let direction = relative_position.gt(0).to_kind(Kind::Int64) * buckets;
+        let distance = relative_position.abs();
+        let growth = (self.config.relative_attention_max_distance as f64 / max_exact as f64).ln();
+        let steps = (distance.to_kind(Kind::Float) / max_exact).log() / growth * (buckets - max_exact);
+        let far = (steps.to_kind(Kind::Int64) + max_exact).clamp_max(buckets - 1);
+        direction + distance.where_self(&distance.lt(max_exact), &far)
+    }
+}

@@ -426,7 +426,7 @@ def export_diffusers(ex: Exporter):
             module = "diffusers.FluxTransformer2DModel"
             ex.write(f"diffusers_flux_{form}_{kind}", module, params, inputs, output, net.state_dict())
 
-    # f32 alone: in bf16 the two implementations' orders of operations differ by more than a mistake might.
+    # f32 alone: in bf16, diffusers and the official code themselves lie 1 to 2 % apart here.
     rng = ex.start("diffusers_autoencoder")
     ch_mult, blocks = draw_levels(rng)
     params = {

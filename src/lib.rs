@@ -1,4 +1,25 @@
-#![doc = "probe"]
+#![doc = include_str!("../README.md")]
+//!
+//! # Where things are
+//!
+//! | module | what it holds |
+//! | --- | --- |
+//! | [`pipeline`] | a request in, pictures out |
+//! | [`flux1`] | the transformer, its sizes and variants |
+//! | [`autoencoder`] | pixels to latents and back |
+//! | [`text`] | T5, CLIP and their tokenizers |
+//! | [`sampling`] | noise, positions, schedules, the Euler loop |
+//! | [`layers`] | what the transformer is made of, in the official order |
+//! | [`math`] | rotary positions and attention |
+//! | [`nn`] | linear, convolution, norms, embedding; parameters that cost nothing until they are filled |
+//! | [`checkpoint`] | weight files: opened, recognised, renamed, poured into a `VarStore` |
+//! | [`image`] | eight-bit pictures and their PNG files |
+//! | [`parity`] | cases from a reference implementation, and the run that compares |
+//!
+//! Each uses only what stands below it in this list, but for `checkpoint`, `image` and `parity`, which stand beside:
+//! models do not know files, files do not know models, and only `pipeline` and `parity` know both.
+
+#![warn(missing_docs)]
 
 pub mod autoencoder;
 pub mod checkpoint;

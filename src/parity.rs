@@ -325,8 +325,11 @@ impl Case {
             }
             "diffusers.AutoencoderKL" => {
                 let weights = self.weights()?.renamed(&AUTOENCODER_DIFFUSERS);
-                let params = AutoEncoderParams::from_shapes(|name| weights.shape(name))?;
-                self.autoencoder(&params, weights).map(Some)
+                let p: DiffusersAutoencoderParams = self.params()?;
+                let sizes = AutoEncoderParams::from_shapes(|name| weights.shape(name))?;
+                let (scale_factor, shift_factor) = (p.scaling_factor, p.shift_factor);
+                self.autoencoder(&AutoEncoderParams { scale_factor, shift_factor, ..sizes }, weights)
+                    .map(Some)
             }
             "flux.sampling.get_noise" => {
                 let p: NoiseParams = self.params()?;
@@ -640,6 +643,13 @@ fn max_shift() -> f64 {
 struct DenoiseParams {
     #[serde(default = "four")]
     guidance: f64,
+}
+
+/// Of the arguments of diffusers' autoencoder, those that no shape says.
+#[derive(Deserialize)]
+struct DiffusersAutoencoderParams {
+    scaling_factor: f64,
+    shift_factor: f64,
 }
 
 /// The arguments of diffusers' transformer.

@@ -21,6 +21,9 @@ use crate::sampling::{self, NoiseRule, Prepared, get_noise, get_schedule, prepar
 use crate::shim;
 use crate::text::{ClipText, T5Encoder, Tokenizer};
 
+/// The longest side of a picture, in pixels.
+const MAX_SIDE: i64 = 16_384;
+
 /// Where and in which kind a pipeline computes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Settings {
@@ -109,14 +112,13 @@ impl Request {
     pub fn check(&self) -> Result<()> {
         let wrong = |text: String| Err(Error::Request(text));
         for (what, pixels) in [("width", self.width), ("height", self.height)] {
-            if pixels < 16 || pixels % 16 != 0 {
-                let below = (pixels / 16 * 16).max(16);
-                let nearest =
-                    if pixels < 16 { "16".to_string() } else { format!("{below} and {}", below + 16) };
-                return wrong(format!("{what} {pixels} is no multiple of 16; the nearest are {nearest}"));
+            if pixels > MAX_SIDE {
+                return wrong(format!("{what} {pixels} is more than {MAX_SIDE}"));
             }
-            if pixels > 16_384 {
-                return wrong(format!("{what} {pixels} is more than 16384"));
+            if pixels < 16 || pixels % 16 != 0 {
+                let below = pixels.max(0) / 16 * 16;
+                let nearest = if below < 16 { "16".into() } else { format!("{below} and {}", below + 16) };
+                return wrong(format!("{what} {pixels} is no multiple of 16; the nearest are {nearest}"));
             }
         }
         if self.prompts.is_empty() {

@@ -76,7 +76,7 @@ impl Parity {
             }
         }
         println!("{passed} passed, {failed} failed, {skipped} skipped");
-        // Nothing compared is no proof.
+        // An empty folder is no proof.
         Ok(if failed == 0 && passed + skipped > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 }

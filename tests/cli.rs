@@ -1,0 +1,200 @@
+//! The binary as a user runs it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use tch_flux::image::Image;
+
+fn run(folder: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_tch-flux")).current_dir(folder).args(arguments).output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn fixtures() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures")
+}
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+const CIRCLE: &str = "a red circle on a blue background";
+
+#[test]
+fn generate_draws_with_the_small_model_and_says_the_seed() {
+    let folder = folder();
+    let text = stdout(&run(folder.path(), &["generate", CIRCLE, "--seed", "42", "-o", "circle.png"]));
+    assert!(text.contains("circle.png (seed 42)"), "{text}");
+    let (image, texts) = Image::read_png(folder.path().join("circle.png")).unwrap();
+    assert_eq!((image.width, image.height), (64, 64));
+    assert!(texts["parameters"].starts_with(&format!("{CIRCLE}\nSteps: 4, Sampler: Euler")), "{texts:?}");
+    assert!(texts["parameters"].contains("Seed: 42, Size: 64x64"), "{texts:?}");
+    let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left, ["circle.png"], "nothing half-written stays");
+}
+
+#[test]
+fn a_seed_is_chosen_where_none_is_given_and_the_picture_says_it() {
+    let folder = folder();
+    let report: Value =
+        serde_json::from_str(&stdout(&run(folder.path(), &["generate", CIRCLE, "--json"]))).unwrap();
+    let (seed, file) =
+        (report["images"][0]["seed"].as_u64().unwrap(), report["images"][0]["file"].as_str().unwrap());
+    assert_eq!(file, format!("{seed}-0.png"));
+    assert!(folder.path().join(file).is_file());
+}
+
+#[test]
+fn from_image_draws_the_same_picture_again_and_flags_change_it() {
+    let folder = folder();
+    let first = ["generate", CIRCLE, "--seed", "9", "--steps", "3", "--kind", "f32", "-o", "first.png"];
+    stdout(&run(folder.path(), &first));
+    stdout(&run(folder.path(), &["generate", "--from-image", "first.png", "-o", "again.png"]));
+    let read = |name: &str| Image::read_png(folder.path().join(name)).unwrap();
+    assert_eq!(read("first.png"), read("again.png"));
+    stdout(&run(
+        folder.path(),
+        &["generate", "--from-image", "first.png", "--seed", "10", "-o", "other.png"],
+    ));
+    assert_ne!(read("first.png").0, read("other.png").0);
+}
+
+#[test]
+fn several_pictures_get_a_name_each() {
+    let folder = folder();
+    let call = ["generate", CIRCLE, "-n", "2", "--seed", "3", "--quiet", "-o", "x.png"];
+    assert_eq!(stdout(&run(folder.path(), &call)), "", "quiet prints nothing");
+    assert!(folder.path().join("x-0.png").is_file() && folder.path().join("x-1.png").is_file());
+    std::fs::write(
+        folder.path().join("prompts.txt"),
+        "a red ring on a white background\n\na blue cross on a black background\n",
+    )
+    .unwrap();
+    stdout(&run(
+        folder.path(),
+        &["generate", "--prompt-file", "prompts.txt", "--seed", "5", "-o", "{seed}_{index}.png"],
+    ));
+    assert!(folder.path().join("5_0.png").is_file() && folder.path().join("5_1.png").is_file());
+}
+
+#[test]
+fn dry_run_says_what_would_be_drawn_and_draws_nothing() {
+    let folder = folder();
+    let plan: Value =
+        serde_json::from_str(&stdout(&run(folder.path(), &["generate", CIRCLE, "--dry-run"]))).unwrap();
+    assert_eq!(plan["request"]["steps"], 4);
+    assert_eq!(plan["request"]["max_sequence_length"], 256);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn calls_that_cannot_be_right_end_with_2_and_failures_with_1() {
+    let folder = folder();
+    let ends = |arguments: &[&str], code: i32, says: &str| {
+        let output = run(folder.path(), arguments);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {text}");
+        assert!(text.contains(says), "{arguments:?}: {text}");
+        assert!(!text.contains("panicked"), "{text}");
+    };
+    ends(&["generate", CIRCLE, "--width", "100"], 2, "the nearest are 96 and 112");
+    ends(&["generate", CIRCLE, "--steps", "many"], 2, "invalid value");
+    ends(&["generate"], 2, "nothing to draw");
+    ends(&["generate", CIRCLE, "-o", "picture.jpg"], 2, ".png");
+    ends(&["generate", CIRCLE, "--device", "tpu"], 2, "expected cpu, cuda, cuda:N or mps");
+    ends(&["frobnicate"], 2, "unrecognized subcommand");
+    ends(&["generate", CIRCLE, "--model", "nowhere"], 1, "nowhere");
+    ends(&["generate", CIRCLE, "-o", "no/such/folder/x.png"], 1, "no/such/folder");
+    ends(&["generate", "--from-image", "missing.png"], 1, "missing.png");
+    ends(&["inspect", "missing.safetensors"], 1, "missing.safetensors");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing was written");
+}
+
+#[test]
+fn inspect_says_what_a_folder_and_a_file_hold() {
+    let folder = folder();
+    let model = fixtures().join("tiny");
+    let model = model.to_str().unwrap();
+    let parts: Value =
+        serde_json::from_str(&stdout(&run(folder.path(), &["inspect", "--json", model]))).unwrap();
+    let families: Vec<_> =
+        parts.as_array().unwrap().iter().map(|part| part["family"].as_str().unwrap()).collect();
+    assert_eq!(families, ["FLUX.1 transformer", "FLUX.1 autoencoder", "CLIP text model", "T5 encoder"]);
+    let file = format!("{model}/flux1-schnell.safetensors");
+    let one: Value =
+        serde_json::from_str(&stdout(&run(folder.path(), &["inspect", "--json", &file]))).unwrap();
+    assert_eq!(one["variant"], "schnell");
+    assert_eq!(one["layout"], "the official names");
+    assert_eq!(one["sizes"]["hidden_size"], 128);
+    assert_eq!(one["kinds"]["BF16"], one["bytes"]);
+    let text = stdout(&run(folder.path(), &["inspect", &file]));
+    assert!(text.contains("FLUX.1 transformer schnell"), "{text}");
+}
+
+#[test]
+fn parity_counts_and_fails_where_something_differs() {
+    let folder = folder();
+    let case = fixtures().join("parity/rms_norm_f32.safetensors");
+    let text = stdout(&run(folder.path(), &["parity", case.to_str().unwrap()]));
+    assert!(text.contains("rms_norm_f32 output max_abs"), "{text}");
+    assert_eq!(text.lines().last(), Some("1 passed, 0 failed, 0 skipped"));
+
+    // One bit of the expected output is turned, far below the tolerance.
+    let mut bytes = std::fs::read(&case).unwrap();
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let json: Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
+    let begin = json["out.output"]["data_offsets"][0].as_u64().unwrap() as usize;
+    bytes[8 + header + begin] ^= 1;
+    std::fs::write(folder.path().join("turned.safetensors"), &bytes).unwrap();
+    let close = run(folder.path(), &["parity", "turned.safetensors"]);
+    assert_eq!(close.status.code(), Some(0));
+    let exact = run(folder.path(), &["parity", "--exact", "turned.safetensors"]);
+    assert_eq!(exact.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&exact.stdout).into_owned();
+    assert_eq!(text.lines().last(), Some("0 passed, 1 failed, 0 skipped"));
+
+    // A module that is not known is named and skipped.
+    let name = b"flux.modules.layers.RMSNorm";
+    let at = bytes.windows(name.len()).position(|w| w == name).unwrap();
+    bytes[at..at + name.len()].copy_from_slice(b"flux.modules.layers.XYZNorm");
+    std::fs::write(folder.path().join("turned.safetensors"), &bytes).unwrap();
+    let text = stdout(&run(folder.path(), &["parity", "turned.safetensors"]));
+    assert!(text.contains("flux.modules.layers.XYZNorm is not known"), "{text}");
+    assert_eq!(text.lines().last(), Some("0 passed, 0 failed, 1 skipped"));
+
+    std::fs::write(folder.path().join("broken.safetensors"), b"{}").unwrap();
+    assert_eq!(run(folder.path(), &["parity", "broken.safetensors"]).status.code(), Some(1));
+    assert_eq!(run(folder.path(), &["parity"]).status.code(), Some(2));
+}
+
+#[test]
+fn bench_load_prints_seconds_bytes_and_memory() {
+    let folder = folder();
+    let file = fixtures().join("tiny/flux1-schnell.safetensors");
+    let file = file.to_str().unwrap();
+    let mapped: Value =
+        serde_json::from_str(&stdout(&run(folder.path(), &["bench", "load", file, "--json"]))).unwrap();
+    assert_eq!(mapped["borrowed"], mapped["tensors"]);
+    assert_eq!(mapped["kind"], "bf16");
+    assert!(mapped["seconds"].as_f64().unwrap() > 0.0);
+    let cast = ["bench", "load", file, "--json", "--kind", "f32", "--no-mmap"];
+    let cast: Value = serde_json::from_str(&stdout(&run(folder.path(), &cast))).unwrap();
+    assert_eq!(cast["bytes"].as_u64().unwrap(), 2 * mapped["bytes"].as_u64().unwrap());
+    assert_eq!(cast["borrowed"], 0);
+}
+
+#[test]
+fn doctor_finds_the_libtorch_that_runs() {
+    let folder = folder();
+    let found: Value = serde_json::from_str(&stdout(&run(folder.path(), &["doctor", "--json"]))).unwrap();
+    assert_eq!(found["problems"], Value::Array(vec![]));
+    if cfg!(target_os = "linux") {
+        let linked = found["linked"].as_array().unwrap();
+        assert!(linked.iter().any(|lib| lib.as_str().unwrap().contains("libtorch_cpu")), "{found}");
+    }
+}

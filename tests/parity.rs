@@ -1,0 +1,115 @@
+//! Every layer and model against tensors that the reference implementations gave.
+//!
+//! Bit for bit where torch, threads and CPU are those of the case, within the tolerance elsewhere; each test says
+//! which it was.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use tch_flux::parity::{Case, Machine};
+
+/// A case sets the threads of its own run; two at once would disturb each other.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+fn folder() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures/parity")
+}
+
+fn matches(name: &str) {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let case = Case::open(folder().join(format!("{name}.safetensors"))).unwrap();
+    let theirs = case.machine.clone().expect("a case says where it was made");
+    // The run takes the case's threads, so they are no difference.
+    let here = Machine { threads: theirs.threads, ..Machine::here() };
+    // diffusers computes the same in another order.
+    let exact = here.gives_the_bits_of(&theirs) && !case.module.starts_with("diffusers.");
+    println!("{name}: {}", if exact { "bit for bit" } else { "within the tolerance" });
+    let comparisons = case.run().unwrap().expect("the module is known");
+    assert!(!comparisons.is_empty(), "{name} compares nothing");
+    for comparison in comparisons {
+        assert!(comparison.passes(exact), "{name}: {comparison:?}");
+    }
+}
+
+macro_rules! cases {
+    ($($name:ident => $test:ident,)*) => {
+        $(#[test] fn $test() { matches(stringify!($name)); })*
+
+        #[test]
+        fn every_case_in_the_folder_is_a_test() {
+            let listed: BTreeSet<String> = [$(stringify!($name).to_string()),*].into();
+            let there: BTreeSet<String> = std::fs::read_dir(folder())
+                .unwrap()
+                .map(|entry| entry.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned())
+                .collect();
+            assert_eq!(listed, there);
+        }
+    };
+}
+
+cases! {
+    ae_attn_block_bf16 => ae_attn_block_matches_official_bf16,
+    ae_attn_block_f32 => ae_attn_block_matches_official_f32,
+    ae_resnet_block_bf16 => ae_resnet_block_matches_official_bf16,
+    ae_resnet_block_f32 => ae_resnet_block_matches_official_f32,
+    apply_rope_bf16 => apply_rope_matches_official_bf16,
+    apply_rope_f32 => apply_rope_matches_official_f32,
+    attention_bf16 => attention_matches_official_bf16,
+    attention_f32 => attention_matches_official_f32,
+    autoencoder_f32 => autoencoder_matches_official_f32,
+    clip_text_bf16 => clip_text_matches_transformers_bf16,
+    clip_text_f32 => clip_text_matches_transformers_f32,
+    denoise_bf16 => denoise_matches_official_bf16,
+    denoise_channel_cond_f32 => denoise_channel_cond_matches_official_f32,
+    denoise_f32 => denoise_matches_official_f32,
+    denoise_kontext_bf16 => denoise_kontext_matches_official_bf16,
+    denoise_kontext_f32 => denoise_kontext_matches_official_f32,
+    diffusers_flux_f32 => diffusers_flux_matches_diffusers_f32,
+    double_stream_block_bf16 => double_stream_block_matches_official_bf16,
+    double_stream_block_f32 => double_stream_block_matches_official_f32,
+    embed_nd => embed_nd_matches_official,
+    flux_dev_bf16 => flux_dev_matches_official_bf16,
+    flux_dev_f32 => flux_dev_matches_official_f32,
+    flux_fill_bf16 => flux_fill_matches_official_bf16,
+    flux_fill_f32 => flux_fill_matches_official_f32,
+    flux_schnell_bf16 => flux_schnell_matches_official_bf16,
+    flux_schnell_f32 => flux_schnell_matches_official_f32,
+    get_noise_0 => get_noise_0_matches_official,
+    get_noise_1 => get_noise_1_matches_official,
+    get_noise_2 => get_noise_2_matches_official,
+    get_noise_legacy_0 => get_noise_legacy_0_matches_official,
+    get_noise_legacy_1 => get_noise_legacy_1_matches_official,
+    get_schedule_0 => get_schedule_0_matches_official,
+    get_schedule_1 => get_schedule_1_matches_official,
+    get_schedule_2 => get_schedule_2_matches_official,
+    last_layer_bf16 => last_layer_matches_official_bf16,
+    last_layer_f32 => last_layer_matches_official_f32,
+    mlp_embedder_bf16 => mlp_embedder_matches_official_bf16,
+    mlp_embedder_f32 => mlp_embedder_matches_official_f32,
+    modulation_double_bf16 => modulation_double_matches_official_bf16,
+    modulation_double_f32 => modulation_double_matches_official_f32,
+    modulation_single_bf16 => modulation_single_matches_official_bf16,
+    modulation_single_f32 => modulation_single_matches_official_f32,
+    prepare => prepare_matches_official,
+    qk_norm_bf16 => qk_norm_matches_official_bf16,
+    qk_norm_f32 => qk_norm_matches_official_f32,
+    rms_norm_bf16 => rms_norm_matches_official_bf16,
+    rms_norm_f32 => rms_norm_matches_official_f32,
+    rope_a => rope_a_matches_official,
+    rope_b => rope_b_matches_official,
+    self_attention_bias_bf16 => self_attention_bias_matches_official_bf16,
+    self_attention_bias_f32 => self_attention_bias_matches_official_f32,
+    self_attention_nobias_bf16 => self_attention_nobias_matches_official_bf16,
+    self_attention_nobias_f32 => self_attention_nobias_matches_official_f32,
+    single_stream_block_bf16 => single_stream_block_matches_official_bf16,
+    single_stream_block_f32 => single_stream_block_matches_official_f32,
+    t5_encoder_bf16 => t5_encoder_matches_transformers_bf16,
+    t5_encoder_f32 => t5_encoder_matches_transformers_f32,
+    timestep_embedding_bf16 => timestep_embedding_matches_official_bf16,
+    timestep_embedding_even_f32 => timestep_embedding_even_matches_official_f32,
+    timestep_embedding_int => timestep_embedding_int_matches_official,
+    timestep_embedding_odd_f32 => timestep_embedding_odd_matches_official_f32,
+    timestep_embedding_period => timestep_embedding_period_matches_official,
+    unpack => unpack_matches_official,
+}

@@ -1,0 +1,195 @@
+//! A pipeline from the library: what a picture depends on, and what errors leave behind.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use tch::Kind;
+use tch_flux::Error;
+use tch_flux::checkpoint::Access;
+use tch_flux::image::Image;
+use tch_flux::pipeline::{Generated, Parts, Phase, Pipeline, Progress, Request, Settings};
+
+fn model() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures/tiny")
+}
+
+fn open(settings: Settings) -> Pipeline {
+    Pipeline::open(Parts::find(model()).unwrap(), settings).unwrap()
+}
+
+fn draw(pipeline: &mut Pipeline, request: &Request) -> Vec<Generated> {
+    pipeline.generate(request, &mut |_| ControlFlow::Continue(())).unwrap()
+}
+
+fn circle(seed: u64) -> Request {
+    Request::new("a red circle on a blue background", 64, 64).seed(seed)
+}
+
+#[test]
+fn the_same_seed_gives_the_same_picture_whatever_the_batch_around_it() {
+    let mut pipeline = open(Settings::default());
+    let alone = draw(&mut pipeline, &circle(12)).remove(0).image;
+    let mut batch = circle(10).num_images(3);
+    batch.prompts = vec!["a white ring on a black background".into(), circle(0).prompts.remove(0)];
+    let drawn = draw(&mut pipeline, &batch);
+    assert_eq!(drawn.len(), 6);
+    let same = drawn.iter().find(|g| g.request.seed == 12 && g.request.prompts == circle(0).prompts).unwrap();
+    assert_eq!(same.image, alone);
+    assert_ne!(drawn[0].image, drawn[1].image, "another seed gives another picture");
+    assert_eq!(
+        draw(&mut open(Settings::default()), &same.request)[0].image,
+        alone,
+        "its own request draws it again"
+    );
+}
+
+#[test]
+fn libtorchs_own_random_numbers_have_no_part_in_a_picture() {
+    let mut pipeline = open(Settings::default());
+    tch::manual_seed(1);
+    let first = draw(&mut pipeline, &circle(3));
+    tch::manual_seed(2);
+    let state = tch::Tensor::rand([4], tch::kind::FLOAT_CPU);
+    tch::manual_seed(2);
+    assert_eq!(draw(&mut pipeline, &circle(3)), first);
+    assert_eq!(tch::Tensor::rand([4], tch::kind::FLOAT_CPU), state, "nor has it one in them");
+}
+
+#[test]
+fn progress_tells_of_every_phase_and_step_in_order() {
+    let mut pipeline = open(Settings::default());
+    let mut heard = Vec::new();
+    let request = circle(0).steps(3).num_images(2);
+    pipeline
+        .generate(&request, &mut |p| {
+            heard.push(p);
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    let step = |image, step| Progress::Step { image, images: 2, step, steps: 3 };
+    let phase = Progress::Phase;
+    let expected = [
+        phase(Phase::Text),
+        phase(Phase::Load),
+        phase(Phase::Denoise),
+        step(0, 1),
+        step(0, 2),
+        step(0, 3),
+        step(1, 1),
+        step(1, 2),
+        step(1, 3),
+        phase(Phase::Decode),
+    ];
+    assert_eq!(heard, expected);
+}
+
+#[test]
+fn cancelling_at_any_point_leaves_the_pipeline_usable() {
+    let mut pipeline = open(Settings::default());
+    let expected = draw(&mut open(Settings::default()), &circle(1));
+    for stop_at in 0..8 {
+        let mut heard = 0;
+        let stopped = pipeline.generate(&circle(1), &mut |_| {
+            heard += 1;
+            if heard > stop_at { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        assert!(matches!(stopped, Err(Error::Cancelled)), "stopped at {stop_at}: {stopped:?}");
+    }
+    assert_eq!(draw(&mut pipeline, &circle(1)), expected);
+}
+
+#[test]
+fn requests_that_cannot_be_drawn_are_refused_with_what_would_be_right() {
+    let mut pipeline = open(Settings::default());
+    let mut refused = |request: Request| match pipeline.generate(&request, &mut |_| ControlFlow::Continue(()))
+    {
+        Err(Error::Request(text)) => text,
+        other => panic!("{request:?} gave {other:?}"),
+    };
+    let sized = |width, height| Request::new("a red circle on a blue background", width, height);
+    assert!(refused(sized(1000, 64)).contains("992 and 1008"));
+    assert!(refused(sized(64, 7)).contains("height 7"));
+    assert!(refused(sized(64, -16)).contains("height -16"));
+    assert!(refused(sized(i64::MAX, 64)).contains("width"));
+    assert!(refused(circle(0).steps(0)).contains("steps"));
+    assert!(refused(circle(0).guidance(f64::NAN)).contains("guidance"));
+    assert!(refused(circle(0).num_images(0)).contains("num_images"));
+    assert!(refused(Request { prompts: vec![], ..circle(0) }).contains("prompt"));
+    assert!(refused(Request { max_sequence_length: Some(1), ..circle(0) }).contains("max_sequence_length"));
+    assert_eq!(draw(&mut pipeline, &circle(0)).len(), 1, "and the pipeline still draws");
+}
+
+#[test]
+fn tokens_that_do_not_fit_are_a_warning_and_not_silence() {
+    let mut pipeline = open(Settings::default());
+    let long = Request { max_sequence_length: Some(16), ..Request::new("a red circle ".repeat(40), 64, 64) };
+    let drawn = draw(&mut pipeline, &long).remove(0);
+    assert!(drawn.warnings.iter().any(|w| w.starts_with("T5 reads 16 tokens")), "{:?}", drawn.warnings);
+    assert!(drawn.warnings.iter().any(|w| w.starts_with("CLIP reads 77 tokens")), "{:?}", drawn.warnings);
+    assert!(draw(&mut pipeline, &circle(0))[0].warnings.is_empty());
+}
+
+#[test]
+fn every_kind_and_access_draws_nearly_the_same_picture() {
+    let reference =
+        draw(&mut open(Settings { kind: Some(Kind::Float), ..Settings::default() }), &circle(4)).remove(0);
+    for kind in [Kind::Float, Kind::BFloat16, Kind::Half] {
+        for access in [Access::Map, Access::Read] {
+            let settings = Settings { kind: Some(kind), access, ..Settings::default() };
+            let drawn = draw(&mut open(settings), &circle(4)).remove(0);
+            let far = mean_difference(&reference.image, &drawn.image);
+            assert!(far < 6.0, "{kind:?} {access:?}: {far} grey levels away");
+        }
+    }
+}
+
+fn mean_difference(a: &Image, b: &Image) -> f64 {
+    assert_eq!((a.width, a.height), (b.width, b.height));
+    let sum: u64 = a.rgb.iter().zip(&b.rgb).map(|(&x, &y)| u64::from(x.abs_diff(y))).sum();
+    sum as f64 / a.rgb.len() as f64
+}
+
+#[test]
+fn the_diffusers_folder_draws_the_same_picture_as_the_official_files() {
+    let official = draw(&mut open(Settings::default()), &circle(5));
+    let parts = Parts {
+        transformer: model().join("transformer"),
+        autoencoder: model().join("vae"),
+        ..Parts::find(model()).unwrap()
+    };
+    let diffusers = draw(&mut Pipeline::open(parts, Settings::default()).unwrap(), &circle(5));
+    assert_eq!(official, diffusers);
+}
+
+#[test]
+fn legacy_noise_is_another_picture_in_bf16_only() {
+    let legacy = Request { legacy_noise: true, ..circle(6) };
+    let bf16 = Settings { kind: Some(Kind::BFloat16), ..Settings::default() };
+    assert_ne!(draw(&mut open(bf16), &legacy)[0].image, draw(&mut open(bf16), &circle(6))[0].image);
+    let f32 = Settings { kind: Some(Kind::Float), ..Settings::default() };
+    assert_eq!(draw(&mut open(f32), &legacy)[0].image, draw(&mut open(f32), &circle(6))[0].image);
+}
+
+#[test]
+fn a_folder_without_a_part_is_refused_with_the_names_that_were_looked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let refused = |path: &Path| match Parts::find(path) {
+        Err(Error::MissingPart { part, expected, .. }) => format!("{part}: {expected}"),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(refused(folder.path()), "transformer: flux1-*.safetensors or transformer");
+    std::fs::copy(model().join("flux1-schnell.safetensors"), folder.path().join("flux1-a.safetensors"))
+        .unwrap();
+    assert_eq!(refused(folder.path()), "autoencoder: ae.safetensors or vae");
+    std::fs::write(folder.path().join("flux1-b.safetensors"), b"").unwrap();
+    assert!(matches!(Parts::find(folder.path()), Err(Error::File { .. })), "two transformers could be meant");
+}
+
+#[test]
+fn a_text_encoder_given_as_the_transformer_is_named_as_what_it_is() {
+    let parts = Parts { transformer: model().join("text_encoder_2"), ..Parts::find(model()).unwrap() };
+    match Pipeline::open(parts, Settings::default()) {
+        Err(Error::Config(text)) => assert!(text.contains("this is a T5 encoder"), "{text}"),
+        other => panic!("{other:?}"),
+    }
+}

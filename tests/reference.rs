@@ -1,0 +1,26 @@
+//! The whole way from prompt to picture against diffusers, which runs the same weights.
+//!
+//! `scripts/with-libtorch --reference` brings diffusers and says in `TCH_FLUX_PYTHON` where it is.
+
+use std::path::Path;
+use std::process::Command;
+
+#[test]
+fn generate_draws_what_diffusers_draws() {
+    let Ok(python) = std::env::var("TCH_FLUX_PYTHON") else {
+        assert!(std::env::var_os("CI").is_none(), "in CI the reference must be there");
+        println!("skipped: run it with scripts/with-libtorch --reference");
+        return;
+    };
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let output = Command::new(python)
+        .current_dir(root)
+        .args(["scripts/compare_pipelines.py", "--model", "fixtures/tiny"])
+        .args(["--binary", env!("CARGO_BIN_EXE_tch-flux")])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    println!("{text}");
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.lines().last().is_some_and(|line| line.ends_with("passed, 0 failed")), "{text}");
+}

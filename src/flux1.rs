@@ -228,12 +228,15 @@ impl Flux1 {
     pub fn forward(&self, input: &Flux1Input) -> Result<Tensor> {
         self.check(input)?;
         let img = self.img_in.forward(input.img);
-        let mut vec = self.time_in.forward(&timestep_embedding(input.timesteps, 256, 1e4, 1e3));
-        if let Some(guidance_in) = &self.guidance_in {
-            let guidance = input.guidance.ok_or(Error::MissingGuidance)?;
-            vec = vec + guidance_in.forward(&timestep_embedding(guidance, 256, 1e4, 1e3));
-        }
-        vec = vec + self.vector_in.forward(input.y);
+        let vec = self.time_in.forward(&timestep_embedding(input.timesteps, 256, 1e4, 1e3));
+        let vec = match &self.guidance_in {
+            Some(guidance_in) => {
+                let guidance = input.guidance.ok_or(Error::MissingGuidance)?;
+                vec + guidance_in.forward(&timestep_embedding(guidance, 256, 1e4, 1e3))
+            }
+            None => vec,
+        };
+        let vec = vec + self.vector_in.forward(input.y);
         let txt = self.txt_in.forward(input.txt);
 
         let ids = Tensor::cat(&[input.txt_ids, input.img_ids], 1);

@@ -14,7 +14,7 @@ use tch::nn::{Module, VarStore};
 use tch::{Device, Kind, Tensor};
 
 use crate::autoencoder::{AttnBlock, AutoEncoder, AutoEncoderParams, ResnetBlock};
-use crate::checkpoint::{AUTOENCODER_DIFFUSERS, Access, Checkpoint, FLUX1_DIFFUSERS, LoadOptions};
+use crate::checkpoint::{Access, Checkpoint, LoadOptions};
 use crate::error::{Error, Result};
 use crate::flux1::{Flux1, Flux1Input, Flux1Params};
 use crate::layers::{
@@ -300,10 +300,10 @@ impl Case {
                 self.load(&vs)?;
                 output(layer.forward(&self.any_input(&["input", "x"])?))
             }
-            "flux.model.Flux" => output(self.flux(&self.params()?, None)?),
+            "flux.model.Flux" => output(self.flux(&self.params()?)?),
             "diffusers.FluxTransformer2DModel" => {
                 let p: DiffusersParams = self.params()?;
-                output(self.flux(&p.official(), Some(()))?)
+                output(self.flux(&p.official())?)
             }
             "flux.modules.autoencoder.AttnBlock" => {
                 let p: ConvParams = self.params()?;
@@ -324,7 +324,7 @@ impl Case {
                 self.autoencoder(&self.params()?, self.weights()?).map(Some)
             }
             "diffusers.AutoencoderKL" => {
-                let weights = self.weights()?.renamed(&AUTOENCODER_DIFFUSERS);
+                let weights = self.weights()?.official();
                 let p: DiffusersAutoencoderParams = self.params()?;
                 let sizes = AutoEncoderParams::from_shapes(|name| weights.shape(name))?;
                 let (scale_factor, shift_factor) = (p.scaling_factor, p.shift_factor);
@@ -361,9 +361,7 @@ impl Case {
             "transformers.T5EncoderModel" => {
                 let vs = store();
                 let model = T5Encoder::new(vs.root(), &self.params::<T5Config>()?)?;
-                self.weights()?
-                    .alias("encoder.embed_tokens.weight", "shared.weight")
-                    .load(&vs, LoadOptions::default())?;
+                self.load(&vs)?;
                 named(vec![("last_hidden_state", model.forward(&input("input_ids")?)?)])
             }
             "transformers.CLIPTextModel" => {
@@ -389,13 +387,10 @@ impl Case {
         Ok(parts.collect())
     }
 
-    /// `diffusers`: the weights bear diffusers' names.
-    fn flux(&self, params: &Flux1Params, diffusers: Option<()>) -> Result<Tensor> {
+    fn flux(&self, params: &Flux1Params) -> Result<Tensor> {
         let vs = store();
         let model = Flux1::new(vs.root(), params)?;
-        let weights = self.weights()?;
-        let weights = if diffusers.is_some() { weights.renamed(&FLUX1_DIFFUSERS) } else { weights };
-        weights.load(&vs, LoadOptions::default())?;
+        self.load(&vs)?;
         model.forward(&Flux1Input {
             img: &self.input("img")?,
             img_ids: &self.input("img_ids")?,
@@ -450,7 +445,7 @@ impl Case {
     }
 
     fn load(&self, vs: &VarStore) -> Result<()> {
-        self.weights()?.load(vs, LoadOptions::default()).map(drop)
+        self.weights()?.official().load(vs, LoadOptions::default()).map(drop)
     }
 
     fn input(&self, name: &str) -> Result<Tensor> {

@@ -199,7 +199,7 @@ mod legacy {
         for chunk in values.chunks_exact_mut(16) {
             normal_fill_16(chunk);
         }
-        if len % 16 != 0 {
+        if !len.is_multiple_of(16) {
             // The last 16 are drawn anew, over what stood there.
             let tail = &mut values[len - 16..];
             tail.fill_with(|| generator.uniform_8_bits());

@@ -10,7 +10,7 @@ use safetensors::Dtype;
 use tch::{Device, Kind, Tensor};
 
 use super::FileProblem;
-use super::safetensors::{Entry, Header};
+use super::safetensors::{Entry, Header, MAX_HEADER};
 use crate::error::{Error, Result};
 use crate::shim::{self, Memory};
 
@@ -62,9 +62,13 @@ impl WeightFile {
         Ok(Self { path: path.to_path_buf(), header, file, len, mapping })
     }
 
-    /// Whether tensors can lie in the file.
-    pub(crate) fn is_mapped(&self) -> bool {
-        self.mapping.is_some()
+    /// Whether the tensor lies in the mapped file.
+    pub(crate) fn holds(&self, tensor: &Tensor) -> bool {
+        let on_cpu = tensor.device() == Device::Cpu;
+        self.mapping.as_ref().filter(|_| on_cpu).is_some_and(|mapping| {
+            let (start, len) = mapping.bytes();
+            (tensor.data_ptr() as usize).checked_sub(start as usize).is_some_and(|offset| offset < len)
+        })
     }
 
     /// One tensor on the CPU in the kind of the file: borrowed where the file is mapped and the place is aligned, else
@@ -114,6 +118,21 @@ fn open_regular(path: &Path) -> Result<(File, u64)> {
     let file = File::open(path).map_err(Error::io(path))?;
     let len = file.metadata().map_err(Error::io(path))?.len();
     Ok((file, len))
+}
+
+/// The text of an index, which is as small as a header and as much a file as the weights.
+pub(crate) fn read_index(path: &Path) -> Result<String> {
+    let (file, len) = open_regular(path)?;
+    if len > MAX_HEADER {
+        let reason = format!("{len} bytes are more than an index has");
+        return Err(Error::file(path)(FileProblem::Index { reason }));
+    }
+    let mut text = vec![0; len as usize];
+    read_at(&file, &mut text, 0).map_err(Error::io(path))?;
+    String::from_utf8(text).map_err(|e| {
+        let reason = format!("it is not UTF-8 after {} bytes", e.utf8_error().valid_up_to());
+        Error::file(path)(FileProblem::Index { reason })
+    })
 }
 
 fn read_header(file: &File, len: u64, path: &Path) -> Result<Header> {

@@ -24,6 +24,7 @@ pub use safetensors::{Entry, Header};
 
 use crate::error::{Error, Result};
 use file::{WeightFile, kind_of};
+use safetensors::printable;
 
 /// What is wrong with a weight file.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -238,8 +239,8 @@ impl Checkpoint {
             weight_map: BTreeMap<String, String>,
         }
         let problem = |reason: String| Error::file(path)(FileProblem::Index { reason });
-        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-        let index: Index = serde_json::from_str(&text).map_err(|e| problem(e.to_string()))?;
+        let text = file::read_index(path)?;
+        let index: Index = serde_json::from_str(&text).map_err(|e| problem(printable(&e)))?;
         let shards: BTreeSet<&String> = index.weight_map.values().collect();
         if let Some(bad) = shards.iter().find(|s| !is_plain_name(s)) {
             return Err(problem(format!("{bad:?} is no plain name of a file beside it")));
@@ -290,6 +291,24 @@ impl Checkpoint {
     pub fn renamed(mut self, renames: &Renames) -> Self {
         self.tensors = renames.apply(self.tensors);
         self
+    }
+
+    /// The same tensors under the official names, whatever layout was found: diffusers' and ComfyUI's transformer,
+    /// diffusers' autoencoder, T5's embedding under either of its names, CLIP with and without `text_model.`.
+    pub fn official(self) -> Self {
+        match self.family() {
+            Family::Flux1 { layout: Layout::Diffusers, .. } => self.renamed(&FLUX1_DIFFUSERS),
+            Family::Flux1 { layout: Layout::Comfy, .. } => self.under("model.diffusion_model."),
+            Family::AutoEncoder { layout: Layout::Diffusers } => self.renamed(&AUTOENCODER_DIFFUSERS),
+            Family::T5 => self.alias("encoder.embed_tokens.weight", "shared.weight"),
+            Family::Clip => {
+                let bare = self.shape("embeddings.token_embedding.weight").is_some();
+                let clip = if bare { self.prefixed("text_model.") } else { self };
+                // Older writers kept this count from 0 to 76 beside the weights.
+                clip.without(&["text_model.embeddings.position_ids"])
+            }
+            _ => self,
+        }
     }
 
     /// Only the tensors whose names begin with `prefix`, without it.
@@ -409,6 +428,7 @@ impl Checkpoint {
     /// [`Error::Mismatch`] with everything that differs, [`Error::Changed`], [`Error::Io`], [`Error::Tch`].
     pub fn load(&self, vs: &VarStore, options: LoadOptions) -> Result<Loaded> {
         let _no_grad = tch::no_grad_guard();
+        self.check_unchanged()?;
         let variables: BTreeMap<String, Tensor> = vs.variables().into_iter().collect();
         let kind = options.kind.or_else(|| self.main_kind()).unwrap_or(Kind::Float);
         let mismatch = self.compare(&variables, options.kind, kind);
@@ -416,15 +436,17 @@ impl Checkpoint {
             return Err(Error::Mismatch(Box::new(mismatch)));
         }
         let mut loaded = Loaded { tensors: 0, bytes: 0, borrowed: 0, kind };
-        for (name, mut variable) in variables {
+        let mut filled = Vec::with_capacity(variables.len());
+        for (name, variable) in variables {
             let tensor = self.tensor(&name)?;
-            let in_file = tensor.data_ptr();
             let tensor = tensor.f_to_device(vs.device())?.f_to_kind(kind)?;
-            let mapped = self.files.iter().any(WeightFile::is_mapped);
-            loaded.borrowed +=
-                usize::from(mapped && tensor.data_ptr() == in_file && self.tensors[&name].is_plain());
+            loaded.borrowed += usize::from(self.files.iter().any(|file| file.holds(&tensor)));
             loaded.bytes += (tensor.numel() * kind.elt_size_in_bytes()) as u64;
             loaded.tensors += 1;
+            filled.push((variable, tensor));
+        }
+        // Only now, so that a file that fails half-way leaves the model as it was.
+        for (mut variable, tensor) in filled {
             variable.f_set_data(&tensor)?;
         }
         Ok(loaded)
@@ -465,13 +487,6 @@ impl Checkpoint {
 
     fn entries(&self) -> impl Iterator<Item = &Entry> {
         self.files.iter().flat_map(|f| f.header.entries.values())
-    }
-}
-
-impl Source {
-    /// Whether the tensor is one entry as it stands.
-    fn is_plain(&self) -> bool {
-        self.parts.len() == 1 && self.change == names::Change::None
     }
 }
 

@@ -144,7 +144,7 @@ pub const AUTOENCODER_DIFFUSERS: Renames = Renames(&[
 
 impl Renames {
     pub(super) fn apply(&self, mut from: BTreeMap<String, Source>) -> BTreeMap<String, Source> {
-        let levels = 1 + from
+        let last = from
             .keys()
             .filter_map(|n| numbers("decoder.up_blocks.{}.*", n)?.first().copied())
             .max()
@@ -152,7 +152,7 @@ impl Renames {
         let mut renamed = BTreeMap::new();
         for rule in self.0 {
             for kind in rule.kinds() {
-                rule.take(kind, levels, &mut from, &mut renamed);
+                rule.take(kind, last, &mut from, &mut renamed);
             }
         }
         // What no rule knows keeps its name; it must not hide what a rule has placed.
@@ -172,7 +172,7 @@ impl Rename {
     fn take(
         &self,
         kind: &str,
-        levels: usize,
+        last: usize,
         from: &mut BTreeMap<String, Source>,
         to: &mut BTreeMap<String, Source>,
     ) {
@@ -186,7 +186,8 @@ impl Rename {
         let found: Vec<Vec<usize>> = from.keys().filter_map(|name| numbers(&first, name)).collect();
         for mut numbers in found {
             let names: Vec<String> = theirs.iter().map(|t| fill(&format!("{t}{kind}"), &numbers)).collect();
-            if !names.iter().all(|n| from.contains_key(n)) {
+            let shapes: Option<Vec<&[i64]>> = names.iter().map(|n| Some(&from.get(n)?.shape[..])).collect();
+            if !shapes.is_some_and(|shapes| can_be_joined(&shapes)) {
                 continue;
             }
             let sources: Vec<Source> = names.iter().filter_map(|n| from.remove(n)).collect();
@@ -198,7 +199,7 @@ impl Rename {
                 shape.extend([1, 1]);
             }
             if let (Reversed(..), Some(level)) = (self, numbers.first_mut()) {
-                *level = levels - 1 - *level;
+                *level = last - *level;
             }
             let change = if matches!(self, SwapHalves(..)) { Change::SwapHalves } else { Change::None };
             let parts = sources.into_iter().flat_map(|s| s.parts).collect();
@@ -207,13 +208,19 @@ impl Rename {
     }
 }
 
+/// Whether these are one tensor, or differ in the first axis alone and can be joined on it.
+fn can_be_joined(shapes: &[&[i64]]) -> bool {
+    let rows = shapes.iter().try_fold(0i64, |n, shape| n.checked_add(*shape.first()?));
+    shapes.len() == 1 || rows.is_some() && shapes.iter().all(|shape| shape[1..] == shapes[0][1..])
+}
+
 /// The numbers of `name` where the pattern has `{}`, if it fits. A `*` at the end fits anything.
 fn numbers(pattern: &str, name: &str) -> Option<Vec<usize>> {
     let (mut pattern, mut name, mut found) = (pattern, name, Vec::new());
     while let Some((before, after)) = pattern.split_once("{}") {
         name = name.strip_prefix(before)?;
         let digits = name.len() - name.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-        found.push(name[..digits].parse().ok()?);
+        found.push(name[..digits].parse().ok().filter(|n| *n < usize::MAX)?);
         (pattern, name) = (after, &name[digits..]);
     }
     let fits = match pattern.strip_suffix('*') {

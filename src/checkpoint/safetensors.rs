@@ -75,7 +75,7 @@ impl Header {
             return Err(FileProblem::HeaderNotJson { reason: "it does not begin with {".into() });
         }
         let raw: RawHeader =
-            serde_json::from_str(text).map_err(|e| FileProblem::HeaderNotJson { reason: e.to_string() })?;
+            serde_json::from_str(text).map_err(|e| FileProblem::HeaderNotJson { reason: printable(&e) })?;
         let data = 8 + json.len() as u64;
         let mut entries = BTreeMap::new();
         for (name, tensor) in raw.tensors {
@@ -160,6 +160,16 @@ fn shorten(text: &str) -> String {
         Some((cut, _)) => format!("{}…", &text[..cut]).escape_debug().to_string(),
         None => text.escape_debug().to_string(),
     }
+}
+
+/// What is wrong with a JSON text, and where. The parser quotes the text at any length and with any characters.
+pub(super) fn printable(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let place = format!(" at line {} column {}", error.line(), error.column());
+    let what = text.strip_suffix(&place).unwrap_or(&text);
+    let cut = what.char_indices().nth(200).map_or(what, |(cut, _)| &what[..cut]);
+    let clean: String = cut.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+    format!("{clean}{}{place}", if cut.len() < what.len() { "…" } else { "" })
 }
 
 struct RawHeader {

@@ -9,9 +9,7 @@ use serde_json::json;
 use tch::nn::VarStore;
 use tch::{Device, Kind};
 use tch_flux::autoencoder::{AutoEncoder, AutoEncoderParams};
-use tch_flux::checkpoint::{
-    AUTOENCODER_DIFFUSERS, Checkpoint, FLUX1_DIFFUSERS, Family, Layout, LoadOptions, Loaded,
-};
+use tch_flux::checkpoint::{Checkpoint, Family, LoadOptions, Loaded};
 use tch_flux::flux1::{Flux1, Flux1Params};
 use tch_flux::text::{ClipConfig, ClipText, T5Config, T5Encoder};
 
@@ -95,36 +93,18 @@ impl Load {
 /// Builds the model that the names belong to, and fills it.
 fn build(checkpoint: Checkpoint, vs: &VarStore, options: LoadOptions) -> anyhow::Result<(String, Loaded)> {
     let family = checkpoint.family();
-    let loaded = match &family {
-        Family::Flux1 { layout, .. } => {
-            let checkpoint = match layout {
-                Layout::Diffusers => checkpoint.renamed(&FLUX1_DIFFUSERS),
-                _ => checkpoint,
-            };
-            let params = Flux1Params::from_shapes(|name| checkpoint.shape(name))?;
-            let _model = Flux1::new(vs.root(), &params)?;
-            checkpoint.load(vs, options)?
+    let checkpoint = checkpoint.official();
+    let shape = |name: &str| checkpoint.shape(name);
+    match &family {
+        Family::Flux1 { .. } => drop(Flux1::new(vs.root(), &Flux1Params::from_shapes(shape)?)?),
+        Family::AutoEncoder { .. } => {
+            drop(AutoEncoder::new(vs.root(), &AutoEncoderParams::from_shapes(shape)?)?)
         }
-        Family::AutoEncoder { layout } => {
-            let checkpoint = match layout {
-                Layout::Diffusers => checkpoint.renamed(&AUTOENCODER_DIFFUSERS),
-                _ => checkpoint,
-            };
-            let params = AutoEncoderParams::from_shapes(|name| checkpoint.shape(name))?;
-            let _model = AutoEncoder::new(vs.root(), &params)?;
-            checkpoint.load(vs, options)?
-        }
-        Family::T5 => {
-            let _model = T5Encoder::new(vs.root(), &T5Config::xxl())?;
-            checkpoint.alias("encoder.embed_tokens.weight", "shared.weight").load(vs, options)?
-        }
-        Family::Clip => {
-            let _model = ClipText::new(vs.root(), &ClipConfig::large())?;
-            checkpoint.load(vs, options)?
-        }
+        Family::T5 => drop(T5Encoder::new(vs.root(), &T5Config::xxl())?),
+        Family::Clip => drop(ClipText::new(vs.root(), &ClipConfig::large())?),
         other => anyhow::bail!("no model is built from this file: {other}"),
-    };
-    Ok((family.to_string(), loaded))
+    }
+    Ok((family.to_string(), checkpoint.load(vs, options)?))
 }
 
 /// The most memory that the process ever held, where the system says it.

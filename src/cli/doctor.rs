@@ -82,7 +82,7 @@ impl Findings {
             problems.push(format!("built with libtorch {}, but {running} runs", machine.torch));
         }
         let four = Tensor::ones([2, 2], (Kind::Float, tch::Device::Cpu)).f_sum(Kind::Float);
-        if four.and_then(|sum| f64::try_from(sum)).ok() != Some(4.0) {
+        if four.and_then(f64::try_from).ok() != Some(4.0) {
             problems.push("libtorch cannot add on the CPU".into());
         }
         Self {

@@ -8,7 +8,7 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::Value;
 use tch_flux::autoencoder::AutoEncoderParams;
-use tch_flux::checkpoint::{AUTOENCODER_DIFFUSERS, Access, Checkpoint, FLUX1_DIFFUSERS, Family, Layout};
+use tch_flux::checkpoint::{Access, Checkpoint, Family, Layout};
 use tch_flux::flux1::Flux1Params;
 use tch_flux::pipeline::Parts;
 
@@ -81,23 +81,15 @@ fn report(path: &Path) -> Result<Report, tch_flux::Error> {
     let (tensors, parameters) = (checkpoint.names().count(), checkpoint.parameters());
     let (bytes, kinds) = (checkpoint.bytes(), checkpoint.dtypes());
     let (mut variant, mut sizes) = (None, None);
-    match (&family, layout) {
-        (Family::Flux1 { .. }, Some(layout)) => {
-            let official = match layout {
-                Layout::Official => checkpoint,
-                Layout::Diffusers => checkpoint.renamed(&FLUX1_DIFFUSERS),
-                Layout::Comfy => checkpoint.under("model.diffusion_model."),
-            };
+    let official = checkpoint.official();
+    match family {
+        Family::Flux1 { .. } => {
             if let Ok(params) = Flux1Params::from_shapes(|name| official.shape(name)) {
                 variant = Some(params.variant().to_string());
                 sizes = serde_json::to_value(params).ok();
             }
         }
-        (Family::AutoEncoder { .. }, Some(layout)) => {
-            let official = match layout {
-                Layout::Diffusers => checkpoint.renamed(&AUTOENCODER_DIFFUSERS),
-                _ => checkpoint,
-            };
+        Family::AutoEncoder { .. } => {
             let params = AutoEncoderParams::from_shapes(|name| official.shape(name)).ok();
             sizes = params.and_then(|p| serde_json::to_value(p).ok());
         }

@@ -28,7 +28,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Draw pictures of a prompt.
-    Generate(generate::Generate),
+    Generate(Box<generate::Generate>),
     /// Say what a weight file or a model folder holds, from its headers alone.
     Inspect(inspect::Inspect),
     /// Run parity cases: outputs of a reference implementation against ours.

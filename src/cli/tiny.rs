@@ -90,3 +90,71 @@ fn fetch_file(base: &str, folder: &Path, digest: &str, name: &str) -> anyhow::Re
     }
     fs::write(&path, bytes).with_context(|| path.display().to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// What becomes of a file on the way; `None` for one that is not there.
+    type Change = fn(Vec<u8>) -> Option<Vec<u8>>;
+
+    /// Serves the small model on the loopback, each file through `change`, to `requests` requests.
+    fn serve(requests: usize, change: Change) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().take(requests) {
+                let mut stream = stream.unwrap();
+                let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+                let first = lines.next().unwrap().unwrap();
+                lines.map_while(Result::ok).take_while(|line| !line.is_empty()).for_each(drop);
+                let name = first.split(' ').nth(1).unwrap().trim_start_matches("/model/");
+                let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/tiny").join(name);
+                let (status, body) = match fs::read(path).ok().and_then(change) {
+                    Some(body) => ("200 OK", body),
+                    None => ("404 Not Found", Vec::new()),
+                };
+                let head = format!(
+                    "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+                    body.len()
+                );
+                // The client may have had enough.
+                let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body));
+            }
+        });
+        format!("http://{address}/model/")
+    }
+
+    #[test]
+    fn fetches_the_whole_model_once() {
+        let cache = tempfile::tempdir().unwrap();
+        let folder = cache.path().join("new/tiny");
+        fetch(&serve(files().count(), Some), &folder).unwrap();
+        assert!(is_whole(&folder));
+        assert_eq!(fs::read_dir(folder.parent().unwrap()).unwrap().count(), 1, "nothing else stays");
+    }
+
+    #[test]
+    fn refuses_what_was_changed_on_the_way_and_leaves_nothing() {
+        let changes: [Change; 3] = [
+            |mut bytes| {
+                bytes[0] ^= 1;
+                Some(bytes)
+            },
+            |mut bytes| {
+                bytes.pop();
+                Some(bytes)
+            },
+            |_| None,
+        ];
+        for change in changes {
+            let cache = tempfile::tempdir().unwrap();
+            let folder = cache.path().join("tiny");
+            assert!(fetch(&serve(1, change), &folder).is_err());
+            assert_eq!(fs::read_dir(cache.path()).unwrap().count(), 0, "nothing half-fetched stays");
+        }
+    }
+}

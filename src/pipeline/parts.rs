@@ -7,9 +7,7 @@ use tch::nn::VarStore;
 
 use super::Settings;
 use crate::autoencoder::{AutoEncoder, AutoEncoderParams};
-use crate::checkpoint::{
-    AUTOENCODER_DIFFUSERS, Access, Checkpoint, FLUX1_DIFFUSERS, Family, FileProblem, Layout, LoadOptions,
-};
+use crate::checkpoint::{Access, Checkpoint, Family, FileProblem, LoadOptions};
 use crate::error::{Error, Result};
 use crate::flux1::{Flux1, Flux1Params};
 use crate::text::{ClipConfig, ClipText, T5Config, T5Encoder};
@@ -75,8 +73,7 @@ impl Parts {
     pub(super) fn open_transformer(&self, access: Access) -> Result<Checkpoint> {
         let checkpoint = Checkpoint::open(&self.transformer, access)?;
         match checkpoint.family() {
-            Family::Flux1 { layout: Layout::Official, .. } => Ok(checkpoint),
-            Family::Flux1 { layout: Layout::Diffusers, .. } => Ok(checkpoint.renamed(&FLUX1_DIFFUSERS)),
+            Family::Flux1 { .. } => Ok(checkpoint.official()),
             other => {
                 Err(Error::Config(format!("{}: no FLUX.1 transformer: {other}", self.transformer.display())))
             }
@@ -99,11 +96,7 @@ impl Parts {
         settings: &Settings,
         kind: Kind,
     ) -> Result<(AutoEncoder, VarStore, Checkpoint, Kind)> {
-        let checkpoint = Checkpoint::open(&self.autoencoder, settings.access)?;
-        let checkpoint = match checkpoint.family() {
-            Family::AutoEncoder { layout: Layout::Diffusers } => checkpoint.renamed(&AUTOENCODER_DIFFUSERS),
-            _ => checkpoint,
-        };
+        let checkpoint = Checkpoint::open(&self.autoencoder, settings.access)?.official();
         let kind = if kind == Kind::Float { kind } else { checkpoint.main_kind().unwrap_or(kind) };
         let params = AutoEncoderParams::from_shapes(|name| checkpoint.shape(name)).map_err(|e| {
             Error::Config(format!("{}: {e}; {}", self.autoencoder.display(), checkpoint.family()))
@@ -118,11 +111,7 @@ impl Parts {
         settings: &Settings,
         kind: Kind,
     ) -> Result<(ClipText, VarStore, Checkpoint)> {
-        let checkpoint = Checkpoint::open(&self.clip, settings.access)?;
-        let bare = checkpoint.shape("embeddings.token_embedding.weight").is_some();
-        let checkpoint = if bare { checkpoint.prefixed("text_model.") } else { checkpoint };
-        // Older writers kept this count from 0 to 76 beside the weights.
-        let checkpoint = checkpoint.without(&["text_model.embeddings.position_ids"]);
+        let checkpoint = Checkpoint::open(&self.clip, settings.access)?.official();
         let config = match config_beside(&self.clip) {
             Some(path) => ClipConfig::read(path)?,
             None => ClipConfig::large(),
@@ -135,8 +124,7 @@ impl Parts {
         settings: &Settings,
         kind: Kind,
     ) -> Result<(T5Encoder, VarStore, Checkpoint)> {
-        let checkpoint = Checkpoint::open(&self.t5, settings.access)?;
-        let checkpoint = checkpoint.alias("encoder.embed_tokens.weight", "shared.weight");
+        let checkpoint = Checkpoint::open(&self.t5, settings.access)?.official();
         let config = match config_beside(&self.t5) {
             Some(path) => T5Config::read(path)?,
             None => T5Config::xxl(),

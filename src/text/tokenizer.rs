@@ -143,7 +143,7 @@ fn clip_from_vocab(vocab: &Path, merges: &Path) -> Result<tokenizers::Tokenizer>
     let joins: Vec<Vec<&str>> = text
         .lines()
         .enumerate()
-        .filter(|(i, line)| !line.is_empty() && !(*i == 0 && line.starts_with("#version")))
+        .filter(|(_, line)| !line.is_empty() && !line.starts_with("#version"))
         .map(|(i, line)| match line.split(' ').collect::<Vec<_>>() {
             pair if pair.len() == 2 => Ok(pair),
             _ => Err(failed(merges, format!("line {} is no pair of pieces", i + 1))),

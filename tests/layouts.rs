@@ -1,0 +1,154 @@
+//! The models at full size have the names and shapes of the official files, tensor for tensor.
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use tch::nn::VarStore;
+use tch::{Device, Kind};
+use tch_flux::autoencoder::{AutoEncoder, AutoEncoderParams};
+use tch_flux::checkpoint::{AUTOENCODER_DIFFUSERS, Access, Checkpoint, FLUX1_DIFFUSERS, LoadOptions};
+use tch_flux::flux1::{Flux1, Flux1Params};
+use tch_flux::text::{ClipConfig, ClipText, T5Config, T5Encoder};
+
+use common::{layout, temp, write_sparse};
+
+type Shapes = BTreeMap<String, Vec<i64>>;
+
+fn declared(vs: &VarStore) -> Shapes {
+    vs.variables().into_iter().map(|(name, tensor)| (name, tensor.size())).collect()
+}
+
+fn official(name: &str) -> Shapes {
+    layout(name).into_iter().map(|(name, _, shape)| (name, shape)).collect()
+}
+
+/// Both directions, and what differs by name.
+fn assert_same(declared: &Shapes, official: &Shapes) {
+    for (name, shape) in official {
+        assert_eq!(declared.get(name), Some(shape), "{name} is in the file");
+    }
+    for (name, shape) in declared {
+        assert_eq!(official.get(name), Some(shape), "{name} is in the model");
+    }
+}
+
+fn flux1(params: &Flux1Params) -> Shapes {
+    let vs = VarStore::new(Device::Cpu);
+    Flux1::new(vs.root(), params).unwrap();
+    declared(&vs)
+}
+
+#[test]
+fn flux1_dev_declares_the_official_tensors() {
+    let declared = flux1(&Flux1Params::DEV);
+    assert_eq!(declared.len(), 780);
+    assert_same(&declared, &official("flux1-dev"));
+}
+
+#[test]
+fn flux1_schnell_declares_the_official_tensors() {
+    let declared = flux1(&Flux1Params::SCHNELL);
+    assert_eq!(declared.len(), 776);
+    assert_same(&declared, &official("flux1-schnell"));
+}
+
+#[test]
+fn flux1_fill_dev_declares_the_official_tensors() {
+    assert_same(&flux1(&Flux1Params::FILL_DEV), &official("flux1-fill-dev"));
+}
+
+#[test]
+fn flux1_canny_dev_declares_the_official_tensors() {
+    assert_same(&flux1(&Flux1Params::CANNY_DEV), &official("flux1-canny-dev"));
+}
+
+#[test]
+fn the_autoencoder_declares_the_official_tensors() {
+    let vs = VarStore::new(Device::Cpu);
+    AutoEncoder::new(vs.root(), &AutoEncoderParams::flux1()).unwrap();
+    assert_same(&declared(&vs), &official("ae"));
+}
+
+#[test]
+fn t5_declares_the_official_tensors_with_one_embedding() {
+    let vs = VarStore::new(Device::Cpu);
+    T5Encoder::new(vs.root(), &T5Config::xxl()).unwrap();
+    let mut official = official("t5-xxl-encoder");
+    // Some files hold the embedding under a second name.
+    if let Some(shape) = official.remove("encoder.embed_tokens.weight") {
+        assert_eq!(official.entry("shared.weight".into()).or_insert(shape.clone()), &shape);
+    }
+    assert_same(&declared(&vs), &official);
+}
+
+#[test]
+fn clip_declares_the_official_tensors() {
+    let vs = VarStore::new(Device::Cpu);
+    ClipText::new(vs.root(), &ClipConfig::large()).unwrap();
+    assert_same(&declared(&vs), &official("clip-l-text"));
+}
+
+#[test]
+fn the_sizes_of_every_variant_are_read_from_its_header() {
+    for (name, params, variant) in [
+        ("flux1-dev", Flux1Params::DEV, "dev"),
+        ("flux1-schnell", Flux1Params::SCHNELL, "schnell"),
+        ("flux1-fill-dev", Flux1Params::FILL_DEV, "Fill"),
+        ("flux1-canny-dev", Flux1Params::CANNY_DEV, "Canny or Depth"),
+    ] {
+        let shapes = official(name);
+        let read = Flux1Params::from_shapes(|name| shapes.get(name).cloned()).unwrap();
+        assert_eq!(read, params, "{name}");
+        assert_eq!(read.variant(), variant);
+    }
+    let shapes = official("ae");
+    let read = AutoEncoderParams::from_shapes(|name| shapes.get(name).cloned()).unwrap();
+    assert_eq!(read, AutoEncoderParams::flux1());
+}
+
+fn renamed(checkpoint: &Checkpoint) -> Shapes {
+    checkpoint.names().map(|name| (name.to_string(), checkpoint.shape(name).unwrap())).collect()
+}
+
+#[test]
+fn diffusers_flux1_has_the_official_tensors_once_renamed() {
+    let (_folder, path) = temp("flux1-dev.safetensors");
+    write_sparse(&path, &layout("flux1-dev.diffusers"));
+    let checkpoint = Checkpoint::open(&path, Access::Map).unwrap().renamed(&FLUX1_DIFFUSERS);
+    assert_same(&renamed(&checkpoint), &official("flux1-dev"));
+}
+
+/// One block of each kind, since the joined tensors of all blocks would take 7 GB.
+#[test]
+fn diffusers_flux1_loads_strictly_into_the_official_model() {
+    let (_folder, path) = temp("flux1-dev.safetensors");
+    let mut lines = layout("flux1-dev.diffusers");
+    lines.retain(|(name, ..)| {
+        let mut fields = name.split('.');
+        !fields.next().unwrap().ends_with("transformer_blocks") || fields.next() == Some("0")
+    });
+    write_sparse(&path, &lines);
+    let checkpoint = Checkpoint::open(&path, Access::Map).unwrap().renamed(&FLUX1_DIFFUSERS);
+    let params = Flux1Params::from_shapes(|name| checkpoint.shape(name)).unwrap();
+    assert_eq!(params, Flux1Params { depth: 1, depth_single_blocks: 1, ..Flux1Params::DEV });
+    let vs = VarStore::new(Device::Cpu);
+    Flux1::new(vs.root(), &params).unwrap();
+    let loaded = checkpoint.load(&vs, LoadOptions::default()).unwrap();
+    assert_eq!((loaded.tensors, loaded.kind), (vs.len(), Kind::BFloat16));
+    let joined = 2 * 2 + 2; // qkv of both streams and linear1, weight and bias
+    let swapped = 2; // adaLN_modulation
+    assert_eq!(loaded.borrowed, loaded.tensors - joined - swapped);
+}
+
+#[test]
+fn diffusers_autoencoder_loads_strictly_into_the_official_model() {
+    let (_folder, path) = temp("diffusion_pytorch_model.safetensors");
+    write_sparse(&path, &layout("ae.diffusers"));
+    let checkpoint = Checkpoint::open(&path, Access::Map).unwrap().renamed(&AUTOENCODER_DIFFUSERS);
+    assert_same(&renamed(&checkpoint), &official("ae"));
+    let vs = VarStore::new(Device::Cpu);
+    AutoEncoder::new(vs.root(), &AutoEncoderParams::flux1()).unwrap();
+    let loaded = checkpoint.load(&vs, LoadOptions::default()).unwrap();
+    assert_eq!((loaded.tensors, loaded.borrowed), (244, 244));
+}

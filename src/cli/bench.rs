@@ -100,8 +100,8 @@ fn build(checkpoint: Checkpoint, vs: &VarStore, options: LoadOptions) -> anyhow:
         Family::AutoEncoder { .. } => {
             drop(AutoEncoder::new(vs.root(), &AutoEncoderParams::from_shapes(shape)?)?)
         }
-        Family::T5 => drop(T5Encoder::new(vs.root(), &T5Config::xxl())?),
-        Family::Clip => drop(ClipText::new(vs.root(), &ClipConfig::large())?),
+        Family::T5 => drop(T5Encoder::new(vs.root(), &T5Config::from_shapes(shape)?)?),
+        Family::Clip => drop(ClipText::new(vs.root(), &ClipConfig::from_shapes(shape)?)?),
         other => anyhow::bail!("no model is built from this file: {other}"),
     }
     Ok((family.to_string(), checkpoint.load(vs, options)?))

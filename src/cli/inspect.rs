@@ -11,6 +11,7 @@ use tch_flux::autoencoder::AutoEncoderParams;
 use tch_flux::checkpoint::{Access, Checkpoint, Family, Layout};
 use tch_flux::flux1::Flux1Params;
 use tch_flux::pipeline::Parts;
+use tch_flux::text::{ClipConfig, T5Config};
 
 use super::{human_bytes, print_json};
 
@@ -82,17 +83,17 @@ fn report(path: &Path) -> Result<Report, tch_flux::Error> {
     let (bytes, kinds) = (checkpoint.bytes(), checkpoint.dtypes());
     let (mut variant, mut sizes) = (None, None);
     let official = checkpoint.official();
+    let shape = |name: &str| official.shape(name);
     match family {
         Family::Flux1 { .. } => {
-            if let Ok(params) = Flux1Params::from_shapes(|name| official.shape(name)) {
+            if let Ok(params) = Flux1Params::from_shapes(shape) {
                 variant = Some(params.variant().to_string());
-                sizes = serde_json::to_value(params).ok();
+                sizes = json(params);
             }
         }
-        Family::AutoEncoder { .. } => {
-            let params = AutoEncoderParams::from_shapes(|name| official.shape(name)).ok();
-            sizes = params.and_then(|p| serde_json::to_value(p).ok());
-        }
+        Family::AutoEncoder { .. } => sizes = AutoEncoderParams::from_shapes(shape).ok().and_then(json),
+        Family::T5 => sizes = T5Config::from_shapes(shape).ok().and_then(json),
+        Family::Clip => sizes = ClipConfig::from_shapes(shape).ok().and_then(json),
         _ => {}
     }
     let layout = layout.map(|l| l.to_string());
@@ -110,6 +111,10 @@ fn report(path: &Path) -> Result<Report, tch_flux::Error> {
         metadata,
         files,
     })
+}
+
+fn json(sizes: impl Serialize) -> Option<Value> {
+    serde_json::to_value(sizes).ok()
 }
 
 impl Report {

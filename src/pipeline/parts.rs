@@ -114,7 +114,7 @@ impl Parts {
         let checkpoint = Checkpoint::open(&self.clip, settings.access)?.official();
         let config = match config_beside(&self.clip) {
             Some(path) => ClipConfig::read(path)?,
-            None => ClipConfig::large(),
+            None => ClipConfig::from_shapes(|name| checkpoint.shape(name))?,
         };
         filled(settings, kind, checkpoint, |vs| ClipText::new(vs.root(), &config))
     }
@@ -127,7 +127,7 @@ impl Parts {
         let checkpoint = Checkpoint::open(&self.t5, settings.access)?.official();
         let config = match config_beside(&self.t5) {
             Some(path) => T5Config::read(path)?,
-            None => T5Config::xxl(),
+            None => T5Config::from_shapes(|name| checkpoint.shape(name))?,
         };
         filled(settings, kind, checkpoint, |vs| T5Encoder::new(vs.root(), &config))
     }

@@ -70,6 +70,28 @@ impl ClipConfig {
         }
     }
 
+    /// Reads every size from the tensors' shapes, by their official names; `shape` gives `None` for a name that the
+    /// file does not hold. Heads are 64 wide and the rest is as in CLIP-L, since no shape says them.
+    ///
+    /// # Errors
+    /// [`Error::Config`] names the first tensor that is missing or no matrix.
+    pub fn from_shapes(shape: impl Fn(&str) -> Option<Vec<i64>>) -> Result<Self> {
+        let matrix = |name: &str| super::matrix("CLIP text model", &shape, name);
+        let (vocab_size, hidden_size) = matrix("text_model.embeddings.token_embedding.weight")?;
+        let (max_position_embeddings, _) = matrix("text_model.embeddings.position_embedding.weight")?;
+        let (intermediate_size, _) = matrix("text_model.encoder.layers.0.mlp.fc1.weight")?;
+        let layer = |i: &usize| shape(&format!("text_model.encoder.layers.{i}.mlp.fc1.weight")).is_some();
+        Ok(Self {
+            vocab_size,
+            hidden_size,
+            intermediate_size,
+            num_hidden_layers: (0..).take_while(layer).count(),
+            num_attention_heads: (hidden_size / 64).max(1),
+            max_position_embeddings,
+            ..Self::large()
+        })
+    }
+
     /// Reads a `config.json`, of the text model alone or of the whole CLIP (`text_config`).
     ///
     /// # Errors

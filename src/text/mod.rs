@@ -15,6 +15,15 @@ use serde::de::DeserializeOwned;
 use crate::checkpoint::FileProblem;
 use crate::error::{Error, Result};
 
+/// The rows and columns of a tensor that a model must have.
+fn matrix(model: &str, shape: &dyn Fn(&str) -> Option<Vec<i64>>, name: &str) -> Result<(i64, i64)> {
+    match shape(name).as_deref() {
+        Some(&[rows, columns]) => Ok((rows, columns)),
+        Some(other) => Err(Error::Config(format!("{name} must be a matrix, but its shape is {other:?}"))),
+        None => Err(Error::Config(format!("this is no {model}: {name} is missing"))),
+    }
+}
+
 /// Reads a `config.json` of Hugging Face.
 pub(crate) fn read_config<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let text = std::fs::read_to_string(path).map_err(Error::io(path))?;

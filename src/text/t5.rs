@@ -69,6 +69,34 @@ impl T5Config {
         }
     }
 
+    /// Reads every size from the tensors' shapes, by their official names; `shape` gives `None` for a name that the
+    /// file does not hold. What no shape says is as in T5-XXL.
+    ///
+    /// # Errors
+    /// [`Error::Config`] names the first tensor that is missing or no matrix.
+    pub fn from_shapes(shape: impl Fn(&str) -> Option<Vec<i64>>) -> Result<Self> {
+        let matrix = |name: &str| super::matrix("T5 encoder of version 1.1", &shape, name);
+        let first = "encoder.block.0.layer";
+        let (vocab_size, d_model) = matrix("shared.weight")?;
+        let (inner_dim, _) = matrix(&format!("{first}.0.SelfAttention.q.weight"))?;
+        let (d_ff, _) = matrix(&format!("{first}.1.DenseReluDense.wi_0.weight"))?;
+        let (relative_attention_num_buckets, num_heads) =
+            matrix(&format!("{first}.0.SelfAttention.relative_attention_bias.weight"))?;
+        let block = |i: &usize| shape(&format!("encoder.block.{i}.layer.0.SelfAttention.q.weight")).is_some();
+        let num_layers = (0..).take_while(block).count();
+        let d_kv = inner_dim / num_heads.max(1);
+        Ok(Self {
+            vocab_size,
+            d_model,
+            d_kv,
+            d_ff,
+            num_layers,
+            num_heads,
+            relative_attention_num_buckets,
+            ..Self::xxl()
+        })
+    }
+
     /// Reads a `config.json`.
     ///
     /// # Errors

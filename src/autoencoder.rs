@@ -9,7 +9,7 @@ use tch::nn::{Module, Path};
 
 use crate::error::{Error, Result};
 use crate::math::scaled_dot_product_attention;
-use crate::nn::{Conv2d, GroupNorm, Parameters};
+use crate::nn::{Conv2d, GroupNorm, Parameters, check_sizes};
 
 /// The sizes of an autoencoder, in the official names.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -337,7 +337,18 @@ impl AutoEncoder {
     /// # Errors
     /// [`Error::Config`] where a level's channels are no multiple of the 32 groups of its norms.
     pub fn new(vs: Path, params: &AutoEncoderParams) -> Result<Self> {
-        if params.ch_mult.is_empty() || params.ch_mult.iter().any(|m| *m <= 0 || (m * params.ch) % 32 != 0) {
+        check_sizes(&[
+            ("in_channels", params.in_channels),
+            ("ch", params.ch),
+            ("out_ch", params.out_ch),
+            ("z_channels", params.z_channels),
+        ])?;
+        let width = |m: &i64| m.checked_mul(params.ch).filter(|width| (1..=1 << 22).contains(width));
+        let levels = &params.ch_mult;
+        if levels.is_empty()
+            || levels.len() > 16
+            || !levels.iter().all(|m| width(m).is_some_and(|w| w % 32 == 0))
+        {
             return Err(Error::Config(format!(
                 "channels {} × {:?} must be multiples of the 32 groups of the norms",
                 params.ch, params.ch_mult

@@ -8,9 +8,10 @@ use tch::nn::{Module, Path};
 
 use crate::error::{Error, Result};
 use crate::layers::{
-    DoubleStreamBlock, EmbedNd, LastLayer, MlpEmbedder, SingleStreamBlock, timestep_embedding,
+    DoubleStreamBlock, EmbedNd, LastLayer, MlpEmbedder, SingleStreamBlock, check_mlp_ratio,
+    timestep_embedding,
 };
-use crate::nn::{Linear, Parameters};
+use crate::nn::{Linear, Parameters, check_sizes};
 
 /// The sizes of a FLUX.1 transformer, in the official names.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -90,6 +91,7 @@ impl Flux1Params {
             (0..).take_while(|i| shape(&format!("{prefix}.{i}.{of}")).is_some()).count()
         };
         let (hidden_size, in_channels) = matrix("img_in.weight")?;
+        check_sizes(&[("hidden_size", hidden_size), ("in_channels", in_channels)])?;
         let (_, context_in_dim) = matrix("txt_in.weight")?;
         let (_, vec_in_dim) = matrix("vector_in.in_layer.weight")?;
         let (out_channels, _) = matrix("final_layer.linear.weight")?;
@@ -99,7 +101,7 @@ impl Flux1Params {
             ("double_blocks.0.img_attn.norm.key_norm.scale", matrix("double_blocks.0.img_mlp.0.weight")?.0)
         } else {
             let rows = matrix("single_blocks.0.linear1.weight")?.0;
-            ("single_blocks.0.norm.key_norm.scale", rows - 3 * hidden_size)
+            ("single_blocks.0.norm.key_norm.scale", rows.saturating_sub(3 * hidden_size))
         };
         let head_dim = match shape(norm).as_deref() {
             Some(&[d]) if d > 0 && d % 16 == 0 && hidden_size % d == 0 => d,
@@ -117,7 +119,7 @@ impl Flux1Params {
             num_heads: hidden_size / head_dim,
             depth,
             depth_single_blocks,
-            axes_dim: [head_dim / 8, head_dim * 7 / 16, head_dim * 7 / 16],
+            axes_dim: [head_dim / 8, head_dim / 16 * 7, head_dim / 16 * 7],
             theta: Self::DEV.theta,
             qkv_bias: depth == 0 || shape("double_blocks.0.img_attn.qkv.bias").is_some(),
             guidance_embed: shape("guidance_in.in_layer.weight").is_some(),
@@ -182,6 +184,15 @@ impl Flux1 {
     /// [`Error::Config`] where the heads do not divide the hidden size, or the axes do not sum to the head width.
     pub fn new(vs: Path, params: &Flux1Params) -> Result<Self> {
         let Flux1Params { hidden_size, num_heads, mlp_ratio, .. } = *params;
+        check_sizes(&[
+            ("in_channels", params.in_channels),
+            ("out_channels", params.out_channels),
+            ("vec_in_dim", params.vec_in_dim),
+            ("context_in_dim", params.context_in_dim),
+            ("hidden_size", hidden_size),
+            ("theta", params.theta),
+        ])?;
+        check_mlp_ratio(hidden_size, mlp_ratio)?;
         if num_heads <= 0 || hidden_size % num_heads != 0 {
             return Err(Error::Config(format!(
                 "Hidden size {hidden_size} must be divisible by num_heads {num_heads}"

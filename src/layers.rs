@@ -8,7 +8,7 @@ use tch::{Kind, Tensor};
 
 use crate::error::{Error, Result};
 use crate::math::{attention, rope};
-use crate::nn::{LayerNorm, Linear, declare};
+use crate::nn::{LayerNorm, Linear, check_sizes, declare};
 
 /// Rotation matrices for positions with several axes: ids `[B, L, n]` to `[B, 1, L, dim/2, 2, 2]` in f32.
 ///
@@ -312,6 +312,7 @@ impl DoubleStreamBlock {
     /// # Errors
     /// [`Error::Config`] where the heads do not divide `hidden_size`.
     pub fn new(vs: Path, hidden_size: i64, num_heads: i64, mlp_ratio: f64, qkv_bias: bool) -> Result<Self> {
+        check_mlp_ratio(hidden_size, mlp_ratio)?;
         Ok(Self {
             img: Stream::new(&vs, "img", hidden_size, num_heads, mlp_ratio, qkv_bias)?,
             txt: Stream::new(&vs, "txt", hidden_size, num_heads, mlp_ratio, qkv_bias)?,
@@ -362,6 +363,7 @@ impl SingleStreamBlock {
     /// [`Error::Config`] where the heads do not divide `hidden_size`.
     pub fn new(vs: Path, hidden_size: i64, num_heads: i64, mlp_ratio: f64) -> Result<Self> {
         let head_dim = head_dim(hidden_size, num_heads)?;
+        check_mlp_ratio(hidden_size, mlp_ratio)?;
         let mlp_hidden_dim = mlp_hidden_dim(hidden_size, mlp_ratio);
         Ok(Self {
             linear1: Linear::new(&vs / "linear1", hidden_size, hidden_size * 3 + mlp_hidden_dim, true),
@@ -475,12 +477,21 @@ fn split_qkv(qkv: &Tensor, num_heads: i64) -> [Tensor; 3] {
 }
 
 fn head_dim(hidden_size: i64, num_heads: i64) -> Result<i64> {
-    if num_heads <= 0 || hidden_size <= 0 || hidden_size % num_heads != 0 {
+    check_sizes(&[("hidden_size", hidden_size)])?;
+    if num_heads <= 0 || hidden_size % num_heads != 0 {
         return Err(Error::Config(format!(
             "Hidden size {hidden_size} must be divisible by num_heads {num_heads}"
         )));
     }
     Ok(hidden_size / num_heads)
+}
+
+/// [`Error::Config`] unless the ratio makes an MLP of at least one and at most 2²² values.
+pub(crate) fn check_mlp_ratio(hidden_size: i64, mlp_ratio: f64) -> Result<()> {
+    if mlp_ratio.is_finite() && (1.0..=(1 << 22) as f64).contains(&(hidden_size as f64 * mlp_ratio)) {
+        return Ok(());
+    }
+    Err(Error::Config(format!("mlp_ratio {mlp_ratio} makes no MLP for a hidden size of {hidden_size}")))
 }
 
 fn mlp_hidden_dim(hidden_size: i64, mlp_ratio: f64) -> i64 {

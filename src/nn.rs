@@ -24,9 +24,25 @@ pub fn declare(vs: &Path, name: &str, size: &[i64]) -> Tensor {
     parameter
 }
 
+/// [`Error::Config`] unless every size is one that a model can have: 1 to 2²².
+pub(crate) fn check_sizes(sizes: &[(&str, i64)]) -> Result<()> {
+    match sizes.iter().find(|(_, size)| !(1..=1 << 22).contains(size)) {
+        Some((name, size)) => {
+            Err(Error::Config(format!("{name} must be between 1 and {}, not {size}", 1 << 22)))
+        }
+        None => Ok(()),
+    }
+}
+
 /// Whether a parameter is still the placeholder that [`declare`] made.
 pub fn is_placeholder(parameter: &Tensor) -> bool {
-    parameter.numel() > 0 && parameter.dim() > 0 && parameter.stride().iter().all(|&s| s == 0)
+    let alone = parameter.size().into_iter().zip(parameter.stride()).all(|(n, stride)| n == 1 || stride == 0);
+    match parameter.numel() {
+        0 => false,
+        // One value has no strides to tell it by.
+        1 => parameter.dim() > 0 && f64::try_from(parameter.flatten(0, -1).get(0)).is_ok_and(f64::is_nan),
+        _ => alone,
+    }
 }
 
 /// Gives every placeholder of the store random values, as PyTorch's constructors do: uniform within ±1/√fan_in for

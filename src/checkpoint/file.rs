@@ -18,7 +18,8 @@ use crate::shim::{self, Memory};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Access {
     /// The file is mapped: nothing is read before it is used, and on the CPU the tensors lie in the mapping. The file
-    /// must stay as it is while they live; a private mapping keeps what is written to them off the file.
+    /// must stay as it is while they live; a private mapping keeps what is written to them off the file. Models that
+    /// were filled from one [`Checkpoint`](super::Checkpoint) share it: read instead, to train one of them.
     #[default]
     Map,
     /// Every tensor is read into memory of its own. For files on a network, or that may change.

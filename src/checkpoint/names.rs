@@ -155,9 +155,10 @@ impl Renames {
                 rule.take(kind, last, &mut from, &mut renamed);
             }
         }
-        // What no rule knows keeps its name; it must not hide what a rule has placed.
+        // What no rule knows keeps its name, unless a rule has placed another tensor there: both are then reported.
         for (name, source) in from {
-            renamed.entry(name).or_insert(source);
+            let name = if renamed.contains_key(&name) { format!("{name} (a second one)") } else { name };
+            renamed.insert(name, source);
         }
         renamed
     }

@@ -9,7 +9,7 @@ use tch::{Kind, Tensor};
 
 use crate::error::{Error, Result};
 use crate::math::{merge_heads, scaled_dot_product_attention, split_heads};
-use crate::nn::{Embedding, LayerNorm, Linear, Parameters};
+use crate::nn::{Embedding, LayerNorm, Linear, Parameters, check_sizes};
 
 /// The sizes of a CLIP text model, in the names of its `config.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -225,7 +225,14 @@ impl ClipText {
     /// # Errors
     /// [`Error::Config`] where the heads do not divide the width, or the activation is unknown.
     pub fn new(vs: Path, config: &ClipConfig) -> Result<Self> {
-        if config.num_attention_heads <= 0 || config.hidden_size % config.num_attention_heads != 0 {
+        check_sizes(&[
+            ("vocab_size", config.vocab_size),
+            ("hidden_size", config.hidden_size),
+            ("intermediate_size", config.intermediate_size),
+            ("num_attention_heads", config.num_attention_heads),
+            ("max_position_embeddings", config.max_position_embeddings),
+        ])?;
+        if config.hidden_size % config.num_attention_heads != 0 {
             return Err(Error::Config(format!(
                 "CLIP's {} heads do not divide its hidden_size {}",
                 config.num_attention_heads, config.hidden_size

@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
 use crate::math::{merge_heads, scaled_dot_product_attention, split_heads};
-use crate::nn::{Embedding, Linear, Parameters, declare};
+use crate::nn::{Embedding, Linear, Parameters, check_sizes, declare};
 
 /// The sizes of a T5 encoder, in the names of its `config.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -238,6 +238,21 @@ impl T5Encoder {
             return Err(Error::Config(format!(
                 "T5's feed_forward_proj is {:?}; only \"gated-gelu\" (v1.1) is known",
                 config.feed_forward_proj
+            )));
+        }
+        check_sizes(&[
+            ("vocab_size", config.vocab_size),
+            ("d_model", config.d_model),
+            ("d_kv", config.d_kv),
+            ("d_ff", config.d_ff),
+            ("num_heads", config.num_heads),
+            ("num_heads * d_kv", config.num_heads.saturating_mul(config.d_kv)),
+            ("relative_attention_max_distance", config.relative_attention_max_distance),
+        ])?;
+        if config.relative_attention_num_buckets < 4 || config.relative_attention_num_buckets > 1 << 22 {
+            let buckets = config.relative_attention_num_buckets;
+            return Err(Error::Config(format!(
+                "relative_attention_num_buckets must be at least 4, not {buckets}"
             )));
         }
         let ((shared, relative_attention_bias, block, final_layer_norm), parameters) =

@@ -1,7 +1,6 @@
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-
-use crate::checkpoint::{FileProblem, Mismatch};
 
 /// What this crate's functions return.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -128,5 +127,160 @@ impl Error {
     pub(crate) fn file(path: impl AsRef<Path>) -> impl FnOnce(FileProblem) -> Error {
         let path = path.as_ref().to_path_buf();
         move |problem| Error::File { path, problem }
+    }
+}
+
+/// What is wrong with a weight file.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FileProblem {
+    /// A folder stands under the name.
+    #[error("this is a folder, not a file")]
+    Directory,
+    /// A pipe, a device or a socket.
+    #[error("this is no ordinary file")]
+    NotAFile,
+    /// Fewer than the 8 bytes that say the header's length.
+    #[error("only {len} bytes long; a safetensors file begins with 8 bytes that say its header's length")]
+    TooShort {
+        /// The file's length.
+        len: u64,
+    },
+    /// The first bytes are those of another format.
+    #[error("this is {kind}")]
+    OtherFormat {
+        /// Which, and what to do about it.
+        kind: &'static str,
+    },
+    /// The header would be longer than the format allows.
+    #[error(
+        "its first 8 bytes ask for a header of {len} bytes, more than the format allows (100,000,000); this is no safetensors file, or it is damaged"
+    )]
+    HeaderTooLong {
+        /// The length that is asked for.
+        len: u64,
+    },
+    /// The header would not fit the file.
+    #[error(
+        "a header of {len} bytes does not fit a file of {file_len}: the download may have been cut short"
+    )]
+    HeaderPastEnd {
+        /// The length that is asked for.
+        len: u64,
+        /// The file's length.
+        file_len: u64,
+    },
+    /// The header is no text.
+    #[error("the header is not UTF-8 after {at} bytes")]
+    HeaderNotUtf8 {
+        /// How much of it is.
+        at: usize,
+    },
+    /// The header is no JSON of the format's form.
+    #[error("the header cannot be read: {reason}")]
+    HeaderNotJson {
+        /// What and where.
+        reason: String,
+    },
+    /// A tensor's entry makes no sense.
+    #[error("tensor \"{name}\": {reason}")]
+    Tensor {
+        /// Its name.
+        name: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A tensor's bytes are not all in the file.
+    #[error("tensor \"{name}\" ends at byte {end} of {len}: the download may have been cut short")]
+    TensorPastEnd {
+        /// Its name.
+        name: String,
+        /// Where it ends.
+        end: u64,
+        /// How many bytes there are.
+        len: u64,
+    },
+    /// Two tensors share bytes.
+    #[error("the bytes of tensor \"{name}\" are also another's")]
+    Overlap {
+        /// The second of them.
+        name: String,
+    },
+    /// Bytes between tensors that belong to none.
+    #[error("{bytes} bytes before tensor \"{before}\" belong to no tensor")]
+    Hole {
+        /// The tensor after them.
+        before: String,
+        /// How many.
+        bytes: u64,
+    },
+    /// Bytes after the last tensor.
+    #[error("{bytes} bytes after the last tensor belong to none")]
+    TrailingBytes {
+        /// How many.
+        bytes: u64,
+    },
+    /// A picture that cannot be read.
+    #[error("the picture cannot be read: {reason}")]
+    Image {
+        /// Why.
+        reason: String,
+    },
+    /// A file of settings that cannot be read.
+    #[error("the settings cannot be read: {reason}")]
+    Settings {
+        /// Why.
+        reason: String,
+    },
+    /// An index of shards that cannot be followed.
+    #[error("the index cannot be followed: {reason}")]
+    Index {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// How the tensors that a model declares differ from those that a checkpoint holds.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Mismatch {
+    /// The files that were read.
+    pub files: Vec<PathBuf>,
+    /// Declared, but not in the files.
+    pub missing: Vec<String>,
+    /// In the files, but not declared.
+    pub unexpected: Vec<String>,
+    /// In both, with shapes that differ: name, declared, found.
+    pub misshapen: Vec<(String, Vec<i64>, Vec<i64>)>,
+    /// In both, of a type that cannot become what is wanted: name, and why.
+    pub of_another_kind: Vec<(String, String)>,
+    /// What the files seem to be.
+    pub looks_like: String,
+}
+
+impl Mismatch {
+    /// Whether nothing differs.
+    pub fn is_empty(&self) -> bool {
+        let Self { missing, unexpected, misshapen, of_another_kind, .. } = self;
+        missing.is_empty() && unexpected.is_empty() && misshapen.is_empty() && of_another_kind.is_empty()
+    }
+}
+
+impl fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let files: Vec<_> = self.files.iter().map(|p| p.display().to_string()).collect();
+        write!(f, "{}: not the tensors that the model declares", files.join(", "))?;
+        let mut part = |what: &str, lines: Vec<String>| {
+            if lines.is_empty() {
+                return Ok(());
+            }
+            write!(f, "\n  {what} ({}): {}", lines.len(), lines[..lines.len().min(4)].join("; "))?;
+            if lines.len() > 4 { write!(f, "; …") } else { Ok(()) }
+        };
+        part("missing", self.missing.clone())?;
+        part("unexpected", self.unexpected.clone())?;
+        let shapes = self.misshapen.iter().map(|(n, want, got)| format!("{n} is {got:?}, not {want:?}"));
+        part("misshapen", shapes.collect())?;
+        part("of another kind", self.of_another_kind.iter().map(|(n, why)| format!("{n} {why}")).collect())?;
+        write!(f, "\n  the file: {}", self.looks_like)
     }
 }

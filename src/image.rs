@@ -7,8 +7,7 @@ use std::path::{Path, PathBuf};
 
 use tch::{Kind, Tensor};
 
-use crate::checkpoint::FileProblem;
-use crate::error::{Error, Result};
+use crate::error::{Error, FileProblem, Result};
 
 /// A picture: rows from the top, three bytes a pixel.
 #[derive(Debug, Clone, PartialEq, Eq)]

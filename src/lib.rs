@@ -35,4 +35,4 @@ pub mod sampling;
 mod shim;
 pub mod text;
 
-pub use error::{Error, Result};
+pub use error::{Error, FileProblem, Mismatch, Result};

@@ -11,11 +11,12 @@ use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 use tch_flux::Error;
 use tch_flux::autoencoder::{AutoEncoder, AutoEncoderParams};
-use tch_flux::checkpoint::{Access, Checkpoint, FileProblem, Header, LoadOptions, Loaded, Mismatch};
+use tch_flux::checkpoint::{Access, Checkpoint, Header, LoadOptions, Loaded};
 use tch_flux::flux1::{Flux1, Flux1Params};
 use tch_flux::image::Image;
 use tch_flux::nn::{declare, is_placeholder};
 use tch_flux::pipeline::{Parts, Pipeline, Settings};
+use tch_flux::{FileProblem, Mismatch};
 
 use common::{Stored, f32s, file_bytes, framed, header, layout, temp, variables, write_file, write_sparse};
 

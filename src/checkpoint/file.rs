@@ -9,9 +9,8 @@ use memmap2::{MmapMut, MmapOptions};
 use safetensors::Dtype;
 use tch::{Device, Kind, Tensor};
 
-use super::FileProblem;
 use super::safetensors::{Entry, Header, MAX_HEADER};
-use crate::error::{Error, Result};
+use crate::error::{Error, FileProblem, Result};
 use crate::shim::{self, Memory};
 
 /// How the bytes of a file come into memory.

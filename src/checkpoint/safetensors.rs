@@ -7,7 +7,7 @@ use safetensors::Dtype;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
-use super::FileProblem;
+use crate::error::FileProblem;
 
 /// The format's own limit on the header, in bytes.
 pub(crate) const MAX_HEADER: u64 = 100_000_000;

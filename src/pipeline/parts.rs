@@ -7,8 +7,8 @@ use tch::nn::VarStore;
 
 use super::Settings;
 use crate::autoencoder::{AutoEncoder, AutoEncoderParams};
-use crate::checkpoint::{Access, Checkpoint, Family, FileProblem, LoadOptions};
-use crate::error::{Error, Result};
+use crate::checkpoint::{Access, Checkpoint, Family, LoadOptions};
+use crate::error::{Error, FileProblem, Result};
 use crate::flux1::{Flux1, Flux1Params};
 use crate::text::{ClipConfig, ClipText, T5Config, T5Encoder};
 

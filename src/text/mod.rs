@@ -12,8 +12,7 @@ use std::path::Path;
 
 use serde::de::DeserializeOwned;
 
-use crate::checkpoint::FileProblem;
-use crate::error::{Error, Result};
+use crate::error::{Error, FileProblem, Result};
 
 /// The rows and columns of a tensor that a model must have.
 fn matrix(model: &str, shape: &dyn Fn(&str) -> Option<Vec<i64>>, name: &str) -> Result<(i64, i64)> {

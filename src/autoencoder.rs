@@ -390,6 +390,14 @@ impl AutoEncoder {
         Ok(self.decoder.forward(&z))
     }
 
+    /// Pictures through a latent and back.
+    ///
+    /// # Errors
+    /// As [`AutoEncoder::encode`].
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.decode(&self.encode(x)?)
+    }
+
     fn check(&self, what: &'static str, x: &Tensor, channels: i64) -> Result<()> {
         self.parameters.check()?;
         match x.size()[..] {

@@ -251,7 +251,7 @@ impl Flux1 {
         let txt = self.txt_in.forward(input.txt);
 
         let ids = Tensor::cat(&[input.txt_ids, input.img_ids], 1);
-        let pe = self.pe_embedder.forward(&ids)?;
+        let pe = self.pe_embedder.forward(&ids);
 
         let (mut img, mut txt) = (img, txt);
         for block in &self.double_blocks {

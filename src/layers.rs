@@ -7,7 +7,7 @@ use tch::nn::{Module, Path};
 use tch::{Kind, Tensor};
 
 use crate::error::{Error, Result};
-use crate::math::{attention, rope};
+use crate::math::{attention, rope_even};
 use crate::nn::{LayerNorm, Linear, check_sizes, declare};
 
 /// Rotation matrices for positions with several axes: ids `[B, L, n]` to `[B, 1, L, dim/2, 2, 2]` in f32.
@@ -34,17 +34,13 @@ impl EmbedNd {
         }
         Ok(Self { theta, axes_dim: axes_dim.to_vec() })
     }
+}
 
-    /// # Errors
-    /// [`Error::Shape`] where the last axis of `ids` is not one id for each axis.
-    pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
-        let size = ids.size();
-        if size.len() != 3 || size[2] != self.axes_dim.len() as i64 {
-            let expected = format!("[B, L, {}]", self.axes_dim.len());
-            return Err(Error::Shape { what: "ids", expected, found: size });
-        }
-        let axes = self.axes_dim.iter().zip(0..).map(|(&dim, i)| rope(&ids.select(-1, i), dim, self.theta));
-        Ok(Tensor::cat(&axes.collect::<Result<Vec<_>>>()?, -3).unsqueeze(1))
+impl Module for EmbedNd {
+    fn forward(&self, ids: &Tensor) -> Tensor {
+        let axes = self.axes_dim.iter().zip(0..);
+        let axes: Vec<_> = axes.map(|(&dim, i)| rope_even(&ids.select(-1, i), dim, self.theta)).collect();
+        Tensor::cat(&axes, -3).unsqueeze(1)
     }
 }
 

@@ -24,6 +24,11 @@ pub fn rope(pos: &Tensor, dim: i64, theta: i64) -> Result<Tensor> {
     if dim % 2 != 0 {
         return Err(Error::Config(format!("rope needs an even width, got {dim}")));
     }
+    Ok(rope_even(pos, dim, theta))
+}
+
+/// [`rope`] for a `dim` that is known to be even.
+pub(crate) fn rope_even(pos: &Tensor, dim: i64, theta: i64) -> Tensor {
     let scale = Tensor::arange_start_step(0, dim, 2, (pos.kind(), pos.device())) / dim;
     let omega = Tensor::pow_scalar(theta, &scale).reciprocal();
     let out = pos.unsqueeze(-1) * omega; // [B, L, dim/2]
@@ -31,7 +36,7 @@ pub fn rope(pos: &Tensor, dim: i64, theta: i64) -> Result<Tensor> {
     let out = Tensor::stack(&[&cos, &-&sin, &sin, &cos], -1); // [B, L, dim/2, 4]
     let mut size = out.size();
     size.splice(size.len() - 1.., [2, 2]);
-    Ok(out.reshape(size).to_kind(Kind::Float))
+    out.reshape(size).to_kind(Kind::Float)
 }
 
 /// Rotates `xq` and `xk` `[B, H, L, d]` by `freqs_cis` `[B, 1, L, d/2, 2, 2]`: pairs are neighbours (2i, 2i + 1), the

@@ -230,7 +230,7 @@ impl Case {
             }
             "flux.modules.layers.EmbedND" => {
                 let p: EmbedParams = self.params()?;
-                output(EmbedNd::new(p.dim, p.theta, &p.axes_dim)?.forward(&input("ids")?)?)
+                output(EmbedNd::new(p.dim, p.theta, &p.axes_dim)?.forward(&input("ids")?))
             }
             "flux.modules.layers.timestep_embedding" => {
                 let p: TimestepParams = self.params()?;

@@ -1088,6 +1088,12 @@ fn a_tensor_in_two_shards_is_refused_by_name() {
 }
 
 #[test]
+fn a_name_that_stands_twice_in_the_index_is_refused() {
+    let reason = index_refused(r#"{"a.bias":"one","a.weight":"one","a.weight":"two"}"#);
+    assert!(reason.contains("a.weight") && reason.contains("twice"), "{reason}");
+}
+
+#[test]
 fn a_tensor_that_the_index_does_not_name_is_refused_by_name() {
     let (folder, path) = index(r#"{"a.bias":"one","a.weight":"two"}"#);
     write_file(&folder.path().join("one"), &[right().remove(0), f32s("stray", &[1], &[0.0])]);

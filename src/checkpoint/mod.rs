@@ -23,7 +23,7 @@ pub use safetensors::{Entry, Header};
 
 use crate::error::{Error, FileProblem, Mismatch, Result};
 use file::{WeightFile, kind_of};
-use safetensors::printable;
+use safetensors::{printable, shorten};
 
 /// How a checkpoint is poured into a store.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -80,6 +80,7 @@ impl Checkpoint {
     fn open_index(path: &Path, access: Access) -> Result<Self> {
         #[derive(Deserialize)]
         struct Index {
+            #[serde(deserialize_with = "safetensors::unique")]
             weight_map: BTreeMap<String, String>,
         }
         let problem = |reason: String| Error::file(path)(FileProblem::Index { reason });
@@ -87,7 +88,7 @@ impl Checkpoint {
         let index: Index = serde_json::from_str(&text).map_err(|e| problem(printable(&e)))?;
         let shards: BTreeSet<&String> = index.weight_map.values().collect();
         if let Some(bad) = shards.iter().find(|s| !is_plain_name(s)) {
-            return Err(problem(format!("{bad:?} is no plain name of a file beside it")));
+            return Err(problem(format!("\"{}\" is no plain name of a file beside it", shorten(bad))));
         }
         let folder = path.parent().unwrap_or(Path::new(""));
         let files: Vec<_> =
@@ -97,16 +98,20 @@ impl Checkpoint {
                 match index.weight_map.get(name) {
                     Some(place) if place == *shard => {}
                     Some(place) => {
+                        let (name, place) = (shorten(name), shorten(place));
                         return Err(problem(format!("{name} is in {shard} too, not only in {place}")));
                     }
-                    None => return Err(problem(format!("it does not name {name}, which is in {shard}"))),
+                    None => {
+                        let name = shorten(name);
+                        return Err(problem(format!("it does not name {name}, which is in {shard}")));
+                    }
                 }
             }
         }
         for (name, shard) in &index.weight_map {
             let file = shards.iter().position(|s| *s == shard).map(|i| &files[i]);
             if !file.is_some_and(|f| f.header.entries.contains_key(name)) {
-                return Err(problem(format!("{name} is not in {shard}")));
+                return Err(problem(format!("{} is not in {shard}", shorten(name))));
             }
         }
         Self::from_files(files)

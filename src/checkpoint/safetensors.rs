@@ -155,7 +155,7 @@ impl RawTensor {
 }
 
 /// For messages: a name of a megabyte is not repeated.
-fn shorten(text: &str) -> String {
+pub(super) fn shorten(text: &str) -> String {
     match text.char_indices().nth(80) {
         Some((cut, _)) => format!("{}…", &text[..cut]).escape_debug().to_string(),
         None => text.escape_debug().to_string(),
@@ -170,6 +170,34 @@ pub(super) fn printable(error: &serde_json::Error) -> String {
     let cut = what.char_indices().nth(200).map_or(what, |(cut, _)| &what[..cut]);
     let clean: String = cut.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
     format!("{clean}{}{place}", if cut.len() < what.len() { "…" } else { "" })
+}
+
+/// A map of JSON in which no name stands twice; a plain one keeps the last of them without a word.
+pub(super) fn unique<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<String, String>, D::Error> {
+    struct UniqueVisitor;
+
+    impl<'de> Visitor<'de> for UniqueVisitor {
+        type Value = BTreeMap<String, String>;
+
+        fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+            f.write_str("a map from names to files")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut unique = BTreeMap::new();
+            while let Some((name, value)) = map.next_entry::<String, String>()? {
+                let text = format!("{:?} stands in it twice", shorten(&name));
+                if unique.insert(name, value).is_some() {
+                    return Err(A::Error::custom(text));
+                }
+            }
+            Ok(unique)
+        }
+    }
+
+    deserializer.deserialize_map(UniqueVisitor)
 }
 
 struct RawHeader {

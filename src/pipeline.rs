@@ -7,13 +7,14 @@ mod parts;
 use std::ops::ControlFlow;
 
 use serde::{Deserialize, Serialize};
-use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
+
+use parts::Resident;
 
 pub use parts::Parts;
 
 use crate::autoencoder::AutoEncoder;
-use crate::checkpoint::{Access, Checkpoint};
+use crate::checkpoint::Access;
 use crate::error::{Error, Result};
 use crate::flux1::{Flux1, Flux1Input, Flux1Params};
 use crate::image::Image;
@@ -185,15 +186,6 @@ pub struct Generated {
     pub warnings: Vec<String>,
 }
 
-/// A model that is loaded, with what it lies on.
-#[derive(Debug)]
-struct Resident<M> {
-    model: M,
-    kind: Kind,
-    checkpoint: Checkpoint,
-    _vs: VarStore,
-}
-
 /// FLUX.1 from prompt to picture.
 ///
 /// Opening reads headers only. The models are loaded when they are first needed; an error leaves the pipeline usable.
@@ -338,14 +330,12 @@ impl Pipeline {
         };
         let kind = self.text_kind();
         if self.t5.is_none() {
-            let (model, vs, checkpoint) = self.parts.load_t5(&self.settings, kind)?;
-            self.t5 = Some(Resident { model, kind, checkpoint, _vs: vs });
+            self.t5 = Some(self.parts.load_t5(&self.settings, kind)?);
         }
         if self.clip.is_none() {
-            let (model, vs, checkpoint) = self.parts.load_clip(&self.settings, kind)?;
-            self.clip = Some(Resident { model, kind, checkpoint, _vs: vs });
+            self.clip = Some(self.parts.load_clip(&self.settings, kind)?);
         }
-        let (Some(t5), Some(clip)) = (&self.t5, &self.clip) else { return Err(Error::Cancelled) };
+        let (Some(t5), Some(clip)) = (&self.t5, &self.clip) else { return Err(not_loaded()) };
         t5.checkpoint.check_unchanged()?;
         clip.checkpoint.check_unchanged()?;
         let txt = t5.model.forward(&tokens(&self.t5_tokenizer, "T5", length)?)?;
@@ -361,16 +351,14 @@ impl Pipeline {
 
     fn load_transformer(&mut self) -> Result<()> {
         if self.transformer.is_none() {
-            let (model, vs, checkpoint) = self.parts.load_transformer(&self.settings, self.kind)?;
-            self.transformer = Some(Resident { model, kind: self.kind, checkpoint, _vs: vs });
+            self.transformer = Some(self.parts.load_transformer(&self.settings, self.kind)?);
         }
         Ok(())
     }
 
     fn load_autoencoder(&mut self) -> Result<()> {
         if self.autoencoder.is_none() {
-            let (model, vs, checkpoint, kind) = self.parts.load_autoencoder(&self.settings, self.kind)?;
-            self.autoencoder = Some(Resident { model, kind, checkpoint, _vs: vs });
+            self.autoencoder = Some(self.parts.load_autoencoder(&self.settings, self.kind)?);
         }
         Ok(())
     }
@@ -382,7 +370,7 @@ impl Pipeline {
         text: &Encoded,
         on_step: &mut dyn FnMut(usize, usize) -> Result<()>,
     ) -> Result<Tensor> {
-        let Some(transformer) = &self.transformer else { return Err(Error::Cancelled) };
+        let Some(transformer) = &self.transformer else { return Err(not_loaded()) };
         transformer.checkpoint.check_unchanged()?;
         let (height, width) = (request.height, request.width);
         let rule = if request.legacy_noise { NoiseRule::Legacy } else { NoiseRule::Current };
@@ -404,7 +392,7 @@ impl Pipeline {
 
     /// Latent to pixels, as the official code does it: in f32, under bf16 autocast unless the pipeline is f32.
     fn decode(&self, latent: &Tensor, request: &Request) -> Result<Tensor> {
-        let Some(autoencoder) = &self.autoencoder else { return Err(Error::Cancelled) };
+        let Some(autoencoder) = &self.autoencoder else { return Err(not_loaded()) };
         autoencoder.checkpoint.check_unchanged()?;
         let latent = unpack(&latent.f_to_kind(Kind::Float)?, request.height, request.width)?;
         let picture = if autoencoder.kind == Kind::Float && self.kind == Kind::Float {
@@ -415,6 +403,11 @@ impl Pipeline {
         };
         Ok(picture.f_get(0)?)
     }
+}
+
+/// For a state that the order of the phases rules out.
+fn not_loaded() -> Error {
+    Error::Config("a part of the pipeline is not loaded".into())
 }
 
 fn begin(on_progress: &mut OnProgress, phase: Phase) -> Result<()> {

@@ -186,10 +186,20 @@ fn a_folder_without_a_part_is_refused_with_the_names_that_were_looked_for() {
 }
 
 #[test]
-fn a_text_encoder_given_as_the_transformer_is_named_as_what_it_is() {
-    let parts = Parts { transformer: model().join("text_encoder_2"), ..Parts::find(model()).unwrap() };
-    match Pipeline::open(parts, Settings::default()) {
-        Err(Error::Config(text)) => assert!(text.contains("this is a T5 encoder"), "{text}"),
-        other => panic!("{other:?}"),
+fn a_part_given_in_place_of_another_is_named_as_what_it_is() {
+    let parts = || Parts::find(model()).unwrap();
+    let wrong = [
+        (Parts { transformer: model().join("text_encoder_2"), ..parts() }, "this is a T5 encoder"),
+        (Parts { t5: model().join("text_encoder"), ..parts() }, "this is a CLIP text model"),
+        (Parts { clip: model().join("ae.safetensors"), ..parts() }, "this is FLUX.1's autoencoder"),
+        (Parts { autoencoder: model().join("transformer"), ..parts() }, "this is FLUX.1 schnell"),
+    ];
+    for (parts, says) in wrong {
+        let drawn = Pipeline::open(parts, Settings::default())
+            .and_then(|mut pipeline| pipeline.generate(&circle(0), &mut |_| ControlFlow::Continue(())));
+        match drawn {
+            Err(Error::Config(text)) => assert!(text.contains(says), "{text}"),
+            other => panic!("{other:?}"),
+        }
     }
 }

@@ -71,80 +71,76 @@ impl Parts {
 
     /// The transformer's file under the official names.
     pub(super) fn open_transformer(&self, access: Access) -> Result<Checkpoint> {
-        let checkpoint = Checkpoint::open(&self.transformer, access)?;
-        match checkpoint.family() {
-            Family::Flux1 { .. } => Ok(checkpoint.official()),
-            other => {
-                Err(Error::Config(format!("{}: no FLUX.1 transformer: {other}", self.transformer.display())))
-            }
-        }
+        open(&self.transformer, access, "FLUX.1 transformer", |f| matches!(f, Family::Flux1 { .. }))
     }
 
-    pub(super) fn load_transformer(
-        &self,
-        settings: &Settings,
-        kind: Kind,
-    ) -> Result<(Flux1, VarStore, Checkpoint)> {
+    pub(super) fn load_transformer(&self, settings: &Settings, kind: Kind) -> Result<Resident<Flux1>> {
         let checkpoint = self.open_transformer(settings.access)?;
         let params = Flux1Params::from_shapes(|name| checkpoint.shape(name))?;
-        filled(settings, kind, checkpoint, |vs| Flux1::new(vs.root(), &params))
+        Resident::fill(settings, kind, checkpoint, |vs| Flux1::new(vs.root(), &params))
     }
 
-    /// Also the kind: the file's, unless the pipeline computes in f32 throughout.
-    pub(super) fn load_autoencoder(
-        &self,
-        settings: &Settings,
-        kind: Kind,
-    ) -> Result<(AutoEncoder, VarStore, Checkpoint, Kind)> {
-        let checkpoint = Checkpoint::open(&self.autoencoder, settings.access)?.official();
+    /// In the kind of its file, unless the pipeline computes in f32 throughout.
+    pub(super) fn load_autoencoder(&self, settings: &Settings, kind: Kind) -> Result<Resident<AutoEncoder>> {
+        let is_one = |family: &Family| matches!(family, Family::AutoEncoder { .. });
+        let checkpoint = open(&self.autoencoder, settings.access, "FLUX.1 autoencoder", is_one)?;
         let kind = if kind == Kind::Float { kind } else { checkpoint.main_kind().unwrap_or(kind) };
-        let params = AutoEncoderParams::from_shapes(|name| checkpoint.shape(name)).map_err(|e| {
-            Error::Config(format!("{}: {e}; {}", self.autoencoder.display(), checkpoint.family()))
-        })?;
-        let (model, vs, checkpoint) =
-            filled(settings, kind, checkpoint, |vs| AutoEncoder::new(vs.root(), &params))?;
-        Ok((model, vs, checkpoint, kind))
+        let params = AutoEncoderParams::from_shapes(|name| checkpoint.shape(name))?;
+        Resident::fill(settings, kind, checkpoint, |vs| AutoEncoder::new(vs.root(), &params))
     }
 
-    pub(super) fn load_clip(
-        &self,
-        settings: &Settings,
-        kind: Kind,
-    ) -> Result<(ClipText, VarStore, Checkpoint)> {
-        let checkpoint = Checkpoint::open(&self.clip, settings.access)?.official();
+    pub(super) fn load_clip(&self, settings: &Settings, kind: Kind) -> Result<Resident<ClipText>> {
+        let checkpoint = open(&self.clip, settings.access, "CLIP text model", |f| *f == Family::Clip)?;
         let config = match config_beside(&self.clip) {
             Some(path) => ClipConfig::read(path)?,
             None => ClipConfig::from_shapes(|name| checkpoint.shape(name))?,
         };
-        filled(settings, kind, checkpoint, |vs| ClipText::new(vs.root(), &config))
+        Resident::fill(settings, kind, checkpoint, |vs| ClipText::new(vs.root(), &config))
     }
 
-    pub(super) fn load_t5(
-        &self,
-        settings: &Settings,
-        kind: Kind,
-    ) -> Result<(T5Encoder, VarStore, Checkpoint)> {
-        let checkpoint = Checkpoint::open(&self.t5, settings.access)?.official();
+    pub(super) fn load_t5(&self, settings: &Settings, kind: Kind) -> Result<Resident<T5Encoder>> {
+        let checkpoint = open(&self.t5, settings.access, "T5 encoder", |f| *f == Family::T5)?;
         let config = match config_beside(&self.t5) {
             Some(path) => T5Config::read(path)?,
             None => T5Config::from_shapes(|name| checkpoint.shape(name))?,
         };
-        filled(settings, kind, checkpoint, |vs| T5Encoder::new(vs.root(), &config))
+        Resident::fill(settings, kind, checkpoint, |vs| T5Encoder::new(vs.root(), &config))
     }
 }
 
-/// Builds a model and fills it, without gradients.
-fn filled<M>(
-    settings: &Settings,
-    kind: Kind,
-    checkpoint: Checkpoint,
-    build: impl FnOnce(&VarStore) -> Result<M>,
-) -> Result<(M, VarStore, Checkpoint)> {
-    let mut vs = VarStore::new(settings.device);
-    let model = build(&vs)?;
-    checkpoint.load(&vs, LoadOptions { kind: Some(kind) })?;
-    vs.freeze();
-    Ok((model, vs, checkpoint))
+/// Opens a part under its official names, if it is what it should be.
+fn open(path: &Path, access: Access, part: &str, is_one: impl Fn(&Family) -> bool) -> Result<Checkpoint> {
+    let checkpoint = Checkpoint::open(path, access)?;
+    let family = checkpoint.family();
+    if !is_one(&family) {
+        return Err(Error::Config(format!("{}: no {part}: {family}", path.display())));
+    }
+    Ok(checkpoint.official())
+}
+
+/// A model that is loaded, with what it lies on.
+#[derive(Debug)]
+pub(super) struct Resident<M> {
+    pub(super) model: M,
+    pub(super) kind: Kind,
+    pub(super) checkpoint: Checkpoint,
+    _vs: VarStore,
+}
+
+impl<M> Resident<M> {
+    /// Builds a model and fills it, without gradients.
+    fn fill(
+        settings: &Settings,
+        kind: Kind,
+        checkpoint: Checkpoint,
+        build: impl FnOnce(&VarStore) -> Result<M>,
+    ) -> Result<Self> {
+        let mut vs = VarStore::new(settings.device);
+        let model = build(&vs)?;
+        checkpoint.load(&vs, LoadOptions { kind: Some(kind) })?;
+        vs.freeze();
+        Ok(Self { model, kind, checkpoint, _vs: vs })
+    }
 }
 
 /// The `config.json` in a folder of weights, or beside a file of them.

@@ -4,6 +4,8 @@
 //! arguments, JSON), `reference` and `machine` (JSON), and whose tensors are `w.<state_dict name>`, `in.<argument>` and
 //! `out.<result>`. An argument that was `None` has no tensor.
 
+mod params;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +14,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tch::nn::{Module, VarStore};
 use tch::{Device, Kind, Tensor};
+
+use params::{
+    AttentionParams, BlockParams, ConvParams, DenoiseParams, DiffusersAutoencoderParams, DiffusersParams,
+    DimParams, EmbedParams, LastParams, LoraParams, MlpParams, ModulationParams, NoiseParams, RopeParams,
+    ScheduleParams, SizeParams, TimestepParams,
+};
 
 use crate::autoencoder::{AttnBlock, AutoEncoder, AutoEncoderParams, ResnetBlock};
 use crate::checkpoint::{Access, Checkpoint, LoadOptions};
@@ -23,7 +31,7 @@ use crate::layers::{
 };
 use crate::math::{apply_rope, attention, rope};
 use crate::pipeline::{Conditions, denoise};
-use crate::sampling::{NoiseRule, Prepared, get_noise, get_schedule, prepare, unpack};
+use crate::sampling::{Prepared, get_noise, get_schedule, prepare, unpack};
 use crate::shim;
 use crate::text::{ClipConfig, ClipText, T5Config, T5Encoder};
 
@@ -474,210 +482,4 @@ impl Case {
 
 fn store() -> VarStore {
     VarStore::new(Device::Cpu)
-}
-
-#[derive(Deserialize)]
-struct RopeParams {
-    dim: i64,
-    theta: i64,
-}
-
-#[derive(Deserialize)]
-struct EmbedParams {
-    dim: i64,
-    theta: i64,
-    axes_dim: Vec<i64>,
-}
-
-#[derive(Deserialize)]
-struct TimestepParams {
-    dim: i64,
-    #[serde(default = "ten_thousand")]
-    max_period: f64,
-    #[serde(default = "one_thousand")]
-    time_factor: f64,
-}
-
-fn ten_thousand() -> f64 {
-    10_000.0
-}
-
-fn one_thousand() -> f64 {
-    1_000.0
-}
-
-#[derive(Deserialize)]
-struct MlpParams {
-    in_dim: i64,
-    hidden_dim: i64,
-}
-
-#[derive(Deserialize)]
-struct DimParams {
-    dim: i64,
-}
-
-#[derive(Deserialize)]
-struct AttentionParams {
-    dim: i64,
-    #[serde(default = "eight")]
-    num_heads: i64,
-    #[serde(default)]
-    qkv_bias: bool,
-}
-
-fn eight() -> i64 {
-    8
-}
-
-#[derive(Deserialize)]
-struct ModulationParams {
-    dim: i64,
-    double: bool,
-}
-
-#[derive(Deserialize)]
-struct BlockParams {
-    hidden_size: i64,
-    num_heads: i64,
-    #[serde(default = "four")]
-    mlp_ratio: f64,
-    #[serde(default)]
-    qkv_bias: bool,
-}
-
-fn four() -> f64 {
-    4.0
-}
-
-#[derive(Deserialize)]
-struct LastParams {
-    hidden_size: i64,
-    patch_size: i64,
-    out_channels: i64,
-}
-
-#[derive(Deserialize)]
-struct LoraParams {
-    in_features: i64,
-    out_features: i64,
-    bias: bool,
-    rank: i64,
-    #[serde(default = "yes")]
-    lora_bias: bool,
-    #[serde(default = "one")]
-    scale: f64,
-}
-
-fn yes() -> bool {
-    true
-}
-
-fn one() -> f64 {
-    1.0
-}
-
-#[derive(Deserialize)]
-struct ConvParams {
-    in_channels: i64,
-    out_channels: Option<i64>,
-}
-
-#[derive(Deserialize)]
-struct SizeParams {
-    height: i64,
-    width: i64,
-}
-
-#[derive(Deserialize)]
-struct NoiseParams {
-    num_samples: i64,
-    height: i64,
-    width: i64,
-    seed: u64,
-    dtype: String,
-    rule: Option<String>,
-}
-
-impl NoiseParams {
-    fn kind(&self) -> Result<Kind> {
-        match self.dtype.trim_start_matches("torch.") {
-            "bfloat16" => Ok(Kind::BFloat16),
-            "float32" => Ok(Kind::Float),
-            "float16" => Ok(Kind::Half),
-            other => Err(Error::Case(format!("noise of {other} is not known"))),
-        }
-    }
-
-    fn rule(&self) -> NoiseRule {
-        if self.rule.as_deref() == Some("legacy") { NoiseRule::Legacy } else { NoiseRule::Current }
-    }
-}
-
-#[derive(Deserialize)]
-struct ScheduleParams {
-    num_steps: usize,
-    image_seq_len: i64,
-    #[serde(default = "base_shift")]
-    base_shift: f64,
-    #[serde(default = "max_shift")]
-    max_shift: f64,
-    #[serde(default = "yes")]
-    shift: bool,
-}
-
-fn base_shift() -> f64 {
-    0.5
-}
-
-fn max_shift() -> f64 {
-    1.15
-}
-
-#[derive(Deserialize)]
-struct DenoiseParams {
-    #[serde(default = "four")]
-    guidance: f64,
-}
-
-/// Of the arguments of diffusers' autoencoder, those that no shape says.
-#[derive(Deserialize)]
-struct DiffusersAutoencoderParams {
-    scaling_factor: f64,
-    shift_factor: f64,
-}
-
-/// The arguments of diffusers' transformer.
-#[derive(Deserialize)]
-struct DiffusersParams {
-    in_channels: i64,
-    out_channels: Option<i64>,
-    num_layers: usize,
-    num_single_layers: usize,
-    attention_head_dim: i64,
-    num_attention_heads: i64,
-    joint_attention_dim: i64,
-    pooled_projection_dim: i64,
-    guidance_embeds: bool,
-    axes_dims_rope: [i64; 3],
-}
-
-impl DiffusersParams {
-    fn official(&self) -> Flux1Params {
-        Flux1Params {
-            in_channels: self.in_channels,
-            out_channels: self.out_channels.unwrap_or(self.in_channels),
-            vec_in_dim: self.pooled_projection_dim,
-            context_in_dim: self.joint_attention_dim,
-            hidden_size: self.attention_head_dim * self.num_attention_heads,
-            mlp_ratio: 4.0,
-            num_heads: self.num_attention_heads,
-            depth: self.num_layers,
-            depth_single_blocks: self.num_single_layers,
-            axes_dim: self.axes_dims_rope,
-            theta: 10_000,
-            qkv_bias: true,
-            guidance_embed: self.guidance_embeds,
-        }
-    }
 }

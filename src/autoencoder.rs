@@ -315,6 +315,8 @@ impl Decoder {
 impl Module for Decoder {
     fn forward(&self, z: &Tensor) -> Tensor {
         let h = self.mid.forward(&self.conv_in.forward(z));
+        // Under autocast the middle ends in bf16; the official code goes on in the kind of the weights.
+        let h = h.to_kind(self.conv_in.kind());
         let h = self.up.iter().rev().fold(h, |h, level| level.forward(&h));
         self.conv_out.forward(&swish(&self.norm_out.forward(&h)))
     }

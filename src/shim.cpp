@@ -54,16 +54,22 @@ void tch_flux_cpu_capability(char* text, size_t text_len) {
   text[text_len - 1] = 0;
 }
 
-// Enters or leaves `torch.autocast(device_type, dtype=torch.bfloat16)` on this thread.
-void tch_flux_autocast(bool cuda, bool enabled) {
+// Enters `torch.autocast(device_type, dtype=torch.bfloat16)` on this thread and says what was set before.
+void tch_flux_autocast_enter(bool cuda, bool* enabled, int* kind) {
   auto device = cuda ? at::kCUDA : at::kCPU;
-  if (enabled) {
-    at::autocast::set_autocast_dtype(device, at::kBFloat16);
-    at::autocast::increment_nesting();
-  } else if (at::autocast::decrement_nesting() == 0) {
-    at::autocast::clear_cache();
-  }
+  *enabled = at::autocast::is_autocast_enabled(device);
+  *kind = static_cast<int>(at::autocast::get_autocast_dtype(device));
+  at::autocast::set_autocast_enabled(device, true);
+  at::autocast::set_autocast_dtype(device, at::kBFloat16);
+  at::autocast::increment_nesting();
+}
+
+// Leaves it for what was set before.
+void tch_flux_autocast_leave(bool cuda, bool enabled, int kind) {
+  auto device = cuda ? at::kCUDA : at::kCPU;
+  if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
   at::autocast::set_autocast_enabled(device, enabled);
+  at::autocast::set_autocast_dtype(device, static_cast<at::ScalarType>(kind));
 }
 
 // f32 standard normal values from a generator of their own, so that no other draw of the process has a part in them.

@@ -17,7 +17,8 @@ unsafe extern "C" {
         error: *mut c_char,
         error_len: usize,
     ) -> *mut C_tensor;
-    fn tch_flux_autocast(cuda: bool, enabled: bool);
+    fn tch_flux_autocast_enter(cuda: bool, enabled: *mut bool, kind: *mut c_int);
+    fn tch_flux_autocast_leave(cuda: bool, enabled: bool, kind: c_int);
     fn tch_flux_torch_version() -> *const c_char;
     fn tch_flux_cpu_capability(text: *mut c_char, text_len: usize);
     fn tch_flux_randn(
@@ -99,21 +100,25 @@ pub(crate) fn randn(size: &[i64], seed: u64) -> Result<Tensor, TchError> {
 /// `torch.autocast(device_type, dtype=torch.bfloat16)` on this thread, until it is dropped.
 pub(crate) struct Autocast {
     cuda: bool,
+    was_enabled: bool,
+    was_kind: c_int,
 }
 
 impl Autocast {
     pub(crate) fn bf16(device: tch::Device) -> Self {
-        let cuda = device.is_cuda();
-        // SAFETY: sets a flag of this thread.
-        unsafe { tch_flux_autocast(cuda, true) };
-        Self { cuda }
+        let mut autocast = Self { cuda: device.is_cuda(), was_enabled: false, was_kind: 0 };
+        // SAFETY: sets flags of this thread and writes to two places that outlive the call.
+        unsafe {
+            tch_flux_autocast_enter(autocast.cuda, &mut autocast.was_enabled, &mut autocast.was_kind);
+        }
+        autocast
     }
 }
 
 impl Drop for Autocast {
     fn drop(&mut self) {
-        // SAFETY: as above, back to what it was.
-        unsafe { tch_flux_autocast(self.cuda, false) };
+        // SAFETY: sets flags of this thread.
+        unsafe { tch_flux_autocast_leave(self.cuda, self.was_enabled, self.was_kind) };
     }
 }
 

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from tiny_language import COLOURS, PAIRS, SHAPES, SIZE, judge, prompt, render
+from tiny_language import PAIRS, SHAPES, SIZE, judge, prompt, render
 
 # The official constants: the latents are brought to them, not the other way round.
 SCALE_FACTOR, SHIFT_FACTOR = 0.3611, 0.1159
@@ -367,7 +367,7 @@ def evaluate(vae, models, tokenizers, count: int, length: int = TEXT_LENGTH) -> 
 # -------------------------------------------------------------------- output
 
 
-def export(out: Path, vae, models, scheduler_steps: int = 4) -> None:
+def export(out: Path, vae, models) -> None:
     """Both layouts in bf16: the diffusers folder, and the official single files beside it."""
     import diffusers
     from diffusers import FlowMatchEulerDiscreteScheduler

@@ -9,7 +9,7 @@ use tch::nn::{Module, Path};
 
 use crate::error::{Error, Result};
 use crate::math::scaled_dot_product_attention;
-use crate::nn::{Conv2d, GroupNorm, Parameters, check_sizes};
+use crate::nn::{Conv2d, GroupNorm, Parameters, check_kind, check_sizes};
 
 /// The sizes of an autoencoder, in the official names.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -316,7 +316,7 @@ impl Module for Decoder {
     fn forward(&self, z: &Tensor) -> Tensor {
         let h = self.mid.forward(&self.conv_in.forward(z));
         // Under autocast the middle ends in bf16; the official code goes on in the kind of the weights.
-        let h = h.to_kind(self.conv_in.kind());
+        let h = h.to_kind(self.conv_in.weight().kind());
         let h = self.up.iter().rev().fold(h, |h, level| level.forward(&h));
         self.conv_out.forward(&swish(&self.norm_out.forward(&h)))
     }
@@ -369,13 +369,13 @@ impl AutoEncoder {
 
     /// The kind of its weights, which its inputs must have.
     pub fn kind(&self) -> tch::Kind {
-        self.decoder.conv_in.kind()
+        self.decoder.conv_in.weight().kind()
     }
 
     /// Pictures `[B, 3, H, W]` in −1..1 to latents `[B, z_channels, H/8, W/8]`, scaled and shifted.
     ///
     /// # Errors
-    /// [`Error::Shape`] where the channels are wrong, [`Error::Unfilled`] before a checkpoint was loaded.
+    /// [`Error::Shape`] where the channels are wrong, [`Error::Kind`], [`Error::Unfilled`] before a checkpoint was loaded.
     pub fn encode(&self, x: &Tensor) -> Result<Tensor> {
         self.check("x", x, self.params.in_channels)?;
         let mean = self.encoder.forward(x).chunk(2, 1).swap_remove(0);
@@ -403,7 +403,9 @@ impl AutoEncoder {
     fn check(&self, what: &'static str, x: &Tensor, channels: i64) -> Result<()> {
         self.parameters.check()?;
         match x.size()[..] {
-            [_, c, h, w] if c == channels && h > 0 && w > 0 => Ok(()),
+            [_, c, h, w] if c == channels && h > 0 && w > 0 => {
+                check_kind(what, x, x.kind(), self.decoder.conv_in.weight())
+            }
             _ => {
                 let expected = format!("[B, {channels}, H, W]");
                 Err(Error::Shape { what, expected, found: x.size() })

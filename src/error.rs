@@ -61,6 +61,17 @@ pub enum Error {
         found: Vec<i64>,
     },
 
+    /// A tensor that was handed in is of another kind, or on another device, than the model's weights.
+    #[error("{what} must be {expected:?} as the weights are, but it is {found:?}")]
+    Kind {
+        /// The argument's name.
+        what: &'static str,
+        /// Kind and device of the weights.
+        expected: (tch::Kind, tch::Device),
+        /// Kind and device that it has.
+        found: (tch::Kind, tch::Device),
+    },
+
     /// A guidance-distilled model was called without a guidance strength.
     #[error("this model is distilled for guidance: it needs a guidance strength")]
     MissingGuidance,

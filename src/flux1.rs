@@ -11,7 +11,7 @@ use crate::layers::{
     DoubleStreamBlock, EmbedNd, LastLayer, MlpEmbedder, SingleStreamBlock, check_mlp_ratio,
     timestep_embedding,
 };
-use crate::nn::{Linear, Parameters, check_sizes};
+use crate::nn::{Linear, Parameters, check_kind, check_sizes};
 
 /// The sizes of a FLUX.1 transformer, in the official names.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -234,7 +234,7 @@ impl Flux1 {
     /// The velocity of every patch: `[B, Li, out_channels]`.
     ///
     /// # Errors
-    /// [`Error::Shape`] where an input does not fit the model or the others, [`Error::MissingGuidance`],
+    /// [`Error::Shape`] and [`Error::Kind`] where an input does not fit the model or the others, [`Error::MissingGuidance`],
     /// [`Error::Unfilled`] before a checkpoint was loaded.
     pub fn forward(&self, input: &Flux1Input) -> Result<Tensor> {
         self.check(input)?;
@@ -291,6 +291,13 @@ impl Flux1 {
             if tensor.size() != expected {
                 return Err(Error::Shape { what, expected: format!("{expected:?}"), found: tensor.size() });
             }
+            // Positions are f32 in every model, and times that are whole numbers are embedded in f32.
+            let kind = match what {
+                "img_ids" | "txt_ids" => self.img_in.weight.kind(),
+                "timesteps" | "guidance" if !tensor.is_floating_point() => tch::Kind::Float,
+                _ => tensor.kind(),
+            };
+            check_kind(what, tensor, kind, &self.img_in.weight)?;
         }
         Ok(())
     }

@@ -34,6 +34,15 @@ pub(crate) fn check_sizes(sizes: &[(&str, i64)]) -> Result<()> {
     }
 }
 
+/// [`Error::Kind`] unless a tensor that becomes `kind` fits a layer's weights. Under autocast libtorch casts.
+pub(crate) fn check_kind(what: &'static str, x: &Tensor, kind: Kind, weight: &Tensor) -> Result<()> {
+    let (expected, found) = ((weight.kind(), weight.device()), (kind, x.device()));
+    if expected == found || (expected.1 == found.1 && shim::autocast_is_enabled(found.1)) {
+        return Ok(());
+    }
+    Err(Error::Kind { what, expected, found })
+}
+
 /// Whether a parameter is still the placeholder that [`declare`] made.
 pub fn is_placeholder(parameter: &Tensor) -> bool {
     let alone = parameter.size().into_iter().zip(parameter.stride()).all(|(n, stride)| n == 1 || stride == 0);
@@ -189,9 +198,9 @@ impl Conv2d {
         }
     }
 
-    /// The kind of the weights.
-    pub(crate) fn kind(&self) -> Kind {
-        self.weight.kind()
+    /// The kernels.
+    pub(crate) fn weight(&self) -> &Tensor {
+        &self.weight
     }
 }
 

@@ -64,6 +64,10 @@ void tch_flux_autocast_enter(bool cuda, bool* enabled, int* kind) {
   at::autocast::increment_nesting();
 }
 
+bool tch_flux_autocast_is_enabled(bool cuda) {
+  return at::autocast::is_autocast_enabled(cuda ? at::kCUDA : at::kCPU);
+}
+
 // Leaves it for what was set before.
 void tch_flux_autocast_leave(bool cuda, bool enabled, int kind) {
   auto device = cuda ? at::kCUDA : at::kCPU;

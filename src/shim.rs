@@ -18,6 +18,7 @@ unsafe extern "C" {
         error_len: usize,
     ) -> *mut C_tensor;
     fn tch_flux_autocast_enter(cuda: bool, enabled: *mut bool, kind: *mut c_int);
+    fn tch_flux_autocast_is_enabled(cuda: bool) -> bool;
     fn tch_flux_autocast_leave(cuda: bool, enabled: bool, kind: c_int);
     fn tch_flux_torch_version() -> *const c_char;
     fn tch_flux_cpu_capability(text: *mut c_char, text_len: usize);
@@ -120,6 +121,12 @@ impl Drop for Autocast {
         // SAFETY: sets flags of this thread.
         unsafe { tch_flux_autocast_leave(self.cuda, self.was_enabled, self.was_kind) };
     }
+}
+
+/// Whether libtorch casts by itself on this thread.
+pub(crate) fn autocast_is_enabled(device: tch::Device) -> bool {
+    // SAFETY: reads a flag of this thread.
+    unsafe { tch_flux_autocast_is_enabled(device.is_cuda()) }
 }
 
 /// The version of the libtorch that the crate was built with, such as `2.13.0`.

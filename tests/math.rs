@@ -3,6 +3,8 @@
 use approx::assert_abs_diff_eq;
 use tch::nn::{Module, VarStore};
 use tch::{Device, Kind, Tensor};
+use tch_flux::autoencoder::{AutoEncoder, AutoEncoderParams};
+use tch_flux::flux1::{Flux1, Flux1Input, Flux1Params};
 use tch_flux::layers::{DoubleStreamBlock, EmbedNd, LinearLora, timestep_embedding};
 use tch_flux::math::{apply_rope, rope};
 use tch_flux::sampling::{NoiseRule, get_noise, get_schedule, latent_size, pack, unpack};
@@ -124,5 +126,54 @@ fn a_block_gives_nearly_the_same_in_every_kind() {
     for (kind, tolerance) in [(Kind::Float, 1e-5), (Kind::Half, 5e-3), (Kind::BFloat16, 3e-2)] {
         let far = f64::try_from((run(kind) - &reference).norm() / reference.norm()).unwrap();
         assert!(far < tolerance, "{kind:?}: {far}");
+    }
+}
+
+#[test]
+fn inputs_of_another_kind_than_the_weights_are_refused_and_not_a_panic() {
+    let vs = VarStore::new(Device::Cpu);
+    let params =
+        AutoEncoderParams { ch: 32, ch_mult: vec![1], num_res_blocks: 1, ..AutoEncoderParams::flux1() };
+    let model = AutoEncoder::new(vs.root(), &params).unwrap();
+    nn::init(&vs, 1).unwrap();
+    let wrong = model.decode(&randn(&[1, 16, 4, 4], Kind::BFloat16));
+    assert!(matches!(wrong, Err(Error::Kind { what: "z", .. })), "{wrong:?}");
+
+    let vs = VarStore::new(Device::Cpu);
+    let params = Flux1Params {
+        hidden_size: 32,
+        num_heads: 1,
+        axes_dim: [8, 12, 12],
+        depth: 1,
+        depth_single_blocks: 1,
+        context_in_dim: 8,
+        vec_in_dim: 8,
+        ..Flux1Params::SCHNELL
+    };
+    let model = Flux1::new(vs.root(), &params).unwrap();
+    nn::init(&vs, 1).unwrap();
+    let ids = |len| Tensor::zeros([1, len, 3], (Kind::Float, Device::Cpu));
+    let run = |img: Kind, times: Kind| {
+        model.forward(&Flux1Input {
+            img: &randn(&[1, 4, 64], img),
+            img_ids: &ids(4),
+            txt: &randn(&[1, 3, 8], Kind::Float),
+            txt_ids: &ids(3),
+            timesteps: &Tensor::ones([1], (times, Device::Cpu)),
+            y: &randn(&[1, 8], Kind::Float),
+            guidance: None,
+        })
+    };
+    assert_eq!(run(Kind::Float, Kind::Float).unwrap().size(), [1, 4, 64]);
+    assert!(run(Kind::Float, Kind::Int64).is_ok(), "whole times are embedded in f32");
+    for (img, times, named) in [
+        (Kind::BFloat16, Kind::Float, "img"),
+        (Kind::Int64, Kind::Float, "img"),
+        (Kind::Float, Kind::Half, "timesteps"),
+    ] {
+        assert!(
+            matches!(run(img, times), Err(Error::Kind { what, .. }) if what == named),
+            "{img:?} {times:?}"
+        );
     }
 }

@@ -8,6 +8,11 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+use tch::{Kind, Tensor};
+use tch_flux::Error;
+use tch_flux::checkpoint::{Access, Checkpoint};
 use tch_flux::parity::{Case, Machine};
 
 /// A case sets the threads of its own run; two at once would disturb each other.
@@ -115,4 +120,53 @@ cases! {
     timestep_embedding_odd_f32 => timestep_embedding_odd_matches_official_f32,
     timestep_embedding_period => timestep_embedding_period_matches_official,
     unpack => unpack_matches_official,
+}
+
+/// A copy of a case with other tensors in it.
+fn changed(name: &str, change: impl Fn(&str, Tensor) -> Tensor, run: impl FnOnce(Case)) {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let path = folder().join(format!("{name}.safetensors"));
+    let stored = Checkpoint::open(&path, Access::Read).unwrap();
+    let metadata = stored.headers()[0].metadata.clone().into_iter().collect();
+    let tensors: Vec<(String, Tensor, Vec<u8>)> = stored
+        .names()
+        .map(|name| {
+            let tensor = change(name, stored.tensor(name).unwrap()).contiguous();
+            let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
+            tensor.copy_data_u8(&mut bytes, tensor.numel());
+            (name.to_string(), tensor, bytes)
+        })
+        .collect();
+    let views = tensors.iter().map(|(name, tensor, bytes)| {
+        let dtype = if tensor.kind() == Kind::BFloat16 { Dtype::BF16 } else { Dtype::F32 };
+        let shape = tensor.size().iter().map(|&d| d as usize).collect();
+        (name.clone(), TensorView::new(dtype, shape, bytes).unwrap())
+    });
+    let temporary = tempfile::tempdir().unwrap();
+    let copy = temporary.path().join("case.safetensors");
+    safetensors::serialize_to_file(views, Some(metadata), &copy).unwrap();
+    run(Case::open(copy).unwrap());
+}
+
+#[test]
+fn inputs_that_do_not_fit_a_layer_are_an_error_and_not_a_panic() {
+    let narrow = |name: &str, x: Tensor| if name == "in.x" { x.narrow(-1, 0, 3) } else { x };
+    changed("mlp_embedder_f32", narrow, |case| {
+        assert!(matches!(case.run(), Err(Error::Case(_))));
+    });
+}
+
+#[test]
+fn the_weights_keep_their_kind_beside_larger_inputs_of_another() {
+    // Positions in f32 outweigh bf16 weights in the file; they are no weights.
+    let long = |name: &str, x: Tensor| if name == "in.pe" { x.repeat([40, 1, 1, 1, 1, 1]) } else { x };
+    changed("self_attention_bias_bf16", long, |case| {
+        let names_the_shape = |e: &Error| matches!(e, Error::Case(_));
+        match case.run() {
+            Ok(Some(found)) => assert_eq!(found.len(), 1),
+            other => {
+                assert!(other.as_ref().is_err_and(names_the_shape), "the weights did not load: {other:?}")
+            }
+        }
+    });
 }

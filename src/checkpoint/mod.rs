@@ -334,8 +334,10 @@ impl Checkpoint {
         }
     }
 
+    /// The entries behind the names that the checkpoint has now, not all that the files hold.
     fn entries(&self) -> impl Iterator<Item = &Entry> {
-        self.files.iter().flat_map(|f| f.header.entries.values())
+        let parts = self.tensors.values().flat_map(|source| &source.parts);
+        parts.map(|(file, name)| &self.files[*file].header.entries[name])
     }
 }
 

@@ -12,6 +12,7 @@
 //! | [`layers`] | what the transformer is made of, in the official order |
 //! | [`math`] | rotary positions and attention |
 //! | [`nn`] | linear, convolution, norms, embedding; parameters that cost nothing until they are filled |
+//! | [`quant`] | how numbers are stored, and how they become numbers that libtorch computes with |
 //! | [`checkpoint`] | weight files: opened, recognised, renamed, poured into a `VarStore` |
 //! | [`image`] | eight-bit pictures and their PNG files |
 //! | [`parity`] | cases from a reference implementation, and the run that compares |
@@ -31,6 +32,7 @@ pub mod math;
 pub mod nn;
 pub mod parity;
 pub mod pipeline;
+pub mod quant;
 pub mod sampling;
 mod shim;
 pub mod text;

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use memmap2::{MmapMut, MmapOptions};
-use safetensors::Dtype;
 use tch::{Device, Kind, Tensor};
 
 use super::safetensors::{Entry, Header, MAX_HEADER};
@@ -74,8 +73,8 @@ impl WeightFile {
     /// One tensor on the CPU in the kind of the file: borrowed where the file is mapped and the place is aligned, else
     /// read.
     pub(crate) fn tensor(&self, entry: &Entry) -> Result<Tensor> {
-        let kind = kind_of(entry.dtype).ok_or_else(|| {
-            let reason = format!("libtorch has no kind for {:?}", entry.dtype);
+        let kind = entry.encoding.kind().ok_or_else(|| {
+            let reason = format!("libtorch has no kind for {}", entry.encoding);
             Error::file(&self.path)(FileProblem::Tensor { name: entry.name.clone(), reason })
         })?;
         self.check_unchanged()?;
@@ -196,24 +195,4 @@ fn read_at(mut file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
     use std::io::{Read, Seek, SeekFrom};
     file.seek(SeekFrom::Start(offset))?;
     file.read_exact(bytes)
-}
-
-/// The kind of libtorch that holds the numbers of a file's type, where there is one.
-pub(crate) fn kind_of(dtype: Dtype) -> Option<Kind> {
-    Some(match dtype {
-        Dtype::BOOL => Kind::Bool,
-        Dtype::U8 => Kind::Uint8,
-        Dtype::I8 => Kind::Int8,
-        Dtype::I16 => Kind::Int16,
-        Dtype::I32 => Kind::Int,
-        Dtype::I64 => Kind::Int64,
-        Dtype::F8_E4M3 => Kind::Float8e4m3fn,
-        Dtype::F8_E5M2 => Kind::Float8e5m2,
-        Dtype::F16 => Kind::Half,
-        Dtype::BF16 => Kind::BFloat16,
-        Dtype::F32 => Kind::Float,
-        Dtype::F64 => Kind::Double,
-        Dtype::C64 => Kind::ComplexFloat,
-        _ => return None,
-    })
 }

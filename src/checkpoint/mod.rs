@@ -18,11 +18,14 @@ use tch::{Kind, Tensor};
 
 pub use detect::{Family, Layout};
 pub use file::Access;
-pub use names::{AUTOENCODER_DIFFUSERS, FLUX1_DIFFUSERS, Rename, Renames};
+pub use names::{
+    AUTOENCODER_DIFFUSERS, FLUX1_DIFFUSERS, FLUX2_DIFFUSERS, NORMS_SPELLED_WEIGHT, Rename, Renames, T5_LLAMA,
+};
 pub use safetensors::{Entry, Header};
 
 use crate::error::{Error, FileProblem, Mismatch, Result};
-use file::{WeightFile, kind_of};
+use crate::quant::Encoding;
+use file::WeightFile;
 use safetensors::{printable, shorten};
 
 /// How a checkpoint is poured into a store.
@@ -227,7 +230,7 @@ impl Checkpoint {
     /// The types of the tensors, with how many bytes each takes.
     pub fn dtypes(&self) -> BTreeMap<String, u64> {
         self.entries().fold(BTreeMap::new(), |mut types, e| {
-            *types.entry(format!("{:?}", e.dtype)).or_default() += e.end - e.begin;
+            *types.entry(e.encoding.to_string()).or_default() += e.end - e.begin;
             types
         })
     }
@@ -236,7 +239,7 @@ impl Checkpoint {
     pub fn main_kind(&self) -> Option<Kind> {
         let mut kinds: Vec<(Kind, u64)> = Vec::new();
         for entry in self.entries() {
-            let Some(kind) = kind_of(entry.dtype) else { continue };
+            let Some(kind) = entry.encoding.kind() else { continue };
             match kinds.iter_mut().find(|(k, _)| *k == kind) {
                 Some((_, bytes)) => *bytes += entry.end - entry.begin,
                 None => kinds.push((kind, entry.end - entry.begin)),
@@ -312,8 +315,8 @@ impl Checkpoint {
                 mismatch.misshapen.push((name.clone(), variable.size(), source.shape.clone()));
             }
             for (file, part) in &source.parts {
-                let dtype = self.files[*file].header.entries[part].dtype;
-                if let Some(why) = cannot_become(dtype, asked, kind) {
+                let encoding = self.files[*file].header.entries[part].encoding;
+                if let Some(why) = cannot_become(encoding, asked, kind) {
                     mismatch.of_another_kind.push((name.clone(), why));
                     break;
                 }
@@ -343,13 +346,13 @@ impl Checkpoint {
 
 /// Why a stored type cannot be loaded as `kind`: it is no float that libtorch computes in, or, where no kind was
 /// asked for, it is not the kind of the rest of the file.
-fn cannot_become(dtype: Dtype, asked: Option<Kind>, kind: Kind) -> Option<String> {
-    match dtype {
-        Dtype::F16 | Dtype::BF16 | Dtype::F32 | Dtype::F64 => {
-            let differs = asked.is_none() && kind_of(dtype) != Some(kind);
-            differs.then(|| format!("is {dtype:?} in a file of {kind:?}: ask for one kind to cast to"))
+fn cannot_become(encoding: Encoding, asked: Option<Kind>, kind: Kind) -> Option<String> {
+    match encoding {
+        Encoding::Plain(Dtype::F16 | Dtype::BF16 | Dtype::F32 | Dtype::F64) => {
+            let differs = asked.is_none() && encoding.kind() != Some(kind);
+            differs.then(|| format!("is {encoding} in a file of {kind:?}: ask for one kind to cast to"))
         }
-        _ => Some(format!("is {dtype:?}, which is no plain float: quantised files are not loaded yet")),
+        _ => Some(format!("is {encoding}, which is no plain float: quantised files are not loaded yet")),
     }
 }
 

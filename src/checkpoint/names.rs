@@ -26,7 +26,7 @@ pub enum Rename {
 
 /// The rules of one layout.
 #[derive(Debug, Clone, Copy)]
-pub struct Renames(&'static [Rename]);
+pub struct Renames(pub &'static [Rename]);
 
 /// What is done to a tensor's numbers on the way.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -50,6 +50,17 @@ impl Change {
 
 use Rename::{Concat, Pointwise, Reversed, Same, SwapHalves, Tensor as One};
 
+const IMG_QKV: &[&str] = &[
+    "transformer_blocks.{}.attn.to_q",
+    "transformer_blocks.{}.attn.to_k",
+    "transformer_blocks.{}.attn.to_v",
+];
+const TXT_QKV: &[&str] = &[
+    "transformer_blocks.{}.attn.add_q_proj",
+    "transformer_blocks.{}.attn.add_k_proj",
+    "transformer_blocks.{}.attn.add_v_proj",
+];
+
 /// diffusers' `FluxTransformer2DModel`.
 pub const FLUX1_DIFFUSERS: Renames = Renames(&[
     Same("x_embedder", "img_in"),
@@ -62,22 +73,8 @@ pub const FLUX1_DIFFUSERS: Renames = Renames(&[
     Same("time_text_embed.guidance_embedder.linear_2", "guidance_in.out_layer"),
     Same("transformer_blocks.{}.norm1.linear", "double_blocks.{}.img_mod.lin"),
     Same("transformer_blocks.{}.norm1_context.linear", "double_blocks.{}.txt_mod.lin"),
-    Concat(
-        &[
-            "transformer_blocks.{}.attn.to_q",
-            "transformer_blocks.{}.attn.to_k",
-            "transformer_blocks.{}.attn.to_v",
-        ],
-        "double_blocks.{}.img_attn.qkv",
-    ),
-    Concat(
-        &[
-            "transformer_blocks.{}.attn.add_q_proj",
-            "transformer_blocks.{}.attn.add_k_proj",
-            "transformer_blocks.{}.attn.add_v_proj",
-        ],
-        "double_blocks.{}.txt_attn.qkv",
-    ),
+    Concat(IMG_QKV, "double_blocks.{}.img_attn.qkv"),
+    Concat(TXT_QKV, "double_blocks.{}.txt_attn.qkv"),
     One("transformer_blocks.{}.attn.norm_q.weight", "double_blocks.{}.img_attn.norm.query_norm.scale"),
     One("transformer_blocks.{}.attn.norm_k.weight", "double_blocks.{}.img_attn.norm.key_norm.scale"),
     One("transformer_blocks.{}.attn.norm_added_q.weight", "double_blocks.{}.txt_attn.norm.query_norm.scale"),
@@ -106,7 +103,73 @@ pub const FLUX1_DIFFUSERS: Renames = Renames(&[
     SwapHalves("norm_out.linear", "final_layer.adaLN_modulation.1"),
 ]);
 
-/// diffusers' `AutoencoderKL` as FLUX.1 uses it.
+/// diffusers' `Flux2Transformer2DModel`.
+pub const FLUX2_DIFFUSERS: Renames = Renames(&[
+    Same("x_embedder", "img_in"),
+    Same("context_embedder", "txt_in"),
+    Same("time_guidance_embed.timestep_embedder.linear_1", "time_in.in_layer"),
+    Same("time_guidance_embed.timestep_embedder.linear_2", "time_in.out_layer"),
+    Same("time_guidance_embed.guidance_embedder.linear_1", "guidance_in.in_layer"),
+    Same("time_guidance_embed.guidance_embedder.linear_2", "guidance_in.out_layer"),
+    Same("double_stream_modulation_img.linear", "double_stream_modulation_img.lin"),
+    Same("double_stream_modulation_txt.linear", "double_stream_modulation_txt.lin"),
+    Same("single_stream_modulation.linear", "single_stream_modulation.lin"),
+    Concat(IMG_QKV, "double_blocks.{}.img_attn.qkv"),
+    Concat(TXT_QKV, "double_blocks.{}.txt_attn.qkv"),
+    One("transformer_blocks.{}.attn.norm_q.weight", "double_blocks.{}.img_attn.norm.query_norm.scale"),
+    One("transformer_blocks.{}.attn.norm_k.weight", "double_blocks.{}.img_attn.norm.key_norm.scale"),
+    One("transformer_blocks.{}.attn.norm_added_q.weight", "double_blocks.{}.txt_attn.norm.query_norm.scale"),
+    One("transformer_blocks.{}.attn.norm_added_k.weight", "double_blocks.{}.txt_attn.norm.key_norm.scale"),
+    Same("transformer_blocks.{}.attn.to_out.0", "double_blocks.{}.img_attn.proj"),
+    Same("transformer_blocks.{}.attn.to_add_out", "double_blocks.{}.txt_attn.proj"),
+    Same("transformer_blocks.{}.ff.linear_in", "double_blocks.{}.img_mlp.0"),
+    Same("transformer_blocks.{}.ff.linear_out", "double_blocks.{}.img_mlp.2"),
+    Same("transformer_blocks.{}.ff_context.linear_in", "double_blocks.{}.txt_mlp.0"),
+    Same("transformer_blocks.{}.ff_context.linear_out", "double_blocks.{}.txt_mlp.2"),
+    Same("single_transformer_blocks.{}.attn.to_qkv_mlp_proj", "single_blocks.{}.linear1"),
+    Same("single_transformer_blocks.{}.attn.to_out", "single_blocks.{}.linear2"),
+    One("single_transformer_blocks.{}.attn.norm_q.weight", "single_blocks.{}.norm.query_norm.scale"),
+    One("single_transformer_blocks.{}.attn.norm_k.weight", "single_blocks.{}.norm.key_norm.scale"),
+    Same("proj_out", "final_layer.linear"),
+    SwapHalves("norm_out.linear", "final_layer.adaLN_modulation.1"),
+]);
+
+/// The official names with the scales of the q and k norms spelled `.weight`, as some writers of both generations do.
+pub const NORMS_SPELLED_WEIGHT: Renames = Renames(&[
+    One(
+        "double_blocks.{}.img_attn.norm.query_norm.weight",
+        "double_blocks.{}.img_attn.norm.query_norm.scale",
+    ),
+    One("double_blocks.{}.img_attn.norm.key_norm.weight", "double_blocks.{}.img_attn.norm.key_norm.scale"),
+    One(
+        "double_blocks.{}.txt_attn.norm.query_norm.weight",
+        "double_blocks.{}.txt_attn.norm.query_norm.scale",
+    ),
+    One("double_blocks.{}.txt_attn.norm.key_norm.weight", "double_blocks.{}.txt_attn.norm.key_norm.scale"),
+    One("single_blocks.{}.norm.query_norm.weight", "single_blocks.{}.norm.query_norm.scale"),
+    One("single_blocks.{}.norm.key_norm.weight", "single_blocks.{}.norm.key_norm.scale"),
+]);
+
+/// llama.cpp's names of a T5 encoder.
+pub const T5_LLAMA: Renames = Renames(&[
+    One("token_embd.weight", "shared.weight"),
+    One("enc.output_norm.weight", "encoder.final_layer_norm.weight"),
+    One("enc.blk.{}.attn_norm.weight", "encoder.block.{}.layer.0.layer_norm.weight"),
+    One("enc.blk.{}.attn_q.weight", "encoder.block.{}.layer.0.SelfAttention.q.weight"),
+    One("enc.blk.{}.attn_k.weight", "encoder.block.{}.layer.0.SelfAttention.k.weight"),
+    One("enc.blk.{}.attn_v.weight", "encoder.block.{}.layer.0.SelfAttention.v.weight"),
+    One("enc.blk.{}.attn_o.weight", "encoder.block.{}.layer.0.SelfAttention.o.weight"),
+    One(
+        "enc.blk.{}.attn_rel_b.weight",
+        "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight",
+    ),
+    One("enc.blk.{}.ffn_norm.weight", "encoder.block.{}.layer.1.layer_norm.weight"),
+    One("enc.blk.{}.ffn_gate.weight", "encoder.block.{}.layer.1.DenseReluDense.wi_0.weight"),
+    One("enc.blk.{}.ffn_up.weight", "encoder.block.{}.layer.1.DenseReluDense.wi_1.weight"),
+    One("enc.blk.{}.ffn_down.weight", "encoder.block.{}.layer.1.DenseReluDense.wo.weight"),
+]);
+
+/// diffusers' `AutoencoderKL` as FLUX.1 uses it, and its `AutoencoderKLFlux2`.
 pub const AUTOENCODER_DIFFUSERS: Renames = Renames(&[
     Same("encoder.down_blocks.{}.resnets.{}.norm1", "encoder.down.{}.block.{}.norm1"),
     Same("encoder.down_blocks.{}.resnets.{}.conv1", "encoder.down.{}.block.{}.conv1"),
@@ -138,6 +201,8 @@ pub const AUTOENCODER_DIFFUSERS: Renames = Renames(&[
     Pointwise("decoder.mid_block.attentions.0.to_k", "decoder.mid.attn_1.k"),
     Pointwise("decoder.mid_block.attentions.0.to_v", "decoder.mid.attn_1.v"),
     Pointwise("decoder.mid_block.attentions.0.to_out.0", "decoder.mid.attn_1.proj_out"),
+    Same("quant_conv", "encoder.quant_conv"),
+    Same("post_quant_conv", "decoder.post_quant_conv"),
     Same("encoder.conv_norm_out", "encoder.norm_out"),
     Same("decoder.conv_norm_out", "decoder.norm_out"),
 ]);
@@ -216,7 +281,7 @@ fn can_be_joined(shapes: &[&[i64]]) -> bool {
 }
 
 /// The numbers of `name` where the pattern has `{}`, if it fits. A `*` at the end fits anything.
-fn numbers(pattern: &str, name: &str) -> Option<Vec<usize>> {
+pub(super) fn numbers(pattern: &str, name: &str) -> Option<Vec<usize>> {
     let (mut pattern, mut name, mut found) = (pattern, name, Vec::new());
     while let Some((before, after)) = pattern.split_once("{}") {
         name = name.strip_prefix(before)?;
@@ -232,7 +297,7 @@ fn numbers(pattern: &str, name: &str) -> Option<Vec<usize>> {
 }
 
 /// The pattern with the numbers in place of `{}`, or one more in place of `{+1}`.
-fn fill(pattern: &str, numbers: &[usize]) -> String {
+pub(super) fn fill(pattern: &str, numbers: &[usize]) -> String {
     let mut filled = pattern.to_string();
     for number in numbers {
         let (plain, more) = (filled.find("{}"), filled.find("{+1}"));

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
 use crate::error::FileProblem;
+use crate::quant::Encoding;
 
 /// The format's own limit on the header, in bytes.
 pub(crate) const MAX_HEADER: u64 = 100_000_000;
@@ -22,7 +23,7 @@ pub struct Entry {
     /// Its name in the file.
     pub name: String,
     /// How its numbers are written.
-    pub dtype: Dtype,
+    pub encoding: Encoding,
     /// Its shape.
     pub shape: Vec<i64>,
     /// Where its bytes begin in the file.
@@ -147,7 +148,7 @@ impl RawTensor {
         }
         match (data.checked_add(begin), data.checked_add(end)) {
             (Some(begin), Some(end)) if end <= file_len => {
-                Ok(Entry { name: name.to_string(), dtype, shape, begin, end })
+                Ok(Entry { name: name.to_string(), encoding: Encoding::Plain(dtype), shape, begin, end })
             }
             _ => Err(FileProblem::TensorPastEnd { name: name.to_string(), end, len: file_len - data }),
         }

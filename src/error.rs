@@ -231,6 +231,12 @@ pub enum FileProblem {
         /// How many.
         bytes: u64,
     },
+    /// A file that would be written stands there already.
+    #[error("this stands there already; ask for it to be overwritten, or name another place")]
+    Exists,
+    /// A file that would be written is being written.
+    #[error("another process is writing this; wait for it, or name another place")]
+    BeingWritten,
     /// A picture that cannot be read.
     #[error("the picture cannot be read: {reason}")]
     Image {

@@ -28,6 +28,7 @@ mod error;
 pub mod flux1;
 pub mod image;
 pub mod layers;
+pub mod lora;
 pub mod math;
 pub mod nn;
 pub mod parity;

@@ -4,7 +4,9 @@
 
 mod parts;
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
@@ -14,7 +16,7 @@ use parts::Resident;
 pub use parts::Parts;
 
 use crate::autoencoder::AutoEncoder;
-use crate::checkpoint::Access;
+use crate::checkpoint::{Access, Checkpoint};
 use crate::error::{Error, Result};
 use crate::flux1::{Flux1, Flux1Input, Flux1Params};
 use crate::image::Image;
@@ -36,11 +38,23 @@ pub struct Settings {
     pub access: Access,
     /// Keeps T5 and CLIP after the prompt was encoded. Otherwise they are released before the transformer is loaded.
     pub keep_text_encoders: bool,
+    /// Keeps fp8 and GGUF weights of linear layers as they are on the disk; each becomes numbers of `kind` for as long
+    /// as its layer runs. Otherwise they become such numbers when they are loaded.
+    pub keep_quantized: bool,
+    /// Goes on where a LoRA has keys that cannot be placed; [`Pipeline::set_loras`] then returns them.
+    pub allow_partial_lora: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { device: Device::Cpu, kind: None, access: Access::Map, keep_text_encoders: false }
+        Self {
+            device: Device::Cpu,
+            kind: None,
+            access: Access::Map,
+            keep_text_encoders: false,
+            keep_quantized: false,
+            allow_partial_lora: false,
+        }
     }
 }
 
@@ -186,6 +200,23 @@ pub struct Generated {
     pub warnings: Vec<String>,
 }
 
+/// What became of a part's weights: on the disk, in memory, in the arithmetic.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Weights {
+    /// Which part.
+    pub part: &'static str,
+    /// Its first file.
+    pub file: PathBuf,
+    /// The types on the disk, with the bytes of each, as [`Checkpoint::types`] has them.
+    pub on_disk: BTreeMap<String, u64>,
+    /// The types in memory, with the bytes of each.
+    pub in_memory: BTreeMap<String, u64>,
+    /// The kind of the arithmetic.
+    pub arithmetic: Kind,
+    /// Tensors that were taken from the base, since the file lacks them.
+    pub from_base: Vec<String>,
+}
+
 /// FLUX.1 from prompt to picture.
 ///
 /// Opening reads headers only. The models are loaded when they are first needed; an error leaves the pipeline usable.
@@ -216,7 +247,7 @@ impl Pipeline {
     /// # Errors
     /// What is wrong with the files; [`Error::Config`] where the transformer is no FLUX.1.
     pub fn open(parts: Parts, settings: Settings) -> Result<Self> {
-        let transformer = parts.open_transformer(settings.access)?;
+        let (transformer, _) = parts.open_transformer(settings.access)?;
         let params = Flux1Params::from_shapes(|name| transformer.shape(name))?;
         let kind = settings.kind.or_else(|| transformer.main_kind()).unwrap_or(Kind::Float);
         if !matches!(kind, Kind::Float | Kind::BFloat16 | Kind::Half | Kind::Double) {
@@ -245,6 +276,34 @@ impl Pipeline {
     /// The kind of the transformer and of the latents.
     pub fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// What becomes of the weights of each part, from the headers of their files.
+    ///
+    /// # Errors
+    /// What is wrong with the files.
+    pub fn weights(&self) -> Result<Vec<Weights>> {
+        let access = self.settings.access;
+        let (transformer, from_base) = self.parts.open_transformer(access)?;
+        let autoencoder = self.parts.open_autoencoder(access)?;
+        let decoder = self.autoencoder_kind(&autoencoder);
+        let all = [
+            ("transformer", transformer, self.kind, from_base, true),
+            ("T5", self.parts.open_t5(access)?, self.text_kind(), Vec::new(), true),
+            ("CLIP", self.parts.open_clip(access)?, self.text_kind(), Vec::new(), true),
+            ("autoencoder", autoencoder, decoder, Vec::new(), false),
+        ];
+        Ok(all
+            .into_iter()
+            .map(|(part, checkpoint, kind, from_base, linear)| Weights {
+                part,
+                file: checkpoint.files().first().map(|path| path.to_path_buf()).unwrap_or_default(),
+                in_memory: checkpoint.types_in_memory(kind, linear && self.settings.keep_quantized),
+                on_disk: checkpoint.types(),
+                arithmetic: kind,
+                from_base,
+            })
+            .collect())
     }
 
     /// The request with the variant's own settings where it says nothing: schnell 4 steps and 256 tokens, dev 50 steps,
@@ -349,16 +408,23 @@ impl Pipeline {
         if self.kind == Kind::Half { Kind::BFloat16 } else { self.kind }
     }
 
+    /// In the kind of its file, unless the pipeline computes in f32 throughout.
+    fn autoencoder_kind(&self, autoencoder: &Checkpoint) -> Kind {
+        if self.kind == Kind::Float { self.kind } else { autoencoder.main_kind().unwrap_or(self.kind) }
+    }
+
     fn load_transformer(&mut self) -> Result<()> {
         if self.transformer.is_none() {
-            self.transformer = Some(self.parts.load_transformer(&self.settings, self.kind)?);
+            self.transformer = Some(self.parts.load_transformer(&self.settings, self.kind, &self.params)?);
         }
         Ok(())
     }
 
     fn load_autoencoder(&mut self) -> Result<()> {
         if self.autoencoder.is_none() {
-            self.autoencoder = Some(self.parts.load_autoencoder(&self.settings, self.kind)?);
+            let checkpoint = self.parts.open_autoencoder(self.settings.access)?;
+            let kind = self.autoencoder_kind(&checkpoint);
+            self.autoencoder = Some(parts::load_autoencoder(&self.settings, kind, checkpoint)?);
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::safetensors::{Entry, Header, MAX_HEADER};
 use crate::error::{Error, FileProblem, Result};
+use crate::quant::{Code, Part, Source};
 use crate::shim::{self, Memory};
 
 /// How the bytes of a file come into memory.
@@ -70,27 +72,57 @@ impl WeightFile {
         })
     }
 
-    /// One tensor on the CPU in the kind of the file: borrowed where the file is mapped and the place is aligned, else
-    /// read.
-    pub(crate) fn tensor(&self, entry: &Entry) -> Result<Tensor> {
-        let kind = entry.encoding.kind().ok_or_else(|| {
-            let reason = format!("libtorch has no kind for {}", entry.encoding);
-            Error::file(&self.path)(FileProblem::Tensor { name: entry.name.clone(), reason })
-        })?;
+    /// A run of a tensor's numbers on the CPU, as `kind` and in this shape, which are the file's own: borrowed where the
+    /// file is mapped and the place is aligned, else read.
+    pub(crate) fn tensor(
+        &self,
+        entry: &Entry,
+        elements: &Range<usize>,
+        shape: &[i64],
+        kind: Kind,
+    ) -> Result<Tensor> {
         self.check_unchanged()?;
+        let begin = entry.begin + (elements.start * kind.elt_size_in_bytes()) as u64;
+        self.run(begin, shape, kind)
+    }
+
+    /// The bytes of a run of numbers, as they are stored, as a tensor of one axis.
+    pub(crate) fn stored_bytes(&self, entry: &Entry, bytes: Range<usize>) -> Result<Tensor> {
+        self.check_unchanged()?;
+        self.run(entry.begin + bytes.start as u64, &[bytes.len() as i64], Kind::Uint8)
+    }
+
+    fn run(&self, begin: u64, shape: &[i64], kind: Kind) -> Result<Tensor> {
         if let Some(mapping) = &self.mapping
-            && let Some(tensor) = shim::borrow(mapping, entry.begin as usize, &entry.shape, kind)
+            && let Some(tensor) = shim::borrow(mapping, begin as usize, shape, kind)
         {
             return Ok(tensor?);
         }
-        self.read(entry, kind)
-    }
-
-    fn read(&self, entry: &Entry, kind: Kind) -> Result<Tensor> {
-        let tensor = Tensor::f_empty(&entry.shape, (kind, Device::Cpu))?;
-        shim::with_bytes(&tensor, |bytes| read_at(&self.file, bytes, entry.begin))
+        let tensor = Tensor::f_empty(shape, (kind, Device::Cpu))?;
+        shim::with_bytes(&tensor, |bytes| read_at(&self.file, bytes, begin))
             .map_err(Error::io(&self.path))?;
         Ok(tensor)
+    }
+
+    /// All bytes of a small tensor.
+    pub(crate) fn bytes(&self, entry: &Entry) -> Result<Vec<u8>> {
+        self.check_unchanged()?;
+        let mut bytes = vec![0; (entry.end - entry.begin) as usize];
+        read_at(&self.file, &mut bytes, entry.begin).map_err(Error::io(&self.path))?;
+        Ok(bytes)
+    }
+
+    /// Numbers of a tensor, to be decoded: those in `elements`, counted over the `of` that it decodes to.
+    pub(crate) fn part<'a>(
+        &'a self,
+        entry: &Entry,
+        code: &'a Code,
+        of: usize,
+        elements: Range<usize>,
+    ) -> Result<Part<'a>> {
+        Part::new(self, entry.begin..entry.end, code, of, elements).map_err(|reason| {
+            Error::file(&self.path)(FileProblem::Tensor { name: entry.name.clone(), reason })
+        })
     }
 
     /// [`Error::Changed`] where the file is no longer as long as when it was opened: reading past its end would kill
@@ -101,6 +133,12 @@ impl WeightFile {
             return Ok(());
         }
         Err(Error::Changed { path: self.path.clone(), was: self.len, now })
+    }
+}
+
+impl Source for WeightFile {
+    fn read(&self, at: u64, out: &mut [u8]) -> Result<()> {
+        read_at(&self.file, out, at).map_err(Error::io(&self.path))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::safetensors::{Entry, Header, MAX_HEADER};
 use crate::error::{Error, FileProblem, Result};
+use crate::quant::{self, Code, Part, Source};
 use crate::shim::{self, Memory};
 
 /// How the bytes of a file come into memory.
@@ -86,6 +88,30 @@ impl WeightFile {
         self.read(entry, kind)
     }
 
+    /// Numbers of a tensor, to be decoded: those in `elements`, counted over the `of` that it decodes to.
+    #[allow(dead_code)] // Until the loader decodes what it reads.
+    pub(crate) fn part<'a>(
+        &'a self,
+        entry: &Entry,
+        code: &'a Code,
+        of: usize,
+        elements: Range<usize>,
+    ) -> Result<Part<'a>> {
+        Part::new(self, entry.begin..entry.end, code, of, elements).map_err(|reason| {
+            Error::file(&self.path)(FileProblem::Tensor { name: entry.name.clone(), reason })
+        })
+    }
+
+    /// A whole tensor of the shape `shape`, decoded to `kind`, on the CPU.
+    #[allow(dead_code)] // Until the loader decodes what it reads.
+    pub(crate) fn decode(&self, entry: &Entry, code: &Code, shape: &[i64], kind: Kind) -> Result<Tensor> {
+        self.check_unchanged()?;
+        let count = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(usize::try_from(d).ok()?));
+        // No tensor has as many numbers as stand for a shape that overflows.
+        let count = count.unwrap_or(usize::MAX);
+        quant::decode(self.part(entry, code, count, 0..count)?, shape, kind)
+    }
+
     fn read(&self, entry: &Entry, kind: Kind) -> Result<Tensor> {
         let tensor = Tensor::f_empty(&entry.shape, (kind, Device::Cpu))?;
         shim::with_bytes(&tensor, |bytes| read_at(&self.file, bytes, entry.begin))
@@ -101,6 +127,12 @@ impl WeightFile {
             return Ok(());
         }
         Err(Error::Changed { path: self.path.clone(), was: self.len, now })
+    }
+}
+
+impl Source for WeightFile {
+    fn read(&self, at: u64, out: &mut [u8]) -> Result<()> {
+        read_at(&self.file, out, at).map_err(Error::io(&self.path))
     }
 }
 

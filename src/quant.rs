@@ -1,7 +1,5 @@
 //! How numbers are stored, and how they become numbers that libtorch computes with.
 
-// Until the loader decodes what it reads.
-#![allow(dead_code, unused_imports)]
 
 mod bitsandbytes;
 mod blocks;

@@ -921,11 +921,6 @@ fn a_renamed_zip_of_pytorch_is_named() {
 }
 
 #[test]
-fn a_gguf_file_is_named() {
-    assert!(other_format([&b"GGUF\x03\x00\x00\x00"[..], &[0; 32]].concat()).contains("GGUF"));
-}
-
-#[test]
 fn a_missing_file_is_named() {
     let (_folder, path) = temp("none.safetensors");
     for access in BOTH {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use memmap2::{MmapMut, MmapOptions};
 use tch::{Device, Kind, Tensor};
 
+use super::gguf;
 use super::safetensors::{Entry, Header, MAX_HEADER};
 use crate::error::{Error, FileProblem, Result};
 use crate::shim::{self, Memory};
@@ -24,7 +25,7 @@ pub enum Access {
     Read,
 }
 
-/// A safetensors file.
+/// A safetensors or GGUF file.
 #[derive(Debug)]
 pub(crate) struct WeightFile {
     pub(crate) path: PathBuf,
@@ -138,6 +139,9 @@ fn read_header(file: &File, len: u64, path: &Path) -> Result<Header> {
     let mut start = [0; 64];
     let known = start.len().min(len as usize);
     read_at(file, &mut start[..known], 0).map_err(Error::io(path))?;
+    if start.starts_with(gguf::MAGIC) {
+        return read_gguf_header(file, len, path);
+    }
     if let Some(kind) = other_format(&start[..known]) {
         return Err(Error::file(path)(FileProblem::OtherFormat { kind }));
     }
@@ -152,6 +156,20 @@ fn read_header(file: &File, len: u64, path: &Path) -> Result<Header> {
     Header::parse(&json, len).map_err(Error::file(path))
 }
 
+/// Nothing says beforehand how long the header of a GGUF file is: mostly some kilobytes, with a tokenizer in it many
+/// times that.
+fn read_gguf_header(file: &File, len: u64, path: &Path) -> Result<Header> {
+    let mut known = 1 << 18;
+    loop {
+        let mut start = vec![0; len.min(MAX_HEADER).min(known) as usize];
+        read_at(file, &mut start, 0).map_err(Error::io(path))?;
+        if let Some(header) = Header::parse_gguf(&start, len).map_err(Error::file(path))? {
+            return Ok(header);
+        }
+        known *= 4;
+    }
+}
+
 /// What a file is instead, by its first bytes. A header begins with `{` after its length, which may itself look like
 /// another format's mark.
 fn other_format(start: &[u8]) -> Option<&'static str> {
@@ -159,14 +177,13 @@ fn other_format(start: &[u8]) -> Option<&'static str> {
         return None;
     }
     let text = start.trim_ascii_start().to_ascii_lowercase();
-    let known: [(&[u8], &'static str); 7] = [
+    let known: [(&[u8], &'static str); 6] = [
         (
             b"version https://git-lfs",
             "a git-LFS pointer: the weights themselves were not fetched; run `git lfs pull`",
         ),
         (b"<!doctype html", "a web page: the download needs a login or another address"),
         (b"<html", "a web page: the download needs a login or another address"),
-        (b"gguf", "a GGUF file"),
         (
             b"pk\x03\x04",
             "a zip file, perhaps a pickle of PyTorch, which can run code when it is read; convert it to safetensors",

@@ -5,6 +5,7 @@
 
 mod detect;
 mod file;
+mod gguf;
 mod names;
 mod safetensors;
 
@@ -66,8 +67,8 @@ struct Source {
 }
 
 impl Checkpoint {
-    /// Opens a safetensors file, an index of shards (`….safetensors.index.json`), or a folder that holds one of them.
-    /// Headers are read and checked, nothing else.
+    /// Opens a safetensors or GGUF file, an index of shards (`….safetensors.index.json`), or a folder that holds one of
+    /// them. Headers are read and checked, nothing else.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::File`] with what is wrong, [`Error::MissingPart`] for a folder without weights.
@@ -364,7 +365,7 @@ fn find_in_folder(folder: &Path) -> Result<PathBuf> {
     }
     names.sort();
     let ending = |end: &str| names.iter().filter(|p| p.to_string_lossy().ends_with(end)).collect::<Vec<_>>();
-    for found in [ending(".safetensors.index.json"), ending(".safetensors")] {
+    for found in [ending(".safetensors.index.json"), ending(".safetensors"), ending(".gguf")] {
         match found[..] {
             [] => {}
             [one] => return Ok(one.clone()),
@@ -379,7 +380,7 @@ fn find_in_folder(folder: &Path) -> Result<PathBuf> {
     Err(Error::MissingPart {
         path: folder.to_path_buf(),
         part: "weights",
-        expected: "*.safetensors or *.safetensors.index.json".into(),
+        expected: "*.safetensors, *.safetensors.index.json or *.gguf".into(),
     })
 }
 

@@ -18,39 +18,10 @@ use tch_flux::nn::{declare, is_placeholder};
 use tch_flux::pipeline::{Parts, Pipeline, Settings};
 use tch_flux::{FileProblem, Mismatch};
 
-use common::{Stored, f32s, file_bytes, framed, header, layout, temp, variables, write_file, write_sparse};
-
-const BOTH: [Access; 2] = [Access::Map, Access::Read];
-
-/// Opens these bytes in both ways of access, which must be refused alike, under the file's name.
-fn refused(bytes: impl AsRef<[u8]>) -> FileProblem {
-    let (_folder, path) = temp("w.safetensors");
-    std::fs::write(&path, bytes).unwrap();
-    refused_at(&path)
-}
-
-fn refused_at(path: &Path) -> FileProblem {
-    let [one, other] = BOTH.map(|access| problem(Checkpoint::open(path, access), path));
-    assert_eq!(one, other);
-    one
-}
-
-/// What is wrong with the file `at`.
-fn problem<T>(result: tch_flux::Result<T>, at: &Path) -> FileProblem {
-    match result.err().expect("must be refused") {
-        Error::File { path, problem } => {
-            assert_eq!(path, at);
-            assert!(
-                problem.to_string().len() < 2000,
-                "the message is {} bytes long",
-                problem.to_string().len()
-            );
-            assert!(!problem.to_string().contains(|c: char| c.is_control()), "{problem:?}");
-            problem
-        }
-        other => panic!("{other:?}"),
-    }
-}
+use common::{
+    BOTH, Stored, f32s, file_bytes, framed, header, layout, problem, refused, refused_at, temp, variables,
+    write_file, write_sparse,
+};
 
 fn entry(name: &str, dtype: &str, shape: &str, begin: &str, end: &str) -> String {
     format!("\"{name}\":{{\"dtype\":\"{dtype}\",\"shape\":{shape},\"data_offsets\":[{begin},{end}]}}")

@@ -13,9 +13,7 @@ use tch_flux::checkpoint::{Access, Checkpoint, Entry, Header, LoadOptions};
 use tch_flux::nn::declare;
 use tch_flux::quant::{BlockType, Encoding};
 
-use common::{f32s, temp, variables, write_file};
-
-const BOTH: [Access; 2] = [Access::Map, Access::Read];
+use common::{BOTH, f32s, temp, variables, write_file};
 
 fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures/gguf").join(name)

@@ -6,19 +6,20 @@
 mod detect;
 mod file;
 mod gguf;
+mod index;
 mod names;
 mod safetensors;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use ::safetensors::Dtype;
-use serde::Deserialize;
 use tch::nn::VarStore;
 use tch::{Kind, Tensor};
 
 pub use detect::{Family, Layout};
 pub use file::Access;
+pub use index::Index;
 pub use names::{
     AUTOENCODER_DIFFUSERS, FLUX1_DIFFUSERS, FLUX2_DIFFUSERS, NORMS_SPELLED_WEIGHT, Rename, Renames, T5_LLAMA,
 };
@@ -27,7 +28,6 @@ pub use safetensors::{Entry, Header};
 use crate::error::{Error, FileProblem, Mismatch, Result};
 use crate::quant::Encoding;
 use file::WeightFile;
-use safetensors::{printable, shorten};
 
 /// How a checkpoint is poured into a store.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -82,42 +82,13 @@ impl Checkpoint {
     }
 
     fn open_index(path: &Path, access: Access) -> Result<Self> {
-        #[derive(Deserialize)]
-        struct Index {
-            #[serde(deserialize_with = "safetensors::unique")]
-            weight_map: BTreeMap<String, String>,
-        }
-        let problem = |reason: String| Error::file(path)(FileProblem::Index { reason });
-        let text = file::read_index(path)?;
-        let index: Index = serde_json::from_str(&text).map_err(|e| problem(printable(&e)))?;
-        let shards: BTreeSet<&String> = index.weight_map.values().collect();
-        if let Some(bad) = shards.iter().find(|s| !is_plain_name(s)) {
-            return Err(problem(format!("\"{}\" is no plain name of a file beside it", shorten(bad))));
-        }
+        let index = Index::parse(&file::read_index(path)?).map_err(Error::file(path))?;
         let folder = path.parent().unwrap_or(Path::new(""));
+        let shards = index.shards();
         let files: Vec<_> =
             shards.iter().map(|s| WeightFile::open(&folder.join(s), access)).collect::<Result<_>>()?;
-        for (shard, file) in shards.iter().zip(&files) {
-            for name in file.header.entries.keys() {
-                match index.weight_map.get(name) {
-                    Some(place) if place == *shard => {}
-                    Some(place) => {
-                        let (name, place) = (shorten(name), shorten(place));
-                        return Err(problem(format!("{name} is in {shard} too, not only in {place}")));
-                    }
-                    None => {
-                        let name = shorten(name);
-                        return Err(problem(format!("it does not name {name}, which is in {shard}")));
-                    }
-                }
-            }
-        }
-        for (name, shard) in &index.weight_map {
-            let file = shards.iter().position(|s| *s == shard).map(|i| &files[i]);
-            if !file.is_some_and(|f| f.header.entries.contains_key(name)) {
-                return Err(problem(format!("{} is not in {shard}", shorten(name))));
-            }
-        }
+        let headers = shards.into_iter().zip(files.iter().map(|f| &f.header)).collect();
+        index.check(&headers).map_err(Error::file(path))?;
         Self::from_files(files)
     }
 
@@ -382,13 +353,4 @@ fn find_in_folder(folder: &Path) -> Result<PathBuf> {
         part: "weights",
         expected: "*.safetensors, *.safetensors.index.json or *.gguf".into(),
     })
-}
-
-/// A name that cannot lead out of a folder.
-fn is_plain_name(name: &str) -> bool {
-    let mut components = Path::new(name).components();
-    let first = components.next();
-    matches!(first, Some(std::path::Component::Normal(_)))
-        && components.next().is_none()
-        && !name.contains(['\\', ':'])
 }

@@ -95,10 +95,10 @@ fn check_coverage(entries: &BTreeMap<String, Entry>, data: u64, file_len: u64) -
     let mut at = data;
     for entry in places {
         if entry.begin < at {
-            return Err(FileProblem::Overlap { name: entry.name.clone() });
+            return Err(FileProblem::Overlap { name: shorten(&entry.name) });
         }
         if entry.begin > at {
-            return Err(FileProblem::Hole { before: entry.name.clone(), bytes: entry.begin - at });
+            return Err(FileProblem::Hole { before: shorten(&entry.name), bytes: entry.begin - at });
         }
         at = entry.end;
     }
@@ -140,7 +140,7 @@ impl RawTensor {
             (Some(begin), Some(end)) if end <= file_len => {
                 Ok(Entry { name: name.to_string(), encoding: Encoding::Plain(dtype), shape, begin, end })
             }
-            _ => Err(FileProblem::TensorPastEnd { name: name.to_string(), end, len: file_len - data }),
+            _ => Err(FileProblem::TensorPastEnd { name: shorten(name), end, len: file_len - data }),
         }
     }
 }
@@ -157,7 +157,8 @@ pub(super) fn check_name(name: &str) -> Result<(), FileProblem> {
     Ok(())
 }
 
-/// The shape as libtorch takes it and how many numbers it has room for, or what is wrong with it.
+/// The shape as libtorch takes it and how many numbers it has room for, which libtorch counts in an i64; or what is
+/// wrong with it.
 pub(super) fn checked_shape(shape: &[u64]) -> Result<(Vec<i64>, u64), String> {
     if shape.len() > MAX_DIMS {
         return Err(format!("{} axes, more than {MAX_DIMS}", shape.len()));
@@ -165,7 +166,7 @@ pub(super) fn checked_shape(shape: &[u64]) -> Result<(Vec<i64>, u64), String> {
     let count = shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d));
     let sizes = shape.iter().map(|&d| i64::try_from(d)).collect::<Result<Vec<_>, _>>();
     match (count, sizes) {
-        (Some(count), Ok(sizes)) => Ok((sizes, count)),
+        (Some(count), Ok(sizes)) if count <= i64::MAX as u64 => Ok((sizes, count)),
         _ => Err(format!("the shape {shape:?} overflows")),
     }
 }

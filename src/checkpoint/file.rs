@@ -177,7 +177,7 @@ fn other_format(start: &[u8]) -> Option<&'static str> {
         return None;
     }
     let text = start.trim_ascii_start().to_ascii_lowercase();
-    let known: [(&[u8], &'static str); 6] = [
+    let known: [(&[u8], &'static str); 4] = [
         (
             b"version https://git-lfs",
             "a git-LFS pointer: the weights themselves were not fetched; run `git lfs pull`",
@@ -188,9 +188,11 @@ fn other_format(start: &[u8]) -> Option<&'static str> {
             b"pk\x03\x04",
             "a zip file, perhaps a pickle of PyTorch, which can run code when it is read; convert it to safetensors",
         ),
-        (b"\x80\x02", "a pickle of Python, which can run code when it is read; convert it to safetensors"),
-        (b"\x80\x04", "a pickle of Python, which can run code when it is read; convert it to safetensors"),
     ];
+    // Protocols of pickle have numbers.
+    if let [0x80, 2..=5, ..] = text[..] {
+        return Some("a pickle of Python, which can run code when it is read; convert it to safetensors");
+    }
     known.iter().find(|(magic, _)| text.starts_with(magic)).map(|(_, kind)| *kind)
 }
 

@@ -193,6 +193,32 @@ pub enum FileProblem {
         /// What and where.
         reason: String,
     },
+    /// A GGUF file as a whole is none that can be read.
+    #[error("this GGUF file cannot be read: {reason}")]
+    Gguf {
+        /// Why.
+        reason: String,
+    },
+    /// The header announces more than the file has room for.
+    #[error(
+        "{what} would take {len} bytes or more, of which the file has {left}: it is damaged, or its download was cut short"
+    )]
+    HeaderCut {
+        /// What is announced.
+        what: String,
+        /// The fewest bytes of it.
+        len: u64,
+        /// How many are left.
+        left: u64,
+    },
+    /// An entry of the metadata makes no sense, or stands in the way.
+    #[error("metadata \"{key}\": {reason}")]
+    Metadata {
+        /// Its key.
+        key: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A tensor's entry makes no sense.
     #[error("tensor \"{name}\": {reason}")]
     Tensor {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use memmap2::{MmapMut, MmapOptions};
 use tch::{Device, Kind, Tensor};
 
+use super::gguf;
 use super::safetensors::{Entry, Header, MAX_HEADER};
 use crate::error::{Error, FileProblem, Result};
 use crate::quant::{Code, Part, Source};
@@ -26,7 +27,7 @@ pub enum Access {
     Read,
 }
 
-/// A safetensors file.
+/// A safetensors or GGUF file.
 #[derive(Debug)]
 pub(crate) struct WeightFile {
     pub(crate) path: PathBuf,
@@ -176,6 +177,9 @@ fn read_header(file: &File, len: u64, path: &Path) -> Result<Header> {
     let mut start = [0; 64];
     let known = start.len().min(len as usize);
     read_at(file, &mut start[..known], 0).map_err(Error::io(path))?;
+    if start.starts_with(gguf::MAGIC) {
+        return read_gguf_header(file, len, path);
+    }
     if let Some(kind) = other_format(&start[..known]) {
         return Err(Error::file(path)(FileProblem::OtherFormat { kind }));
     }
@@ -190,6 +194,20 @@ fn read_header(file: &File, len: u64, path: &Path) -> Result<Header> {
     Header::parse(&json, len).map_err(Error::file(path))
 }
 
+/// Nothing says beforehand how long the header of a GGUF file is: mostly some kilobytes, with a tokenizer in it many
+/// times that.
+fn read_gguf_header(file: &File, len: u64, path: &Path) -> Result<Header> {
+    let mut known = 1 << 18;
+    loop {
+        let mut start = vec![0; len.min(MAX_HEADER).min(known) as usize];
+        read_at(file, &mut start, 0).map_err(Error::io(path))?;
+        if let Some(header) = Header::parse_gguf(&start, len).map_err(Error::file(path))? {
+            return Ok(header);
+        }
+        known *= 4;
+    }
+}
+
 /// What a file is instead, by its first bytes. A header begins with `{` after its length, which may itself look like
 /// another format's mark.
 fn other_format(start: &[u8]) -> Option<&'static str> {
@@ -197,21 +215,22 @@ fn other_format(start: &[u8]) -> Option<&'static str> {
         return None;
     }
     let text = start.trim_ascii_start().to_ascii_lowercase();
-    let known: [(&[u8], &'static str); 7] = [
+    let known: [(&[u8], &'static str); 4] = [
         (
             b"version https://git-lfs",
             "a git-LFS pointer: the weights themselves were not fetched; run `git lfs pull`",
         ),
         (b"<!doctype html", "a web page: the download needs a login or another address"),
         (b"<html", "a web page: the download needs a login or another address"),
-        (b"gguf", "a GGUF file"),
         (
             b"pk\x03\x04",
             "a zip file, perhaps a pickle of PyTorch, which can run code when it is read; convert it to safetensors",
         ),
-        (b"\x80\x02", "a pickle of Python, which can run code when it is read; convert it to safetensors"),
-        (b"\x80\x04", "a pickle of Python, which can run code when it is read; convert it to safetensors"),
     ];
+    // Protocols of pickle have numbers.
+    if let [0x80, 2..=5, ..] = text[..] {
+        return Some("a pickle of Python, which can run code when it is read; convert it to safetensors");
+    }
     known.iter().find(|(magic, _)| text.starts_with(magic)).map(|(_, kind)| *kind)
 }
 

@@ -6,6 +6,8 @@
 mod companions;
 mod detect;
 mod file;
+mod gguf;
+mod index;
 mod load;
 mod names;
 mod safetensors;
@@ -13,14 +15,14 @@ mod source;
 mod staging;
 mod write;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
 use tch::Kind;
 
 pub use detect::{Contained, Family, Layout};
 pub use file::Access;
+pub use index::Index;
 pub use load::{LoadOptions, Loaded};
 pub use names::{
     AUTOENCODER_DIFFUSERS, FLUX1_DIFFUSERS, FLUX2_DIFFUSERS, NORMS_SPELLED_WEIGHT, Rename, Renames, T5_LLAMA,
@@ -30,7 +32,6 @@ pub use safetensors::{Entry, Header};
 use crate::error::{Error, FileProblem, Result};
 use detect::Names;
 use file::WeightFile;
-use safetensors::{printable, shorten};
 use source::{Part, Source, Stored};
 
 /// One or several weight files that together hold a model, or several.
@@ -49,8 +50,8 @@ const OUTSIDE_THE_BLOCKS: [&str; 6] =
 const UNUSED: [&str; 3] = ["text_model.embeddings.position_ids", "text_projection.weight", "logit_scale"];
 
 impl Checkpoint {
-    /// Opens a safetensors file, an index of shards (`….safetensors.index.json`), or a folder that holds one of them.
-    /// Headers are read and checked, nothing else.
+    /// Opens a safetensors or GGUF file, an index of shards (`….safetensors.index.json`), or a folder that holds one of
+    /// them. Headers are read and checked, nothing else.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::File`] with what is wrong, [`Error::MissingPart`] for a folder without weights.
@@ -64,42 +65,13 @@ impl Checkpoint {
     }
 
     fn open_index(path: &Path, access: Access) -> Result<Self> {
-        #[derive(Deserialize)]
-        struct Index {
-            #[serde(deserialize_with = "safetensors::unique")]
-            weight_map: BTreeMap<String, String>,
-        }
-        let problem = |reason: String| Error::file(path)(FileProblem::Index { reason });
-        let text = file::read_index(path)?;
-        let index: Index = serde_json::from_str(&text).map_err(|e| problem(printable(&e)))?;
-        let shards: BTreeSet<&String> = index.weight_map.values().collect();
-        if let Some(bad) = shards.iter().find(|s| !is_plain_name(s)) {
-            return Err(problem(format!("\"{}\" is no plain name of a file beside it", shorten(bad))));
-        }
+        let index = Index::parse(&file::read_index(path)?).map_err(Error::file(path))?;
         let folder = path.parent().unwrap_or(Path::new(""));
+        let shards = index.shards();
         let files: Vec<_> =
             shards.iter().map(|s| WeightFile::open(&folder.join(s), access)).collect::<Result<_>>()?;
-        for (shard, file) in shards.iter().zip(&files) {
-            for name in file.header.entries.keys() {
-                match index.weight_map.get(name) {
-                    Some(place) if place == *shard => {}
-                    Some(place) => {
-                        let (name, place) = (shorten(name), shorten(place));
-                        return Err(problem(format!("{name} is in {shard} too, not only in {place}")));
-                    }
-                    None => {
-                        let name = shorten(name);
-                        return Err(problem(format!("it does not name {name}, which is in {shard}")));
-                    }
-                }
-            }
-        }
-        for (name, shard) in &index.weight_map {
-            let file = shards.iter().position(|s| *s == shard).map(|i| &files[i]);
-            if !file.is_some_and(|f| f.header.entries.contains_key(name)) {
-                return Err(problem(format!("{} is not in {shard}", shorten(name))));
-            }
-        }
+        let headers = shards.into_iter().zip(files.iter().map(|f| &f.header)).collect();
+        index.check(&headers).map_err(Error::file(path))?;
         Self::from_files(files)
     }
 
@@ -370,7 +342,7 @@ fn find_in_folder(folder: &Path) -> Result<PathBuf> {
     }
     names.sort();
     let ending = |end: &str| names.iter().filter(|p| p.to_string_lossy().ends_with(end)).collect::<Vec<_>>();
-    for found in [ending(".safetensors.index.json"), ending(".safetensors")] {
+    for found in [ending(".safetensors.index.json"), ending(".safetensors"), ending(".gguf")] {
         match found[..] {
             [] => {}
             [one] => return Ok(one.clone()),
@@ -385,15 +357,6 @@ fn find_in_folder(folder: &Path) -> Result<PathBuf> {
     Err(Error::MissingPart {
         path: folder.to_path_buf(),
         part: "weights",
-        expected: "*.safetensors or *.safetensors.index.json".into(),
+        expected: "*.safetensors, *.safetensors.index.json or *.gguf".into(),
     })
-}
-
-/// A name that cannot lead out of a folder.
-fn is_plain_name(name: &str) -> bool {
-    let mut components = Path::new(name).components();
-    let first = components.next();
-    matches!(first, Some(std::path::Component::Normal(_)))
-        && components.next().is_none()
-        && !name.contains(['\\', ':'])
 }

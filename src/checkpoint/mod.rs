@@ -5,6 +5,7 @@
 
 mod detect;
 mod file;
+pub mod lora;
 mod names;
 mod safetensors;
 

@@ -99,7 +99,7 @@ thread_local! {
 #[derive(Default)]
 struct Collected {
     parameters: Vec<(String, Tensor)>,
-    linears: Vec<(String, Slot)>,
+    linears: Vec<(String, Slot, Tensor)>,
 }
 
 fn collect(add: impl FnOnce(&mut Collected)) {
@@ -128,7 +128,10 @@ impl Parameters {
             outer
                 .parameters
                 .extend(mine.parameters.iter().map(|(name, p)| (name.clone(), p.shallow_clone())));
-            outer.linears.extend(mine.linears.iter().cloned());
+            let linears = mine.linears.iter();
+            outer
+                .linears
+                .extend(linears.map(|(name, slot, w)| (name.clone(), slot.clone(), w.shallow_clone())));
         });
         let parameters = Parameters {
             waiting: RefCell::new(mine.parameters),

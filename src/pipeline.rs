@@ -200,6 +200,15 @@ pub struct Generated {
     pub warnings: Vec<String>,
 }
 
+/// A LoRA's file, and how much of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoraFile {
+    /// A safetensors file.
+    pub path: PathBuf,
+    /// 1 as it was trained, 0 nothing, below 0 the opposite.
+    pub strength: f64,
+}
+
 /// What became of a part's weights: on the disk, in memory, in the arithmetic.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Weights {
@@ -276,6 +285,11 @@ impl Pipeline {
     /// The kind of the transformer and of the latents.
     pub fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// stub
+    pub fn set_loras(&mut self, _: &[LoraFile]) -> Result<Vec<String>> {
+        Ok(Vec::new())
     }
 
     /// What becomes of the weights of each part, from the headers of their files.

@@ -1,6 +1,5 @@
 //! How numbers are stored, and how they become numbers that libtorch computes with.
 
-
 mod bitsandbytes;
 mod blocks;
 mod code;

@@ -144,7 +144,7 @@ fn plain_floats_load_and_borrow_from_the_mapping() {
     let _ = declare(&vs.root(), "weight", &[4, 6]);
     let _ = declare(&vs.root(), "bias", &[4]);
     for (access, borrowed) in [(Access::Map, 1), (Access::Read, 0)] {
-        let options = LoadOptions { kind: Some(Kind::Float) };
+        let options = LoadOptions { kind: Some(Kind::Float), ..Default::default() };
         let loaded = open("metadata", access).load(&vs, options).unwrap();
         assert_eq!((loaded.tensors, loaded.borrowed), (2, borrowed));
         for (name, tensor) in variables(&vs) {

@@ -9,6 +9,7 @@ mod file;
 mod gguf;
 mod index;
 mod load;
+pub mod lora;
 mod names;
 mod safetensors;
 mod source;

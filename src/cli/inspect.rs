@@ -8,7 +8,7 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::Value;
 use tch_flux::autoencoder::AutoEncoderParams;
-use tch_flux::checkpoint::{Access, Checkpoint, Family, Layout};
+use tch_flux::checkpoint::{Access, Checkpoint, Family};
 use tch_flux::flux1::Flux1Params;
 use tch_flux::pipeline::Parts;
 use tch_flux::text::{ClipConfig, T5Config};
@@ -66,21 +66,11 @@ fn report(path: &Path) -> Result<Report, tch_flux::Error> {
     // Reading instead of mapping: a header is all that is looked at.
     let checkpoint = Checkpoint::open(path, Access::Read)?;
     let family = checkpoint.family();
-    let (name, layout) = match &family {
-        Family::Flux1 { layout, .. } => ("FLUX.1 transformer", Some(*layout)),
-        Family::Flux2 { layout } => ("FLUX.2 transformer", Some(*layout)),
-        Family::AutoEncoder { layout } => ("FLUX.1 autoencoder", Some(*layout)),
-        Family::AutoEncoder2 => ("FLUX.2 autoencoder", None),
-        Family::T5 => ("T5 encoder", None),
-        Family::Clip => ("CLIP text model", None),
-        Family::Lora => ("LoRA", None),
-        Family::AllInOne => ("ComfyUI all-in-one", Some(Layout::Comfy)),
-        _ => ("unknown", None),
-    };
+    let (name, layout) = (family.name(), family.layout());
     let files = checkpoint.files().into_iter().map(Path::to_path_buf).collect();
     let metadata = checkpoint.headers().iter().flat_map(|h| h.metadata.clone()).collect();
     let (tensors, parameters) = (checkpoint.names().count(), checkpoint.parameters());
-    let (bytes, kinds) = (checkpoint.bytes(), checkpoint.dtypes());
+    let (bytes, kinds) = (checkpoint.bytes(), checkpoint.types());
     let (mut variant, mut sizes) = (None, None);
     let official = checkpoint.official();
     let shape = |name: &str| official.shape(name);
@@ -92,7 +82,7 @@ fn report(path: &Path) -> Result<Report, tch_flux::Error> {
             }
         }
         Family::AutoEncoder { .. } => sizes = AutoEncoderParams::from_shapes(shape).ok().and_then(json),
-        Family::T5 => sizes = T5Config::from_shapes(shape).ok().and_then(json),
+        Family::T5 { .. } => sizes = T5Config::from_shapes(shape).ok().and_then(json),
         Family::Clip => sizes = ClipConfig::from_shapes(shape).ok().and_then(json),
         _ => {}
     }

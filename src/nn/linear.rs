@@ -7,7 +7,9 @@ use tch::Tensor;
 use tch::nn::{Module, Path};
 
 use super::{collect, declare};
-use crate::lora::{self, Term};
+use crate::error::Result;
+use crate::lora::{Beside, Term};
+use crate::math::linear;
 use crate::quant::Quantized;
 
 /// What a linear layer has beside the tensors of the variable store.
@@ -15,8 +17,8 @@ use crate::quant::Quantized;
 pub(super) struct Held {
     /// The weight as it is stored, in place of the variable's values.
     stored: Option<Quantized>,
-    /// Changes of LoRAs.
-    terms: Vec<Term>,
+    /// What LoRAs add as the layer runs.
+    beside: Option<Beside>,
 }
 
 /// Shared by the layer and by the model's [`Linears`].
@@ -41,117 +43,127 @@ impl Linear {
     /// Declares `weight` and, where asked, `bias`.
     pub fn new(vs: Path, in_features: i64, out_features: i64, bias: bool) -> Self {
         let slot = Slot::default();
-        collect(|mine| mine.linears.push((vs.path("weight"), slot.clone())));
-        Self {
-            weight: declare(&vs, "weight", &[out_features, in_features]),
-            bias: bias.then(|| declare(&vs, "bias", &[out_features])),
-            slot,
-        }
+        let weight = declare(&vs, "weight", &[out_features, in_features]);
+        collect(|mine| mine.linears.push((vs.path("weight"), slot.clone(), weight.shallow_clone())));
+        Self { weight, bias: bias.then(|| declare(&vs, "bias", &[out_features])), slot }
     }
 }
 
 impl Module for Linear {
-    /// A quantised weight becomes numbers of the variable's kind for as long as the product takes. LoRAs of low rank
-    /// are two products beside it; others change those numbers before the product.
+    /// A quantised weight becomes numbers of the variable's kind for as long as the product takes. LoRAs run beside it.
     fn forward(&self, xs: &Tensor) -> Tensor {
         let held = held(&self.slot);
-        if held.stored.is_none() && held.terms.is_empty() {
-            return product(xs, &self.weight, self.bias.as_ref());
+        let weight = must(held.weight(&self.weight));
+        let out = linear(xs, &weight, self.bias.as_ref());
+        match &held.beside {
+            Some(beside) => beside.forward(xs, out, &|xs| linear(xs, &weight, None)),
+            None => out,
         }
-        let weight = match &held.stored {
-            Some(stored) => must(stored.dequantize(self.weight.kind(), self.weight.device())),
-            None => self.weight.shallow_clone(),
-        };
-        if lora::is_low_rank_only(&held.terms) {
-            let base = product(xs, &weight, self.bias.as_ref());
-            return lora::add_low_rank(xs, base, &held.terms);
+    }
+}
+
+impl Held {
+    /// The numbers of the weight, whose variable this is.
+    fn weight(&self, variable: &Tensor) -> Result<Tensor> {
+        match &self.stored {
+            Some(stored) => stored.dequantize(variable.kind(), variable.device()),
+            None => Ok(variable.shallow_clone()),
         }
-        product(xs, &lora::merged(&weight, &held.terms), self.bias.as_ref())
     }
 }
 
 /// As tch's operators do where they cannot go on: a layer has no way to return an error.
-fn must<T>(result: crate::Result<T>) -> T {
+fn must<T>(result: Result<T>) -> T {
     result.unwrap_or_else(|error| panic!("{error}"))
-}
-
-/// For a strided input of three axes libtorch multiplies batch by batch, unless the weight requires gradients: then it
-/// folds batch and tokens into one product, with other last bits. The official parameters do require gradients, also
-/// at inference, so that is the path here whatever the store was told.
-pub(crate) fn product(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
-    if xs.dim() < 3 || xs.is_contiguous() {
-        return xs.linear(weight, bias);
-    }
-    let mut size = xs.size();
-    let rows = xs.reshape([-1, size[size.len() - 1]]).matmul(&weight.tr());
-    if let Some(width) = size.last_mut() {
-        *width = rows.size()[1];
-    }
-    let out = rows.view(&size[..]);
-    match bias {
-        Some(bias) => out + bias,
-        None => out,
-    }
 }
 
 /// The linear layers of a model by the names of their weights: where quantised weights are kept, and where LoRAs are
 /// put on and taken off.
 #[derive(Debug, Default)]
 pub struct Linears {
-    slots: BTreeMap<String, Slot>,
-    /// The values of other parameters that a LoRA has replaced.
-    replaced: Mutex<Vec<(Tensor, Tensor)>>,
+    layers: BTreeMap<String, (Slot, Tensor)>,
+    /// Other parameters that a LoRA has changed, each with the values that it had.
+    changed: Mutex<Vec<(Tensor, Tensor)>>,
 }
 
 impl Linears {
-    pub(super) fn new(slots: Vec<(String, Slot)>) -> Self {
-        Self { slots: slots.into_iter().collect(), replaced: Mutex::default() }
+    pub(super) fn new(layers: Vec<(String, Slot, Tensor)>) -> Self {
+        let layers = layers.into_iter().map(|(name, slot, weight)| (name, (slot, weight))).collect();
+        Self { layers, changed: Mutex::default() }
     }
 
     /// The names of the weights.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.slots.keys().map(String::as_str)
+        self.layers.keys().map(String::as_str)
     }
 
     /// Whether a weight is kept quantised.
     pub fn is_stored(&self, name: &str) -> bool {
-        self.slots.get(name).is_some_and(|slot| held(slot).stored.is_some())
+        self.layers.get(name).is_some_and(|(slot, _)| held(slot).stored.is_some())
     }
 
     /// Whether a name is that of a linear layer's weight.
     pub(crate) fn contains(&self, name: &str) -> bool {
-        self.slots.contains_key(name)
+        self.layers.contains_key(name)
     }
 
     /// Keeps a weight quantised, or lets the variable's values count again.
     pub(crate) fn store(&self, name: &str, stored: Option<Quantized>) {
-        if let Some(slot) = self.slots.get(name) {
+        if let Some((slot, _)) = self.layers.get(name) {
             held(slot).stored = stored;
         }
     }
 
-    /// Puts these changes in place of all that were there: terms by the name of the weight, and whole values for other
-    /// parameters. The values that were there before the first change come back where nothing replaces them now.
+    /// Puts these changes in place of all that were made before: terms to run beside the linear layers, by the names of
+    /// their weights, and new values for other parameters. Parameters that are not changed now have again what they had
+    /// before the first change, bit for bit.
     ///
     /// # Errors
-    /// [`Error::Tch`](crate::Error::Tch); the changes are then half made, and making them again is safe.
+    /// [`Error::Tch`](crate::Error::Tch), and then nothing is changed any more.
     pub(crate) fn change(
         &self,
-        mut terms: BTreeMap<String, Vec<Term>>,
-        values: Vec<(Tensor, Tensor)>,
-    ) -> crate::Result<()> {
-        for (name, slot) in &self.slots {
-            held(slot).terms = terms.remove(name).unwrap_or_default();
+        terms: &BTreeMap<String, Vec<Term>>,
+        values: &dyn Fn() -> Result<Vec<(Tensor, Tensor)>>,
+    ) -> Result<()> {
+        self.restore()?;
+        let changed = self.put(terms, values);
+        if changed.is_err() {
+            self.restore()?;
         }
-        let mut replaced = self.replaced.lock().unwrap_or_else(PoisonError::into_inner);
-        while let Some((variable, before)) = replaced.last_mut() {
-            variable.f_set_data(before)?;
-            replaced.pop();
+        changed
+    }
+
+    fn put(
+        &self,
+        terms: &BTreeMap<String, Vec<Term>>,
+        values: &dyn Fn() -> Result<Vec<(Tensor, Tensor)>>,
+    ) -> Result<()> {
+        for (name, terms) in terms {
+            let Some((slot, variable)) = self.layers.get(name) else { continue };
+            let mut held = held(slot);
+            let weight = || held.weight(variable);
+            let beside = Beside::new(terms, &weight, variable.device(), variable.kind())?;
+            held.beside = Some(beside);
         }
-        for (mut variable, value) in values {
+        let mut changed = self.changed.lock().unwrap_or_else(PoisonError::into_inner);
+        for (mut variable, value) in values()? {
             // Another tensor over the same values, which the variable then no longer looks at.
-            replaced.push((variable.shallow_clone(), variable.f_detach()?));
+            let before = variable.f_detach()?;
             variable.f_set_data(&value)?;
+            changed.push((variable, before));
+        }
+        Ok(())
+    }
+
+    /// Takes all changes off.
+    fn restore(&self) -> Result<()> {
+        for (slot, _) in self.layers.values() {
+            held(slot).beside = None;
+        }
+        let mut changed = self.changed.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some((variable, before)) = changed.last_mut() {
+            variable.f_set_data(before)?;
+            changed.pop();
         }
         Ok(())
     }

@@ -39,4 +39,4 @@ pub mod sampling;
 mod shim;
 pub mod text;
 
-pub use error::{Error, FileProblem, Mismatch, Result};
+pub use error::{Error, FileProblem, Mismatch, Result, Unplaced};

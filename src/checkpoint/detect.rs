@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use super::lora::is_change;
+
 /// Whose names a file bears.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Layout {
@@ -140,9 +142,18 @@ impl Names<'_> {
             out_channels: shape(out).and_then(|s| s.first().copied()),
             guidance: has(guidance),
         };
+<<<<<<< HEAD
         let norm = ["scale", "weight"].map(|s| format!("double_blocks.0.img_attn.norm.key_norm.{s}"));
         let family = if has("double_stream_modulation_img.lin.weight") {
             Family::Flux2 { layout: Layout::Official }
+=======
+        if names.clone().any(is_change) {
+            Self::Lora
+        } else if begins("model.diffusion_model.") && (begins("vae.") || begins("text_encoders.")) {
+            Self::AllInOne
+        } else if has("double_stream_modulation_img.lin.weight") {
+            Self::Flux2 { layout: Layout::Official }
+>>>>>>> lora
         } else if has("double_stream_modulation_img.linear.weight") {
             Family::Flux2 { layout: Layout::Diffusers }
         } else if norm.iter().any(|name| has(name)) {

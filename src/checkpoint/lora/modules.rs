@@ -24,6 +24,15 @@ pub enum Slot {
     Swapped,
 }
 
+impl Slot {
+    /// Whether two slots of one module have rows in common.
+    pub(super) fn overlaps(self, other: Self) -> bool {
+        let joined = |a, b| a == Slot::Qkv && matches!(b, Slot::Q | Slot::K | Slot::V);
+        let whole = |a| matches!(a, Slot::Whole | Slot::Swapped);
+        self == other || whole(self) || whole(other) || joined(self, other) || joined(other, self)
+    }
+}
+
 /// What kind of module it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Holder {

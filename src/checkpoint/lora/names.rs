@@ -129,6 +129,11 @@ pub fn parse_names<'a>(names: impl IntoIterator<Item = &'a str>) -> Names {
     sorted
 }
 
+/// Whether a name is that of a part of a change, and of nothing else.
+pub(in crate::checkpoint) fn is_change(name: &str) -> bool {
+    split(name).is_some_and(|(_, part)| !matches!(part, Part::Alpha | Part::Set | Part::Shape))
+}
+
 /// The module's name in the file, and what the key holds of its change. A name without such an ending may be a whole
 /// norm.
 fn split(name: &str) -> Option<(&str, Part)> {
@@ -199,20 +204,29 @@ fn part(ending: &str) -> Option<Part> {
     })
 }
 
-/// Where a module of the file lies, and whose spelling that is.
-fn resolve(module: &str, part: Part) -> Option<(Target, Maker)> {
+/// A module's name without what stands before it, the model that this says, and the prefix that says it.
+fn strip(module: &str) -> (&str, Option<Model>, &'static str) {
     let (mut rest, mut model, mut prefix) = (module, None, "");
     // Wrappers may stand one inside the other: `base_model.model.transformer.`.
     for _ in 0..4 {
-        let Some((found, of)) =
-            PREFIXES.iter().find(|(p, of)| rest.starts_with(p) && (of.is_none() || model.is_none()))
-        else {
-            break;
-        };
+        let fits =
+            |(p, of): &&(&str, Option<Model>)| rest.starts_with(p) && (of.is_none() || model.is_none());
+        let Some((found, of)) = PREFIXES.iter().find(fits) else { break };
         rest = &rest[found.len()..];
         model = model.or(*of);
         prefix = if of.is_some() || prefix.is_empty() { found } else { prefix };
     }
+    (rest, model, prefix)
+}
+
+/// A module's name as the model itself has it, for what peft says about it.
+pub(super) fn without_prefixes(module: &str) -> &str {
+    strip(module).0
+}
+
+/// Where a module of the file lies, and whose spelling that is.
+fn resolve(module: &str, part: Part) -> Option<(Target, Maker)> {
+    let (rest, model, prefix) = strip(module);
     let norm = |rest: &str| find(model, rest.strip_suffix(".scale")?).filter(|t| t.holder == Holder::Norm);
     let target =
         find(model, rest).or_else(|| norm(rest).filter(|_| matches!(part, Part::Diff | Part::Set)))?;
@@ -261,6 +275,25 @@ const PREFIXES: [(&str, Option<Model>); 24] = [
     ("lora_te3_", Some(Model::T5)),
     ("text_encoders.transformer.", None),
 ];
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Down => f.write_str("lora_down (lora_A)"),
+            Self::Up => f.write_str("lora_up (lora_B)"),
+            Self::UpBias => f.write_str("lora_B.bias"),
+            Self::Alpha => f.write_str("alpha"),
+            Self::Magnitude => f.write_str("dora_scale"),
+            Self::Diff => f.write_str("diff"),
+            Self::DiffBias => f.write_str("diff_b"),
+            Self::Set => f.write_str("set_weight"),
+            Self::Shape => f.write_str("reshape_weight"),
+            Self::Hada(name) => write!(f, "hada_{name}"),
+            Self::Lokr(name) => write!(f, "lokr_{name}"),
+            Self::Core => f.write_str("lora_mid"),
+        }
+    }
+}
 
 impl fmt::Display for Maker {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {

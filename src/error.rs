@@ -342,16 +342,28 @@ impl Unplaced {
 }
 
 impl fmt::Display for Unplaced {
+    /// All of it: whoever made the LoRA has to know which keys.
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "{}: not all of this LoRA fits the model, so none of it was applied", self.path.display())?;
-        list(f, "keys of no known meaning", self.unknown.clone())?;
-        let absent = self.absent.iter().map(|(name, official)| format!("{name} ({official})"));
-        list(f, "for modules that the model lacks", absent.collect())?;
-        let shapes = self.misshapen.iter().map(|(n, want, got)| format!("{n} changes {got:?}, not {want:?}"));
-        list(f, "of another shape", shapes.collect())?;
-        let twice = self.twice.iter().map(|(name, other)| format!("{name} and {other}"));
-        list(f, "changing the same", twice.collect())?;
+        self.lines().iter().try_for_each(|line| write!(f, "\n  {line}"))?;
         write!(f, "\n  is it made for this model? --allow-partial-lora applies the rest")
+    }
+}
+
+impl Unplaced {
+    /// A line for each kind of what has no place, with all of its keys.
+    pub fn lines(&self) -> Vec<String> {
+        let absent = self.absent.iter().map(|(name, official)| format!("{name} ({official})"));
+        let shapes = self.misshapen.iter().map(|(n, want, got)| format!("{n} changes {got:?}, not {want:?}"));
+        let twice = self.twice.iter().map(|(name, other)| format!("{name} and {other}"));
+        let kinds = [
+            ("keys of no known meaning", self.unknown.clone()),
+            ("for modules that the model lacks", absent.collect()),
+            ("of another shape", shapes.collect()),
+            ("changing the same", twice.collect()),
+        ];
+        let there = kinds.into_iter().filter(|(_, keys)| !keys.is_empty());
+        there.map(|(what, keys)| format!("{what} ({}): {}", keys.len(), keys.join("; "))).collect()
     }
 }
 

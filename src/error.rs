@@ -35,6 +35,10 @@ pub enum Error {
     #[error("{0}")]
     Mismatch(Box<Mismatch>),
 
+    /// A LoRA holds what the models have no place for.
+    #[error("{0}")]
+    Lora(Box<Unplaced>),
+
     /// A file that is being read changed since it was opened.
     #[error("{}: the file changed while it was in use ({was} bytes, now {now}); open it again", path.display())]
     Changed {
@@ -257,6 +261,12 @@ pub enum FileProblem {
         /// How many.
         bytes: u64,
     },
+    /// A LoRA was asked for.
+    #[error("this holds no LoRA: {looks_like}")]
+    NotALora {
+        /// What it seems to be.
+        looks_like: String,
+    },
     /// A picture that cannot be read.
     #[error("the picture cannot be read: {reason}")]
     Image {
@@ -302,22 +312,62 @@ impl Mismatch {
     }
 }
 
+/// What of a LoRA could not be placed.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Unplaced {
+    /// The LoRA.
+    pub path: PathBuf,
+    /// Keys whose meaning is not known.
+    pub unknown: Vec<String>,
+    /// Modules of the file whose counterparts the models lack: the file's name, and the official one.
+    pub absent: Vec<(String, String)>,
+    /// Changes of another shape than what they change: the file's name, the model's shape, the change's.
+    pub misshapen: Vec<(String, Vec<i64>, Vec<i64>)>,
+    /// Modules that change what another module of the file changes already: this one, and the other.
+    pub twice: Vec<(String, String)>,
+}
+
+impl Unplaced {
+    /// Whether all was placed.
+    pub fn is_empty(&self) -> bool {
+        let Self { unknown, absent, misshapen, twice, .. } = self;
+        unknown.is_empty() && absent.is_empty() && misshapen.is_empty() && twice.is_empty()
+    }
+}
+
+impl fmt::Display for Unplaced {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{}: not all of this LoRA fits the model, so none of it was applied", self.path.display())?;
+        list(f, "keys of no known meaning", self.unknown.clone())?;
+        let absent = self.absent.iter().map(|(name, official)| format!("{name} ({official})"));
+        list(f, "for modules that the model lacks", absent.collect())?;
+        let shapes = self.misshapen.iter().map(|(n, want, got)| format!("{n} changes {got:?}, not {want:?}"));
+        list(f, "of another shape", shapes.collect())?;
+        let twice = self.twice.iter().map(|(name, other)| format!("{name} and {other}"));
+        list(f, "changing the same", twice.collect())?;
+        write!(f, "\n  is it made for this model? --allow-partial-lora applies the rest")
+    }
+}
+
+/// A line of an error with what is wrong and the first four examples of it; nothing where there are none.
+fn list(f: &mut fmt::Formatter, what: &str, lines: Vec<String>) -> fmt::Result {
+    if lines.is_empty() {
+        return Ok(());
+    }
+    write!(f, "\n  {what} ({}): {}", lines.len(), lines[..lines.len().min(4)].join("; "))?;
+    if lines.len() > 4 { write!(f, "; …") } else { Ok(()) }
+}
+
 impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let files: Vec<_> = self.files.iter().map(|p| p.display().to_string()).collect();
         write!(f, "{}: not the tensors that the model declares", files.join(", "))?;
-        let mut part = |what: &str, lines: Vec<String>| {
-            if lines.is_empty() {
-                return Ok(());
-            }
-            write!(f, "\n  {what} ({}): {}", lines.len(), lines[..lines.len().min(4)].join("; "))?;
-            if lines.len() > 4 { write!(f, "; …") } else { Ok(()) }
-        };
-        part("missing", self.missing.clone())?;
-        part("unexpected", self.unexpected.clone())?;
+        list(f, "missing", self.missing.clone())?;
+        list(f, "unexpected", self.unexpected.clone())?;
         let shapes = self.misshapen.iter().map(|(n, want, got)| format!("{n} is {got:?}, not {want:?}"));
-        part("misshapen", shapes.collect())?;
-        part("of another kind", self.of_another_kind.iter().map(|(n, why)| format!("{n} {why}")).collect())?;
+        list(f, "misshapen", shapes.collect())?;
+        let kinds = self.of_another_kind.iter().map(|(n, why)| format!("{n} {why}"));
+        list(f, "of another kind", kinds.collect())?;
         write!(f, "\n  the file: {}", self.looks_like)
     }
 }

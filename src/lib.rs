@@ -12,6 +12,7 @@
 //! | [`layers`] | what the transformer is made of, in the official order |
 //! | [`math`] | rotary positions and attention |
 //! | [`nn`] | linear, convolution, norms, embedding; parameters that cost nothing until they are filled |
+//! | [`lora`] | changes to weights, run beside them or merged into them |
 //! | [`quant`] | how numbers are stored, and how they become numbers that libtorch computes with |
 //! | [`checkpoint`] | weight files: opened, recognised, renamed, poured into a `VarStore` |
 //! | [`image`] | eight-bit pictures and their PNG files |
@@ -28,6 +29,7 @@ mod error;
 pub mod flux1;
 pub mod image;
 pub mod layers;
+pub mod lora;
 pub mod math;
 pub mod nn;
 pub mod parity;
@@ -37,4 +39,4 @@ pub mod sampling;
 mod shim;
 pub mod text;
 
-pub use error::{Error, FileProblem, Mismatch, Result};
+pub use error::{Error, FileProblem, Mismatch, Result, Unplaced};

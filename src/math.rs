@@ -65,6 +65,27 @@ pub(crate) fn scaled_dot_product_attention(
     Tensor::scaled_dot_product_attention(q, k, v, mask, 0.0, is_causal, scale, false)
 }
 
+/// `torch.nn.functional.linear` of `[…, in]` with `[out, in]` and `[out]`, with the bits of the official layers.
+///
+/// For a strided input of three axes libtorch multiplies batch by batch, unless the weight requires gradients: then it
+/// folds batch and tokens into one product, with other last bits. The official parameters do require gradients, also
+/// at inference, so that is the path here whatever the weight was told.
+pub(crate) fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
+    if xs.dim() < 3 || xs.is_contiguous() {
+        return xs.linear(weight, bias);
+    }
+    let mut size = xs.size();
+    let rows = xs.reshape([-1, size[size.len() - 1]]).matmul(&weight.tr());
+    if let Some(width) = size.last_mut() {
+        *width = rows.size()[1];
+    }
+    let out = rows.view(&size[..]);
+    match bias {
+        Some(bias) => out + bias,
+        None => out,
+    }
+}
+
 /// `[B, L, H·d]` to `[B, H, L, d]`.
 pub(crate) fn split_heads(x: &Tensor, num_heads: i64) -> Tensor {
     let (b, l, width) = (x.size()[0], x.size()[1], x.size()[2]);

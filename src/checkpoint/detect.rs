@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::lora::is_change;
+
 /// Whose names a file bears.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Layout {
@@ -70,14 +72,7 @@ impl Family {
             out_channels: shape(out).and_then(|s| s.first().copied()),
             guidance: has(guidance),
         };
-        if ends(&[
-            ".lora_A.weight",
-            ".lora_B.weight",
-            ".lora_down.weight",
-            ".lora_up.weight",
-            ".hada_w1_a",
-            ".lokr_w1",
-        ]) {
+        if names.clone().any(is_change) {
             Self::Lora
         } else if begins("model.diffusion_model.") && (begins("vae.") || begins("text_encoders.")) {
             Self::AllInOne

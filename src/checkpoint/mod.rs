@@ -7,6 +7,7 @@ mod detect;
 mod file;
 mod gguf;
 mod index;
+pub mod lora;
 mod names;
 mod safetensors;
 

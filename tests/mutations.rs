@@ -140,6 +140,21 @@ fn changed_indexes_keep_the_promises() {
     change(&indexes(), 100_000, targets::index);
 }
 
+/// The files of `fuzz/corpus`, with those among them that once broke a promise.
+#[test]
+fn what_the_fuzzers_begin_with_keeps_the_promises() {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
+    for (name, target) in [
+        ("safetensors_header", targets::safetensors_header as fn(&[u8])),
+        ("gguf", targets::gguf),
+        ("index", targets::index),
+    ] {
+        let files: Vec<_> = std::fs::read_dir(corpus.join(name)).unwrap().collect();
+        assert!(files.len() > 10, "{name}");
+        files.into_iter().for_each(|file| target(&std::fs::read(file.unwrap().path()).unwrap()));
+    }
+}
+
 /// Opens changed files and takes every tensor out of those that open.
 fn open_changed(name: &str, wholes: &[Vec<u8>], count: usize) -> (usize, usize) {
     let (folder, path) = temp(name);

@@ -136,7 +136,8 @@ fn low_rank_terms_have_the_bits_of_the_official_layer() {
         let terms = [Term { update: update(change, 0.5, None), rows: None, strength: 1.7 }];
         let x = wave(&[3, 64, 40], 5.0).to_kind(kind).transpose(1, 2);
         let expected = official.forward(&x);
-        let base = tch_flux::nn::Linear { weight: of("weight"), bias: Some(of("bias")) };
+        let mut base = tch_flux::nn::Linear::new(VarStore::new(Device::Cpu).root(), 64, 96, true);
+        (base.weight, base.bias) = (of("weight"), Some(of("bias")));
         let dense = || Ok(of("weight"));
         let beside = Beside::new(&terms, &dense, Device::Cpu, kind).unwrap();
         let found = beside.forward(&x, base.forward(&x), &|x| x.linear::<&Tensor>(&of("weight"), None));

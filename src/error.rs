@@ -197,6 +197,32 @@ pub enum FileProblem {
         /// What and where.
         reason: String,
     },
+    /// A GGUF file as a whole is none that can be read.
+    #[error("this GGUF file cannot be read: {reason}")]
+    Gguf {
+        /// Why.
+        reason: String,
+    },
+    /// The header announces more than the file has room for.
+    #[error(
+        "{what} would take {len} bytes or more, of which the file has {left}: it is damaged, or its download was cut short"
+    )]
+    HeaderCut {
+        /// What is announced.
+        what: String,
+        /// The fewest bytes of it.
+        len: u64,
+        /// How many are left.
+        left: u64,
+    },
+    /// An entry of the metadata makes no sense, or stands in the way.
+    #[error("metadata \"{key}\": {reason}")]
+    Metadata {
+        /// Its key.
+        key: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A tensor's entry makes no sense.
     #[error("tensor \"{name}\": {reason}")]
     Tensor {
@@ -235,6 +261,12 @@ pub enum FileProblem {
         /// How many.
         bytes: u64,
     },
+    /// A file that would be written stands there already.
+    #[error("this stands there already; ask for it to be overwritten, or name another place")]
+    Exists,
+    /// A file that would be written is being written.
+    #[error("another process is writing this; wait for it, or name another place")]
+    BeingWritten,
     /// A LoRA was asked for.
     #[error("this holds no LoRA: {looks_like}")]
     NotALora {
@@ -310,16 +342,28 @@ impl Unplaced {
 }
 
 impl fmt::Display for Unplaced {
+    /// All of it: whoever made the LoRA has to know which keys.
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "{}: not all of this LoRA fits the model, so none of it was applied", self.path.display())?;
-        list(f, "keys of no known meaning", self.unknown.clone())?;
-        let absent = self.absent.iter().map(|(name, official)| format!("{name} ({official})"));
-        list(f, "for modules that the model lacks", absent.collect())?;
-        let shapes = self.misshapen.iter().map(|(n, want, got)| format!("{n} changes {got:?}, not {want:?}"));
-        list(f, "of another shape", shapes.collect())?;
-        let twice = self.twice.iter().map(|(name, other)| format!("{name} and {other}"));
-        list(f, "changing the same", twice.collect())?;
+        self.lines().iter().try_for_each(|line| write!(f, "\n  {line}"))?;
         write!(f, "\n  is it made for this model? --allow-partial-lora applies the rest")
+    }
+}
+
+impl Unplaced {
+    /// A line for each kind of what has no place, with all of its keys.
+    pub fn lines(&self) -> Vec<String> {
+        let absent = self.absent.iter().map(|(name, official)| format!("{name} ({official})"));
+        let shapes = self.misshapen.iter().map(|(n, want, got)| format!("{n} changes {got:?}, not {want:?}"));
+        let twice = self.twice.iter().map(|(name, other)| format!("{name} and {other}"));
+        let kinds = [
+            ("keys of no known meaning", self.unknown.clone()),
+            ("for modules that the model lacks", absent.collect()),
+            ("of another shape", shapes.collect()),
+            ("changing the same", twice.collect()),
+        ];
+        let there = kinds.into_iter().filter(|(_, keys)| !keys.is_empty());
+        there.map(|(what, keys)| format!("{what} ({}): {}", keys.len(), keys.join("; "))).collect()
     }
 }
 

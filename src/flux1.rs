@@ -11,7 +11,7 @@ use crate::layers::{
     DoubleStreamBlock, EmbedNd, LastLayer, MlpEmbedder, SingleStreamBlock, check_mlp_ratio,
     timestep_embedding,
 };
-use crate::nn::{Linear, Parameters, check_kind, check_sizes};
+use crate::nn::{Linear, Linears, Parameters, check_kind, check_sizes};
 
 /// The sizes of a FLUX.1 transformer, in the official names.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -224,6 +224,11 @@ impl Flux1 {
         })?;
         model.parameters = parameters;
         Ok(model)
+    }
+
+    /// The linear layers, where quantised weights are kept and LoRAs are put on.
+    pub fn linears(&self) -> &Linears {
+        self.parameters.linears()
     }
 
     /// The sizes that the model was built with.

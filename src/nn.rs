@@ -1,13 +1,18 @@
 //! The layers under the layers: parameters that cost nothing until they are filled, and what PyTorch's `nn` has of
 //! linear, convolution, norm and embedding, with its names (`weight`, `bias`) and its order of operations.
 
+mod linear;
+
 use std::cell::{Cell, RefCell};
 
 use tch::nn::{Module, Path, VarStore};
 use tch::{Kind, Tensor};
 
+pub use linear::{Linear, Linears};
+
 use crate::error::{Error, Result};
 use crate::shim;
+use linear::Slot;
 
 /// Declares the parameter `name` of the shape `size` in the variable store, without memory and without values.
 ///
@@ -16,11 +21,7 @@ use crate::shim;
 pub fn declare(vs: &Path, name: &str, size: &[i64]) -> Tensor {
     let placeholder = Tensor::full([1], f64::NAN, (vs.kind(), vs.device()));
     let parameter = vs.add(name, placeholder.expand(size, false), true);
-    COLLECTORS.with_borrow_mut(|open| {
-        if let Some(parameters) = open.last_mut() {
-            parameters.push((vs.path(name), parameter.shallow_clone()));
-        }
-    });
+    collect(|mine| mine.parameters.push((vs.path(name), parameter.shallow_clone())));
     parameter
 }
 
@@ -91,83 +92,72 @@ pub fn init(vs: &VarStore, seed: u64) -> Result<()> {
 
 thread_local! {
     /// The models that are being built on this thread, the innermost last.
-    static COLLECTORS: RefCell<Vec<Vec<(String, Tensor)>>> = const { RefCell::new(Vec::new()) };
+    static COLLECTORS: RefCell<Vec<Collected>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The parameters of a model, until all of them have values.
+/// What a constructor declares.
+#[derive(Default)]
+struct Collected {
+    parameters: Vec<(String, Tensor)>,
+    linears: Vec<(String, Slot, Tensor)>,
+}
+
+fn collect(add: impl FnOnce(&mut Collected)) {
+    COLLECTORS.with_borrow_mut(|open| {
+        if let Some(mine) = open.last_mut() {
+            add(mine);
+        }
+    });
+}
+
+/// The parameters of a model, until all of them have values, and its linear layers.
 #[derive(Debug, Default)]
 pub(crate) struct Parameters {
     waiting: RefCell<Vec<(String, Tensor)>>,
     filled: Cell<bool>,
+    linears: Linears,
 }
 
 impl Parameters {
     /// Runs a constructor and keeps every parameter that it declares.
     pub(crate) fn of<T>(build: impl FnOnce() -> Result<T>) -> Result<(T, Parameters)> {
-        COLLECTORS.with_borrow_mut(|open| open.push(Vec::new()));
+        COLLECTORS.with_borrow_mut(|open| open.push(Collected::default()));
         let built = build();
-        let parameters = COLLECTORS.with_borrow_mut(|open| {
-            let mine = open.pop().unwrap_or_default();
-            if let Some(outer) = open.last_mut() {
-                outer.extend(mine.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())));
-            }
-            mine
+        let mine = COLLECTORS.with_borrow_mut(|open| open.pop().unwrap_or_default());
+        collect(|outer| {
+            outer
+                .parameters
+                .extend(mine.parameters.iter().map(|(name, p)| (name.clone(), p.shallow_clone())));
+            let linears = mine.linears.iter();
+            outer
+                .linears
+                .extend(linears.map(|(name, slot, w)| (name.clone(), slot.clone(), w.shallow_clone())));
         });
-        Ok((built?, Parameters { waiting: RefCell::new(parameters), filled: Cell::new(false) }))
+        let parameters = Parameters {
+            waiting: RefCell::new(mine.parameters),
+            filled: Cell::new(false),
+            linears: Linears::new(mine.linears),
+        };
+        Ok((built?, parameters))
     }
 
-    /// [`Error::Unfilled`] while any parameter is a placeholder.
+    /// [`Error::Unfilled`] while any parameter is a placeholder, unless its values are kept quantised.
     pub(crate) fn check(&self) -> Result<()> {
         if self.filled.get() {
             return Ok(());
         }
         let mut waiting = self.waiting.borrow_mut();
-        waiting.retain(|(_, parameter)| is_placeholder(parameter));
+        waiting.retain(|(name, parameter)| is_placeholder(parameter) && !self.linears.is_stored(name));
         if let Some((example, _)) = waiting.first() {
             return Err(Error::Unfilled { count: waiting.len(), example: example.clone() });
         }
         self.filled.set(true);
         Ok(())
     }
-}
 
-/// `torch.nn.Linear`: `[…, in]` to `[…, out]`. The only layer that knows how its weight is stored.
-#[derive(Debug)]
-pub struct Linear {
-    /// `[out, in]`.
-    pub weight: Tensor,
-    /// `[out]`.
-    pub bias: Option<Tensor>,
-}
-
-impl Linear {
-    /// Declares `weight` and, where asked, `bias`.
-    pub fn new(vs: Path, in_features: i64, out_features: i64, bias: bool) -> Self {
-        Self {
-            weight: declare(&vs, "weight", &[out_features, in_features]),
-            bias: bias.then(|| declare(&vs, "bias", &[out_features])),
-        }
-    }
-}
-
-impl Module for Linear {
-    /// For a strided input of three axes libtorch multiplies batch by batch, unless the weight requires gradients:
-    /// then it folds batch and tokens into one product, with other last bits. The official parameters do require
-    /// gradients, also at inference, so that is the path here whatever the store was told.
-    fn forward(&self, xs: &Tensor) -> Tensor {
-        if xs.dim() < 3 || xs.is_contiguous() {
-            return xs.linear(&self.weight, self.bias.as_ref());
-        }
-        let mut size = xs.size();
-        let rows = xs.reshape([-1, size[size.len() - 1]]).matmul(&self.weight.tr());
-        if let Some(width) = size.last_mut() {
-            *width = rows.size()[1];
-        }
-        let out = rows.view(&size[..]);
-        match &self.bias {
-            Some(bias) => out + bias,
-            None => out,
-        }
+    /// The linear layers.
+    pub(crate) fn linears(&self) -> &Linears {
+        &self.linears
     }
 }
 

@@ -19,10 +19,11 @@ use tch::{Device, Kind, Tensor};
 use params::{
     AttentionParams, BlockParams, ConvParams, DenoiseParams, DiffusersAutoencoderParams, DiffusersParams,
     DimParams, EmbedParams, LastParams, LoraParams, MlpParams, ModulationParams, NoiseParams, RopeParams,
-    ScheduleParams, SizeParams, TimestepParams,
+    ScheduleParams, SizeParams, TimestepParams, WrapperParams,
 };
 
 use crate::autoencoder::{AttnBlock, AutoEncoder, AutoEncoderParams, ResnetBlock};
+use crate::checkpoint::lora::{Lora, Model};
 use crate::checkpoint::{Access, Checkpoint, LoadOptions};
 use crate::error::{Error, Result};
 use crate::flux1::{Flux1, Flux1Input, Flux1Params};
@@ -315,6 +316,7 @@ impl Case {
                 output(layer.forward(&self.any_input(&["input", "x"])?))
             }
             "flux.model.Flux" => output(self.flux(&self.params()?)?),
+            "flux.model.FluxLoraWrapper" => output(self.flux_lora(&self.params()?)?),
             "diffusers.FluxTransformer2DModel" => {
                 let p: DiffusersParams = self.params()?;
                 output(self.flux(&p.official())?)
@@ -405,6 +407,24 @@ impl Case {
         let vs = store();
         let model = Flux1::new(vs.root(), params)?;
         self.load(&vs)?;
+        self.run_flux(&model)
+    }
+
+    /// The official code keeps its LoRA in the model; ours lie under `w.lora.`, as its files have them.
+    fn flux_lora(&self, params: &WrapperParams) -> Result<Tensor> {
+        let (vs, all) = (store(), self.weights()?);
+        let model = Flux1::new(vs.root(), &params.flux)?;
+        let of_the_lora: Vec<String> =
+            all.names().filter(|name| name.starts_with("lora.")).map(str::to_string).collect();
+        all.without(&of_the_lora).official().load(&vs, LoadOptions::default())?;
+        let lora = Lora::from_checkpoint(self.weights()?.under("lora."))?;
+        let shapes = vs.variables();
+        let shape = |_: Model, name: &str| Some(shapes.get(name)?.size());
+        lora.place(&shape, params.lora_scale, false)?.transformer.put_on(&vs, model.linears())?;
+        self.run_flux(&model)
+    }
+
+    fn run_flux(&self, model: &Flux1) -> Result<Tensor> {
         model.forward(&Flux1Input {
             img: &self.input("img")?,
             img_ids: &self.input("img_ids")?,

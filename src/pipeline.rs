@@ -4,7 +4,9 @@
 
 mod parts;
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
@@ -14,7 +16,8 @@ use parts::Resident;
 pub use parts::Parts;
 
 use crate::autoencoder::AutoEncoder;
-use crate::checkpoint::Access;
+use crate::checkpoint::lora::{Lora, Model, Placed};
+use crate::checkpoint::{Access, Checkpoint};
 use crate::error::{Error, Result};
 use crate::flux1::{Flux1, Flux1Input, Flux1Params};
 use crate::image::Image;
@@ -36,11 +39,23 @@ pub struct Settings {
     pub access: Access,
     /// Keeps T5 and CLIP after the prompt was encoded. Otherwise they are released before the transformer is loaded.
     pub keep_text_encoders: bool,
+    /// Keeps fp8 and GGUF weights of linear layers as they are on the disk; each becomes numbers of `kind` for as long
+    /// as its layer runs. Otherwise they become such numbers when they are loaded.
+    pub keep_quantized: bool,
+    /// Goes on where a LoRA has keys that cannot be placed; [`Pipeline::set_loras`] then returns them.
+    pub allow_partial_lora: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { device: Device::Cpu, kind: None, access: Access::Map, keep_text_encoders: false }
+        Self {
+            device: Device::Cpu,
+            kind: None,
+            access: Access::Map,
+            keep_text_encoders: false,
+            keep_quantized: false,
+            allow_partial_lora: false,
+        }
     }
 }
 
@@ -186,6 +201,32 @@ pub struct Generated {
     pub warnings: Vec<String>,
 }
 
+/// A LoRA's file, and how much of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoraFile {
+    /// A safetensors file.
+    pub path: PathBuf,
+    /// 1 as it was trained, 0 nothing, below 0 the opposite.
+    pub strength: f64,
+}
+
+/// What became of a part's weights: on the disk, in memory, in the arithmetic.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Weights {
+    /// Which part.
+    pub part: &'static str,
+    /// Its first file.
+    pub file: PathBuf,
+    /// The types on the disk, with the bytes of each, as [`Checkpoint::types`] has them.
+    pub on_disk: BTreeMap<String, u64>,
+    /// The types in memory, with the bytes of each.
+    pub in_memory: BTreeMap<String, u64>,
+    /// The kind of the arithmetic.
+    pub arithmetic: Kind,
+    /// Tensors that were taken from the base, since the file lacks them.
+    pub from_base: Vec<String>,
+}
+
 /// FLUX.1 from prompt to picture.
 ///
 /// Opening reads headers only. The models are loaded when they are first needed; an error leaves the pipeline usable.
@@ -195,6 +236,7 @@ pub struct Pipeline {
     settings: Settings,
     params: Flux1Params,
     kind: Kind,
+    loras: Placed,
     clip_tokenizer: Tokenizer,
     t5_tokenizer: Tokenizer,
     clip: Option<Resident<ClipText>>,
@@ -216,7 +258,7 @@ impl Pipeline {
     /// # Errors
     /// What is wrong with the files; [`Error::Config`] where the transformer is no FLUX.1.
     pub fn open(parts: Parts, settings: Settings) -> Result<Self> {
-        let transformer = parts.open_transformer(settings.access)?;
+        let (transformer, _) = parts.open_transformer(settings.access)?;
         let params = Flux1Params::from_shapes(|name| transformer.shape(name))?;
         let kind = settings.kind.or_else(|| transformer.main_kind()).unwrap_or(Kind::Float);
         if !matches!(kind, Kind::Float | Kind::BFloat16 | Kind::Half | Kind::Double) {
@@ -230,6 +272,7 @@ impl Pipeline {
             settings,
             params,
             kind,
+            loras: Placed::default(),
             clip: None,
             t5: None,
             transformer: None,
@@ -245,6 +288,79 @@ impl Pipeline {
     /// The kind of the transformer and of the latents.
     pub fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// Puts these LoRAs on the models, in place of those that were on them, and returns a line for all that could not be
+    /// placed where [`Settings::allow_partial_lora`] lets it be left out. The weights are not loaded again, and without
+    /// LoRAs they have the bits that they had.
+    ///
+    /// # Errors
+    /// [`Error::Lora`] with every key that has no place; what is wrong with the files. The LoRAs from before then stay.
+    pub fn set_loras(&mut self, files: &[LoraFile]) -> Result<Vec<String>> {
+        let access = self.settings.access;
+        let loras = files.iter().map(|file| Ok((Lora::open(&file.path, access)?, file.strength)));
+        let loras = loras.collect::<Result<Vec<_>>>()?;
+        let (transformer, _) = self.parts.open_transformer(access)?;
+        let params = Flux1Params::from_shapes(|name| transformer.shape(name))?;
+        let columns = loras.iter().filter_map(|(lora, _)| lora.img_in_columns()).max().unwrap_or(0);
+        let params = Flux1Params { in_channels: params.in_channels.max(columns), ..params };
+        let transformer = transformer.widened("img_in.weight", params.in_channels);
+        let needs = |model| loras.iter().any(|(lora, _)| lora.modules(model) > 0);
+        let clip = needs(Model::Clip).then(|| self.parts.open_clip(access)).transpose()?;
+        let t5 = needs(Model::T5).then(|| self.parts.open_t5(access)).transpose()?;
+        let shape = |model: Model, name: &str| match model {
+            Model::Transformer => transformer.shape(name),
+            Model::Clip => clip.as_ref()?.shape(name),
+            Model::T5 => t5.as_ref()?.shape(name),
+        };
+        let (mut placed, mut skipped) = (Placed::default(), Vec::new());
+        for (lora, strength) in &loras {
+            let one = lora.place(&shape, *strength, self.settings.allow_partial_lora)?;
+            let lines = one.skipped.lines();
+            skipped.extend(lines.iter().map(|line| format!("{}: left out: {line}", lora.path.display())));
+            placed.transformer.extend(one.transformer);
+            placed.clip.extend(one.clip);
+            placed.t5.extend(one.t5);
+        }
+        if params != self.params {
+            // Another width of `img_in` is another model; the file is still mapped.
+            self.transformer = None;
+        }
+        self.params = params;
+        self.loras = placed;
+        let Placed { transformer, clip, t5, .. } = &self.loras;
+        self.transformer = self.transformer.take().map(|model| model.adapt(transformer)).transpose()?;
+        self.clip = self.clip.take().map(|model| model.adapt(clip)).transpose()?;
+        self.t5 = self.t5.take().map(|model| model.adapt(t5)).transpose()?;
+        Ok(skipped)
+    }
+
+    /// What becomes of the weights of each part, from the headers of their files.
+    ///
+    /// # Errors
+    /// What is wrong with the files.
+    pub fn weights(&self) -> Result<Vec<Weights>> {
+        let access = self.settings.access;
+        let (transformer, from_base) = self.parts.open_transformer(access)?;
+        let autoencoder = self.parts.open_autoencoder(access)?;
+        let decoder = self.autoencoder_kind(&autoencoder);
+        let all = [
+            ("transformer", transformer, self.kind, from_base, true),
+            ("T5", self.parts.open_t5(access)?, self.text_kind(), Vec::new(), true),
+            ("CLIP", self.parts.open_clip(access)?, self.text_kind(), Vec::new(), true),
+            ("autoencoder", autoencoder, decoder, Vec::new(), false),
+        ];
+        Ok(all
+            .into_iter()
+            .map(|(part, checkpoint, kind, from_base, linear)| Weights {
+                part,
+                file: checkpoint.files().first().map(|path| path.to_path_buf()).unwrap_or_default(),
+                in_memory: checkpoint.types_in_memory(kind, linear && self.settings.keep_quantized),
+                on_disk: checkpoint.types(),
+                arithmetic: kind,
+                from_base,
+            })
+            .collect())
     }
 
     /// The request with the variant's own settings where it says nothing: schnell 4 steps and 256 tokens, dev 50 steps,
@@ -330,10 +446,10 @@ impl Pipeline {
         };
         let kind = self.text_kind();
         if self.t5.is_none() {
-            self.t5 = Some(self.parts.load_t5(&self.settings, kind)?);
+            self.t5 = Some(self.parts.load_t5(&self.settings, kind)?.adapt(&self.loras.t5)?);
         }
         if self.clip.is_none() {
-            self.clip = Some(self.parts.load_clip(&self.settings, kind)?);
+            self.clip = Some(self.parts.load_clip(&self.settings, kind)?.adapt(&self.loras.clip)?);
         }
         let (Some(t5), Some(clip)) = (&self.t5, &self.clip) else { return Err(not_loaded()) };
         t5.checkpoint.check_unchanged()?;
@@ -349,16 +465,24 @@ impl Pipeline {
         if self.kind == Kind::Half { Kind::BFloat16 } else { self.kind }
     }
 
+    /// In the kind of its file, unless the pipeline computes in f32 throughout.
+    fn autoencoder_kind(&self, autoencoder: &Checkpoint) -> Kind {
+        if self.kind == Kind::Float { self.kind } else { autoencoder.main_kind().unwrap_or(self.kind) }
+    }
+
     fn load_transformer(&mut self) -> Result<()> {
         if self.transformer.is_none() {
-            self.transformer = Some(self.parts.load_transformer(&self.settings, self.kind)?);
+            let transformer = self.parts.load_transformer(&self.settings, self.kind, &self.params)?;
+            self.transformer = Some(transformer.adapt(&self.loras.transformer)?);
         }
         Ok(())
     }
 
     fn load_autoencoder(&mut self) -> Result<()> {
         if self.autoencoder.is_none() {
-            self.autoencoder = Some(self.parts.load_autoencoder(&self.settings, self.kind)?);
+            let checkpoint = self.parts.open_autoencoder(self.settings.access)?;
+            let kind = self.autoencoder_kind(&checkpoint);
+            self.autoencoder = Some(parts::load_autoencoder(&self.settings, kind, checkpoint)?);
         }
         Ok(())
     }

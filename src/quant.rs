@@ -1,9 +1,25 @@
 //! How numbers are stored, and how they become numbers that libtorch computes with.
 
+mod bitsandbytes;
+mod blocks;
+mod code;
+mod fill;
+mod float;
+mod matrix;
+mod memory;
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 
 use safetensors::Dtype;
 use tch::Kind;
+
+pub(crate) use bitsandbytes::{Companions, four_bit};
+pub(crate) use code::Code;
+pub(crate) use fill::{Job, Part, Source, decode, decode_all};
+pub(crate) use matrix::{Piece, Quantized};
+pub(crate) use memory::empty;
 
 /// How a tensor's numbers are written in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

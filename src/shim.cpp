@@ -83,4 +83,9 @@ at::Tensor* tch_flux_randn(const int64_t* sizes, size_t dims, uint64_t seed, cha
     return at::randn(at::IntArrayRef(sizes, dims), generator, at::TensorOptions().dtype(at::kFloat));
   });
 }
+
+// Begins to copy `from` over `out` and does not wait, where the devices allow it. Returns `out`.
+at::Tensor* tch_flux_copy(const at::Tensor* out, const at::Tensor* from, char* error, size_t error_len) {
+  return guarded(error, error_len, [&] { return out->copy_(*from, /*non_blocking=*/true); });
+}
 }

@@ -22,6 +22,12 @@ unsafe extern "C" {
     fn tch_flux_autocast_leave(cuda: bool, enabled: bool, kind: c_int);
     fn tch_flux_torch_version() -> *const c_char;
     fn tch_flux_cpu_capability(text: *mut c_char, text_len: usize);
+    fn tch_flux_copy(
+        out: *const C_tensor,
+        from: *const C_tensor,
+        error: *mut c_char,
+        error_len: usize,
+    ) -> *mut C_tensor;
     fn tch_flux_randn(
         sizes: *const i64,
         dims: usize,
@@ -80,13 +86,48 @@ pub(crate) fn borrow<M: Memory>(
 
 /// The bytes of a dense CPU tensor that nobody else holds, to be filled.
 pub(crate) fn with_bytes<R>(tensor: &Tensor, fill: impl FnOnce(&mut [u8]) -> R) -> R {
-    let dense = tensor.device() == tch::Device::Cpu && tensor.is_contiguous();
-    let len = if dense { tensor.numel() * tensor.kind().elt_size_in_bytes() } else { 0 };
+    let len = dense_len(tensor);
     if len == 0 {
         return fill(&mut []);
     }
     // SAFETY: a contiguous CPU tensor holds `len` bytes from its data pointer on, and it lives through the call.
     fill(unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr() as *mut u8, len) })
+}
+
+/// The bytes of dense CPU tensors that nobody else holds, to be filled; those of any other are none. `None` where two of
+/// them share memory.
+pub(crate) fn with_all_bytes<R>(tensors: &[&Tensor], fill: impl FnOnce(Vec<&mut [u8]>) -> R) -> Option<R> {
+    let place = |tensor: &&Tensor| {
+        let len = dense_len(tensor);
+        (if len == 0 { std::ptr::dangling_mut() } else { tensor.data_ptr() as *mut u8 }, len)
+    };
+    let places: Vec<(*mut u8, usize)> = tensors.iter().map(place).collect();
+    let mut sorted: Vec<(usize, usize)> = places.iter().map(|&(start, len)| (start as usize, len)).collect();
+    sorted.retain(|&(_, len)| len > 0);
+    sorted.sort_unstable();
+    if sorted.windows(2).any(|pair| pair[1].0 - pair[0].0 < pair[0].1) {
+        return None;
+    }
+    // SAFETY: a contiguous CPU tensor holds `len` bytes from its data pointer on, it lives through the call, and no two
+    // of these places overlap.
+    let bytes = |&(start, len): &(*mut u8, usize)| unsafe { std::slice::from_raw_parts_mut(start, len) };
+    Some(fill(places.iter().map(bytes).collect()))
+}
+
+/// The bytes of a dense CPU tensor that nobody writes to meanwhile; none of any other.
+pub(crate) fn bytes(tensor: &Tensor) -> &[u8] {
+    let len = dense_len(tensor);
+    if len == 0 {
+        return &[];
+    }
+    // SAFETY: a contiguous CPU tensor holds `len` bytes from its data pointer on, for as long as it lives.
+    unsafe { std::slice::from_raw_parts(tensor.data_ptr() as *const u8, len) }
+}
+
+/// The bytes of a tensor, where they lie one after the other on the CPU.
+fn dense_len(tensor: &Tensor) -> usize {
+    let dense = tensor.device() == tch::Device::Cpu && tensor.is_contiguous();
+    if dense { tensor.numel() * tensor.kind().elt_size_in_bytes() } else { 0 }
 }
 
 /// Standard normal f32 values of the shape `size` on the CPU: what `torch.randn` gives with a generator of its own
@@ -143,6 +184,15 @@ pub(crate) fn cpu_capability() -> String {
         tch_flux_cpu_capability(text.as_mut_ptr(), text.len());
         CStr::from_ptr(text.as_ptr()).to_string_lossy().into_owned()
     }
+}
+
+/// Begins to copy `from` over the values of `out`. From pinned memory to a CUDA device this does not wait for the end:
+/// neither may be touched before the device was synchronised.
+pub(crate) fn begin_copy(out: &Tensor, from: &Tensor) -> Result<(), TchError> {
+    let mut error = [0 as c_char; 512];
+    // SAFETY: two live tensors and a buffer that outlives the call.
+    let done = unsafe { tch_flux_copy(out.as_ptr(), from.as_ptr(), error.as_mut_ptr(), error.len()) };
+    owned(done, &error).map(drop)
 }
 
 fn owned(tensor: *mut C_tensor, error: &[c_char; 512]) -> Result<Tensor, TchError> {

@@ -18,39 +18,10 @@ use tch_flux::nn::{declare, is_placeholder};
 use tch_flux::pipeline::{Parts, Pipeline, Settings};
 use tch_flux::{FileProblem, Mismatch};
 
-use common::{Stored, f32s, file_bytes, framed, header, layout, temp, variables, write_file, write_sparse};
-
-const BOTH: [Access; 2] = [Access::Map, Access::Read];
-
-/// Opens these bytes in both ways of access, which must be refused alike, under the file's name.
-fn refused(bytes: impl AsRef<[u8]>) -> FileProblem {
-    let (_folder, path) = temp("w.safetensors");
-    std::fs::write(&path, bytes).unwrap();
-    refused_at(&path)
-}
-
-fn refused_at(path: &Path) -> FileProblem {
-    let [one, other] = BOTH.map(|access| problem(Checkpoint::open(path, access), path));
-    assert_eq!(one, other);
-    one
-}
-
-/// What is wrong with the file `at`.
-fn problem<T>(result: tch_flux::Result<T>, at: &Path) -> FileProblem {
-    match result.err().expect("must be refused") {
-        Error::File { path, problem } => {
-            assert_eq!(path, at);
-            assert!(
-                problem.to_string().len() < 2000,
-                "the message is {} bytes long",
-                problem.to_string().len()
-            );
-            assert!(!problem.to_string().contains(|c: char| c.is_control()), "{problem:?}");
-            problem
-        }
-        other => panic!("{other:?}"),
-    }
-}
+use common::{
+    BOTH, Stored, f32s, file_bytes, framed, header, layout, problem, refused, refused_at, temp, variables,
+    write_file, write_sparse,
+};
 
 fn entry(name: &str, dtype: &str, shape: &str, begin: &str, end: &str) -> String {
     format!("\"{name}\":{{\"dtype\":\"{dtype}\",\"shape\":{shape},\"data_offsets\":[{begin},{end}]}}")
@@ -420,7 +391,9 @@ fn a_type_of_half_bytes_is_refused_on_loading_by_name() {
     let _ = declare(&vs.root(), "t", &[8]);
     for access in BOTH {
         let checkpoint = Checkpoint::open(&path, access).unwrap();
-        let mismatch = mismatched(checkpoint.load(&vs, LoadOptions { kind: Some(Kind::BFloat16) }));
+        let mismatch = mismatched(
+            checkpoint.load(&vs, LoadOptions { kind: Some(Kind::BFloat16), ..Default::default() }),
+        );
         assert_eq!(mismatch.of_another_kind.len(), 1);
         assert!(mismatch.of_another_kind[0].1.contains("F4"));
         let problem = problem(checkpoint.tensor("t"), &path);
@@ -563,19 +536,19 @@ fn integers_are_refused_by_name_and_type() {
 }
 
 #[test]
-fn fp8_weights_without_scales_are_refused_by_type() {
+fn fp8_weights_without_the_scales_that_the_file_promises_are_refused_by_name() {
     for dtype in ["F8_E4M3", "F8_E5M2"] {
         let file: Vec<Stored> = vec![
-            ("a.bias".into(), dtype.into(), vec![4], vec![0; 4]),
             ("a.weight".into(), dtype.into(), vec![4, 6], vec![0; 24]),
+            ("scaled_fp8".into(), dtype.into(), vec![0], vec![]),
         ];
-        for kind in [None, Some(Kind::BFloat16)] {
-            let (_folder, path) = temp("w.safetensors");
-            write_file(&path, &file);
-            let checkpoint = Checkpoint::open(&path, Access::Map).unwrap();
-            let mismatch = mismatched(checkpoint.load(&store(), LoadOptions { kind }));
-            assert_eq!(mismatch.of_another_kind.len(), 2);
-            assert!(mismatch.of_another_kind[0].1.contains(dtype));
+        let (_folder, path) = temp("w.safetensors");
+        write_file(&path, &file);
+        match Checkpoint::open(&path, Access::Map) {
+            Err(Error::File { problem: FileProblem::Tensor { name, reason }, .. }) => {
+                assert!(name == "a.weight" && reason.contains("scale is missing"), "{name} {reason}");
+            }
+            other => panic!("{other:?}"),
         }
     }
 }
@@ -598,6 +571,17 @@ fn a_transposed_matrix_is_misshapen() {
     let mismatch = mismatch(&tensors, &store());
     assert_eq!(mismatch.misshapen, [("a.weight".to_string(), vec![4, 6], vec![6, 4])]);
     assert!(mismatch.to_string().contains("a.weight is [6, 4], not [4, 6]"), "{mismatch}");
+}
+
+#[test]
+fn a_transposed_square_cannot_be_told_and_loads_as_it_stands() {
+    let vs = VarStore::new(Device::Cpu);
+    let _ = declare(&vs.root(), "square", &[3, 3]);
+    let (square, transposed) = ([1., 2., 3., 4., 5., 6., 7., 8., 9.], [1., 4., 7., 2., 5., 8., 3., 6., 9.]);
+    for values in [square, transposed] {
+        load(&[f32s("square", &[3, 3], &values)], &vs).unwrap();
+        assert_eq!(Vec::<f32>::try_from(variables(&vs)["square"].view([-1])).unwrap(), values);
+    }
 }
 
 #[test]
@@ -767,6 +751,7 @@ fn what_is_no_transformer_is_named_when_it_is_loaded_as_one() {
 fn only_transformer(path: &Path) -> Parts {
     let none = PathBuf::from("none");
     Parts {
+        base: None,
         transformer: path.to_path_buf(),
         autoencoder: none.clone(),
         clip: none.clone(),
@@ -778,7 +763,8 @@ fn only_transformer(path: &Path) -> Parts {
 
 #[test]
 fn what_is_no_transformer_is_named_when_a_pipeline_opens_it() {
-    for (what, lines) in not_transformers() {
+    // Of several models in a file, the transformer is taken.
+    for (what, lines) in not_transformers().into_iter().filter(|(what, _)| *what != "several models") {
         let (_folder, path) = temp("flux1-dev.safetensors");
         write_sparse(&path, &lines);
         let text = match Pipeline::open(only_transformer(&path), Settings::default()) {
@@ -908,9 +894,9 @@ fn a_web_page_is_named() {
 
 #[test]
 fn a_pickle_is_named_and_never_read() {
-    for start in [&b"\x80\x02"[..], b"\x80\x04"] {
-        let kind = other_format([start, b"}q\x00(X\x06\x00\x00\x00weightcos\nsystem\n"].concat());
-        assert!(kind.contains("pickle"));
+    for protocol in 2..=5 {
+        let pickle = [&[0x80, protocol][..], b"}q\x00(X\x06\x00\x00\x00weightcos\nsystem\n"].concat();
+        assert!(other_format(pickle).contains("pickle"));
     }
 }
 
@@ -918,11 +904,6 @@ fn a_pickle_is_named_and_never_read() {
 fn a_renamed_zip_of_pytorch_is_named() {
     let kind = other_format(b"PK\x03\x04\x00\x00\x08\x08\x00\x00archive/data.pkl");
     assert!(kind.contains("zip") && kind.contains("pickle"));
-}
-
-#[test]
-fn a_gguf_file_is_named() {
-    assert!(other_format([&b"GGUF\x03\x00\x00\x00"[..], &[0; 32]].concat()).contains("GGUF"));
 }
 
 #[test]
@@ -1060,6 +1041,53 @@ fn an_index_that_leads_out_of_its_folder_is_refused() {
         let reason = index_refused(&format!(r#"{{"a.bias":"one","a.weight":"{shard}"}}"#));
         assert!(reason.contains("no plain name"), "{shard}: {reason}");
     }
+}
+
+#[test]
+fn a_shard_of_a_senseless_name_is_refused_in_a_short_message() {
+    for shard in ["a\\u0000b", "a\\nb", "\\u001b[2J", &"s".repeat(256), &"s".repeat(1 << 20)] {
+        let reason = index_refused(&format!(r#"{{"a.bias":"one","a.weight":"{shard}"}}"#));
+        assert!(reason.contains("no plain name"), "{reason}");
+    }
+}
+
+#[test]
+fn an_index_that_names_itself_is_refused() {
+    let (_folder, path) = index(r#"{"a.bias":"one","a.weight":"w.safetensors.index.json"}"#);
+    assert!(matches!(refused_at(&path), FileProblem::HeaderTooLong { .. }));
+}
+
+#[test]
+fn a_shard_that_is_a_folder_is_named() {
+    let (folder, path) = index(r#"{"a.bias":"one","a.weight":"three"}"#);
+    let shard = folder.path().join("three");
+    std::fs::create_dir(&shard).unwrap();
+    assert_eq!(problem(Checkpoint::open(&path, Access::Map), &shard), FileProblem::Directory);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_shard_that_is_a_pipe_is_refused_without_waiting_for_a_writer() {
+    let (folder, path) = index(r#"{"a.bias":"one","a.weight":"three"}"#);
+    let shard = folder.path().join("three");
+    match std::process::Command::new("mkfifo").arg(&shard).status() {
+        Ok(status) if status.success() => {}
+        other => return println!("skipped: no pipe can be made here: {other:?}"),
+    }
+    let found = in_time(move || problem(Checkpoint::open(&path, Access::Map), &shard));
+    assert_eq!(found, FileProblem::NotAFile);
+}
+
+#[cfg(unix)]
+#[test]
+fn shards_that_are_links_as_in_the_cache_of_the_hub_load() {
+    let (folder, path) = index(r#"{"a.bias":"one","a.weight":"two"}"#);
+    let blobs = tempfile::tempdir().unwrap();
+    for shard in ["one", "two"] {
+        std::fs::rename(folder.path().join(shard), blobs.path().join(shard)).unwrap();
+        std::os::unix::fs::symlink(blobs.path().join(shard), folder.path().join(shard)).unwrap();
+    }
+    assert!(Checkpoint::open(&path, Access::Map).unwrap().load(&store(), LoadOptions::default()).is_ok());
 }
 
 #[test]
@@ -1207,6 +1235,21 @@ fn a_file_that_is_replaced_by_another_is_still_the_one_that_was_opened() {
         checkpoint.load(&vs, LoadOptions::default()).unwrap();
         assert_eq!(Vec::<f32>::try_from(&variables(&vs)["a.bias"]).unwrap(), ramp(4));
     }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_disk_that_is_full_leaves_neither_a_picture_nor_a_part_of_one() {
+    let (folder, path) = temp("picture.png");
+    let image = Image::from_tensor(&Tensor::zeros([3, 64, 64], (Kind::Float, Device::Cpu))).unwrap();
+    // Pictures are written beside their name first; there, a device that takes nothing stands in for a full disk.
+    let beside = folder.path().join(format!(".picture.png.{}.part", std::process::id()));
+    std::os::unix::fs::symlink("/dev/full", &beside).unwrap();
+    let Err(Error::Io { path: named, source }) = image.write_png(&path, &Default::default()) else {
+        panic!()
+    };
+    assert_eq!((named.parent(), source.kind()), (path.parent(), std::io::ErrorKind::StorageFull));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
 // Names that only other layouts bring.

@@ -204,7 +204,8 @@ fn bf16_weights_become_f32_on_request_without_a_change_of_value() {
     for access in BOTH {
         let checkpoint = Checkpoint::open(&path, access).unwrap();
         let (_, vs) = unfilled(&params);
-        let loaded = checkpoint.load(&vs, LoadOptions { kind: Some(Kind::Float) }).unwrap();
+        let loaded =
+            checkpoint.load(&vs, LoadOptions { kind: Some(Kind::Float), ..Default::default() }).unwrap();
         assert_eq!((loaded.kind, loaded.borrowed), (Kind::Float, 0));
         assert_eq!(loaded.bytes, 2 * checkpoint.bytes());
         for (name, tensor) in variables(&vs) {
@@ -222,7 +223,8 @@ fn f32_weights_become_bf16_on_request_rounded_to_the_nearest() {
     for access in BOTH {
         let checkpoint = Checkpoint::open(&path, access).unwrap();
         let (_, vs) = unfilled(&params);
-        let loaded = checkpoint.load(&vs, LoadOptions { kind: Some(Kind::BFloat16) }).unwrap();
+        let loaded =
+            checkpoint.load(&vs, LoadOptions { kind: Some(Kind::BFloat16), ..Default::default() }).unwrap();
         assert_eq!((loaded.kind, loaded.borrowed), (Kind::BFloat16, 0));
         assert_eq!(2 * loaded.bytes, checkpoint.bytes());
         for ((name, a), b) in variables(&vs).iter().zip(variables(&rounded).values()) {
@@ -262,7 +264,7 @@ fn a_file_of_several_kinds_loads_into_the_one_that_was_asked_for() {
     for kind in [Kind::Float, Kind::BFloat16] {
         let (_, vs) = unfilled(&params);
         let checkpoint = Checkpoint::open(&path, Access::Map).unwrap();
-        let loaded = checkpoint.load(&vs, LoadOptions { kind: Some(kind) }).unwrap();
+        let loaded = checkpoint.load(&vs, LoadOptions { kind: Some(kind), ..Default::default() }).unwrap();
         let borrowed = if kind == Kind::Float { vectors } else { loaded.tensors - vectors };
         assert_eq!((loaded.tensors, loaded.borrowed), (vs.len(), borrowed));
         assert!(variables(&vs).values().all(|t| t.kind() == kind));

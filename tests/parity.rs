@@ -81,6 +81,7 @@ cases! {
     flux_dev_f32 => flux_dev_matches_official_f32,
     flux_fill_bf16 => flux_fill_matches_official_bf16,
     flux_fill_f32 => flux_fill_matches_official_f32,
+    flux_lora_f32 => flux_lora_wrapper_matches_official_f32,
     flux_schnell_bf16 => flux_schnell_matches_official_bf16,
     flux_schnell_f32 => flux_schnell_matches_official_f32,
     get_noise_0 => get_noise_0_matches_official,

@@ -1,5 +1,6 @@
 //! What a file is, by the names and shapes of its tensors alone.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use super::lora::is_change;
@@ -11,8 +12,10 @@ pub enum Layout {
     Official,
     /// Those of diffusers.
     Diffusers,
-    /// Those of ComfyUI's files that hold several models.
+    /// Those of ComfyUI: the official ones behind a prefix.
     Comfy,
+    /// Those of llama.cpp.
+    Llama,
 }
 
 /// What a file holds.
@@ -41,9 +44,15 @@ pub enum Family {
         layout: Layout,
     },
     /// The autoencoder of FLUX.2.
-    AutoEncoder2,
+    AutoEncoder2 {
+        /// Whose names.
+        layout: Layout,
+    },
     /// A T5 encoder.
-    T5,
+    T5 {
+        /// Whose names; the official ones are those of transformers.
+        layout: Layout,
+    },
     /// A CLIP text model.
     Clip,
     /// A low-rank update of another model.
@@ -57,62 +66,137 @@ pub enum Family {
     },
 }
 
-impl Family {
-    /// Looks FLUX.2 first, since its names contain FLUX.1's.
-    pub(super) fn of<'a>(
-        shape: &dyn Fn(&str) -> Option<Vec<i64>>,
-        mut names: impl Iterator<Item = &'a str> + Clone,
-    ) -> Self {
+/// One of the models in a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Contained {
+    /// What stands before all of its names.
+    pub prefix: &'static str,
+    /// What it is.
+    pub family: Family,
+}
+
+/// Where ComfyUI's files keep a transformer, an autoencoder and the text encoders.
+const PREFIXES: [&str; 9] = [
+    "",
+    "model.diffusion_model.",
+    "diffusion_model.",
+    "vae.",
+    "first_stage_model.",
+    "text_encoders.clip_l.transformer.",
+    "text_encoders.t5xxl.transformer.",
+    "text_encoders.clip_l.",
+    "text_encoders.t5xxl.",
+];
+
+/// Shapes by name.
+pub(super) struct Names<'a>(pub(super) BTreeMap<&'a str, &'a [i64]>);
+
+impl Names<'_> {
+    /// What all of it is.
+    pub(super) fn family(&self) -> Family {
+        if self.0.keys().any(|name| is_change(name)) {
+            return Family::Lora;
+        }
+        let mut contained = self.contained();
+        match contained.len() {
+            0 => Family::Unknown { example: self.0.keys().next().map(|n| n.chars().take(80).collect()) },
+            1 => {
+                let Contained { prefix, family } = contained.remove(0);
+                if prefix.is_empty() { family } else { family.prefixed() }
+            }
+            _ => Family::AllInOne,
+        }
+    }
+
+    /// The models in it, each by its prefix.
+    pub(super) fn contained(&self) -> Vec<Contained> {
+        let known = |prefix| Some(Contained { prefix, family: self.under(prefix)? });
+        PREFIXES.into_iter().filter_map(known).collect()
+    }
+
+    /// Looks for FLUX.2 first, since its names contain FLUX.1's.
+    fn under(&self, prefix: &str) -> Option<Family> {
+        let shape = |name: &str| self.0.get(format!("{prefix}{name}").as_str());
         let has = |name: &str| shape(name).is_some();
-        let ends = |end: &[&str]| names.clone().any(|n| end.iter().any(|e| n.ends_with(e)));
-        let begins = |start: &str| names.clone().any(|n| n.starts_with(start));
-        let flux1 = |layout, img_in: &str, out: &str, guidance: &str| Self::Flux1 {
+        let flux1 = |layout, img_in: &str, out: &str, guidance: &str| Family::Flux1 {
             layout,
             in_channels: shape(img_in).and_then(|s| s.get(1).copied()),
             out_channels: shape(out).and_then(|s| s.first().copied()),
             guidance: has(guidance),
         };
-        if names.clone().any(is_change) {
-            Self::Lora
-        } else if begins("model.diffusion_model.") && (begins("vae.") || begins("text_encoders.")) {
-            Self::AllInOne
-        } else if has("double_stream_modulation_img.lin.weight") {
-            Self::Flux2 { layout: Layout::Official }
+        let norm = ["scale", "weight"].map(|s| format!("double_blocks.0.img_attn.norm.key_norm.{s}"));
+        let family = if has("double_stream_modulation_img.lin.weight") {
+            Family::Flux2 { layout: Layout::Official }
         } else if has("double_stream_modulation_img.linear.weight") {
-            Self::Flux2 { layout: Layout::Diffusers }
-        } else if ["scale", "weight"]
-            .iter()
-            .any(|s| has(&format!("double_blocks.0.img_attn.norm.key_norm.{s}")))
-        {
-            flux1(
-                Layout::Official,
-                "img_in.weight",
-                "final_layer.linear.weight",
-                "guidance_in.in_layer.weight",
-            )
+            Family::Flux2 { layout: Layout::Diffusers }
+        } else if norm.iter().any(|name| has(name)) {
+            let (out, guidance) = ("final_layer.linear.weight", "guidance_in.in_layer.weight");
+            flux1(Layout::Official, "img_in.weight", out, guidance)
         } else if has("transformer_blocks.0.attn.norm_added_k.weight") {
             let guidance = "time_text_embed.guidance_embedder.linear_1.weight";
             flux1(Layout::Diffusers, "x_embedder.weight", "proj_out.weight", guidance)
-        } else if has("model.diffusion_model.double_blocks.0.img_attn.norm.key_norm.scale") {
-            let name = |s: &str| format!("model.diffusion_model.{s}");
-            flux1(
-                Layout::Comfy,
-                &name("img_in.weight"),
-                &name("final_layer.linear.weight"),
-                &name("guidance_in.in_layer.weight"),
-            )
-        } else if has("bn.running_mean") {
-            Self::AutoEncoder2
         } else if has("encoder.down.0.block.0.conv1.weight") {
-            Self::AutoEncoder { layout: Layout::Official }
+            autoencoder(Layout::Official, has("bn.running_mean"))
         } else if has("encoder.down_blocks.0.resnets.0.conv1.weight") {
-            Self::AutoEncoder { layout: Layout::Diffusers }
+            autoencoder(Layout::Diffusers, has("bn.running_mean"))
         } else if has("encoder.block.0.layer.0.SelfAttention.q.weight") {
-            Self::T5
-        } else if ends(&["embeddings.token_embedding.weight"]) {
-            Self::Clip
+            Family::T5 { layout: Layout::Official }
+        } else if has("enc.blk.0.attn_q.weight") {
+            Family::T5 { layout: Layout::Llama }
+        } else if has("text_model.embeddings.token_embedding.weight")
+            || has("embeddings.token_embedding.weight")
+        {
+            Family::Clip
         } else {
-            Self::Unknown { example: names.next().map(|n| n.chars().take(80).collect()) }
+            return None;
+        };
+        Some(family)
+    }
+}
+
+fn autoencoder(layout: Layout, second: bool) -> Family {
+    if second { Family::AutoEncoder2 { layout } } else { Family::AutoEncoder { layout } }
+}
+
+impl Family {
+    /// Whose names it bears, where there is a choice.
+    pub fn layout(&self) -> Option<Layout> {
+        match self {
+            Self::Flux1 { layout, .. }
+            | Self::Flux2 { layout }
+            | Self::AutoEncoder { layout }
+            | Self::AutoEncoder2 { layout }
+            | Self::T5 { layout } => Some(*layout),
+            Self::AllInOne => Some(Layout::Comfy),
+            _ => None,
+        }
+    }
+
+    /// The same behind one of ComfyUI's prefixes.
+    fn prefixed(mut self) -> Self {
+        match &mut self {
+            Self::Flux1 { layout, .. }
+            | Self::Flux2 { layout }
+            | Self::AutoEncoder { layout }
+            | Self::AutoEncoder2 { layout }
+            | Self::T5 { layout } => *layout = Layout::Comfy,
+            _ => {}
+        }
+        self
+    }
+
+    /// What it is in a few words: `FLUX.1 transformer`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Flux1 { .. } => "FLUX.1 transformer",
+            Self::Flux2 { .. } => "FLUX.2 transformer",
+            Self::AutoEncoder { .. } => "FLUX.1 autoencoder",
+            Self::AutoEncoder2 { .. } => "FLUX.2 autoencoder",
+            Self::T5 { .. } => "T5 encoder",
+            Self::Clip => "CLIP text model",
+            Self::Lora => "LoRA",
+            Self::AllInOne => "ComfyUI all-in-one",
+            Self::Unknown { .. } => "unknown",
         }
     }
 }
@@ -123,6 +207,7 @@ impl fmt::Display for Layout {
             Layout::Official => "the official names",
             Layout::Diffusers => "diffusers' names",
             Layout::Comfy => "ComfyUI's names",
+            Layout::Llama => "llama.cpp's names",
         })
     }
 }
@@ -145,8 +230,9 @@ impl fmt::Display for Family {
             }
             Family::Flux2 { layout } => write!(f, "this is a FLUX.2 transformer, in {layout}"),
             Family::AutoEncoder { layout } => write!(f, "this is FLUX.1's autoencoder, in {layout}"),
-            Family::AutoEncoder2 => f.write_str("this is FLUX.2's autoencoder"),
-            Family::T5 => f.write_str("this is a T5 encoder"),
+            Family::AutoEncoder2 { layout } => write!(f, "this is FLUX.2's autoencoder, in {layout}"),
+            Family::T5 { layout: Layout::Official } => f.write_str("this is a T5 encoder"),
+            Family::T5 { layout } => write!(f, "this is a T5 encoder, in {layout}"),
             Family::Clip => f.write_str("this is a CLIP text model"),
             Family::Lora => f.write_str("this is a LoRA, a change to another model"),
             Family::AllInOne => f.write_str("this is a file of ComfyUI with several models in it"),

@@ -2,14 +2,17 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use memmap2::{MmapMut, MmapOptions};
 use tch::{Device, Kind, Tensor};
 
+use super::gguf;
 use super::safetensors::{Entry, Header, MAX_HEADER};
 use crate::error::{Error, FileProblem, Result};
+use crate::quant::{Code, Part, Source};
 use crate::shim::{self, Memory};
 
 /// How the bytes of a file come into memory.
@@ -24,7 +27,7 @@ pub enum Access {
     Read,
 }
 
-/// A safetensors file.
+/// A safetensors or GGUF file.
 #[derive(Debug)]
 pub(crate) struct WeightFile {
     pub(crate) path: PathBuf,
@@ -70,27 +73,57 @@ impl WeightFile {
         })
     }
 
-    /// One tensor on the CPU in the kind of the file: borrowed where the file is mapped and the place is aligned, else
-    /// read.
-    pub(crate) fn tensor(&self, entry: &Entry) -> Result<Tensor> {
-        let kind = entry.encoding.kind().ok_or_else(|| {
-            let reason = format!("libtorch has no kind for {}", entry.encoding);
-            Error::file(&self.path)(FileProblem::Tensor { name: entry.name.clone(), reason })
-        })?;
+    /// A run of a tensor's numbers on the CPU, as `kind` and in this shape, which are the file's own: borrowed where the
+    /// file is mapped and the place is aligned, else read.
+    pub(crate) fn tensor(
+        &self,
+        entry: &Entry,
+        elements: &Range<usize>,
+        shape: &[i64],
+        kind: Kind,
+    ) -> Result<Tensor> {
         self.check_unchanged()?;
+        let begin = entry.begin + (elements.start * kind.elt_size_in_bytes()) as u64;
+        self.run(begin, shape, kind)
+    }
+
+    /// The bytes of a run of numbers, as they are stored, as a tensor of one axis.
+    pub(crate) fn stored_bytes(&self, entry: &Entry, bytes: Range<usize>) -> Result<Tensor> {
+        self.check_unchanged()?;
+        self.run(entry.begin + bytes.start as u64, &[bytes.len() as i64], Kind::Uint8)
+    }
+
+    fn run(&self, begin: u64, shape: &[i64], kind: Kind) -> Result<Tensor> {
         if let Some(mapping) = &self.mapping
-            && let Some(tensor) = shim::borrow(mapping, entry.begin as usize, &entry.shape, kind)
+            && let Some(tensor) = shim::borrow(mapping, begin as usize, shape, kind)
         {
             return Ok(tensor?);
         }
-        self.read(entry, kind)
-    }
-
-    fn read(&self, entry: &Entry, kind: Kind) -> Result<Tensor> {
-        let tensor = Tensor::f_empty(&entry.shape, (kind, Device::Cpu))?;
-        shim::with_bytes(&tensor, |bytes| read_at(&self.file, bytes, entry.begin))
+        let tensor = Tensor::f_empty(shape, (kind, Device::Cpu))?;
+        shim::with_bytes(&tensor, |bytes| read_at(&self.file, bytes, begin))
             .map_err(Error::io(&self.path))?;
         Ok(tensor)
+    }
+
+    /// All bytes of a small tensor.
+    pub(crate) fn bytes(&self, entry: &Entry) -> Result<Vec<u8>> {
+        self.check_unchanged()?;
+        let mut bytes = vec![0; (entry.end - entry.begin) as usize];
+        read_at(&self.file, &mut bytes, entry.begin).map_err(Error::io(&self.path))?;
+        Ok(bytes)
+    }
+
+    /// Numbers of a tensor, to be decoded: those in `elements`, counted over the `of` that it decodes to.
+    pub(crate) fn part<'a>(
+        &'a self,
+        entry: &Entry,
+        code: &'a Code,
+        of: usize,
+        elements: Range<usize>,
+    ) -> Result<Part<'a>> {
+        Part::new(self, entry.begin..entry.end, code, of, elements).map_err(|reason| {
+            Error::file(&self.path)(FileProblem::Tensor { name: entry.name.clone(), reason })
+        })
     }
 
     /// [`Error::Changed`] where the file is no longer as long as when it was opened: reading past its end would kill
@@ -101,6 +134,12 @@ impl WeightFile {
             return Ok(());
         }
         Err(Error::Changed { path: self.path.clone(), was: self.len, now })
+    }
+}
+
+impl Source for WeightFile {
+    fn read(&self, at: u64, out: &mut [u8]) -> Result<()> {
+        read_at(&self.file, out, at).map_err(Error::io(&self.path))
     }
 }
 
@@ -138,6 +177,9 @@ fn read_header(file: &File, len: u64, path: &Path) -> Result<Header> {
     let mut start = [0; 64];
     let known = start.len().min(len as usize);
     read_at(file, &mut start[..known], 0).map_err(Error::io(path))?;
+    if start.starts_with(gguf::MAGIC) {
+        return read_gguf_header(file, len, path);
+    }
     if let Some(kind) = other_format(&start[..known]) {
         return Err(Error::file(path)(FileProblem::OtherFormat { kind }));
     }
@@ -152,6 +194,20 @@ fn read_header(file: &File, len: u64, path: &Path) -> Result<Header> {
     Header::parse(&json, len).map_err(Error::file(path))
 }
 
+/// Nothing says beforehand how long the header of a GGUF file is: mostly some kilobytes, with a tokenizer in it many
+/// times that.
+fn read_gguf_header(file: &File, len: u64, path: &Path) -> Result<Header> {
+    let mut known = 1 << 18;
+    loop {
+        let mut start = vec![0; len.min(MAX_HEADER).min(known) as usize];
+        read_at(file, &mut start, 0).map_err(Error::io(path))?;
+        if let Some(header) = Header::parse_gguf(&start, len).map_err(Error::file(path))? {
+            return Ok(header);
+        }
+        known *= 4;
+    }
+}
+
 /// What a file is instead, by its first bytes. A header begins with `{` after its length, which may itself look like
 /// another format's mark.
 fn other_format(start: &[u8]) -> Option<&'static str> {
@@ -159,21 +215,22 @@ fn other_format(start: &[u8]) -> Option<&'static str> {
         return None;
     }
     let text = start.trim_ascii_start().to_ascii_lowercase();
-    let known: [(&[u8], &'static str); 7] = [
+    let known: [(&[u8], &'static str); 4] = [
         (
             b"version https://git-lfs",
             "a git-LFS pointer: the weights themselves were not fetched; run `git lfs pull`",
         ),
         (b"<!doctype html", "a web page: the download needs a login or another address"),
         (b"<html", "a web page: the download needs a login or another address"),
-        (b"gguf", "a GGUF file"),
         (
             b"pk\x03\x04",
             "a zip file, perhaps a pickle of PyTorch, which can run code when it is read; convert it to safetensors",
         ),
-        (b"\x80\x02", "a pickle of Python, which can run code when it is read; convert it to safetensors"),
-        (b"\x80\x04", "a pickle of Python, which can run code when it is read; convert it to safetensors"),
     ];
+    // Protocols of pickle have numbers.
+    if let [0x80, 2..=5, ..] = text[..] {
+        return Some("a pickle of Python, which can run code when it is read; convert it to safetensors");
+    }
     known.iter().find(|(magic, _)| text.starts_with(magic)).map(|(_, kind)| *kind)
 }
 

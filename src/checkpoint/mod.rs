@@ -3,53 +3,39 @@
 //! The way of a weight: file → bytes → rename, join, swap → cast → `VarStore`, one tensor at a time. Nothing here knows
 //! a model: what is wanted is what the store declares.
 
+mod companions;
 mod detect;
 mod file;
+mod gguf;
+mod index;
+mod load;
 pub mod lora;
 mod names;
 mod safetensors;
+mod source;
+mod staging;
+mod write;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use ::safetensors::Dtype;
-use serde::Deserialize;
-use tch::nn::VarStore;
-use tch::{Kind, Tensor};
+use tch::Kind;
 
-pub use detect::{Family, Layout};
+pub use detect::{Contained, Family, Layout};
 pub use file::Access;
+pub use index::Index;
+pub use load::{LoadOptions, Loaded};
 pub use names::{
     AUTOENCODER_DIFFUSERS, FLUX1_DIFFUSERS, FLUX2_DIFFUSERS, NORMS_SPELLED_WEIGHT, Rename, Renames, T5_LLAMA,
 };
 pub use safetensors::{Entry, Header};
 
-use crate::error::{Error, FileProblem, Mismatch, Result};
-use crate::quant::Encoding;
+use crate::error::{Error, FileProblem, Result};
+use detect::Names;
 use file::WeightFile;
-use safetensors::{printable, shorten};
+use source::{Part, Source, Stored};
 
-/// How a checkpoint is poured into a store.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct LoadOptions {
-    /// The kind of every parameter in memory. `None` keeps the file's, which must then be one kind throughout.
-    pub kind: Option<Kind>,
-}
-
-/// What was loaded.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Loaded {
-    /// How many tensors.
-    pub tensors: usize,
-    /// Their bytes in memory, borrowed ones included.
-    pub bytes: u64,
-    /// How many of them lie in the mapped file.
-    pub borrowed: usize,
-    /// Their kind.
-    pub kind: Kind,
-}
-
-/// One or several weight files that together hold a model.
+/// One or several weight files that together hold a model, or several.
 #[derive(Debug)]
 pub struct Checkpoint {
     files: Vec<WeightFile>,
@@ -57,18 +43,16 @@ pub struct Checkpoint {
     tensors: BTreeMap<String, Source>,
 }
 
-/// Where a tensor comes from.
-#[derive(Debug, Clone)]
-struct Source {
-    /// The file and the entry of each part; several are joined on the first axis.
-    parts: Vec<(usize, String)>,
-    shape: Vec<i64>,
-    change: names::Change,
-}
+/// What a finetune may lack, since it was not trained: everything outside of the blocks.
+const OUTSIDE_THE_BLOCKS: [&str; 6] =
+    ["img_in.", "time_in.", "vector_in.", "guidance_in.", "txt_in.", "final_layer."];
+/// What writers keep beside the weights of CLIP and T5, and FLUX does not use: a count from 0 to 76, the projection to
+/// the space of pictures, and the temperature of CLIP's training.
+const UNUSED: [&str; 3] = ["text_model.embeddings.position_ids", "text_projection.weight", "logit_scale"];
 
 impl Checkpoint {
-    /// Opens a safetensors file, an index of shards (`….safetensors.index.json`), or a folder that holds one of them.
-    /// Headers are read and checked, nothing else.
+    /// Opens a safetensors or GGUF file, an index of shards (`….safetensors.index.json`), or a folder that holds one of
+    /// them. Headers are read and checked, nothing else.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::File`] with what is wrong, [`Error::MissingPart`] for a folder without weights.
@@ -82,42 +66,13 @@ impl Checkpoint {
     }
 
     fn open_index(path: &Path, access: Access) -> Result<Self> {
-        #[derive(Deserialize)]
-        struct Index {
-            #[serde(deserialize_with = "safetensors::unique")]
-            weight_map: BTreeMap<String, String>,
-        }
-        let problem = |reason: String| Error::file(path)(FileProblem::Index { reason });
-        let text = file::read_index(path)?;
-        let index: Index = serde_json::from_str(&text).map_err(|e| problem(printable(&e)))?;
-        let shards: BTreeSet<&String> = index.weight_map.values().collect();
-        if let Some(bad) = shards.iter().find(|s| !is_plain_name(s)) {
-            return Err(problem(format!("\"{}\" is no plain name of a file beside it", shorten(bad))));
-        }
+        let index = Index::parse(&file::read_index(path)?).map_err(Error::file(path))?;
         let folder = path.parent().unwrap_or(Path::new(""));
+        let shards = index.shards();
         let files: Vec<_> =
             shards.iter().map(|s| WeightFile::open(&folder.join(s), access)).collect::<Result<_>>()?;
-        for (shard, file) in shards.iter().zip(&files) {
-            for name in file.header.entries.keys() {
-                match index.weight_map.get(name) {
-                    Some(place) if place == *shard => {}
-                    Some(place) => {
-                        let (name, place) = (shorten(name), shorten(place));
-                        return Err(problem(format!("{name} is in {shard} too, not only in {place}")));
-                    }
-                    None => {
-                        let name = shorten(name);
-                        return Err(problem(format!("it does not name {name}, which is in {shard}")));
-                    }
-                }
-            }
-        }
-        for (name, shard) in &index.weight_map {
-            let file = shards.iter().position(|s| *s == shard).map(|i| &files[i]);
-            if !file.is_some_and(|f| f.header.entries.contains_key(name)) {
-                return Err(problem(format!("{} is not in {shard}", shorten(name))));
-            }
-        }
+        let headers = shards.into_iter().zip(files.iter().map(|f| &f.header)).collect();
+        index.check(&headers).map_err(Error::file(path))?;
         Self::from_files(files)
     }
 
@@ -125,17 +80,14 @@ impl Checkpoint {
         let mut tensors = BTreeMap::new();
         for (i, file) in files.iter().enumerate() {
             for (name, entry) in &file.header.entries {
-                let source = Source {
-                    parts: vec![(i, name.clone())],
-                    shape: entry.shape.clone(),
-                    change: names::Change::None,
-                };
+                let source = Source::whole(i, name, Stored::Plain, entry.shape.clone());
                 if tensors.insert(name.clone(), source).is_some() {
                     let reason = format!("{name} is in two of the files");
                     return Err(Error::file(&file.path)(FileProblem::Index { reason }));
                 }
             }
         }
+        companions::tie(&files, &mut tensors)?;
         Ok(Self { files, tensors })
     }
 
@@ -146,22 +98,90 @@ impl Checkpoint {
         self
     }
 
-    /// The same tensors under the official names, whatever layout was found: diffusers' and ComfyUI's transformer,
-    /// diffusers' autoencoder, T5's embedding under either of its names, CLIP with and without `text_model.`.
+    /// The same tensors, from the official names to the layout's.
+    pub fn renamed_back(mut self, renames: &Renames) -> Self {
+        self.tensors = renames.undo(self.tensors);
+        self
+    }
+
+    /// The same tensors under the official names, whatever layout was found: diffusers' transformers and autoencoders,
+    /// ComfyUI's prefixes, the scales of norms that are spelled `.weight`, T5's embedding under either of its names and
+    /// T5 in llama.cpp's, CLIP with and without `text_model.`. Of several models in one file, nothing is taken: see
+    /// [`Checkpoint::part`].
     pub fn official(self) -> Self {
-        match self.family() {
-            Family::Flux1 { layout: Layout::Diffusers, .. } => self.renamed(&FLUX1_DIFFUSERS),
-            Family::Flux1 { layout: Layout::Comfy, .. } => self.under("model.diffusion_model."),
-            Family::AutoEncoder { layout: Layout::Diffusers } => self.renamed(&AUTOENCODER_DIFFUSERS),
-            Family::T5 => self.alias("encoder.embed_tokens.weight", "shared.weight"),
+        match &self.contained()[..] {
+            [Contained { prefix, family }] => self.part(prefix, family),
+            _ => self,
+        }
+    }
+
+    /// One of the models that [`Checkpoint::contained`] found, under its official names. Tensors that belong to none
+    /// of the models stay, so that loading reports them.
+    pub fn part(mut self, prefix: &str, family: &Family) -> Self {
+        if !prefix.is_empty() {
+            let others: Vec<&str> =
+                self.contained().iter().map(|c| c.prefix).filter(|p| !p.is_empty() && *p != prefix).collect();
+            let tensors = std::mem::take(&mut self.tensors).into_iter();
+            let mine = |(name, source): (String, Source)| match name.strip_prefix(prefix) {
+                Some(rest) => Some((rest.to_string(), source)),
+                None if others.iter().any(|other| name.starts_with(other)) => None,
+                None if name.ends_with(".logit_scale") => None,
+                None => Some((name, source)),
+            };
+            self.tensors = tensors.filter_map(mine).collect();
+        }
+        let diffusers = family.layout() == Some(Layout::Diffusers)
+            || self.shape("transformer_blocks.0.attn.norm_added_k.weight").is_some()
+            || self.shape("encoder.down_blocks.0.resnets.0.conv1.weight").is_some();
+        match family {
+            Family::Flux1 { .. } if diffusers => self.renamed(&FLUX1_DIFFUSERS),
+            Family::Flux2 { .. } if diffusers => self.renamed(&FLUX2_DIFFUSERS),
+            Family::Flux1 { .. } | Family::Flux2 { .. } => self.renamed(&NORMS_SPELLED_WEIGHT),
+            Family::AutoEncoder { .. } | Family::AutoEncoder2 { .. } if diffusers => {
+                self.renamed(&AUTOENCODER_DIFFUSERS)
+            }
+            Family::T5 { .. } => self
+                .renamed(&T5_LLAMA)
+                .alias("encoder.embed_tokens.weight", "shared.weight")
+                .without(&["logit_scale"]),
             Family::Clip => {
                 let bare = self.shape("embeddings.token_embedding.weight").is_some();
                 let clip = if bare { self.prefixed("text_model.") } else { self };
-                // Older writers kept this count from 0 to 76 beside the weights.
-                clip.without(&["text_model.embeddings.position_ids"])
+                clip.without(&UNUSED).without(&UNUSED.map(|name| format!("text_model.{name}")))
             }
             _ => self,
         }
+    }
+
+    /// Takes what is missing outside of the blocks (`img_in`, `time_in`, `vector_in`, `guidance_in`, `txt_in`,
+    /// `final_layer`) from another checkpoint in the official names, as finetunes leave it out that did not train it.
+    /// Returns the names that were taken.
+    pub fn filled_from(mut self, base: Self) -> (Self, Vec<String>) {
+        let (first, mut taken) = (self.files.len(), Vec::new());
+        self.files.extend(base.files);
+        for (name, mut source) in base.tensors {
+            let outside = OUTSIDE_THE_BLOCKS.iter().any(|prefix| name.starts_with(prefix));
+            if !outside || self.tensors.contains_key(&name) {
+                continue;
+            }
+            source.parts.iter_mut().for_each(|part| part.moved(first));
+            taken.push(name.clone());
+            self.tensors.insert(name, source);
+        }
+        (self, taken)
+    }
+
+    /// Lets a matrix have more columns than the file: the rest of each row is zeros. The official control LoRAs widen
+    /// `img_in` in this way. Nothing happens where the columns are as many or more.
+    pub fn widened(mut self, name: &str, columns: i64) -> Self {
+        if let Some(source) = self.tensors.get_mut(name)
+            && let [_, now] = &mut source.shape[..]
+            && *now < columns
+        {
+            source.filled_columns.get_or_insert(*now);
+            *now = columns;
+        }
+        self
     }
 
     /// Only the tensors whose names begin with `prefix`, without it.
@@ -172,8 +192,8 @@ impl Checkpoint {
     }
 
     /// Without the tensors of these names: buffers that some writers keep beside the weights.
-    pub fn without(mut self, names: &[&str]) -> Self {
-        names.iter().for_each(|name| drop(self.tensors.remove(*name)));
+    pub fn without(mut self, names: &[impl AsRef<str>]) -> Self {
+        names.iter().for_each(|name| drop(self.tensors.remove(name.as_ref())));
         self
     }
 
@@ -215,38 +235,63 @@ impl Checkpoint {
 
     /// What the names and shapes say that this is.
     pub fn family(&self) -> Family {
-        Family::of(&|name| self.shape(name), self.tensors.keys().map(String::as_str))
+        self.look().family()
     }
 
-    /// The bytes of all tensors in the files.
+    /// The models in the file, each with the prefix of its names: one, or several in ComfyUI's all-in-one files.
+    pub fn contained(&self) -> Vec<Contained> {
+        self.look().contained()
+    }
+
+    fn look(&self) -> Names<'_> {
+        Names(self.tensors.iter().map(|(name, source)| (name.as_str(), &source.shape[..])).collect())
+    }
+
+    /// The bytes of the tensors in the files; scales and tables of quantised ones are not counted.
     pub fn bytes(&self) -> u64 {
-        self.entries().map(|e| e.end - e.begin).sum()
+        self.parts().map(|part| self.part_bytes(part)).sum()
     }
 
     /// How many numbers the tensors hold.
     pub fn parameters(&self) -> u64 {
-        self.entries().map(Entry::numel).sum()
+        self.tensors.values().map(|source| source.numel() as u64).sum()
     }
 
-    /// The types of the tensors, with how many bytes each takes.
-    pub fn dtypes(&self) -> BTreeMap<String, u64> {
-        self.entries().fold(BTreeMap::new(), |mut types, e| {
-            *types.entry(e.encoding.to_string()).or_default() += e.end - e.begin;
-            types
-        })
+    /// The types of the tensors, with how many bytes each takes: `BF16`, `Q4_K`, `F8_E4M3 scaled`, `nf4`.
+    pub fn types(&self) -> BTreeMap<String, u64> {
+        let mut types = BTreeMap::new();
+        for part in self.parts() {
+            *types.entry(self.type_of(part)).or_default() += self.part_bytes(part);
+        }
+        types
     }
 
-    /// The kind that takes the most bytes, where it is one that libtorch computes in.
+    /// How a tensor is stored, by the name that it has now.
+    pub fn stored_as(&self, name: &str) -> Option<String> {
+        self.tensors.get(name)?.parts.first().map(|part| self.type_of(part))
+    }
+
+    /// The kind to compute in: that of the tensors that take the most bytes where libtorch computes in it, and bf16
+    /// for quantised ones.
     pub fn main_kind(&self) -> Option<Kind> {
         let mut kinds: Vec<(Kind, u64)> = Vec::new();
-        for entry in self.entries() {
-            let Some(kind) = entry.encoding.kind() else { continue };
+        for part in self.parts() {
+            let kind = match self.entry(part).encoding.kind() {
+                Some(kind @ (Kind::Double | Kind::Float | Kind::BFloat16 | Kind::Half)) => kind,
+                _ => Kind::BFloat16,
+            };
+            let bytes = self.part_bytes(part);
             match kinds.iter_mut().find(|(k, _)| *k == kind) {
-                Some((_, bytes)) => *bytes += entry.end - entry.begin,
-                None => kinds.push((kind, entry.end - entry.begin)),
+                Some((_, sum)) => *sum += bytes,
+                None => kinds.push((kind, bytes)),
             }
         }
         kinds.into_iter().max_by_key(|(_, bytes)| *bytes).map(|(kind, _)| kind)
+    }
+
+    /// Whether any tensor is quantised: fp8, four or eight bits of bitsandbytes, blocks of GGUF.
+    pub fn is_quantised(&self) -> bool {
+        self.parts().any(|part| is_quantised(part, self.entry(part)))
     }
 
     /// [`Error::Changed`] where a file is no longer as long as when it was opened. Whoever computes with borrowed
@@ -255,106 +300,39 @@ impl Checkpoint {
         self.files.iter().try_for_each(WeightFile::check_unchanged)
     }
 
-    /// One tensor on the CPU, in the kind of the file, under the name that the model knows.
-    ///
-    /// # Errors
-    /// [`Error::Mismatch`] where there is none of that name, else as [`Checkpoint::load`].
-    pub fn tensor(&self, name: &str) -> Result<Tensor> {
-        let source = self.tensors.get(name).ok_or_else(|| {
-            Error::Mismatch(Box::new(Mismatch { missing: vec![name.to_string()], ..self.no_mismatch() }))
-        })?;
-        let parts = source.parts.iter().map(|(file, name)| {
-            let file = &self.files[*file];
-            file.tensor(&file.header.entries[name])
-        });
-        let mut parts = parts.collect::<Result<Vec<_>>>()?;
-        let tensor = if parts.len() == 1 { parts.swap_remove(0) } else { Tensor::f_cat(&parts, 0)? };
-        Ok(source.change.apply(&tensor)?.f_reshape(&source.shape)?)
+    fn parts(&self) -> impl Iterator<Item = &Part> {
+        self.tensors.values().flat_map(|source| &source.parts)
     }
 
-    /// Fills every parameter of the store, one tensor at a time, on the store's device.
-    ///
-    /// Names and shapes must be the same, all of them: nothing is filled otherwise. On the CPU a parameter lies in the
-    /// mapped file where the file is mapped and its kind is the one asked for.
-    ///
-    /// # Errors
-    /// [`Error::Mismatch`] with everything that differs, [`Error::Changed`], [`Error::Io`], [`Error::Tch`].
-    pub fn load(&self, vs: &VarStore, options: LoadOptions) -> Result<Loaded> {
-        let _no_grad = tch::no_grad_guard();
-        self.check_unchanged()?;
-        let variables: BTreeMap<String, Tensor> = vs.variables().into_iter().collect();
-        let kind = options.kind.or_else(|| self.main_kind()).unwrap_or(Kind::Float);
-        let mismatch = self.compare(&variables, options.kind, kind);
-        if !mismatch.is_empty() {
-            return Err(Error::Mismatch(Box::new(mismatch)));
-        }
-        let mut loaded = Loaded { tensors: 0, bytes: 0, borrowed: 0, kind };
-        let mut filled = Vec::with_capacity(variables.len());
-        for (name, variable) in variables {
-            let tensor = self.tensor(&name)?;
-            let tensor = tensor.f_to_device(vs.device())?.f_to_kind(kind)?;
-            loaded.borrowed += usize::from(self.files.iter().any(|file| file.holds(&tensor)));
-            loaded.bytes += (tensor.numel() * kind.elt_size_in_bytes()) as u64;
-            loaded.tensors += 1;
-            filled.push((variable, tensor));
-        }
-        // Only now, so that a file that fails half-way leaves the model as it was.
-        for (mut variable, tensor) in filled {
-            variable.f_set_data(&tensor)?;
-        }
-        Ok(loaded)
+    fn entry(&self, part: &Part) -> &Entry {
+        &self.files[part.file].header.entries[&part.entry]
     }
 
-    fn compare(&self, variables: &BTreeMap<String, Tensor>, asked: Option<Kind>, kind: Kind) -> Mismatch {
-        let mut mismatch = self.no_mismatch();
-        for (name, variable) in variables {
-            let Some(source) = self.tensors.get(name) else {
-                mismatch.missing.push(name.clone());
-                continue;
-            };
-            if source.shape != variable.size() {
-                mismatch.misshapen.push((name.clone(), variable.size(), source.shape.clone()));
-            }
-            for (file, part) in &source.parts {
-                let encoding = self.files[*file].header.entries[part].encoding;
-                if let Some(why) = cannot_become(encoding, asked, kind) {
-                    mismatch.of_another_kind.push((name.clone(), why));
-                    break;
-                }
-            }
-        }
-        mismatch.unexpected = self.tensors.keys().filter(|n| !variables.contains_key(*n)).cloned().collect();
-        if !mismatch.is_empty() {
-            mismatch.looks_like = self.family().to_string();
-        }
-        mismatch
-    }
-
-    fn no_mismatch(&self) -> Mismatch {
-        Mismatch {
-            files: self.files.iter().map(|f| f.path.clone()).collect(),
-            looks_like: self.family().to_string(),
-            ..Mismatch::default()
+    fn part_bytes(&self, part: &Part) -> u64 {
+        let entry = self.entry(part);
+        let all = entry.end - entry.begin;
+        match part.stored {
+            // Its shape is not that of the bytes.
+            Stored::FourBit { .. } => all,
+            _ => (all as u128 * part.elements.len() as u128 / u128::from(entry.numel().max(1))) as u64,
         }
     }
 
-    /// The entries behind the names that the checkpoint has now, not all that the files hold.
-    fn entries(&self) -> impl Iterator<Item = &Entry> {
-        let parts = self.tensors.values().flat_map(|source| &source.parts);
-        parts.map(|(file, name)| &self.files[*file].header.entries[name])
+    fn type_of(&self, part: &Part) -> String {
+        let encoding = self.entry(part).encoding;
+        match &part.stored {
+            Stored::Plain => encoding.to_string(),
+            Stored::Scaled { .. } => format!("{encoding} scaled"),
+            Stored::FourBit { state, .. } => state.to_string(),
+            Stored::Int8 { .. } => "int8".into(),
+        }
     }
 }
 
-/// Why a stored type cannot be loaded as `kind`: it is no float that libtorch computes in, or, where no kind was
-/// asked for, it is not the kind of the rest of the file.
-fn cannot_become(encoding: Encoding, asked: Option<Kind>, kind: Kind) -> Option<String> {
-    match encoding {
-        Encoding::Plain(Dtype::F16 | Dtype::BF16 | Dtype::F32 | Dtype::F64) => {
-            let differs = asked.is_none() && encoding.kind() != Some(kind);
-            differs.then(|| format!("is {encoding} in a file of {kind:?}: ask for one kind to cast to"))
-        }
-        _ => Some(format!("is {encoding}, which is no plain float: quantised files are not loaded yet")),
-    }
+/// Whether a part holds anything but floats that libtorch computes in, or whole numbers.
+fn is_quantised(part: &Part, entry: &Entry) -> bool {
+    let fp8 = [Some(Kind::Float8e4m3fn), Some(Kind::Float8e5m2)].contains(&entry.encoding.kind());
+    part.stored != Stored::Plain || entry.encoding.kind().is_none() || fp8
 }
 
 /// The weights in a folder: one index, or else one file.
@@ -365,7 +343,7 @@ fn find_in_folder(folder: &Path) -> Result<PathBuf> {
     }
     names.sort();
     let ending = |end: &str| names.iter().filter(|p| p.to_string_lossy().ends_with(end)).collect::<Vec<_>>();
-    for found in [ending(".safetensors.index.json"), ending(".safetensors")] {
+    for found in [ending(".safetensors.index.json"), ending(".safetensors"), ending(".gguf")] {
         match found[..] {
             [] => {}
             [one] => return Ok(one.clone()),
@@ -380,15 +358,6 @@ fn find_in_folder(folder: &Path) -> Result<PathBuf> {
     Err(Error::MissingPart {
         path: folder.to_path_buf(),
         part: "weights",
-        expected: "*.safetensors or *.safetensors.index.json".into(),
+        expected: "*.safetensors, *.safetensors.index.json or *.gguf".into(),
     })
-}
-
-/// A name that cannot lead out of a folder.
-fn is_plain_name(name: &str) -> bool {
-    let mut components = Path::new(name).components();
-    let first = components.next();
-    matches!(first, Some(std::path::Component::Normal(_)))
-        && components.next().is_none()
-        && !name.contains(['\\', ':'])
 }

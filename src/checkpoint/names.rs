@@ -2,9 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tch::{TchError, Tensor};
-
-use super::Source;
+use super::source::Source;
 
 /// One rule. `{}` in a pattern stands for a number, and for the same number in the other pattern.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -27,26 +25,6 @@ pub enum Rename {
 /// The rules of one layout.
 #[derive(Debug, Clone, Copy)]
 pub struct Renames(pub &'static [Rename]);
-
-/// What is done to a tensor's numbers on the way.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Change {
-    None,
-    SwapHalves,
-}
-
-impl Change {
-    pub(super) fn apply(self, tensor: &Tensor) -> Result<Tensor, TchError> {
-        match self {
-            Change::None => Ok(tensor.shallow_clone()),
-            Change::SwapHalves => {
-                let mut halves = tensor.f_chunk(2, 0)?;
-                halves.reverse();
-                Tensor::f_cat(&halves, 0)
-            }
-        }
-    }
-}
 
 use Rename::{Concat, Pointwise, Reversed, Same, SwapHalves, Tensor as One};
 
@@ -183,14 +161,22 @@ pub const AUTOENCODER_DIFFUSERS: Renames = Renames(&[
     Reversed("decoder.up_blocks.{}.resnets.{}.conv2", "decoder.up.{}.block.{}.conv2"),
     Reversed("decoder.up_blocks.{}.resnets.{}.conv_shortcut", "decoder.up.{}.block.{}.nin_shortcut"),
     Reversed("decoder.up_blocks.{}.upsamplers.0.conv", "decoder.up.{}.upsample.conv"),
-    Same("encoder.mid_block.resnets.{}.norm1", "encoder.mid.block_{+1}.norm1"),
-    Same("encoder.mid_block.resnets.{}.conv1", "encoder.mid.block_{+1}.conv1"),
-    Same("encoder.mid_block.resnets.{}.norm2", "encoder.mid.block_{+1}.norm2"),
-    Same("encoder.mid_block.resnets.{}.conv2", "encoder.mid.block_{+1}.conv2"),
-    Same("decoder.mid_block.resnets.{}.norm1", "decoder.mid.block_{+1}.norm1"),
-    Same("decoder.mid_block.resnets.{}.conv1", "decoder.mid.block_{+1}.conv1"),
-    Same("decoder.mid_block.resnets.{}.norm2", "decoder.mid.block_{+1}.norm2"),
-    Same("decoder.mid_block.resnets.{}.conv2", "decoder.mid.block_{+1}.conv2"),
+    Same("encoder.mid_block.resnets.0.norm1", "encoder.mid.block_1.norm1"),
+    Same("encoder.mid_block.resnets.1.norm1", "encoder.mid.block_2.norm1"),
+    Same("encoder.mid_block.resnets.0.conv1", "encoder.mid.block_1.conv1"),
+    Same("encoder.mid_block.resnets.1.conv1", "encoder.mid.block_2.conv1"),
+    Same("encoder.mid_block.resnets.0.norm2", "encoder.mid.block_1.norm2"),
+    Same("encoder.mid_block.resnets.1.norm2", "encoder.mid.block_2.norm2"),
+    Same("encoder.mid_block.resnets.0.conv2", "encoder.mid.block_1.conv2"),
+    Same("encoder.mid_block.resnets.1.conv2", "encoder.mid.block_2.conv2"),
+    Same("decoder.mid_block.resnets.0.norm1", "decoder.mid.block_1.norm1"),
+    Same("decoder.mid_block.resnets.1.norm1", "decoder.mid.block_2.norm1"),
+    Same("decoder.mid_block.resnets.0.conv1", "decoder.mid.block_1.conv1"),
+    Same("decoder.mid_block.resnets.1.conv1", "decoder.mid.block_2.conv1"),
+    Same("decoder.mid_block.resnets.0.norm2", "decoder.mid.block_1.norm2"),
+    Same("decoder.mid_block.resnets.1.norm2", "decoder.mid.block_2.norm2"),
+    Same("decoder.mid_block.resnets.0.conv2", "decoder.mid.block_1.conv2"),
+    Same("decoder.mid_block.resnets.1.conv2", "decoder.mid.block_2.conv2"),
     Same("encoder.mid_block.attentions.0.group_norm", "encoder.mid.attn_1.norm"),
     Same("decoder.mid_block.attentions.0.group_norm", "decoder.mid.attn_1.norm"),
     Pointwise("encoder.mid_block.attentions.0.to_q", "encoder.mid.attn_1.q"),
@@ -208,33 +194,64 @@ pub const AUTOENCODER_DIFFUSERS: Renames = Renames(&[
 ]);
 
 impl Renames {
+    /// The same tensors under the official names. Names that no rule knows stay as they are.
     pub(super) fn apply(&self, mut from: BTreeMap<String, Source>) -> BTreeMap<String, Source> {
-        let last = from
-            .keys()
-            .filter_map(|n| numbers("decoder.up_blocks.{}.*", n)?.first().copied())
-            .max()
-            .unwrap_or(0);
+        let last = last_level(&from, "decoder.up_blocks.{}.*");
         let mut renamed = BTreeMap::new();
         for rule in self.0 {
             for kind in rule.kinds() {
                 rule.take(kind, last, &mut from, &mut renamed);
             }
         }
-        // What no rule knows keeps its name, unless a rule has placed another tensor there: both are then reported.
-        for (name, source) in from {
-            let name = if renamed.contains_key(&name) { format!("{name} (a second one)") } else { name };
-            renamed.insert(name, source);
+        keep_rest(from, renamed)
+    }
+
+    /// The same tensors under this layout's names, from the official ones: [`Renames::apply`] the other way round.
+    pub(super) fn undo(&self, mut from: BTreeMap<String, Source>) -> BTreeMap<String, Source> {
+        let last = last_level(&from, "decoder.up.{}.*");
+        let mut renamed = BTreeMap::new();
+        for rule in self.0 {
+            // The bias first: how its rows are shared, the weight's columns tell.
+            for kind in rule.kinds().iter().rev() {
+                rule.give(kind, last, &mut from, &mut renamed);
+            }
         }
-        renamed
+        keep_rest(from, renamed)
     }
 }
 
+/// What no rule knows keeps its name, unless a rule has placed another tensor there: both are then reported.
+fn keep_rest(
+    rest: BTreeMap<String, Source>,
+    mut renamed: BTreeMap<String, Source>,
+) -> BTreeMap<String, Source> {
+    for (name, source) in rest {
+        let name = if renamed.contains_key(&name) { format!("{name} (a second one)") } else { name };
+        renamed.insert(name, source);
+    }
+    renamed
+}
+
+fn last_level(names: &BTreeMap<String, Source>, pattern: &str) -> usize {
+    names.keys().filter_map(|n| numbers(pattern, n)?.first().copied()).max().unwrap_or(0)
+}
+
 impl Rename {
+    /// Theirs, and the official one.
+    pub(super) fn patterns(&self) -> (&[&'static str], &'static str) {
+        match self {
+            Same(a, b) | One(a, b) | SwapHalves(a, b) | Reversed(a, b) | Pointwise(a, b) => {
+                (std::slice::from_ref(a), b)
+            }
+            Concat(parts, b) => (parts, b),
+        }
+    }
+
     fn kinds(&self) -> &'static [&'static str] {
         if matches!(self, One(..)) { &[""] } else { &[".weight", ".bias"] }
     }
 
-    /// Moves what this rule knows from one map to the other.
+    /// Moves what this rule knows from one map to the other, under the official name.
     fn take(
         &self,
         kind: &str,
@@ -242,12 +259,7 @@ impl Rename {
         from: &mut BTreeMap<String, Source>,
         to: &mut BTreeMap<String, Source>,
     ) {
-        let (theirs, official): (&[&str], &str) = match self {
-            Same(a, b) | One(a, b) | SwapHalves(a, b) | Reversed(a, b) | Pointwise(a, b) => {
-                (std::slice::from_ref(a), b)
-            }
-            Concat(parts, b) => (parts, b),
-        };
+        let (theirs, official) = self.patterns();
         let first = format!("{}{kind}", theirs[0]);
         let found: Vec<Vec<usize>> = from.keys().filter_map(|name| numbers(&first, name)).collect();
         for mut numbers in found {
@@ -257,21 +269,66 @@ impl Rename {
                 continue;
             }
             let sources: Vec<Source> = names.iter().filter_map(|n| from.remove(n)).collect();
-            let mut shape = sources[0].shape.clone();
-            if let (Concat(..), Some(rows)) = (self, shape.first_mut()) {
-                *rows = sources.iter().filter_map(|s| s.shape.first()).sum();
+            let mut source = Source::joined(&sources);
+            match self {
+                Pointwise(..) if source.shape.len() == 2 => source.shape.extend([1, 1]),
+                SwapHalves(..) => source = source.halves_swapped(),
+                Reversed(..) => numbers[0] = last.saturating_sub(numbers[0]),
+                _ => {}
             }
-            if matches!(self, Pointwise(..)) && shape.len() == 2 {
-                shape.extend([1, 1]);
-            }
-            if let (Reversed(..), Some(level)) = (self, numbers.first_mut()) {
-                *level = last - *level;
-            }
-            let change = if matches!(self, SwapHalves(..)) { Change::SwapHalves } else { Change::None };
-            let parts = sources.into_iter().flat_map(|s| s.parts).collect();
-            to.insert(fill(&format!("{official}{kind}"), &numbers), Source { parts, shape, change });
+            to.insert(fill(&format!("{official}{kind}"), &numbers), source);
         }
     }
+
+    /// Moves what this rule knows from one map to the other, under their names.
+    fn give(
+        &self,
+        kind: &str,
+        last: usize,
+        from: &mut BTreeMap<String, Source>,
+        to: &mut BTreeMap<String, Source>,
+    ) {
+        let (theirs, official) = self.patterns();
+        let pattern = format!("{official}{kind}");
+        let found: Vec<(Vec<usize>, String)> =
+            from.keys().filter_map(|name| Some((numbers(&pattern, name)?, name.clone()))).collect();
+        for (mut numbers, name) in found {
+            let columns = || from.get(&fill(&format!("{official}.weight"), &numbers))?.shape.get(1).copied();
+            let shares = match (self, from.get(&name)) {
+                (Concat(parts, _), Some(source)) => shares(source, parts.len(), columns()),
+                (_, Some(source)) => source.shape.first().map(|rows| vec![*rows as usize]).or(Some(vec![0])),
+                _ => None,
+            };
+            let Some((shares, mut source)) = shares.zip(from.remove(&name)) else { continue };
+            match self {
+                Pointwise(..) if source.shape.ends_with(&[1, 1]) && source.shape.len() == 4 => {
+                    source.shape.truncate(2);
+                }
+                SwapHalves(..) => source = source.halves_swapped(),
+                Reversed(..) => numbers[0] = last.saturating_sub(numbers[0]),
+                _ => {}
+            }
+            let mut at = 0;
+            for (share, theirs) in shares.iter().zip(theirs) {
+                let part = if shares.len() == 1 { source.clone() } else { source.rows(at..at + share) };
+                at += share;
+                to.insert(fill(&format!("{theirs}{kind}"), &numbers), part);
+            }
+        }
+    }
+}
+
+/// How many rows each of the joined modules has: q, k and v as many as the model is wide, and the MLP the rest. Three
+/// parts are equal in any model.
+fn shares(source: &Source, parts: usize, width: Option<i64>) -> Option<Vec<usize>> {
+    let rows = *source.shape.first()?;
+    if parts == 3 {
+        return (rows % 3 == 0).then(|| vec![rows as usize / 3; 3]);
+    }
+    let width = width.filter(|width| (1..rows).contains(&(3 * width)))?;
+    let mut shares = vec![width as usize; parts - 1];
+    shares.push((rows - width * (parts as i64 - 1)) as usize);
+    Some(shares)
 }
 
 /// Whether these are one tensor, or differ in the first axis alone and can be joined on it.
@@ -296,16 +353,15 @@ pub(super) fn numbers(pattern: &str, name: &str) -> Option<Vec<usize>> {
     fits.then_some(found)
 }
 
-/// The pattern with the numbers in place of `{}`, or one more in place of `{+1}`.
+/// The pattern with the numbers in place of `{}`.
 pub(super) fn fill(pattern: &str, numbers: &[usize]) -> String {
-    let mut filled = pattern.to_string();
-    for number in numbers {
-        let (plain, more) = (filled.find("{}"), filled.find("{+1}"));
-        filled = match (plain, more) {
-            (Some(p), Some(m)) if m < p => filled.replacen("{+1}", &(number + 1).to_string(), 1),
-            (None, Some(_)) => filled.replacen("{+1}", &(number + 1).to_string(), 1),
-            _ => filled.replacen("{}", &number.to_string(), 1),
-        };
+    let mut pieces = pattern.split("{}");
+    let mut filled = pieces.next().unwrap_or_default().to_string();
+    for (i, piece) in pieces.enumerate() {
+        if let Some(number) = numbers.get(i) {
+            filled.push_str(&number.to_string());
+        }
+        filled.push_str(piece);
     }
     filled
 }
@@ -313,17 +369,16 @@ pub(super) fn fill(pattern: &str, numbers: &[usize]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checkpoint::source::Stored;
 
-    fn rename(
-        renames: &Renames,
-        names: &[(&str, &[i64])],
-    ) -> BTreeMap<String, (Vec<String>, Vec<i64>, Change)> {
-        let from = names.iter().map(|(n, shape)| {
-            let parts = vec![(0, n.to_string())];
-            (n.to_string(), Source { parts, shape: shape.to_vec(), change: Change::None })
-        });
-        let flat = |s: Source| (s.parts.into_iter().map(|(_, n)| n).collect(), s.shape, s.change);
-        renames.apply(from.collect()).into_iter().map(|(n, s)| (n, flat(s))).collect()
+    fn rename(renames: &Renames, names: &[(&str, &[i64])]) -> BTreeMap<String, (Vec<String>, Vec<i64>)> {
+        let flat = |s: Source| (s.parts.into_iter().map(|p| p.entry).collect(), s.shape);
+        renames.apply(sources(names)).into_iter().map(|(n, s)| (n, flat(s))).collect()
+    }
+
+    fn sources(names: &[(&str, &[i64])]) -> BTreeMap<String, Source> {
+        let source = |n: &str, shape: &[i64]| Source::whole(0, n, Stored::Plain, shape.to_vec());
+        names.iter().map(|(n, shape)| (n.to_string(), source(n, shape))).collect()
     }
 
     #[test]
@@ -346,7 +401,7 @@ mod tests {
         let names = ["attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"].map(name);
         let shapes: [&[i64]; 4] = [&[4, 4], &[4, 4], &[4, 4], &[16, 4]];
         let out = rename(&FLUX1_DIFFUSERS, &names.iter().map(String::as_str).zip(shapes).collect::<Vec<_>>());
-        assert_eq!(out["single_blocks.3.linear1.weight"], (names.to_vec(), vec![28, 4], Change::None));
+        assert_eq!(out["single_blocks.3.linear1.weight"], (names.to_vec(), vec![28, 4]));
     }
 
     #[test]
@@ -357,10 +412,9 @@ mod tests {
 
     #[test]
     fn swap_halves_exchanges_scale_and_shift() {
-        let out = rename(&FLUX1_DIFFUSERS, &[("norm_out.linear.bias", &[4])]);
-        let (_, _, change) = out["final_layer.adaLN_modulation.1.bias"];
-        let swapped = change.apply(&Tensor::from_slice(&[1f32, 2., 3., 4.])).unwrap();
-        assert_eq!(Vec::<f32>::try_from(swapped).unwrap(), [3., 4., 1., 2.]);
+        let out = FLUX1_DIFFUSERS.apply(sources(&[("norm_out.linear.bias", &[4])]));
+        let source = &out["final_layer.adaLN_modulation.1.bias"];
+        assert_eq!(source.parts.iter().map(|p| p.elements.clone()).collect::<Vec<_>>(), [2..4, 0..2]);
     }
 
     #[test]
@@ -389,5 +443,73 @@ mod tests {
         assert_eq!(out["decoder.mid.attn_1.proj_out.weight"].1, [8, 8, 1, 1]);
         assert_eq!(out["decoder.mid.attn_1.proj_out.bias"].1, [8]);
         assert!(out.contains_key("decoder.mid.block_2.norm2.bias"));
+    }
+
+    /// The official names and shapes of a layout list.
+    fn list(name: &str) -> BTreeMap<String, Source> {
+        let path = format!("{}/fixtures/layouts/{name}.txt", env!("CARGO_MANIFEST_DIR"));
+        let text = std::fs::read_to_string(path).unwrap();
+        let entry = |line: &str| {
+            let fields: Vec<&str> = line.split('\t').collect();
+            let shape = fields[2].split(',').filter(|d| !d.is_empty()).map(|d| d.parse().unwrap()).collect();
+            (fields[0].to_string(), Source::whole(0, fields[0], Stored::Plain, shape))
+        };
+        text.lines().map(entry).collect()
+    }
+
+    fn shapes(tensors: &BTreeMap<String, Source>) -> BTreeMap<&str, &[i64]> {
+        tensors.iter().map(|(name, source)| (name.as_str(), &source.shape[..])).collect()
+    }
+
+    /// Their list becomes the official one, and the other way round, and both ways end with every tensor whole.
+    fn there_and_back(renames: &Renames, theirs: &str, official: &str) {
+        let (theirs, official) = (list(theirs), list(official));
+        assert_eq!(shapes(&renames.apply(theirs.clone())), shapes(&official));
+        assert_eq!(shapes(&renames.undo(official.clone())), shapes(&theirs));
+        assert_eq!(renames.apply(renames.undo(official.clone())), official);
+        assert_eq!(renames.undo(renames.apply(theirs.clone())), theirs);
+    }
+
+    #[test]
+    fn flux1_there_and_back() {
+        there_and_back(&FLUX1_DIFFUSERS, "flux1-dev.diffusers", "flux1-dev");
+    }
+
+    #[test]
+    fn flux2_there_and_back() {
+        there_and_back(&FLUX2_DIFFUSERS, "flux2-dev.diffusers", "flux2-dev");
+    }
+
+    #[test]
+    fn autoencoder_there_and_back() {
+        there_and_back(&AUTOENCODER_DIFFUSERS, "ae.diffusers", "ae");
+    }
+
+    #[test]
+    fn klein_and_the_second_autoencoder_come_back() {
+        for name in ["flux2-klein-4b.diffusers", "flux2-klein-9b.diffusers"] {
+            let theirs = list(name);
+            let official = FLUX2_DIFFUSERS.apply(theirs.clone());
+            assert!(official.keys().all(|n| !n.contains("transformer_blocks")), "{name}");
+            assert_eq!(FLUX2_DIFFUSERS.undo(official), theirs, "{name}");
+        }
+        let official = list("flux2-ae");
+        let theirs = AUTOENCODER_DIFFUSERS.undo(official.clone());
+        assert!(theirs.contains_key("post_quant_conv.weight") && theirs.contains_key("bn.running_mean"));
+        assert_eq!(AUTOENCODER_DIFFUSERS.apply(theirs), official);
+    }
+
+    #[test]
+    fn norms_spelled_weight_become_scales() {
+        let out = rename(&NORMS_SPELLED_WEIGHT, &[("single_blocks.7.norm.key_norm.weight", &[128])]);
+        assert!(out.contains_key("single_blocks.7.norm.key_norm.scale"));
+    }
+
+    #[test]
+    fn llama_names_become_those_of_t5() {
+        let out =
+            rename(&T5_LLAMA, &[("enc.blk.3.ffn_gate.weight", &[8, 4]), ("token_embd.weight", &[9, 4])]);
+        assert!(out.contains_key("encoder.block.3.layer.1.DenseReluDense.wi_0.weight"));
+        assert!(out.contains_key("shared.weight"));
     }
 }

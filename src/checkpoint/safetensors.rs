@@ -44,7 +44,7 @@ impl Entry {
 pub struct Header {
     /// The tensors.
     pub entries: BTreeMap<String, Entry>,
-    /// `__metadata__`.
+    /// `__metadata__`, or what a GGUF file says of itself.
     pub metadata: BTreeMap<String, String>,
 }
 
@@ -95,10 +95,10 @@ fn check_coverage(entries: &BTreeMap<String, Entry>, data: u64, file_len: u64) -
     let mut at = data;
     for entry in places {
         if entry.begin < at {
-            return Err(FileProblem::Overlap { name: entry.name.clone() });
+            return Err(FileProblem::Overlap { name: shorten(&entry.name) });
         }
         if entry.begin > at {
-            return Err(FileProblem::Hole { before: entry.name.clone(), bytes: entry.begin - at });
+            return Err(FileProblem::Hole { before: shorten(&entry.name), bytes: entry.begin - at });
         }
         at = entry.end;
     }
@@ -119,23 +119,13 @@ struct RawTensor {
 
 impl RawTensor {
     fn place(&self, name: &str, data: u64, file_len: u64) -> Result<Entry, FileProblem> {
+        check_name(name)?;
         let tensor = |reason: String| FileProblem::Tensor { name: shorten(name), reason };
-        if name.len() > MAX_NAME {
-            return Err(tensor(format!("its name is {} bytes long", name.len())));
-        }
-        if name.is_empty() || name.chars().any(|c| c.is_control() || c == '/' || c == '\\') {
-            return Err(tensor("a name must not be empty, nor hold slashes or control characters".into()));
-        }
         let dtype: Dtype = serde_json::from_value(serde_json::Value::String(self.dtype.clone()))
             .map_err(|_| tensor(format!("unknown type {:?}", shorten(&self.dtype))))?;
-        if self.shape.len() > MAX_DIMS {
-            return Err(tensor(format!("{} axes, more than {MAX_DIMS}", self.shape.len())));
-        }
-        let count = self.shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d));
-        let bits = count.and_then(|n| n.checked_mul(dtype.bitsize() as u64));
-        let shape = self.shape.iter().map(|&d| i64::try_from(d)).collect::<Result<Vec<_>, _>>();
-        let (Some(bits), Ok(shape)) = (bits, shape) else {
-            return Err(tensor(format!("the shape {:?} overflows", self.shape)));
+        let (shape, count) = checked_shape(&self.shape).map_err(tensor)?;
+        let Some(bits) = count.checked_mul(dtype.bitsize() as u64) else {
+            return Err(tensor(format!("the shape {shape:?} overflows")));
         };
         let (begin, end) = self.data_offsets;
         if end < begin {
@@ -150,8 +140,34 @@ impl RawTensor {
             (Some(begin), Some(end)) if end <= file_len => {
                 Ok(Entry { name: name.to_string(), encoding: Encoding::Plain(dtype), shape, begin, end })
             }
-            _ => Err(FileProblem::TensorPastEnd { name: name.to_string(), end, len: file_len - data }),
+            _ => Err(FileProblem::TensorPastEnd { name: shorten(name), end, len: file_len - data }),
         }
+    }
+}
+
+/// That a tensor's name is neither longer than any model's nor of characters that could lead a reader astray.
+pub(super) fn check_name(name: &str) -> Result<(), FileProblem> {
+    let bad = |reason| Err(FileProblem::Tensor { name: shorten(name), reason });
+    if name.len() > MAX_NAME {
+        return bad(format!("its name is {} bytes long", name.len()));
+    }
+    if name.is_empty() || name.chars().any(|c| c.is_control() || c == '/' || c == '\\') {
+        return bad("a name must not be empty, nor hold slashes or control characters".into());
+    }
+    Ok(())
+}
+
+/// The shape as libtorch takes it and how many numbers it has room for, which libtorch counts in an i64; or what is
+/// wrong with it.
+pub(super) fn checked_shape(shape: &[u64]) -> Result<(Vec<i64>, u64), String> {
+    if shape.len() > MAX_DIMS {
+        return Err(format!("{} axes, more than {MAX_DIMS}", shape.len()));
+    }
+    let count = shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d));
+    let sizes = shape.iter().map(|&d| i64::try_from(d)).collect::<Result<Vec<_>, _>>();
+    match (count, sizes) {
+        (Some(count), Ok(sizes)) if count <= i64::MAX as u64 => Ok((sizes, count)),
+        _ => Err(format!("the shape {shape:?} overflows")),
     }
 }
 

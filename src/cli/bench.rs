@@ -56,7 +56,7 @@ impl Load {
         let started = Instant::now();
         let checkpoint = Checkpoint::open(&self.path, access(self.no_mmap))?;
         let vs = VarStore::new(self.device);
-        let (family, loaded) = build(checkpoint, &vs, LoadOptions { kind })?;
+        let (family, loaded) = build(checkpoint, &vs, LoadOptions { kind, keep_quantized: None })?;
         if let Device::Cuda(index) = self.device {
             tch::Cuda::synchronize(index as i64);
         }
@@ -100,7 +100,7 @@ fn build(checkpoint: Checkpoint, vs: &VarStore, options: LoadOptions) -> anyhow:
         Family::AutoEncoder { .. } => {
             drop(AutoEncoder::new(vs.root(), &AutoEncoderParams::from_shapes(shape)?)?)
         }
-        Family::T5 => drop(T5Encoder::new(vs.root(), &T5Config::from_shapes(shape)?)?),
+        Family::T5 { .. } => drop(T5Encoder::new(vs.root(), &T5Config::from_shapes(shape)?)?),
         Family::Clip => drop(ClipText::new(vs.root(), &ClipConfig::from_shapes(shape)?)?),
         other => anyhow::bail!("no model is built from this file: {other}"),
     }

@@ -17,9 +17,9 @@ use serde_json::json;
 use tch::Device;
 use tch_flux::Error;
 use tch_flux::image::Image;
-use tch_flux::pipeline::{Generated, Parts, Phase, Pipeline, Progress, Request, Settings};
+use tch_flux::pipeline::{Generated, LoraFile, Parts, Phase, Pipeline, Progress, Request, Settings, Weights};
 
-use super::{KindArg, ModelArgs, access, kind_name, parse_device, print_json};
+use super::{KindArg, ModelArgs, access, human_bytes, kind_name, parse_device, print_json};
 
 /// The key of our own text in a PNG.
 const TEXT_KEY: &str = "tch-flux";
@@ -76,6 +76,15 @@ pub(super) struct Generate {
     /// Read the files instead of mapping them.
     #[arg(long)]
     no_mmap: bool,
+    /// Keep fp8 and GGUF weights in memory as they are on the disk; each layer's become numbers as it runs.
+    #[arg(long)]
+    keep_quantized: bool,
+    /// A LoRA, and its strength where it is not 1; may be given several times.
+    #[arg(long, value_name = "FILE[:STRENGTH]", value_parser = parse_lora)]
+    lora: Vec<LoraFile>,
+    /// Draw with a LoRA even where some of its keys cannot be placed; they are listed.
+    #[arg(long, requires = "lora")]
+    allow_partial_lora: bool,
     /// Keep T5 and CLIP in memory while the transformer runs.
     #[arg(long)]
     keep_text_encoders: bool,
@@ -129,20 +138,33 @@ impl Generate {
             kind,
             access: access(self.no_mmap),
             keep_text_encoders: self.keep_text_encoders,
+            keep_quantized: self.keep_quantized,
+            allow_partial_lora: self.allow_partial_lora,
         };
         let mut pipeline = Pipeline::open(parts.clone(), settings)?;
+        let notes = pipeline.set_loras(&self.lora)?;
+        let weights = pipeline.weights()?;
         let model = file_name(&parts.transformer);
         let request = pipeline.complete(&request);
+        let loras: Vec<_> =
+            self.lora.iter().map(|lora| json!({ "file": lora.path, "strength": lora.strength })).collect();
         let outputs = self.outputs(&request)?;
         if self.dry_run {
             let plan = json!({
                 "request": request, "model": model, "kind": kind_name(pipeline.kind()), "files": outputs,
-                "device": format!("{:?}", self.device).to_lowercase(),
+                "device": format!("{:?}", self.device).to_lowercase(), "weights": weights.iter().map(as_json).collect::<Vec<_>>(),
+                "loras": loras, "notes": notes,
             });
             print_json(&plan)?;
             return Ok(ExitCode::SUCCESS);
         }
 
+        if !self.json && !self.quiet {
+            weights.iter().for_each(|weights| eprintln!("{}", describe(weights)));
+        }
+        if !self.quiet {
+            notes.iter().for_each(|note| eprintln!("warning: {note}"));
+        }
         let started = Instant::now();
         let mut bars = Bars::new(!self.quiet && !self.json && std::io::stderr().is_terminal());
         let generated = pipeline.generate(&request, &mut |progress| bars.show(progress));
@@ -165,7 +187,11 @@ impl Generate {
         let seconds = started.elapsed().as_secs_f64();
         if self.json {
             let kind = kind_name(pipeline.kind());
-            print_json(&json!({ "images": written, "model": model, "kind": kind, "seconds": seconds }))?;
+            let weights: Vec<_> = weights.iter().map(as_json).collect();
+            print_json(&json!({
+                "images": written, "model": model, "kind": kind, "seconds": seconds, "weights": weights,
+                "loras": loras, "notes": notes,
+            }))?;
         } else if !self.quiet {
             for Written { file, seed, warnings, .. } in &written {
                 warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
@@ -229,6 +255,48 @@ impl Generate {
             .map(|i| pattern.replace("{seed}", &seed(i)).replace("{index}", &i.to_string()).into())
             .collect())
     }
+}
+
+/// `transformer: Q4_K 6.80 GB on the disk, Q4_K 6.80 GB in memory, computed in bf16`.
+fn describe(weights: &Weights) -> String {
+    let list = |types: &BTreeMap<String, u64>| {
+        let mut types: Vec<_> = types.iter().collect();
+        types.sort_by_key(|(_, bytes)| std::cmp::Reverse(**bytes));
+        types
+            .iter()
+            .map(|(name, bytes)| format!("{name} {}", human_bytes(**bytes)))
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    let Weights { part, on_disk, in_memory, arithmetic, from_base, .. } = weights;
+    let (on_disk, in_memory, kind) = (list(on_disk), list(in_memory), kind_name(*arithmetic));
+    let base = match &from_base[..] {
+        [] => String::new(),
+        names => format!("; from the base: {}", names.join(", ")),
+    };
+    format!("{part}: {on_disk} on the disk; {in_memory} in memory; computed in {kind}{base}")
+}
+
+fn as_json(weights: &Weights) -> serde_json::Value {
+    let Weights { part, file, on_disk, in_memory, arithmetic, from_base } = weights;
+    json!({
+        "part": part, "file": file, "on_disk": on_disk, "in_memory": in_memory,
+        "arithmetic": kind_name(*arithmetic), "from_base": from_base,
+    })
+}
+
+/// `FILE`, or `FILE:STRENGTH`. A colon may also be part of the file's name.
+fn parse_lora(text: &str) -> Result<LoraFile, String> {
+    if let Some((path, strength)) = text.rsplit_once(':')
+        && let Ok(strength) = strength.parse::<f64>()
+        && !path.is_empty()
+    {
+        if !strength.is_finite() {
+            return Err(format!("the strength {strength} is no finite number"));
+        }
+        return Ok(LoraFile { path: path.into(), strength });
+    }
+    Ok(LoraFile { path: text.into(), strength: 1.0 })
 }
 
 fn count(pictures: usize) -> String {

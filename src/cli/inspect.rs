@@ -1,14 +1,19 @@
-//! `inspect`: what a file or folder holds, from its headers alone.
+//! `inspect`: what a file or folder holds, from its headers alone; and how two files differ.
+
+mod compare;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
+use tch_flux::Error;
 use tch_flux::autoencoder::AutoEncoderParams;
-use tch_flux::checkpoint::{Access, Checkpoint, Family, Layout};
+use tch_flux::checkpoint::lora::Lora;
+use tch_flux::checkpoint::{Access, Checkpoint, Contained, Family};
 use tch_flux::flux1::Flux1Params;
 use tch_flux::pipeline::Parts;
 use tch_flux::text::{ClipConfig, T5Config};
@@ -18,121 +23,247 @@ use super::{human_bytes, print_json};
 #[derive(Args)]
 pub(super) struct Inspect {
     /// A weight file, an index of shards, a folder of weights, or a folder with all parts of a model.
-    #[arg(value_name = "FILE|DIR")]
-    path: PathBuf,
+    #[arg(value_name = "FILE|DIR", required_unless_present = "compare")]
+    path: Option<PathBuf>,
+    /// List the tensors, under the names of the file.
+    #[arg(long, conflicts_with = "compare")]
+    tensors: bool,
+    /// Say how two files differ: names, shapes and kinds. The exit status is 1 where they do.
+    #[arg(long, num_args = 2, value_names = ["A", "B"], conflicts_with = "path")]
+    compare: Vec<PathBuf>,
+    /// Compare the numbers, too.
+    #[arg(long, requires = "compare")]
+    values: bool,
     /// Print JSON.
     #[arg(long)]
     json: bool,
 }
 
-/// What is known of one set of weights.
-#[derive(Serialize)]
+/// What is known of one model's weights, or that they are missing.
+#[derive(Default, Serialize)]
 struct Report {
     path: PathBuf,
+    /// What stands before its names in a file of several models.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    prefix: &'static str,
     family: &'static str,
     variant: Option<String>,
     layout: Option<String>,
     /// The family's sizes in their official names.
     sizes: Option<Value>,
+    /// Of a LoRA: maker, modules, ranks, alphas.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lora: Option<Value>,
     tensors: usize,
     parameters: u64,
     bytes: u64,
     /// Bytes by type.
     kinds: BTreeMap<String, u64>,
+    /// What a pipeline needs beside this.
+    missing: Vec<String>,
     metadata: BTreeMap<String, String>,
     files: Vec<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    list: Option<Vec<Line>>,
+}
+
+/// A tensor of a list.
+#[derive(Serialize)]
+struct Line {
+    name: String,
+    kind: String,
+    shape: Vec<i64>,
 }
 
 impl Inspect {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
-        let paths = match Parts::find(&self.path) {
-            Ok(parts) => vec![parts.transformer, parts.autoencoder, parts.clip, parts.t5],
-            Err(_) => vec![self.path.clone()],
-        };
-        let reports = paths.iter().map(|path| report(path)).collect::<Result<Vec<_>, _>>()?;
-        if self.json {
-            match &reports[..] {
-                [one] if *one.path == *self.path => print_json(one)?,
-                all => print_json(&all)?,
+        if let [first, second] = &self.compare[..] {
+            return compare::run(first, second, self.values, self.json);
+        }
+        let path = self.path.context("name a file or a folder")?;
+        let mut reports = Vec::new();
+        // Whoever has some parts of a model in a folder wants to know what else there has to be.
+        let parts = if path.is_dir() { Parts::look(&path)? } else { Vec::new() };
+        let is_a_model = parts.iter().any(|(_, found)| found.is_ok());
+        for (part, found) in parts.into_iter().filter(|_| is_a_model) {
+            match found {
+                Ok(_) if part.contains("tokenizer") => {}
+                Ok(path) => reports.extend(reports_of(&path, self.tensors)?),
+                Err(error) => reports.push(Report::missing(part, &error)),
             }
-        } else {
+        }
+        if !is_a_model {
+            reports = reports_of(&path, self.tensors)?;
+            let others = PARTS.iter().filter(|part| !reports.iter().any(|r| r.family.contains(*part)));
+            let others: Vec<_> = others.map(|part| part.to_string()).collect();
+            let of_flux = |r: &&mut Report| r.family.contains("FLUX") || PARTS.contains(&r.family);
+            reports.iter_mut().filter(of_flux).take(1).for_each(|r| r.missing.extend(others.clone()));
+        }
+        if !self.json {
             reports.iter().for_each(Report::print);
+        } else if let ([one], false) = (&reports[..], is_a_model) {
+            print_json(one)?;
+        } else {
+            print_json(&reports)?;
         }
         Ok(ExitCode::SUCCESS)
     }
 }
 
-fn report(path: &Path) -> Result<Report, tch_flux::Error> {
-    // Reading instead of mapping: a header is all that is looked at.
-    let checkpoint = Checkpoint::open(path, Access::Read)?;
-    let family = checkpoint.family();
-    let (name, layout) = match &family {
-        Family::Flux1 { layout, .. } => ("FLUX.1 transformer", Some(*layout)),
-        Family::Flux2 { layout } => ("FLUX.2 transformer", Some(*layout)),
-        Family::AutoEncoder { layout } => ("FLUX.1 autoencoder", Some(*layout)),
-        Family::AutoEncoder2 => ("FLUX.2 autoencoder", None),
-        Family::T5 => ("T5 encoder", None),
-        Family::Clip => ("CLIP text model", None),
-        Family::Lora => ("LoRA", None),
-        Family::AllInOne => ("ComfyUI all-in-one", Some(Layout::Comfy)),
-        _ => ("unknown", None),
-    };
-    let files = checkpoint.files().into_iter().map(Path::to_path_buf).collect();
-    let metadata = checkpoint.headers().iter().flat_map(|h| h.metadata.clone()).collect();
-    let (tensors, parameters) = (checkpoint.names().count(), checkpoint.parameters());
-    let (bytes, kinds) = (checkpoint.bytes(), checkpoint.dtypes());
-    let (mut variant, mut sizes) = (None, None);
-    let official = checkpoint.official();
-    let shape = |name: &str| official.shape(name);
-    match family {
-        Family::Flux1 { .. } => {
-            if let Ok(params) = Flux1Params::from_shapes(shape) {
-                variant = Some(params.variant().to_string());
-                sizes = json(params);
-            }
-        }
-        Family::AutoEncoder { .. } => sizes = AutoEncoderParams::from_shapes(shape).ok().and_then(json),
-        Family::T5 => sizes = T5Config::from_shapes(shape).ok().and_then(json),
-        Family::Clip => sizes = ClipConfig::from_shapes(shape).ok().and_then(json),
-        _ => {}
-    }
-    let layout = layout.map(|l| l.to_string());
-    let path = path.to_path_buf();
-    Ok(Report {
-        path,
-        family: name,
-        variant,
-        layout,
-        sizes,
-        tensors,
-        parameters,
-        bytes,
-        kinds,
-        metadata,
-        files,
-    })
-}
+/// What a pipeline is made of, by words of the families' names; and what no weight file holds.
+const PARTS: [&str; 6] =
+    ["transformer", "autoencoder", "CLIP text model", "T5 encoder", "CLIP tokenizer", "T5 tokenizer"];
 
-fn json(sizes: impl Serialize) -> Option<Value> {
-    serde_json::to_value(sizes).ok()
+/// A report for each model in a file.
+fn reports_of(path: &Path, list: bool) -> Result<Vec<Report>, Error> {
+    // Reading instead of mapping: a header is all that is looked at.
+    let open = || Checkpoint::open(path, Access::Read);
+    let contained = open()?.contained();
+    match &contained[..] {
+        [] | [_] => Ok(vec![Report::of(open()?, None, path, list)?]),
+        several => several.iter().map(|model| Report::of(open()?, Some(model), path, list)).collect(),
+    }
 }
 
 impl Report {
+    /// `model`: which of several in the file.
+    fn of(checkpoint: Checkpoint, model: Option<&Contained>, path: &Path, list: bool) -> Result<Self, Error> {
+        let family = model.map_or_else(|| checkpoint.family(), |model| model.family.clone());
+        let prefix = model.map_or("", |model| model.prefix);
+        let line = |name: &str| Line {
+            name: name.to_string(),
+            kind: checkpoint.stored_as(name).unwrap_or_default(),
+            shape: checkpoint.shape(name).unwrap_or_default(),
+        };
+        let list = list.then(|| checkpoint.names().filter(|n| n.starts_with(prefix)).map(line).collect());
+        let metadata = checkpoint.headers().iter().flat_map(|h| h.metadata.clone()).collect();
+        let files = checkpoint.files().into_iter().map(Path::to_path_buf).collect();
+        let mut report = Self {
+            path: path.to_path_buf(),
+            prefix,
+            family: family.name(),
+            layout: family.layout().map(|layout| layout.to_string()),
+            metadata,
+            files,
+            list,
+            ..Self::default()
+        };
+        if family == Family::Lora {
+            report.count(&checkpoint);
+            report.lora = Some(lora(&Lora::from_checkpoint(checkpoint)?));
+            return Ok(report);
+        }
+        let official = match model {
+            Some(Contained { prefix, family }) => checkpoint.part(prefix, family),
+            None => checkpoint.official(),
+        };
+        report.count(&official);
+        report.look_at(&family, &official);
+        Ok(report)
+    }
+
+    fn count(&mut self, checkpoint: &Checkpoint) {
+        self.tensors = checkpoint.names().count();
+        (self.parameters, self.bytes) = (checkpoint.parameters(), checkpoint.bytes());
+        self.kinds = checkpoint.types();
+    }
+
+    /// The sizes, or why there are none.
+    fn look_at(&mut self, family: &Family, official: &Checkpoint) {
+        let shape = |name: &str| official.shape(name);
+        let sizes = match family {
+            Family::Flux1 { .. } => Flux1Params::from_shapes(shape).and_then(|params| {
+                self.variant = Some(params.variant().to_string());
+                as_json(params)
+            }),
+            Family::Flux2 { .. } => {
+                self.variant = Some(flux2_variant(official).to_string());
+                return;
+            }
+            Family::AutoEncoder { .. } | Family::AutoEncoder2 { .. } => {
+                AutoEncoderParams::from_shapes(shape).and_then(as_json)
+            }
+            Family::T5 { .. } => T5Config::from_shapes(shape).and_then(as_json),
+            Family::Clip => ClipConfig::from_shapes(shape).and_then(as_json),
+            _ => return,
+        };
+        match sizes {
+            Ok(sizes) => self.sizes = Some(sizes),
+            Err(error) => self.missing.push(error.to_string()),
+        }
+    }
+
+    fn missing(part: &'static str, error: &Error) -> Self {
+        Self { family: "missing", missing: vec![format!("{part}: {error}")], ..Self::default() }
+    }
+
     fn print(&self) {
+        if self.family == "missing" {
+            self.missing.iter().for_each(|what| println!("missing: {what}"));
+            return;
+        }
         println!("{}", self.path.display());
         let variant = self.variant.as_ref().map(|v| format!(" {v}")).unwrap_or_default();
         let layout = self.layout.as_ref().map(|l| format!(", {l}")).unwrap_or_default();
         println!("  {}{variant}{layout}", self.family);
+        if !self.prefix.is_empty() {
+            println!("  names behind {}", self.prefix);
+        }
         println!("  {} parameters in {} tensors, {}", self.parameters, self.tensors, human_bytes(self.bytes));
         for (kind, bytes) in &self.kinds {
-            println!("  {kind}: {}", human_bytes(*bytes));
+            println!("  {kind}: {} ({:.1} %)", human_bytes(*bytes), share(*bytes, self.bytes));
         }
-        if let Some(Value::Object(sizes)) = &self.sizes {
-            sizes.iter().for_each(|(name, value)| println!("  {name} {value}"));
+        for object in [&self.sizes, &self.lora].into_iter().flatten().filter_map(Value::as_object) {
+            object.iter().for_each(|(name, value)| println!("  {name} {value}"));
         }
         self.metadata.iter().for_each(|(key, text)| println!("  metadata {key}: {text}"));
         if self.files.len() > 1 {
             println!("  {} files", self.files.len());
         }
+        if !self.missing.is_empty() {
+            println!("  for a whole pipeline it lacks: {}", self.missing.join("; "));
+        }
+        for Line { name, kind, shape } in self.list.iter().flatten() {
+            println!("  {name} {kind} {shape:?}");
+        }
     }
+}
+
+/// Hundredths.
+fn share(bytes: u64, of: u64) -> f64 {
+    100.0 * bytes as f64 / of.max(1) as f64
+}
+
+fn as_json(sizes: impl Serialize) -> Result<Value, Error> {
+    serde_json::to_value(sizes).map_err(|error| Error::Config(error.to_string()))
+}
+
+/// Which FLUX.2, by its width.
+fn flux2_variant(official: &Checkpoint) -> &'static str {
+    match official.shape("img_in.weight").and_then(|s| s.first().copied()) {
+        Some(6144) => "dev",
+        Some(4096) => "klein 9B",
+        Some(3072) => "klein 4B",
+        _ => "of an unknown size",
+    }
+}
+
+/// What a LoRA changes, and how.
+fn lora(lora: &Lora) -> Value {
+    use tch_flux::checkpoint::lora::Model;
+    let counts = [("transformer", Model::Transformer), ("clip", Model::Clip), ("t5", Model::T5)];
+    let modules: BTreeMap<_, _> = counts.map(|(name, model)| (name, lora.modules(model))).into();
+    let mut ranks: BTreeMap<i64, usize> = BTreeMap::new();
+    let mut alphas: BTreeMap<String, usize> = BTreeMap::new();
+    let mut forms: BTreeMap<String, usize> = BTreeMap::new();
+    for patch in lora.patches() {
+        patch.rank.into_iter().for_each(|rank| *ranks.entry(rank).or_default() += 1);
+        patch.alpha.into_iter().for_each(|alpha| *alphas.entry(alpha.to_string()).or_default() += 1);
+        *forms.entry(patch.form.to_string()).or_default() += 1;
+    }
+    let targets: Vec<&str> = lora.targets.keys().map(|(_, module)| module.as_str()).collect();
+    json!({
+        "maker": lora.maker.map(|maker| maker.to_string()), "summary": lora.to_string(), "modules": modules,
+        "ranks": ranks, "alphas": alphas, "forms": forms, "unknown": lora.unknown, "targets": targets,
+    })
 }

@@ -61,12 +61,16 @@ pub fn run() -> ExitCode {
 /// Where the parts of a model lie.
 #[derive(Args)]
 struct ModelArgs {
-    /// A folder as the official repositories have it; without it the small model is drawn with.
-    #[arg(long, value_name = "DIR")]
+    /// A folder as the official repositories have it, or ComfyUI's file with all weights; without it the small model is
+    /// drawn with.
+    #[arg(long, value_name = "PATH")]
     model: Option<PathBuf>,
     /// The transformer's weights, instead of the folder's.
     #[arg(long, value_name = "PATH")]
     transformer: Option<PathBuf>,
+    /// A transformer to take from what the first lacks outside of the blocks, as many finetunes do.
+    #[arg(long, value_name = "PATH")]
+    base: Option<PathBuf>,
     /// The autoencoder's weights, instead of the folder's.
     #[arg(long, visible_alias = "vae", value_name = "PATH")]
     autoencoder: Option<PathBuf>,
@@ -103,7 +107,8 @@ impl ModelArgs {
             Some(t5_tokenizer),
         ] = own.map(Clone::clone)
         {
-            return Ok(Parts { transformer, autoencoder, clip, t5, clip_tokenizer, t5_tokenizer });
+            let base = self.base.clone();
+            return Ok(Parts { transformer, base, autoencoder, clip, t5, clip_tokenizer, t5_tokenizer });
         }
         let found = match &self.model {
             Some(folder) => Parts::find(folder)?,
@@ -112,6 +117,7 @@ impl ModelArgs {
         let pick = |own: &Option<PathBuf>, found: PathBuf| own.clone().unwrap_or(found);
         Ok(Parts {
             transformer: pick(&self.transformer, found.transformer),
+            base: self.base.clone(),
             autoencoder: pick(&self.autoencoder, found.autoencoder),
             clip: pick(&self.clip, found.clip),
             t5: pick(&self.t5, found.t5),

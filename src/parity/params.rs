@@ -109,6 +109,14 @@ fn one() -> f64 {
 }
 
 #[derive(Deserialize)]
+pub(super) struct WrapperParams {
+    #[serde(flatten)]
+    pub(super) flux: Flux1Params,
+    #[serde(default = "one")]
+    pub(super) lora_scale: f64,
+}
+
+#[derive(Deserialize)]
 pub(super) struct ConvParams {
     pub(super) in_channels: i64,
     pub(super) out_channels: Option<i64>,

@@ -9,7 +9,7 @@ use tch::{Kind, Tensor};
 
 use crate::error::{Error, Result};
 use crate::math::{merge_heads, scaled_dot_product_attention, split_heads};
-use crate::nn::{Embedding, LayerNorm, Linear, Parameters, check_sizes};
+use crate::nn::{Embedding, LayerNorm, Linear, Linears, Parameters, check_sizes};
 
 /// The sizes of a CLIP text model, in the names of its `config.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -254,6 +254,11 @@ impl ClipText {
             })?;
         let config = config.clone();
         Ok(Self { token_embedding, position_embedding, layers, final_layer_norm, config, parameters })
+    }
+
+    /// The linear layers, where quantised weights are kept and LoRAs are put on.
+    pub fn linears(&self) -> &Linears {
+        self.parameters.linears()
     }
 
     /// The sizes that it was built with.

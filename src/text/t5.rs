@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
 use crate::math::{merge_heads, scaled_dot_product_attention, split_heads};
-use crate::nn::{Embedding, Linear, Parameters, check_sizes, declare};
+use crate::nn::{Embedding, Linear, Linears, Parameters, check_sizes, declare};
 
 /// The sizes of a T5 encoder, in the names of its `config.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -272,6 +272,11 @@ impl T5Encoder {
             })?;
         let config = config.clone();
         Ok(Self { shared, relative_attention_bias, block, final_layer_norm, config, parameters })
+    }
+
+    /// The linear layers, where quantised weights are kept and LoRAs are put on.
+    pub fn linears(&self) -> &Linears {
+        self.parameters.linears()
     }
 
     /// Tokens `[B, L]` (int64) to the last hidden states `[B, L, d_model]`.

@@ -1,7 +1,10 @@
-//! What the tests share: safetensors files written by hand, so that they may also be wrong.
+//! What the tests share: weight files written by hand, so that they may also be wrong, and what is said of them then.
 
 // Every test binary compiles this module and takes a part of it.
 #![allow(dead_code)]
+
+pub mod gguf;
+pub mod targets;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -10,7 +13,12 @@ use std::path::{Path, PathBuf};
 
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
+use tch_flux::checkpoint::{Access, Checkpoint};
 use tch_flux::flux1::Flux1Params;
+use tch_flux::{Error, FileProblem};
+
+/// Both ways of access.
+pub const BOTH: [Access; 2] = [Access::Map, Access::Read];
 
 /// A tensor of a layout: its name, its type and its shape.
 pub type Line = (String, String, Vec<i64>);
@@ -122,6 +130,32 @@ pub fn temp(name: &str) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(name);
     (folder, path)
+}
+
+/// Opens these bytes in both ways of access, which must be refused alike, under the file's name.
+pub fn refused(bytes: impl AsRef<[u8]>) -> FileProblem {
+    let (_folder, path) = temp("w.safetensors");
+    std::fs::write(&path, bytes).unwrap();
+    refused_at(&path)
+}
+
+/// As [`refused`], for a file that is there.
+pub fn refused_at(path: &Path) -> FileProblem {
+    let [one, other] = BOTH.map(|access| problem(Checkpoint::open(path, access), path));
+    assert_eq!(one, other);
+    one
+}
+
+/// What is wrong with the file `at`.
+pub fn problem<T>(result: tch_flux::Result<T>, at: &Path) -> FileProblem {
+    match result.err().expect("must be refused") {
+        Error::File { path, problem } => {
+            assert_eq!(path, at);
+            targets::check_message(&problem);
+            problem
+        }
+        other => panic!("{other:?}"),
+    }
 }
 
 /// A FLUX.1 that is small enough to be computed in a moment.

@@ -187,8 +187,8 @@ impl Reader<'_> {
     }
 
     fn encoding(&self, key: &str) -> Option<Encoding> {
-        let (file, entry) = self.checkpoint.tensors.get(key)?.parts.first()?;
-        Some(self.checkpoint.files.get(*file)?.header.entries.get(entry)?.encoding)
+        let part = self.checkpoint.tensors.get(key)?.parts.first()?;
+        Some(self.checkpoint.entry(part).encoding)
     }
 
     fn shape(&self, key: &str) -> Vec<i64> {

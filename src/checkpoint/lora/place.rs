@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use tch::Tensor;
+use tch::nn::VarStore;
 
 use super::{Form, Holder, Lora, Model, Part, Patch, Slot, Target};
 use crate::error::{Error, Result, Unplaced};
-use crate::lora::{Change, Factor, Term, Update, delta, grown_columns};
+use crate::lora::{Change, Factor, Term, Update, delta, grown_columns, merged};
+use crate::nn::Linears;
 
 /// The one layer whose inputs may be more than a LoRA knows of: those of a control picture or a mask come last.
 pub(super) const IMG_IN: &str = "img_in";
@@ -33,6 +35,33 @@ pub struct Terms {
     /// Those of other parameters, to be [`merged`](crate::lora::merged), by the parameter's official name:
     /// `double_blocks.0.img_attn.norm.query_norm.scale`.
     pub parameters: BTreeMap<String, Vec<Term>>,
+}
+
+impl Terms {
+    /// Adds the terms of another LoRA.
+    pub fn extend(&mut self, other: Self) {
+        let both = [(&mut self.linears, other.linears), (&mut self.parameters, other.parameters)];
+        for (mine, theirs) in both {
+            theirs.into_iter().for_each(|(name, terms)| mine.entry(name).or_default().extend(terms));
+        }
+    }
+
+    /// Puts these terms on a model in place of all that were on it before; without terms, it is as it was loaded. The
+    /// weights of linear layers are never touched, however they are stored, and other parameters get their own values
+    /// back, so nothing of a LoRA stays behind in any bit.
+    ///
+    /// # Errors
+    /// [`Error::Tch`], and then no terms are on the model.
+    pub fn put_on(&self, vs: &VarStore, linears: &Linears) -> Result<()> {
+        let variables = vs.variables();
+        let values = || {
+            let terms = self.parameters.iter();
+            let variable = terms.filter_map(|(name, terms)| Some((variables.get(name)?, terms)));
+            variable.map(|(v, terms)| Ok((v.shallow_clone(), merged(v, terms)?))).collect()
+        };
+        let weights = self.linears.iter().map(|(module, terms)| (format!("{module}.weight"), terms));
+        linears.change(&weights.collect(), &values)
+    }
 }
 
 impl Lora {

@@ -1,0 +1,170 @@
+//! The one layer that knows how its weight is stored, and what is added to it as it runs.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tch::Tensor;
+use tch::nn::{Module, Path};
+
+use super::{collect, declare};
+use crate::error::Result;
+use crate::lora::{Beside, Term};
+use crate::math::linear;
+use crate::quant::Quantized;
+
+/// What a linear layer has beside the tensors of the variable store.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    /// The weight as it is stored, in place of the variable's values.
+    stored: Option<Quantized>,
+    /// What LoRAs add as the layer runs.
+    beside: Option<Beside>,
+}
+
+/// Shared by the layer and by the model's [`Linears`].
+pub(super) type Slot = Arc<Mutex<Held>>;
+
+fn held(slot: &Slot) -> MutexGuard<'_, Held> {
+    // Each change is one assignment, so what a panic left behind is whole.
+    slot.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// `torch.nn.Linear`: `[…, in]` to `[…, out]`. The only layer that knows how its weight is stored.
+#[derive(Debug)]
+pub struct Linear {
+    /// `[out, in]`; still a placeholder where the weight is kept quantised.
+    pub weight: Tensor,
+    /// `[out]`.
+    pub bias: Option<Tensor>,
+    slot: Slot,
+}
+
+impl Linear {
+    /// Declares `weight` and, where asked, `bias`.
+    pub fn new(vs: Path, in_features: i64, out_features: i64, bias: bool) -> Self {
+        let slot = Slot::default();
+        let weight = declare(&vs, "weight", &[out_features, in_features]);
+        collect(|mine| mine.linears.push((vs.path("weight"), slot.clone(), weight.shallow_clone())));
+        Self { weight, bias: bias.then(|| declare(&vs, "bias", &[out_features])), slot }
+    }
+}
+
+impl Module for Linear {
+    /// A quantised weight becomes numbers of the variable's kind for as long as the product takes. LoRAs run beside it.
+    fn forward(&self, xs: &Tensor) -> Tensor {
+        let held = held(&self.slot);
+        let weight = must(held.weight(&self.weight));
+        let out = linear(xs, &weight, self.bias.as_ref());
+        match &held.beside {
+            Some(beside) => beside.forward(xs, out, &|xs| linear(xs, &weight, None)),
+            None => out,
+        }
+    }
+}
+
+impl Held {
+    /// The numbers of the weight, whose variable this is.
+    fn weight(&self, variable: &Tensor) -> Result<Tensor> {
+        match &self.stored {
+            Some(stored) => stored.dequantize(variable.kind(), variable.device()),
+            None => Ok(variable.shallow_clone()),
+        }
+    }
+}
+
+/// As tch's operators do where they cannot go on: a layer has no way to return an error.
+fn must<T>(result: Result<T>) -> T {
+    result.unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The linear layers of a model by the names of their weights: where quantised weights are kept, and where LoRAs are
+/// put on and taken off.
+#[derive(Debug, Default)]
+pub struct Linears {
+    layers: BTreeMap<String, (Slot, Tensor)>,
+    /// Other parameters that a LoRA has changed, each with the values that it had.
+    changed: Mutex<Vec<(Tensor, Tensor)>>,
+}
+
+impl Linears {
+    pub(super) fn new(layers: Vec<(String, Slot, Tensor)>) -> Self {
+        let layers = layers.into_iter().map(|(name, slot, weight)| (name, (slot, weight))).collect();
+        Self { layers, changed: Mutex::default() }
+    }
+
+    /// The names of the weights.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.layers.keys().map(String::as_str)
+    }
+
+    /// Whether a weight is kept quantised.
+    pub fn is_stored(&self, name: &str) -> bool {
+        self.layers.get(name).is_some_and(|(slot, _)| held(slot).stored.is_some())
+    }
+
+    /// Whether a name is that of a linear layer's weight.
+    pub(crate) fn contains(&self, name: &str) -> bool {
+        self.layers.contains_key(name)
+    }
+
+    /// Keeps a weight quantised, or lets the variable's values count again.
+    pub(crate) fn store(&self, name: &str, stored: Option<Quantized>) {
+        if let Some((slot, _)) = self.layers.get(name) {
+            held(slot).stored = stored;
+        }
+    }
+
+    /// Puts these changes in place of all that were made before: terms to run beside the linear layers, by the names of
+    /// their weights, and new values for other parameters. Parameters that are not changed now have again what they had
+    /// before the first change, bit for bit.
+    ///
+    /// # Errors
+    /// [`Error::Tch`](crate::Error::Tch), and then nothing is changed any more.
+    pub(crate) fn change(
+        &self,
+        terms: &BTreeMap<String, &Vec<Term>>,
+        values: &dyn Fn() -> Result<Vec<(Tensor, Tensor)>>,
+    ) -> Result<()> {
+        self.restore()?;
+        let changed = self.put(terms, values);
+        if changed.is_err() {
+            self.restore()?;
+        }
+        changed
+    }
+
+    fn put(
+        &self,
+        terms: &BTreeMap<String, &Vec<Term>>,
+        values: &dyn Fn() -> Result<Vec<(Tensor, Tensor)>>,
+    ) -> Result<()> {
+        for (name, terms) in terms {
+            let Some((slot, variable)) = self.layers.get(name) else { continue };
+            let mut held = held(slot);
+            let weight = || held.weight(variable);
+            let beside = Beside::new(terms, &weight, variable.device(), variable.kind())?;
+            held.beside = Some(beside);
+        }
+        let mut changed = self.changed.lock().unwrap_or_else(PoisonError::into_inner);
+        for (mut variable, value) in values()? {
+            // Another tensor over the same values, which the variable then no longer looks at.
+            let before = variable.f_detach()?;
+            variable.f_set_data(&value)?;
+            changed.push((variable, before));
+        }
+        Ok(())
+    }
+
+    /// Takes all changes off.
+    fn restore(&self) -> Result<()> {
+        for (slot, _) in self.layers.values() {
+            held(slot).beside = None;
+        }
+        let mut changed = self.changed.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some((variable, before)) = changed.last_mut() {
+            variable.f_set_data(before)?;
+            changed.pop();
+        }
+        Ok(())
+    }
+}

@@ -11,7 +11,7 @@ use tch::{Device, Kind, Tensor};
 
 use parts::Resident;
 
-pub use parts::Parts;
+pub use parts::{OwnParts, Parts};
 
 use crate::autoencoder::AutoEncoder;
 use crate::checkpoint::Access;

@@ -81,18 +81,9 @@ impl Checkpoint {
     }
 
     fn open_index(path: &Path, access: Access) -> Result<Self> {
-        #[derive(Deserialize)]
-        struct Index {
-            #[serde(deserialize_with = "safetensors::unique")]
-            weight_map: BTreeMap<String, String>,
-        }
         let problem = |reason: String| Error::file(path)(FileProblem::Index { reason });
-        let text = file::read_index(path)?;
-        let index: Index = serde_json::from_str(&text).map_err(|e| problem(printable(&e)))?;
-        let shards: BTreeSet<&String> = index.weight_map.values().collect();
-        if let Some(bad) = shards.iter().find(|s| !is_plain_name(s)) {
-            return Err(problem(format!("\"{}\" is no plain name of a file beside it", shorten(bad))));
-        }
+        let index = Index::read(path)?;
+        let shards = index.shards();
         let folder = path.parent().unwrap_or(Path::new(""));
         let files: Vec<_> =
             shards.iter().map(|s| WeightFile::open(&folder.join(s), access)).collect::<Result<_>>()?;
@@ -360,17 +351,27 @@ fn cannot_become(encoding: Encoding, asked: Option<Kind>, kind: Kind) -> Option<
 fn find_in_folder(folder: &Path) -> Result<PathBuf> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
-        names.push(entry.map_err(Error::io(folder))?.path());
+        names.push(entry.map_err(Error::io(folder))?.file_name().to_string_lossy().into_owned());
     }
     names.sort();
-    let ending = |end: &str| names.iter().filter(|p| p.to_string_lossy().ends_with(end)).collect::<Vec<_>>();
-    for found in [ending(".safetensors.index.json"), ending(".safetensors")] {
-        match found[..] {
-            [] => {}
-            [one] => return Ok(one.clone()),
+    Ok(folder.join(weights_among(folder, &names)?))
+}
+
+/// The names that transformers and diffusers give weights; their variants have another word in between.
+const USUAL_NAMES: [&str; 2] = ["model", "diffusion_pytorch_model"];
+
+/// Which of the names in a folder are its weights: an index of shards, else a file. Of several it is the one with a
+/// usual name.
+pub(crate) fn weights_among<'a>(folder: &Path, names: &'a [String]) -> Result<&'a str> {
+    for end in [".safetensors.index.json", ".safetensors"] {
+        let found: Vec<_> =
+            names.iter().filter_map(|name| Some((name.as_str(), name.strip_suffix(end)?))).collect();
+        let usual: Vec<_> = found.iter().filter(|(_, stem)| USUAL_NAMES.contains(stem)).collect();
+        match (&found[..], &usual[..]) {
+            ([], _) => {}
+            ([(one, _)], _) | (_, [(one, _)]) => return Ok(one),
             _ => {
-                let names: Vec<_> =
-                    found.iter().filter_map(|p| p.file_name()).map(|n| n.to_string_lossy()).collect();
+                let names: Vec<_> = found.iter().map(|(name, _)| *name).collect();
                 let reason = format!("several files could be meant: {}; name one", names.join(", "));
                 return Err(Error::file(folder)(FileProblem::Index { reason }));
             }
@@ -381,6 +382,30 @@ fn find_in_folder(folder: &Path) -> Result<PathBuf> {
         part: "weights",
         expected: "*.safetensors or *.safetensors.index.json".into(),
     })
+}
+
+/// Which shard each tensor is in, as an index says.
+#[derive(Deserialize)]
+pub(crate) struct Index {
+    #[serde(deserialize_with = "safetensors::unique")]
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Index {
+    /// Reads an index; each of its shards is a file beside it.
+    pub(crate) fn read(path: &Path) -> Result<Self> {
+        let problem = |reason: String| Error::file(path)(FileProblem::Index { reason });
+        let text = file::read_index(path)?;
+        let index: Self = serde_json::from_str(&text).map_err(|e| problem(printable(&e)))?;
+        if let Some(bad) = index.shards().into_iter().find(|shard| !is_plain_name(shard)) {
+            return Err(problem(format!("\"{}\" is no plain name of a file beside it", shorten(bad))));
+        }
+        Ok(index)
+    }
+
+    pub(crate) fn shards(&self) -> BTreeSet<&String> {
+        self.weight_map.values().collect()
+    }
 }
 
 /// A name that cannot lead out of a folder.

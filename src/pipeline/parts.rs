@@ -37,36 +37,21 @@ impl Parts {
     /// # Errors
     /// [`Error::MissingPart`] with what was looked for; [`Error::File`] where several transformers could be meant.
     pub fn find(folder: impl AsRef<Path>) -> Result<Self> {
+        Self::find_rest(OwnParts::default(), folder)
+    }
+
+    /// The parts that are named, and the others of a folder, which need not hold those that are named.
+    ///
+    /// # Errors
+    /// Those of [`Parts::find`].
+    pub fn find_rest(own: OwnParts, folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
-        let part = |part: &'static str, names: &[&str]| {
-            let found = names.iter().map(|name| folder.join(name)).find(|path| path.exists());
-            let expected = names.join(" or ");
-            found.ok_or(Error::MissingPart { path: folder.to_path_buf(), part, expected })
-        };
-        let mut transformers = Vec::new();
+        let mut names = Vec::new();
         for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
-            let name = entry.map_err(Error::io(folder))?.file_name().to_string_lossy().into_owned();
-            if name.starts_with("flux1-") && name.ends_with(".safetensors") {
-                transformers.push(name);
-            }
+            names.push(entry.map_err(Error::io(folder))?.file_name().to_string_lossy().into_owned());
         }
-        transformers.sort();
-        let transformer = match &transformers[..] {
-            [] => part("transformer", &["flux1-*.safetensors", "transformer"])?,
-            [one] => folder.join(one),
-            several => {
-                let reason = format!("several transformers could be meant: {}; name one", several.join(", "));
-                return Err(Error::file(folder)(FileProblem::Index { reason }));
-            }
-        };
-        Ok(Self {
-            transformer,
-            autoencoder: part("autoencoder", &["ae.safetensors", "vae"])?,
-            clip: part("CLIP text model", &["text_encoder"])?,
-            t5: part("T5 encoder", &["text_encoder_2"])?,
-            clip_tokenizer: part("CLIP tokenizer", &["tokenizer"])?,
-            t5_tokenizer: part("T5 tokenizer", &["tokenizer_2"])?,
-        })
+        names.sort();
+        own.rest(|part| Ok(folder.join(part.choose(folder, &names)?)))
     }
 
     /// The transformer's file under the official names.
@@ -105,6 +90,87 @@ impl Parts {
             None => T5Config::from_shapes(|name| checkpoint.shape(name))?,
         };
         Resident::fill(settings, kind, checkpoint, |vs| T5Encoder::new(vs.root(), &config))
+    }
+}
+
+/// Parts that are named one by one. What is `None` comes from a folder or from the hub.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OwnParts {
+    /// As [`Parts::transformer`].
+    pub transformer: Option<PathBuf>,
+    /// As [`Parts::autoencoder`].
+    pub autoencoder: Option<PathBuf>,
+    /// As [`Parts::clip`].
+    pub clip: Option<PathBuf>,
+    /// As [`Parts::t5`].
+    pub t5: Option<PathBuf>,
+    /// As [`Parts::clip_tokenizer`].
+    pub clip_tokenizer: Option<PathBuf>,
+    /// As [`Parts::t5_tokenizer`].
+    pub t5_tokenizer: Option<PathBuf>,
+}
+
+impl OwnParts {
+    /// The parts, where all of them are named.
+    pub fn whole(&self) -> Option<Parts> {
+        self.clone().rest(|_| Err(())).ok()
+    }
+
+    /// The parts that are named, and those that `find` finds.
+    pub(crate) fn rest<E>(
+        self,
+        mut find: impl FnMut(Part) -> std::result::Result<PathBuf, E>,
+    ) -> std::result::Result<Parts, E> {
+        let mut pick = |own: Option<PathBuf>, part| own.map_or_else(|| find(part), Ok);
+        Ok(Parts {
+            transformer: pick(self.transformer, Part::Transformer)?,
+            autoencoder: pick(self.autoencoder, Part::Autoencoder)?,
+            clip: pick(self.clip, Part::Clip)?,
+            t5: pick(self.t5, Part::T5)?,
+            clip_tokenizer: pick(self.clip_tokenizer, Part::ClipTokenizer)?,
+            t5_tokenizer: pick(self.t5_tokenizer, Part::T5Tokenizer)?,
+        })
+    }
+}
+
+/// One of the parts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    Transformer,
+    Autoencoder,
+    Clip,
+    T5,
+    ClipTokenizer,
+    T5Tokenizer,
+}
+
+impl Part {
+    /// Which of the names in a folder is this part: the rule for folders and for repositories.
+    pub(crate) fn choose<'a>(self, folder: &Path, names: &'a [String]) -> Result<&'a str> {
+        let (part, expected): (_, &[&str]) = match self {
+            Self::Transformer => ("transformer", &["flux1-*.safetensors", "transformer"]),
+            Self::Autoencoder => ("autoencoder", &["ae.safetensors", "vae"]),
+            Self::Clip => ("CLIP text model", &["text_encoder"]),
+            Self::T5 => ("T5 encoder", &["text_encoder_2"]),
+            Self::ClipTokenizer => ("CLIP tokenizer", &["tokenizer"]),
+            Self::T5Tokenizer => ("T5 tokenizer", &["tokenizer_2"]),
+        };
+        for pattern in expected {
+            let fits = |name: &&String| match pattern.split_once('*') {
+                Some((start, end)) => name.starts_with(start) && name.ends_with(end),
+                None => name == pattern,
+            };
+            match names.iter().filter(fits).collect::<Vec<_>>()[..] {
+                [] => {}
+                [one] => return Ok(one),
+                ref several => {
+                    let several: Vec<_> = several.iter().map(|name| name.as_str()).collect();
+                    let reason = format!("several {part}s could be meant: {}; name one", several.join(", "));
+                    return Err(Error::file(folder)(FileProblem::Index { reason }));
+                }
+            }
+        }
+        Err(Error::MissingPart { path: folder.to_path_buf(), part, expected: expected.join(" or ") })
     }
 }
 

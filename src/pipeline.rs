@@ -11,6 +11,8 @@ use tch::{Device, Kind, Tensor};
 
 use parts::Resident;
 
+#[cfg(feature = "hub")]
+pub(crate) use parts::Part;
 pub use parts::{OwnParts, Parts};
 
 use crate::autoencoder::AutoEncoder;

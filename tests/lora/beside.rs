@@ -136,10 +136,14 @@ fn low_rank_terms_have_the_bits_of_the_official_layer() {
         let terms = [Term { update: update(change, 0.5, None), rows: None, strength: 1.7 }];
         let x = wave(&[3, 64, 40], 5.0).to_kind(kind).transpose(1, 2);
         let expected = official.forward(&x);
-        let base = tch_flux::nn::Linear { weight: of("weight"), bias: Some(of("bias")) };
+        let base = VarStore::new(Device::Cpu);
+        let linear = tch_flux::nn::Linear::new(base.root(), 64, 96, true);
+        for (name, mut variable) in base.variables() {
+            variable.set_data(&of(&name));
+        }
         let dense = || Ok(of("weight"));
         let beside = Beside::new(&terms, &dense, Device::Cpu, kind).unwrap();
-        let found = beside.forward(&x, base.forward(&x), &|x| x.linear::<&Tensor>(&of("weight"), None));
+        let found = beside.forward(&x, linear.forward(&x), &|x| x.linear::<&Tensor>(&of("weight"), None));
         assert!(found == expected, "{kind:?}");
     }
 }

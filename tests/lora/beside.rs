@@ -89,6 +89,19 @@ fn terms_are_added_to_the_base_in_any_order() {
 }
 
 #[test]
+fn dora_leaves_a_row_of_zeros() {
+    let weight = wave(&[2, 8], 1.0);
+    weight.get(0).zero_();
+    let change = Change::Full(weight.zeros_like());
+    let magnitude = Some(Tensor::from_slice(&[1f32, 2.0]));
+    let terms = [Term { update: update(change, 1.0, magnitude), rows: None, strength: 1.0 }];
+    let merged = merged(&weight, &terms).unwrap();
+    assert!(merged.get(0) == weight.get(0));
+    let x = wave(&[3, 8], 2.0);
+    assert_close(&run(&terms, &weight, None, &x), &x.linear::<&Tensor>(&merged, None));
+}
+
+#[test]
 fn neither_way_touches_the_base() {
     let weight = wave(&[12, 8], 1.0).to_kind(Kind::BFloat16);
     let before = weight.copy();

@@ -14,6 +14,7 @@ bitsandbytes' own tensors beside them, as ComfyUI's files have them.
 package's own dequantisation.
 """
 
+import itertools
 import json
 import shutil
 import sys
@@ -38,9 +39,13 @@ FLUX1 = {
     3072: 32, 6144: 64, 9216: 96, 12288: 128, 15360: 160, 18432: 192, 21504: 224,
     4096: 256, 768: 256, 256: 256, 128: 32, 64: 32, 384: 192,
 }  # fmt: skip
-# Rows of 256 numbers take the larger blocks, and others the smaller; a model mixes them as its maker likes.
-LARGE = [Type.Q4_K, Type.Q6_K, Type.Q2_K, Type.Q3_K, Type.Q5_K, Type.IQ4_XS]
-SMALL = [Type.Q8_0, Type.Q4_0, Type.Q5_1, Type.Q4_1, Type.Q5_0, Type.IQ4_NL, Type.F16, Type.BF16]
+# Rows of 256 numbers take the larger blocks, and others the smaller; a model mixes them as its maker likes. Vectors are
+# F32 as a rule, and BF16 in some files.
+KINDS = {
+    "large": [Type.Q4_K, Type.Q6_K, Type.Q2_K, Type.Q3_K, Type.Q5_K, Type.IQ4_XS],
+    "small": [Type.Q8_0, Type.Q4_0, Type.Q5_1, Type.Q4_1, Type.Q5_0, Type.IQ4_NL, Type.F16, Type.BF16],
+    "vector": [Type.F32, Type.BF16],
+}
 # Where the f16 scales lie in the blocks that the package cannot write: theirs are random bytes but for these.
 SCALES = {
     Type.Q4_K: [0, 2], Type.Q5_K: [0, 2], Type.Q2_K: [80, 82], Type.Q3_K: [108], Type.Q6_K: [208],
@@ -72,14 +77,14 @@ def stored(kind: Type, shape: list[int]) -> np.ndarray:
 
 class Gguf:
     def __init__(self, name: str, arch: str = "flux"):
-        self.name, self.count = name, 0
+        self.name = name
+        self.kinds = {key: itertools.cycle(kinds) for key, kinds in KINDS.items()}
         self.writer = gguf.GGUFWriter(OUT / name, arch)
 
     def add(self, name: str, shape: list[int], kind: Type | None = None) -> None:
         if kind is None:
-            # Vectors are F32 as a rule, and BF16 in some files.
-            kinds = [Type.F32, Type.BF16] if len(shape) < 2 else LARGE if shape[-1] % 256 == 0 else SMALL
-            kind, self.count = kinds[self.count % len(kinds)], self.count + 1
+            key = "vector" if len(shape) < 2 else "large" if shape[-1] % 256 == 0 else "small"
+            kind = next(self.kinds[key])
         data = stored(kind, shape)
         self.writer.add_tensor(name, data, raw_dtype=kind)
         expected.setdefault(self.name, {})[name] = fnv(gguf.dequantize(data, kind))
@@ -149,6 +154,8 @@ def four_bits(path: Path) -> dict[str, str]:
             parts = {k[len(weight) + 1 :]: v for k, v in tensors.items() if k.startswith(f"{weight}.")}
             state = bnb.QuantState.from_dict(parts, device="cpu")
             state.dtype = torch.float32
+            # On the CPU, bitsandbytes 0.50 goes astray where a row is shorter than a block.
+            state.shape = torch.Size([tensors[weight].numel() * 2 // state.blocksize, state.blocksize])
             hashes[weight] = fnv(bnb.dequantize_4bit(tensors[weight], state).numpy())
         elif name.endswith(".SCB"):
             weight = f"{name[:-4]}.weight"

@@ -163,9 +163,12 @@ impl Tying<'_> {
             let Some(scb) = self.take(&scb) else { continue };
             self.tie_to(&weight, Stored::Int8 { scb, row: row as usize });
         }
-        let lost = self.tensors.keys().find(|n| self.encoding(n) == Some(Encoding::Plain(Dtype::I8)));
-        match lost {
-            Some(name) => {
+        let unscaled = self.tensors.iter().find(|(name, source)| {
+            let plain = source.parts.iter().all(|part| part.stored == Stored::Plain);
+            plain && self.encoding(name) == Some(Encoding::Plain(Dtype::I8))
+        });
+        match unscaled {
+            Some((name, _)) => {
                 Err(self.problem(name, "holds 8-bit integers, but there is no .SCB to scale them by"))
             }
             None => Ok(()),

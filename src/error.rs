@@ -420,6 +420,10 @@ pub enum HubProblem {
     },
 }
 
+/// What a finetune may lack, since it was not trained: everything outside of the blocks.
+pub(crate) const OUTSIDE_THE_BLOCKS: [&str; 6] =
+    ["img_in.", "time_in.", "vector_in.", "guidance_in.", "txt_in.", "final_layer."];
+
 /// How the tensors that a model declares differ from those that a checkpoint holds.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Mismatch {
@@ -438,6 +442,14 @@ pub struct Mismatch {
 }
 
 impl Mismatch {
+    /// Whether all that is wrong is that tensors outside of the blocks are missing, as in many finetunes.
+    pub fn needs_base(&self) -> bool {
+        let Self { missing, unexpected, misshapen, of_another_kind, .. } = self;
+        let else_right = unexpected.is_empty() && misshapen.is_empty() && of_another_kind.is_empty();
+        let outside = |name: &String| OUTSIDE_THE_BLOCKS.iter().any(|prefix| name.starts_with(prefix));
+        else_right && !missing.is_empty() && missing.iter().all(outside)
+    }
+
     /// Whether nothing differs.
     pub fn is_empty(&self) -> bool {
         let Self { missing, unexpected, misshapen, of_another_kind, .. } = self;
@@ -513,6 +525,10 @@ impl fmt::Display for Mismatch {
         list(f, "misshapen", shapes.collect())?;
         let kinds = self.of_another_kind.iter().map(|(n, why)| format!("{n} {why}"));
         list(f, "of another kind", kinds.collect())?;
-        write!(f, "\n  the file: {}", self.looks_like)
+        write!(f, "\n  the file: {}", self.looks_like)?;
+        if self.needs_base() {
+            write!(f, "\n  a finetune without these needs a base (--base) to take them from")?;
+        }
+        Ok(())
     }
 }

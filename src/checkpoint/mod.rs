@@ -30,7 +30,7 @@ pub use names::{
 };
 pub use safetensors::{Entry, Header};
 
-use crate::error::{Error, FileProblem, Result};
+use crate::error::{Error, FileProblem, OUTSIDE_THE_BLOCKS, Result};
 use detect::Names;
 use file::WeightFile;
 use source::{Part, Source, Stored};
@@ -43,9 +43,6 @@ pub struct Checkpoint {
     tensors: BTreeMap<String, Source>,
 }
 
-/// What a finetune may lack, since it was not trained: everything outside of the blocks.
-const OUTSIDE_THE_BLOCKS: [&str; 6] =
-    ["img_in.", "time_in.", "vector_in.", "guidance_in.", "txt_in.", "final_layer."];
 /// What writers keep beside the weights of CLIP and T5, and FLUX does not use: a count from 0 to 76, the projection to
 /// the space of pictures, and the temperature of CLIP's training.
 const UNUSED: [&str; 3] = ["text_model.embeddings.position_ids", "text_projection.weight", "logit_scale"];
@@ -311,11 +308,7 @@ impl Checkpoint {
     fn part_bytes(&self, part: &Part) -> u64 {
         let entry = self.entry(part);
         let all = entry.end - entry.begin;
-        match part.stored {
-            // Its shape is not that of the bytes.
-            Stored::FourBit { .. } => all,
-            _ => (all as u128 * part.elements.len() as u128 / u128::from(entry.numel().max(1))) as u64,
-        }
+        (u128::from(all) * part.elements.len() as u128 / part.of.max(1) as u128) as u64
     }
 
     fn type_of(&self, part: &Part) -> String {

@@ -271,7 +271,7 @@ fn declared(list: &str) -> VarStore {
     let vs = store(floats.map(|(name, _, shape)| (name.as_str(), shape.clone())));
     for (name, ..) in lines.iter().filter(|(_, dtype, _)| dtype == "I64") {
         let (module, leaf) = name.rsplit_once('.').unwrap();
-        vs.root().sub(module).add(leaf, Tensor::from(0i64), false);
+        let _ = vs.root().sub(module).add(leaf, Tensor::from(0i64), false);
     }
     vs
 }

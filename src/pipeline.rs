@@ -346,24 +346,24 @@ impl Pipeline {
         let access = self.settings.access;
         let (transformer, from_base) = self.parts.open_transformer(access)?;
         let autoencoder = self.parts.open_autoencoder(access)?;
+        let keep = self.settings.keep_quantized;
+        let weights = |part, checkpoint: Checkpoint, kind, arithmetic, keep| Weights {
+            part,
+            file: checkpoint.files().first().map(|path| path.to_path_buf()).unwrap_or_default(),
+            in_memory: checkpoint.types_in_memory(kind, keep),
+            on_disk: checkpoint.types(),
+            arithmetic,
+            from_base: Vec::new(),
+        };
+        let (kind, text) = (self.kind, self.text_kind());
         let decoder = self.autoencoder_kind(&autoencoder);
-        let all = [
-            ("transformer", transformer, self.kind, from_base, true),
-            ("T5", self.parts.open_t5(access)?, self.text_kind(), Vec::new(), true),
-            ("CLIP", self.parts.open_clip(access)?, self.text_kind(), Vec::new(), true),
-            ("autoencoder", autoencoder, decoder, Vec::new(), false),
-        ];
-        Ok(all
-            .into_iter()
-            .map(|(part, checkpoint, kind, from_base, linear)| Weights {
-                part,
-                file: checkpoint.files().first().map(|path| path.to_path_buf()).unwrap_or_default(),
-                in_memory: checkpoint.types_in_memory(kind, linear && self.settings.keep_quantized),
-                on_disk: checkpoint.types(),
-                arithmetic: kind,
-                from_base,
-            })
-            .collect())
+        let decodes_in = if self.decodes_in_f32(decoder) { Kind::Float } else { Kind::BFloat16 };
+        Ok(vec![
+            Weights { from_base, ..weights("transformer", transformer, kind, kind, keep) },
+            weights("T5", self.parts.open_t5(access)?, text, text, keep),
+            weights("CLIP", self.parts.open_clip(access)?, text, text, keep),
+            weights("autoencoder", autoencoder, decoder, decodes_in, false),
+        ])
     }
 
     /// The request with the variant's own settings where it says nothing: schnell 4 steps and 256 tokens, dev 50 steps,
@@ -473,6 +473,11 @@ impl Pipeline {
         if self.kind == Kind::Float { self.kind } else { autoencoder.main_kind().unwrap_or(self.kind) }
     }
 
+    /// Whether the autoencoder with weights of this kind decodes in f32; otherwise it does under bf16 autocast.
+    fn decodes_in_f32(&self, autoencoder: Kind) -> bool {
+        autoencoder == Kind::Float && self.kind == Kind::Float
+    }
+
     fn load_transformer(&mut self) -> Result<()> {
         if self.transformer.is_none() {
             let transformer = self.parts.load_transformer(&self.settings, self.kind, &self.params)?;
@@ -522,7 +527,7 @@ impl Pipeline {
         let Some(autoencoder) = &self.autoencoder else { return Err(not_loaded()) };
         autoencoder.checkpoint.check_unchanged()?;
         let latent = unpack(&latent.f_to_kind(Kind::Float)?, request.height, request.width)?;
-        let picture = if autoencoder.kind == Kind::Float && self.kind == Kind::Float {
+        let picture = if self.decodes_in_f32(autoencoder.kind) {
             autoencoder.model.decode(&latent)?
         } else {
             let _autocast = shim::Autocast::bf16(self.settings.device);

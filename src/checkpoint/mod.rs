@@ -115,18 +115,16 @@ impl Checkpoint {
     /// One of the models that [`Checkpoint::contained`] found, under its official names. Tensors that belong to none
     /// of the models stay, so that loading reports them.
     pub fn part(mut self, prefix: &str, family: &Family) -> Self {
-        if !prefix.is_empty() {
-            let others: Vec<&str> =
-                self.contained().iter().map(|c| c.prefix).filter(|p| !p.is_empty() && *p != prefix).collect();
-            let tensors = std::mem::take(&mut self.tensors).into_iter();
-            let mine = |(name, source): (String, Source)| match name.strip_prefix(prefix) {
-                Some(rest) => Some((rest.to_string(), source)),
-                None if others.iter().any(|other| name.starts_with(other)) => None,
-                None if name.ends_with(".logit_scale") => None,
-                None => Some((name, source)),
-            };
-            self.tensors = tensors.filter_map(mine).collect();
-        }
+        let others: Vec<&str> =
+            self.contained().iter().map(|c| c.prefix).filter(|p| !p.is_empty() && *p != prefix).collect();
+        let tensors = std::mem::take(&mut self.tensors).into_iter();
+        let mine = |(name, source): (String, Source)| match name.strip_prefix(prefix) {
+            Some(rest) if !prefix.is_empty() => Some((rest.to_string(), source)),
+            _ if others.iter().any(|other| name.starts_with(other)) => None,
+            None if name.ends_with(".logit_scale") => None,
+            _ => Some((name, source)),
+        };
+        self.tensors = tensors.filter_map(mine).collect();
         let diffusers = family.layout() == Some(Layout::Diffusers)
             || self.shape("transformer_blocks.0.attn.norm_added_k.weight").is_some()
             || self.shape("encoder.down_blocks.0.resnets.0.conv1.weight").is_some();

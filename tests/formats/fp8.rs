@@ -46,7 +46,7 @@ fn marker(prefix: &str, dtype: &str) -> Stored {
 }
 
 fn note(layer: &str, format: &str) -> Stored {
-    let text = json!({ "format": format }).to_string();
+    let text = json!({ "format": format, "full_precision_matrix_mult": true }).to_string();
     (format!("{layer}.comfy_quant"), "U8".into(), vec![text.len() as i64], text.into_bytes())
 }
 

@@ -325,6 +325,21 @@ fn the_parts_of_an_all_in_one_file_load_at_full_size_without_a_copy() {
 }
 
 #[test]
+fn a_transformer_without_a_prefix_is_found_beside_an_autoencoder_with_one() {
+    let (transformer, autoencoder) = (stored(&small("flux1-dev")), stored(&small_autoencoder("ae")));
+    let expected = transformer.iter().map(|t| (t.0.clone(), floats(t))).collect();
+    let vae = autoencoder.iter().cloned().map(|(name, d, s, b)| (format!("vae.{name}"), d, s, b));
+    let whole = || of(&transformer.iter().cloned().chain(vae.clone()).collect::<Vec<_>>());
+    let found = whole().contained();
+    assert_eq!(found.iter().map(|model| model.prefix).collect::<Vec<_>>(), ["", "vae."]);
+    let first = whole().part("", &found[0].family);
+    gives(&first, &small("flux1-dev").into_iter().collect(), &expected);
+    let expected = autoencoder.iter().map(|t| (t.0.clone(), floats(t))).collect();
+    let shapes = small_autoencoder("ae").into_iter().collect();
+    gives(&whole().part("vae.", &found[1].family), &shapes, &expected);
+}
+
+#[test]
 fn norms_that_are_spelled_weight_are_the_same_norms() {
     for list in ["flux1-dev", "flux2-dev"] {
         let official = small(list);

@@ -4,6 +4,7 @@
 //!
 //! | module | what it holds |
 //! | --- | --- |
+//! | `hub` | models by their names, fetched into the cache that Python shares (feature `hub`) |
 //! | [`pipeline`] | a request in, pictures out |
 //! | [`flux1`] | the transformer, its sizes and variants |
 //! | [`autoencoder`] | pixels to latents and back |
@@ -27,6 +28,8 @@ pub mod autoencoder;
 pub mod checkpoint;
 mod error;
 pub mod flux1;
+#[cfg(feature = "hub")]
+pub mod hub;
 pub mod image;
 pub mod layers;
 pub mod lora;
@@ -39,4 +42,6 @@ pub mod sampling;
 mod shim;
 pub mod text;
 
+#[cfg(feature = "hub")]
+pub use error::HubProblem;
 pub use error::{Error, FileProblem, Mismatch, Result, Unplaced};

@@ -3,6 +3,7 @@
 //! prompt → tokens → text states → noise and positions → times → velocity steps → latents → pixels.
 
 mod parts;
+mod resident;
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -11,9 +12,11 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use parts::Resident;
+use resident::Resident;
 
-pub use parts::Parts;
+#[cfg(feature = "hub")]
+pub(crate) use parts::Part;
+pub use parts::{OwnParts, Parts};
 
 use crate::autoencoder::AutoEncoder;
 use crate::checkpoint::lora::{Lora, Model, Placed};
@@ -482,7 +485,7 @@ impl Pipeline {
         if self.autoencoder.is_none() {
             let checkpoint = self.parts.open_autoencoder(self.settings.access)?;
             let kind = self.autoencoder_kind(&checkpoint);
-            self.autoencoder = Some(parts::load_autoencoder(&self.settings, kind, checkpoint)?);
+            self.autoencoder = Some(resident::load_autoencoder(&self.settings, kind, checkpoint)?);
         }
         Ok(())
     }

@@ -66,7 +66,7 @@ impl Checkpoint {
     }
 
     fn open_index(path: &Path, access: Access) -> Result<Self> {
-        let index = Index::parse(&file::read_index(path)?).map_err(Error::file(path))?;
+        let index = Index::read(path)?;
         let folder = path.parent().unwrap_or(Path::new(""));
         let shards = index.shards();
         let files: Vec<_> =
@@ -339,17 +339,27 @@ fn is_quantised(part: &Part, entry: &Entry) -> bool {
 fn find_in_folder(folder: &Path) -> Result<PathBuf> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
-        names.push(entry.map_err(Error::io(folder))?.path());
+        names.push(entry.map_err(Error::io(folder))?.file_name().to_string_lossy().into_owned());
     }
     names.sort();
-    let ending = |end: &str| names.iter().filter(|p| p.to_string_lossy().ends_with(end)).collect::<Vec<_>>();
-    for found in [ending(".safetensors.index.json"), ending(".safetensors"), ending(".gguf")] {
-        match found[..] {
-            [] => {}
-            [one] => return Ok(one.clone()),
+    Ok(folder.join(weights_among(folder, &names)?))
+}
+
+/// The names that transformers and diffusers give weights; their variants have another word in between.
+const USUAL_NAMES: [&str; 2] = ["model", "diffusion_pytorch_model"];
+
+/// Which of the names in a folder are its weights: an index of shards, else a file. Of several it is the one with a
+/// usual name.
+pub(crate) fn weights_among<'a>(folder: &Path, names: &'a [String]) -> Result<&'a str> {
+    for end in [".safetensors.index.json", ".safetensors", ".gguf"] {
+        let found: Vec<_> =
+            names.iter().filter_map(|name| Some((name.as_str(), name.strip_suffix(end)?))).collect();
+        let usual: Vec<_> = found.iter().filter(|(_, stem)| USUAL_NAMES.contains(stem)).collect();
+        match (&found[..], &usual[..]) {
+            ([], _) => {}
+            ([(one, _)], _) | (_, [(one, _)]) => return Ok(one),
             _ => {
-                let names: Vec<_> =
-                    found.iter().filter_map(|p| p.file_name()).map(|n| n.to_string_lossy()).collect();
+                let names: Vec<_> = found.iter().map(|(name, _)| *name).collect();
                 let reason = format!("several files could be meant: {}; name one", names.join(", "));
                 return Err(Error::file(folder)(FileProblem::Index { reason }));
             }

@@ -139,6 +139,9 @@ fn matrices_that_contradict_each_other_are_named() {
         "not the lengths of the rows of [8, 8]",
     );
     says(&[("dora_scale", &wave(&[8, 1], 1.0))], "dora_scale", "nothing else");
+    says(&[("diff_b", &wave(&[8], 1.0)), ("dora_scale", &wave(&[8, 1], 1.0))], "dora_scale", "nothing else");
+    says(&[("diff", &square), ("dora_scale", &wave(&[8, 1], 1.0))], "dora_scale", "DoRA is known for");
+    says(&[("diff", &square), ("hada_t1", &square)], "hada_t1", "core of a convolution");
 }
 
 #[test]
@@ -153,6 +156,19 @@ fn an_alpha_is_one_finite_number() {
         let (name, reason) = problem(&[("lora_A.weight", &down), ("lora_B.weight", &up), ("alpha", &alpha)]);
         assert!(name == "alpha" && reason.contains(part), "{name}: {reason}");
     }
+}
+
+#[test]
+fn shapes_whose_product_overflows_are_refused() {
+    let key = |name: &str| format!("{NAME}.{name}");
+    let huge = |name: &str| (key(name), "F32".into(), vec![1 << 62, 2, 0], Vec::new());
+    let matrices =
+        [f32s(&key("lora_A.weight"), &[1, 8], &[0.0; 8]), f32s(&key("lora_B.weight"), &[8, 1], &[0.0; 8])];
+    for part in ["alpha", "dora_scale", "lora_B.bias"] {
+        let (name, _) = problem_of(&[&matrices[..], &[huge(part)]].concat());
+        assert_eq!(name, part);
+    }
+    assert_eq!(problem_of(&[huge("diff")]).0, "diff");
 }
 
 #[test]

@@ -60,14 +60,18 @@ impl Reader<'_> {
         for (part, key) in &group.parts {
             self.check_numbers(*part, key)?;
         }
+        if let Some(key) = group.parts.get(&Part::Core) {
+            let reason = "is the core of a convolution's change; FLUX's layers are linear".into();
+            return Err(self.problem(key, reason));
+        }
         let bias = group.parts.get(&Part::DiffBias).map(|key| self.bias(name, group, key)).transpose()?;
         let weight = self.weight(name, group)?;
-        let patches: Vec<Patch> = weight.into_iter().chain(bias).collect();
-        match group.parts.values().next() {
-            Some(key) if patches.is_empty() => {
+        let others = group.parts.iter().find(|(part, _)| **part != Part::DiffBias);
+        match others {
+            Some((_, key)) if weight.is_none() => {
                 Err(self.problem(key, "belongs to a change of which nothing else is in the file".into()))
             }
-            _ => Ok(patches),
+            _ => Ok(weight.into_iter().chain(bias).collect()),
         }
     }
 
@@ -138,7 +142,7 @@ impl Reader<'_> {
     fn alpha(&self, group: &Group) -> Result<Option<f64>> {
         let Some(key) = group.parts.get(&Part::Alpha) else { return Ok(None) };
         let shape = self.shape(key);
-        if shape.iter().product::<i64>() != 1 {
+        if shape.iter().any(|size| *size != 1) {
             return Err(self.problem(key, format!("its shape is {shape:?}, but an alpha is one number")));
         }
         Ok(Some(f64::try_from(self.checkpoint.tensor(key)?.f_view([1])?)?))
@@ -268,10 +272,6 @@ impl Matrices<'_> {
     }
 
     fn matrix(&self, part: Part) -> Result<[i64; 2]> {
-        if let Some(key) = self.group.parts.get(&Part::Core) {
-            let reason = "is the core of a convolution's change; FLUX's layers are linear".into();
-            return Err(self.reader.problem(key, reason));
-        }
         let Some(key) = self.group.parts.get(&part) else {
             return Err(self.reader.problem(self.key, format!("its counterpart {part} is not in the file")));
         };

@@ -91,7 +91,7 @@ fn terms_are_added_to_the_base_in_any_order() {
 #[test]
 fn dora_leaves_a_row_of_zeros() {
     let weight = wave(&[2, 8], 1.0);
-    weight.get(0).zero_();
+    let _ = weight.get(0).zero_();
     let change = Change::Full(weight.zeros_like());
     let magnitude = Some(Tensor::from_slice(&[1f32, 2.0]));
     let terms = [Term { update: update(change, 1.0, magnitude), rows: None, strength: 1.0 }];

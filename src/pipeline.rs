@@ -239,6 +239,8 @@ pub struct Pipeline {
     settings: Settings,
     params: Flux1Params,
     kind: Kind,
+    /// What the device does not compute in, though it was wanted.
+    lacking: Option<Kind>,
     loras: Placed,
     clip_tokenizer: Tokenizer,
     t5_tokenizer: Tokenizer,
@@ -263,7 +265,8 @@ impl Pipeline {
     pub fn open(parts: Parts, settings: Settings) -> Result<Self> {
         let (transformer, _) = parts.open_transformer(settings.access)?;
         let params = Flux1Params::from_shapes(|name| transformer.shape(name))?;
-        let kind = settings.kind.or_else(|| transformer.main_kind()).unwrap_or(Kind::Float);
+        let wanted = settings.kind.or_else(|| transformer.main_kind()).unwrap_or(Kind::Float);
+        let kind = kind_on(settings.device, wanted);
         if !matches!(kind, Kind::Float | Kind::BFloat16 | Kind::Half | Kind::Double) {
             let reason = format!("the transformer's weights are {kind:?}; ask for a kind to compute in");
             return Err(Error::Config(reason));
@@ -275,6 +278,7 @@ impl Pipeline {
             settings,
             params,
             kind,
+            lacking: (kind != wanted).then_some(wanted),
             loras: Placed::default(),
             clip: None,
             t5: None,
@@ -291,6 +295,11 @@ impl Pipeline {
     /// The kind of the transformer and of the latents.
     pub fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// The kind that was wanted, where the device does not compute in it and [`Pipeline::kind`] is another.
+    pub fn lacking(&self) -> Option<Kind> {
+        self.lacking
     }
 
     /// Puts these LoRAs on the models, in place of those that were on them, and returns a line for all that could not be
@@ -537,6 +546,13 @@ impl Pipeline {
     }
 }
 
+/// The kind that a device computes in: the one that is wanted if it can, else f32. Asked of the device itself, since
+/// no list of what each can do stays true.
+fn kind_on(device: Device, wanted: Kind) -> Kind {
+    let product = |kind| Tensor::f_ones([2, 2], (kind, device)).and_then(|ones| ones.f_matmul(&ones));
+    if product(wanted).is_err() && product(Kind::Float).is_ok() { Kind::Float } else { wanted }
+}
+
 /// For a state that the order of the phases rules out.
 fn not_loaded() -> Error {
     Error::Config("a part of the pipeline is not loaded".into())
@@ -602,4 +618,16 @@ pub fn denoise(
         Ok(pred.f_narrow(1, 0, len)?)
     })
     .and_then(|img| on_step(timesteps.len().saturating_sub(1), &img).map(|()| img))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kind_that_a_device_does_not_compute_in_becomes_f32() {
+        // The CPU holds complex numbers of two halves, and multiplies no matrices of them.
+        assert_eq!(kind_on(Device::Cpu, Kind::ComplexHalf), Kind::Float);
+        assert_eq!(kind_on(Device::Cpu, Kind::BFloat16), Kind::BFloat16);
+    }
 }

@@ -143,7 +143,11 @@ impl Generate {
             allow_partial_lora: self.allow_partial_lora,
         };
         let mut pipeline = Pipeline::open(parts.clone(), settings)?;
-        let notes = pipeline.set_loras(&self.lora)?;
+        let mut notes = pipeline.set_loras(&self.lora)?;
+        notes.extend(pipeline.lacking().map(|lacking| {
+            let (lacking, kind) = (kind_name(lacking), kind_name(pipeline.kind()));
+            format!("{:?} does not compute in {lacking}: {kind} is taken", self.device)
+        }));
         let weights = pipeline.weights()?;
         let model = file_name(&parts.transformer);
         let request = pipeline.complete(&request);

@@ -65,7 +65,7 @@ fn store<'a>(shapes: impl IntoIterator<Item = (&'a str, Vec<i64>)>) -> VarStore 
         let mut fields: Vec<&str> = name.split('.').collect();
         let leaf = fields.pop().unwrap();
         let path = fields.into_iter().fold(vs.root(), |path, field| path.sub(field));
-        declare(&path, leaf, &shape);
+        let _ = declare(&path, leaf, &shape);
     }
     vs
 }

@@ -45,9 +45,12 @@ struct Report {
 
 impl Inspect {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        // A file is one report, even where tokenizers beside it would make it a whole model.
         let paths = match Parts::find(&self.path) {
-            Ok(parts) => vec![parts.transformer, parts.autoencoder, parts.clip, parts.t5],
-            Err(_) => vec![self.path.clone()],
+            Ok(parts) if self.path.is_dir() => {
+                vec![parts.transformer, parts.autoencoder, parts.clip, parts.t5]
+            }
+            _ => vec![self.path.clone()],
         };
         let reports = paths.iter().map(|path| report(path)).collect::<Result<Vec<_>, _>>()?;
         if self.json {

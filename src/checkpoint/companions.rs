@@ -163,10 +163,6 @@ impl Tying<'_> {
             let Some(scb) = self.take(&scb) else { continue };
             self.tie_to(&weight, Stored::Int8 { scb, row: row as usize });
         }
-        if let Some(lost) = self.ending(".weight_format").first() {
-            let weight = lost.trim_end_matches("_format");
-            return Err(self.problem(weight, "holds 8-bit integers, but there is no .SCB to scale them by"));
-        }
         Ok(())
     }
 

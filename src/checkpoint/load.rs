@@ -369,7 +369,7 @@ impl Checkpoint {
                 })
             }
             encoding if is_integer(variable) && encoding.kind() == Some(variable) => None,
-            Encoding::Plain(Dtype::I8) => Some("is I8, but there is no .SCB to scale it by".into()),
+            Encoding::Plain(Dtype::I8) => Some("is I8 without an .SCB to scale it by".into()),
             encoding => Some(format!("is {encoding}, and so no weight of this model")),
         }
     }

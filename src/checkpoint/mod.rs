@@ -115,13 +115,16 @@ impl Checkpoint {
     /// One of the models that [`Checkpoint::contained`] found, under its official names. Tensors that belong to none
     /// of the models stay, so that loading reports them.
     pub fn part(mut self, prefix: &str, family: &Family) -> Self {
-        let others: Vec<&str> =
-            self.contained().iter().map(|c| c.prefix).filter(|p| !p.is_empty() && *p != prefix).collect();
+        let (bare, others): (Vec<&str>, Vec<&str>) = {
+            let found = self.contained().into_iter().map(|model| model.prefix).filter(|p| *p != prefix);
+            found.partition(|other| other.is_empty())
+        };
         let tensors = std::mem::take(&mut self.tensors).into_iter();
         let mine = |(name, source): (String, Source)| match name.strip_prefix(prefix) {
             Some(rest) if !prefix.is_empty() => Some((rest.to_string(), source)),
             _ if others.iter().any(|other| name.starts_with(other)) => None,
-            None if name.ends_with(".logit_scale") => None,
+            // The model without a prefix answers for what has none.
+            None if !bare.is_empty() || name.ends_with(".logit_scale") => None,
             _ => Some((name, source)),
         };
         self.tensors = tensors.filter_map(mine).collect();

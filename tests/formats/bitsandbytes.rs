@@ -119,8 +119,9 @@ fn eight_bits_are_shares_of_the_greatest_of_their_row() {
 fn eight_bits_that_do_not_hold_together_are_refused_by_name() {
     let mut file = int8();
     file.remove(0);
-    let (name, reason) = refused(&file);
-    assert!(name == "a.weight" && reason.contains("SCB"), "{name} {reason}");
+    let vs = super::store([("a.weight", vec![2, 3])]);
+    let found = super::mismatch(super::of(&file).load(&vs, LoadOptions::default()));
+    assert!(found.of_another_kind[0].0 == "a.weight" && found.to_string().contains("SCB"), "{found}");
     let mut file = int8();
     file.remove(1);
     assert_eq!(refused(&file).0, "a.SCB");

@@ -96,12 +96,12 @@ fn by_table(theirs: &[Stored], table: &str) -> BTreeMap<String, Vec<f32>> {
     for line in table.lines().filter(|line| !line.is_empty()) {
         let (module, from) = line.split_once(" = ").unwrap();
         for kind in [".weight", ".bias"] {
-            let from = from.strip_prefix("~ ").map_or((from, false), |from| (from, true));
+            let (from, swapped) = from.strip_prefix("~ ").map_or((from, false), |from| (from, true));
             let parts: Option<Vec<_>> =
-                from.0.split(" + ").map(|from| theirs.get(format!("{from}{kind}").as_str())).collect();
+                from.split(" + ").map(|from| theirs.get(format!("{from}{kind}").as_str())).collect();
             let Some(parts) = parts else { continue };
             let mut numbers = parts.into_iter().flatten().copied().collect::<Vec<_>>();
-            if from.1 {
+            if swapped {
                 let half = numbers.len() / 2;
                 numbers.rotate_left(half);
             }

@@ -5,6 +5,7 @@
 //! | module | what it holds |
 //! | --- | --- |
 //! | [`pipeline`] | a request in, pictures out |
+//! | [`convert`] | weight files into other names, other numbers and other sizes of file |
 //! | [`flux1`] | the transformer, its sizes and variants |
 //! | [`autoencoder`] | pixels to latents and back |
 //! | [`text`] | T5, CLIP and their tokenizers |
@@ -25,6 +26,7 @@
 
 pub mod autoencoder;
 pub mod checkpoint;
+pub mod convert;
 mod error;
 pub mod flux1;
 pub mod image;

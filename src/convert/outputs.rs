@@ -93,7 +93,11 @@ impl Job<'_> {
         };
         let Some(layout) = layout else {
             // The names stay, of all that the file holds.
-            let models = contained.into_iter().map(|c| (c.prefix.to_string(), c.family)).collect();
+            let mut models: Vec<_> =
+                contained.into_iter().map(|c| (c.prefix.to_string(), c.family)).collect();
+            if models.is_empty() {
+                models.push((String::new(), family.clone()));
+            }
             let one = matches!(self.place, Place::File { .. }) || *family == Family::AllInOne;
             let config = if one { None } else { self.config(checkpoint, family)? };
             let diffusers = family.layout() == Some(Layout::Diffusers);
@@ -152,7 +156,9 @@ impl Job<'_> {
         let Some(renames) = renames(family) else { return official };
         let theirs = official.renamed_back(renames);
         let unknown: Vec<&str> = theirs.names().filter(|name| !renames.writes(name)).collect();
-        if !unknown.is_empty() {
+        // Some of an autoencoder's names are the same in both layouts.
+        let transformer = matches!(family, Family::Flux1 { .. } | Family::Flux2 { .. });
+        if transformer && !unknown.is_empty() {
             self.notes.push(format!("kept, though diffusers does not know it: {}", unknown.join(", ")));
         }
         theirs

@@ -6,6 +6,7 @@
 //! | --- | --- |
 //! | `hub` | models by their names, fetched into the cache that Python shares (feature `hub`) |
 //! | [`pipeline`] | a request in, pictures out |
+//! | [`convert`] | weight files into other names, other numbers and other sizes of file |
 //! | [`flux1`] | the transformer, its sizes and variants |
 //! | [`autoencoder`] | pixels to latents and back |
 //! | [`text`] | T5, CLIP and their tokenizers |
@@ -26,6 +27,7 @@
 
 pub mod autoencoder;
 pub mod checkpoint;
+pub mod convert;
 mod error;
 pub mod flux1;
 #[cfg(feature = "hub")]

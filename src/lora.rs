@@ -6,6 +6,7 @@
 //! that are no matrix of a linear layer.
 
 mod beside;
+mod rows;
 
 use std::ops::Range;
 

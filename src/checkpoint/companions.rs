@@ -27,7 +27,7 @@ const NOTE: &str = ".comfy_quant";
 const FOUR_BIT: [&str; 4] = [".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map"];
 
 /// Whether a name is that of a table that is looked up in.
-pub(super) fn is_embedding(name: &str) -> bool {
+pub(crate) fn is_embedding(name: &str) -> bool {
     EMBEDDINGS.iter().any(|end| name.ends_with(end))
 }
 

@@ -105,6 +105,12 @@ impl WeightFile {
         Ok(tensor)
     }
 
+    /// Fills `out` with the bytes of a tensor from its byte `at` on.
+    pub(crate) fn read(&self, entry: &Entry, at: u64, out: &mut [u8]) -> Result<()> {
+        self.check_unchanged()?;
+        read_at(&self.file, out, entry.begin + at).map_err(Error::io(&self.path))
+    }
+
     /// All bytes of a small tensor.
     pub(crate) fn bytes(&self, entry: &Entry) -> Result<Vec<u8>> {
         self.check_unchanged()?;

@@ -7,11 +7,10 @@ use ::safetensors::Dtype;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
-use super::companions::is_embedding;
 use super::safetensors::printable;
 use super::source::{FourBitState, Part, Place, Source, Stored};
 use super::staging::Staging;
-use super::{Checkpoint, is_quantised};
+use super::{Checkpoint, is_embedding, is_quantised};
 use crate::error::{Error, FileProblem, Mismatch, Result};
 use crate::nn::Linears;
 use crate::quant::{self, Code, Companions, Encoding, Job, Piece, Quantized, four_bit};
@@ -79,7 +78,7 @@ impl Checkpoint {
         tensors.pop().ok_or_else(|| Error::Config(format!("{name} was not filled")))
     }
 
-    fn source(&self, name: &str) -> Result<&Source> {
+    pub(super) fn source(&self, name: &str) -> Result<&Source> {
         self.tensors.get(name).ok_or_else(|| {
             Error::Mismatch(Box::new(Mismatch { missing: vec![name.to_string()], ..self.no_mismatch() }))
         })
@@ -275,7 +274,7 @@ impl Checkpoint {
     }
 
     /// How the bytes of a part become numbers, with what its companions say.
-    fn code(&self, name: &str, part: &Part) -> Result<Code> {
+    pub(super) fn code(&self, name: &str, part: &Part) -> Result<Code> {
         let entry = self.entry(part);
         let file = &self.files[part.file];
         let problem =

@@ -14,15 +14,19 @@ mod names;
 mod safetensors;
 mod source;
 mod staging;
-mod write;
+pub(crate) mod stream;
+pub(crate) mod write;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tch::Kind;
 
+pub(crate) use companions::is_embedding;
 pub use detect::{Contained, Family, Layout};
 pub use file::Access;
+pub(crate) use file::read_index;
 pub use index::Index;
 pub use load::{LoadOptions, Loaded};
 pub use names::{
@@ -35,10 +39,10 @@ use detect::Names;
 use file::WeightFile;
 use source::{Part, Source, Stored};
 
-/// One or several weight files that together hold a model, or several.
-#[derive(Debug)]
+/// One or several weight files that together hold a model, or several. Clones share the open files.
+#[derive(Debug, Clone)]
 pub struct Checkpoint {
-    files: Vec<WeightFile>,
+    files: Vec<Arc<WeightFile>>,
     /// The tensors by the names that the model knows.
     tensors: BTreeMap<String, Source>,
 }
@@ -85,7 +89,7 @@ impl Checkpoint {
             }
         }
         companions::tie(&files, &mut tensors)?;
-        Ok(Self { files, tensors })
+        Ok(Self { files: files.into_iter().map(Arc::new).collect(), tensors })
     }
 
     /// The same tensors under the names of another layout. Names that no rule knows stay as they are, so that loading
@@ -295,7 +299,7 @@ impl Checkpoint {
     /// [`Error::Changed`] where a file is no longer as long as when it was opened. Whoever computes with borrowed
     /// weights asks before each run: a mapped file that shrinks takes the process with it.
     pub fn check_unchanged(&self) -> Result<()> {
-        self.files.iter().try_for_each(WeightFile::check_unchanged)
+        self.files.iter().try_for_each(|file| file.check_unchanged())
     }
 
     fn parts(&self) -> impl Iterator<Item = &Part> {

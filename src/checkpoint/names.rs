@@ -206,6 +206,25 @@ impl Renames {
         keep_rest(from, renamed)
     }
 
+    /// Whether a name is one of this layout's.
+    pub(crate) fn writes(&self, name: &str) -> bool {
+        let fits = |rule: &Rename, theirs: &str| {
+            rule.kinds().iter().any(|kind| numbers(&format!("{theirs}{kind}"), name).is_some())
+        };
+        self.0.iter().any(|rule| rule.patterns().0.iter().any(|theirs| fits(rule, theirs)))
+    }
+
+    /// The modules of this layout that an official one is, and whether the halves of its rows change places. The scale of
+    /// a norm, officially a parameter, is found by its whole name.
+    pub(crate) fn modules(&self, official: &str) -> Option<(Vec<String>, bool)> {
+        self.0.iter().find_map(|rule| {
+            let (theirs, pattern) = rule.patterns();
+            let numbers = numbers(pattern, official)?;
+            let names = theirs.iter().map(|theirs| fill(theirs, &numbers)).collect();
+            Some((names, matches!(rule, SwapHalves(..))))
+        })
+    }
+
     /// The same tensors under this layout's names, from the official ones: [`Renames::apply`] the other way round.
     pub(super) fn undo(&self, mut from: BTreeMap<String, Source>) -> BTreeMap<String, Source> {
         let last = last_level(&from, "decoder.up.{}.*");

@@ -38,72 +38,131 @@ pub(crate) struct Target {
     pub(crate) stem: String,
     /// The most bytes of tensors in a file; a single larger tensor still gets a file.
     pub(crate) shard_size: Option<u64>,
-    /// Whether files of these names may be replaced.
-    pub(crate) overwrite: bool,
 }
 
-/// Writes the tensors and, where there are several files, their index. `produce` writes one tensor's bytes.
-///
-/// Each file is written under another name beside its place, and moved there when all of them are whole: whatever
-/// happens, nothing half-written bears a final name. What a run that was killed left behind is overwritten by the next.
-///
-/// # Errors
-/// [`Error::Io`] names the file; [`Error::File`] where one stands there already or another process writes it.
-pub(crate) fn write(
-    target: &Target,
-    mut tensors: Vec<Planned>,
-    metadata: &BTreeMap<String, String>,
-    produce: &mut dyn FnMut(&Planned, &mut PartFile) -> Result<()>,
-) -> Result<Vec<PathBuf>> {
-    // The widest first, so that each begins at a multiple of its width.
-    tensors.sort_by(|a, b| (b.dtype.bitsize(), &a.name).cmp(&(a.dtype.bitsize(), &b.name)));
-    let shards = shards(tensors, target.shard_size);
-    let name = |i: usize| match shards.len() {
-        1 => format!("{}.safetensors", target.stem),
-        n => format!("{}-{:05}-of-{n:05}.safetensors", target.stem, i + 1),
-    };
-    let mut names: Vec<String> = (0..shards.len()).map(name).collect();
-    let index = (shards.len() > 1).then(|| format!("{}.safetensors.index.json", target.stem));
-    names.extend(index.clone());
-    let folder = &target.folder;
-    fs::create_dir_all(folder).map_err(Error::io(folder))?;
-    let mut places = names.iter().map(|name| folder.join(name));
-    if let Some(there) = places.find(|place| place.exists() && !target.overwrite) {
-        return Err(Error::file(there)(FileProblem::Exists));
-    }
-    let mut parts = Vec::new();
-    for (shard, name) in shards.iter().zip(&names) {
-        let mut part = PartFile::create(folder, name)?;
-        part.write(&header(shard, metadata).map_err(Error::file(&part.place))?)?;
-        for tensor in shard {
-            let before = part.written;
-            produce(tensor, &mut part)?;
-            let (found, expected) = (part.written - before, tensor.bytes());
-            if found != expected {
-                let reason = format!("{found} bytes were made of it, not {expected}");
-                return Err(Error::file(&part.place)(FileProblem::Tensor {
-                    name: tensor.name.clone(),
-                    reason,
-                }));
+/// The files that tensors will be in.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    folder: PathBuf,
+    shards: Vec<Vec<Planned>>,
+    /// Of the shards, and of their index where they are several.
+    names: Vec<String>,
+    metadata: BTreeMap<String, String>,
+    /// Files of the same name in another number of shards, of which a reader would not know which to take.
+    stale: Vec<PathBuf>,
+}
+
+/// What writes the bytes of one tensor.
+pub(crate) type Produce<'a> = dyn FnMut(&Planned, &mut PartFile) -> Result<()> + 'a;
+
+impl Plan {
+    pub(crate) fn new(
+        target: Target,
+        mut tensors: Vec<Planned>,
+        metadata: BTreeMap<String, String>,
+    ) -> Result<Self> {
+        // The widest first, so that each begins at a multiple of its width.
+        tensors.sort_by(|a, b| (b.dtype.bitsize(), &a.name).cmp(&(a.dtype.bitsize(), &b.name)));
+        let Target { folder, stem, shard_size } = target;
+        let shards = shards(tensors, shard_size);
+        let name = |i: usize| match shards.len() {
+            1 => format!("{stem}.safetensors"),
+            n => format!("{stem}-{:05}-of-{n:05}.safetensors", i + 1),
+        };
+        let mut names: Vec<String> = (0..shards.len()).map(name).collect();
+        names.extend((shards.len() > 1).then(|| index_name(&stem)));
+        let mut stale = Vec::new();
+        if folder.is_dir() {
+            for entry in fs::read_dir(&folder).map_err(Error::io(&folder))? {
+                let name = entry.map_err(Error::io(&folder))?.file_name().to_string_lossy().into_owned();
+                if is_of(&stem, &name) && !names.contains(&name) {
+                    stale.push(folder.join(name));
+                }
             }
         }
-        parts.push(part);
+        // The index first: without it, the shards are not a model any more.
+        stale.sort_by_key(|path| !path.to_string_lossy().ends_with(".index.json"));
+        Ok(Self { folder, shards, names, metadata, stale })
     }
-    if let Some(name) = index {
-        let total: u64 = shards.iter().flatten().map(Planned::bytes).sum();
-        let entries = shards.iter().zip(&names);
-        let entries =
-            entries.flat_map(|(shard, name)| shard.iter().map(move |t| (t.name.clone(), json!(name))));
-        let weight_map: Map<String, Value> = entries.collect();
-        parts.push(json_file(
-            folder,
-            &name,
-            &json!({
-                "metadata": { "total_size": total }, "weight_map": weight_map,
-            }),
-        )?);
+
+    /// Where the files will stand.
+    pub(crate) fn places(&self) -> impl Iterator<Item = PathBuf> {
+        self.names.iter().map(|name| self.folder.join(name))
     }
-    parts.into_iter().map(PartFile::finish).collect()
+
+    /// Files that have to go once the new ones stand.
+    pub(crate) fn stale(&self) -> &[PathBuf] {
+        &self.stale
+    }
+
+    /// The bytes of all tensors.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.shards.iter().flatten().map(Planned::bytes).sum()
+    }
+
+    /// Writes the tensors and, where there are several files, their index, each under another name beside its place.
+    ///
+    /// # Errors
+    /// [`Error::Io`] names the file; [`Error::File`] where another process writes it.
+    pub(crate) fn write(&self, produce: &mut Produce) -> Result<Vec<PartFile>> {
+        fs::create_dir_all(&self.folder).map_err(Error::io(&self.folder))?;
+        let mut parts = Vec::new();
+        for (shard, name) in self.shards.iter().zip(&self.names) {
+            let mut part = PartFile::create(&self.folder, name)?;
+            part.write(&header(shard, &self.metadata).map_err(Error::file(&part.place))?)?;
+            for tensor in shard {
+                let before = part.written;
+                produce(tensor, &mut part)?;
+                let (found, expected) = (part.written - before, tensor.bytes());
+                if found != expected {
+                    let reason = format!("{found} bytes were made of it, not {expected}");
+                    let name = tensor.name.clone();
+                    return Err(Error::file(&part.place)(FileProblem::Tensor { name, reason }));
+                }
+            }
+            parts.push(part);
+        }
+        if let Some(name) = self.names.get(self.shards.len()) {
+            let entries = self.shards.iter().zip(&self.names);
+            let entries =
+                entries.flat_map(|(shard, name)| shard.iter().map(move |t| (t.name.clone(), json!(name))));
+            let weight_map: Map<String, Value> = entries.collect();
+            let index = json!({ "metadata": { "total_size": self.bytes() }, "weight_map": weight_map });
+            parts.push(json_file(&self.folder, name, &index)?);
+        }
+        Ok(parts)
+    }
+}
+
+/// Moves whole files to their places and takes away what they stand in for. Whatever happened before, nothing
+/// half-written bears a final name, and what a run that was killed left behind is overwritten by the next.
+pub(crate) fn finish(parts: Vec<PartFile>, stale: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    for part in &parts {
+        part.file.sync_all().map_err(Error::io(&part.path))?;
+    }
+    let places = parts.into_iter().map(PartFile::finish).collect::<Result<_>>()?;
+    for path in stale {
+        fs::remove_file(path).map_err(Error::io(path))?;
+    }
+    Ok(places)
+}
+
+fn index_name(stem: &str) -> String {
+    format!("{stem}.safetensors.index.json")
+}
+
+/// Whether a file is this model, a shard of it, or its index.
+fn is_of(stem: &str, name: &str) -> bool {
+    let number = |text: &str| text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit());
+    let is_shard = |rest: &str| {
+        let numbers = rest.strip_prefix('-').and_then(|rest| rest.strip_suffix(".safetensors"));
+        numbers.and_then(|n| n.split_once("-of-")).is_some_and(|(i, n)| number(i) && number(n))
+    };
+    match name.strip_prefix(stem) {
+        Some(".safetensors" | ".safetensors.index.json") => true,
+        Some(rest) => is_shard(rest),
+        None => false,
+    }
 }
 
 /// A file of JSON, whole but not yet in its place.
@@ -171,17 +230,24 @@ impl PartFile {
     /// Begins `folder/name`; only one process at a time can.
     fn create(folder: &Path, name: &str) -> Result<Self> {
         let (path, place) = (folder.join(format!(".{name}.part")), folder.join(name));
-        let options = File::options().write(true).create(true).truncate(false).open(&path);
-        let file = options.map_err(Error::io(&path))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(Error::file(&place)(FileProblem::BeingWritten)),
-            // Some network file systems know no locks.
-            Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => {}
-            Err(TryLockError::Error(e)) => return Err(Error::io(&path)(e)),
+        loop {
+            let options = File::options().write(true).create(true).truncate(false).open(&path);
+            let file = options.map_err(Error::io(&path))?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    return Err(Error::file(&place)(FileProblem::BeingWritten));
+                }
+                // Some network file systems know no locks.
+                Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => {}
+                Err(TryLockError::Error(e)) => return Err(Error::io(&path)(e)),
+            }
+            // Whoever held the lock before may have moved the file to its place, which must not be touched.
+            if is_at(&file, &path).map_err(Error::io(&path))? {
+                file.set_len(0).map_err(Error::io(&path))?;
+                return Ok(Self { path, place, file, written: 0, finished: false });
+            }
         }
-        file.set_len(0).map_err(Error::io(&path))?;
-        Ok(Self { path, place, file, written: 0, finished: false })
     }
 
     /// Writes on.
@@ -191,9 +257,7 @@ impl PartFile {
         Ok(())
     }
 
-    /// Moves the file to its place, with all of its bytes on the disk.
-    pub(crate) fn finish(mut self) -> Result<PathBuf> {
-        self.file.sync_all().map_err(Error::io(&self.path))?;
+    fn finish(mut self) -> Result<PathBuf> {
         fs::rename(&self.path, &self.place).map_err(Error::io(&self.place))?;
         self.finished = true;
         Ok(self.place.clone())
@@ -207,4 +271,22 @@ impl Drop for PartFile {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+/// Whether an open file is the one that now bears this name.
+#[cfg(unix)]
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let open = file.metadata()?;
+    match fs::metadata(path) {
+        Ok(named) => Ok((named.dev(), named.ino()) == (open.dev(), open.ino())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// Elsewhere an open file cannot be moved.
+#[cfg(not(unix))]
+fn is_at(_file: &File, _path: &Path) -> io::Result<bool> {
+    Ok(true)
 }

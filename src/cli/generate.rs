@@ -291,7 +291,7 @@ fn as_json(weights: &Weights) -> serde_json::Value {
 }
 
 /// `FILE`, or `FILE:STRENGTH`. A colon may also be part of the file's name.
-fn parse_lora(text: &str) -> Result<LoraFile, String> {
+pub(super) fn parse_lora(text: &str) -> Result<LoraFile, String> {
     if let Some((path, strength)) = text.rsplit_once(':')
         && let Ok(strength) = strength.parse::<f64>()
         && !path.is_empty()

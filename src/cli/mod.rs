@@ -1,6 +1,7 @@
 //! One file a subcommand; what they share is here.
 
 mod bench;
+mod convert;
 mod doctor;
 mod generate;
 #[cfg(feature = "hub")]
@@ -33,6 +34,8 @@ enum Command {
     Generate(Box<generate::Generate>),
     /// Say what a weight file or a model folder holds, from its headers alone.
     Inspect(inspect::Inspect),
+    /// Write weights in another layout, in other numbers, in several files, or with LoRAs merged into them.
+    Convert(convert::Convert),
     /// Run parity cases: outputs of a reference implementation against ours.
     Parity(parity::Parity),
     /// Measure.
@@ -47,6 +50,7 @@ pub fn run() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Generate(command) => command.run(),
         Command::Inspect(command) => command.run(),
+        Command::Convert(command) => command.run(),
         Command::Parity(command) => command.run(),
         Command::Bench(command) => command.run(),
         Command::Doctor(command) => command.run(),

@@ -1,0 +1,167 @@
+//! `convert`: weight files into other names, other numbers and other sizes of file.
+
+use std::io::IsTerminal;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+use tch_flux::checkpoint::Layout;
+use tch_flux::convert::{Conversion, Converted, DiskKind, Progress, convert};
+use tch_flux::pipeline::LoraFile;
+
+use super::generate::parse_lora;
+use super::{human_bytes, print_json};
+
+#[derive(Args)]
+pub(super) struct Convert {
+    /// A safetensors or GGUF file, an index of shards, or a folder with one of them: a transformer, an autoencoder, a
+    /// text encoder, a LoRA, or ComfyUI's file with all of them.
+    #[arg(value_name = "IN")]
+    input: PathBuf,
+    /// A file, if it ends in .safetensors, else a folder.
+    #[arg(value_name = "OUT")]
+    output: PathBuf,
+    /// Whose names to write; without it they stay.
+    #[arg(long)]
+    layout: Option<LayoutArg>,
+    /// The numbers to write; without it they stay, but for quantised ones, which become bf16.
+    #[arg(long)]
+    kind: Option<DiskKindArg>,
+    /// The most bytes of a file, such as 5GB or 500MiB; a larger model becomes several files.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    shard_size: Option<u64>,
+    /// A LoRA to merge into the weights, and how much of it; may be given several times.
+    #[arg(long, value_name = "LORA[:STRENGTH]", value_parser = parse_lora)]
+    merge: Vec<LoraFile>,
+    /// Leave out what has no place, of LoRAs to merge or of one to convert.
+    #[arg(long)]
+    allow_partial_lora: bool,
+    /// Replace files that stand in the way.
+    #[arg(long)]
+    force: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LayoutArg {
+    Official,
+    Diffusers,
+    Comfy,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum DiskKindArg {
+    Bf16,
+    F16,
+    F32,
+    /// The weights of linear layers as e4m3, rounded as they are.
+    Fp8,
+    /// The same, each with its scale.
+    Fp8Scaled,
+}
+
+impl Convert {
+    pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        let conversion = Conversion {
+            layout: self.layout.map(|layout| match layout {
+                LayoutArg::Official => Layout::Official,
+                LayoutArg::Diffusers => Layout::Diffusers,
+                LayoutArg::Comfy => Layout::Comfy,
+            }),
+            kind: self.kind.map(|kind| match kind {
+                DiskKindArg::Bf16 => DiskKind::Bf16,
+                DiskKindArg::F16 => DiskKind::F16,
+                DiskKindArg::F32 => DiskKind::F32,
+                DiskKindArg::Fp8 => DiskKind::Fp8,
+                DiskKindArg::Fp8Scaled => DiskKind::Fp8Scaled,
+            }),
+            shard_size: self.shard_size,
+            merges: self.merge.into_iter().map(|lora| (lora.path, lora.strength)).collect(),
+            overwrite: self.force,
+            allow_partial_lora: self.allow_partial_lora,
+        };
+        let bar = (!self.json && std::io::stderr().is_terminal()).then(bar);
+        let mut show = |Progress { written, total }| {
+            if let Some(bar) = &bar {
+                bar.set_length(total);
+                bar.set_position(written);
+            }
+            ControlFlow::Continue(())
+        };
+        let converted = convert(&self.input, &self.output, &conversion, &mut show);
+        if let Some(bar) = bar {
+            bar.finish_and_clear();
+        }
+        let Converted { files, tensors, bytes, notes } = converted?;
+        if self.json {
+            print_json(&json!({ "files": files, "tensors": tensors, "bytes": bytes, "notes": notes }))?;
+        } else {
+            notes.iter().for_each(|note| eprintln!("note: {note}"));
+            files.iter().for_each(|file| println!("{}", file.display()));
+            println!("{tensors} tensors, {}", human_bytes(bytes));
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn bar() -> ProgressBar {
+    let bar = ProgressBar::new(0);
+    let style = "{wide_bar} {bytes}/{total_bytes} {bytes_per_sec} ETA {eta}";
+    if let Ok(style) = ProgressStyle::with_template(style) {
+        bar.set_style(style);
+    }
+    bar
+}
+
+/// Bytes as Hugging Face writes them: a number alone, in powers of ten (`5GB`, `500MB`), or of two (`2GiB`).
+fn parse_size(text: &str) -> Result<u64, String> {
+    let units: [(&str, u64); 9] = [
+        ("KIB", 1 << 10),
+        ("MIB", 1 << 20),
+        ("GIB", 1 << 30),
+        ("TIB", 1 << 40),
+        ("KB", 1_000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("TB", 1_000_000_000_000),
+        ("B", 1),
+    ];
+    let upper = text.trim().to_uppercase();
+    let (number, unit) = units
+        .iter()
+        .find_map(|(name, unit)| Some((upper.strip_suffix(name)?.trim_end(), *unit)))
+        .unwrap_or((&upper, 1));
+    let bytes = number.parse::<f64>().ok().filter(|n| n.is_finite()).map(|n| n * unit as f64);
+    match bytes {
+        Some(bytes) if bytes >= 1.0 && bytes < u64::MAX as f64 => Ok(bytes as u64),
+        _ => Err("expected a size such as 5GB, 500MB or 2GiB".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_size;
+
+    #[test]
+    fn sizes_are_read_as_hugging_face_writes_them() {
+        let good = [
+            ("5GB", 5_000_000_000),
+            ("500MB", 500_000_000),
+            ("2GiB", 2 << 30),
+            ("1.5 kb", 1500),
+            ("12345", 12345),
+            ("7B", 7),
+        ];
+        for (text, bytes) in good {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "GB", "-1GB", "0", "five", "1e30TB", "NaN", "inf"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+}

@@ -37,7 +37,9 @@ pub struct Loaded {
     pub borrowed: usize,
     /// How many of them are kept quantised.
     pub quantized: usize,
-    /// The kind of the others.
+    /// The bytes that were read and written to make numbers of the rest: what is borrowed or kept, is neither.
+    pub moved: u64,
+    /// The kind of all that is not kept quantised.
     pub kind: Kind,
 }
 
@@ -101,7 +103,7 @@ impl Checkpoint {
         if !mismatch.is_empty() {
             return Err(Error::Mismatch(Box::new(mismatch)));
         }
-        let mut loaded = Loaded { tensors: variables.len(), bytes: 0, borrowed: 0, quantized: 0, kind };
+        let mut loaded = Loaded { tensors: variables.len(), bytes: 0, borrowed: 0, quantized: 0, moved: 0, kind };
         let (mut plain, mut kept) = (Vec::with_capacity(variables.len()), Vec::new());
         for (name, variable) in variables {
             let source = self.source(&name)?;
@@ -121,9 +123,14 @@ impl Checkpoint {
             Device::Cpu => self.fill(&wanted)?,
             device => self.fill_on(device, &wanted)?,
         };
-        for tensor in &tensors {
-            loaded.borrowed += usize::from(self.files.iter().any(|file| file.holds(tensor)));
-            loaded.bytes += (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64;
+        for (tensor, Wanted { source, .. }) in tensors.iter().zip(&wanted) {
+            let bytes = (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64;
+            loaded.bytes += bytes;
+            if self.files.iter().any(|file| file.holds(tensor)) {
+                loaded.borrowed += 1;
+            } else {
+                loaded.moved += bytes + source.parts.iter().map(|part| self.part_bytes(part)).sum::<u64>();
+            }
         }
         // Only now, so that a file that fails half-way leaves the model as it was.
         for (mut variable, tensor) in variables.into_iter().zip(tensors) {

@@ -77,14 +77,11 @@ impl Load {
         let peak = peak_bytes();
         drop(model);
         let grown = before.zip(peak).map(|(before, peak)| peak - before);
-        // What stays where it is, is neither read nor written.
-        let moved =
-            if loaded.borrowed + loaded.quantized == loaded.tensors { 0 } else { read + loaded.bytes };
-        let copy = if moved > 0 { Some(quant::copy_seconds(moved / 2)?) } else { None };
+        let copy = if loaded.moved > 0 { Some(quant::copy_seconds(loaded.moved / 2)?) } else { None };
         if self.json {
             print_json(&json!({
                 "file": self.path, "family": family.to_string(), "seconds": seconds, "bytes": loaded.bytes,
-                "bytes_read": read, "tensors": loaded.tensors, "borrowed": loaded.borrowed,
+                "bytes_in_file": read, "bytes_moved": loaded.moved, "tensors": loaded.tensors, "borrowed": loaded.borrowed,
                 "quantized": loaded.quantized, "kind": kind_name(loaded.kind), "copy_seconds": copy,
                 "share_of_copy_speed": copy.map(|copy| copy / seconds), "peak_bytes": peak,
                 "peak_bytes_grown": grown,
@@ -92,7 +89,7 @@ impl Load {
             return Ok(ExitCode::SUCCESS);
         }
         println!("{family}");
-        let Loaded { tensors, borrowed, quantized, bytes, kind } = loaded;
+        let Loaded { tensors, borrowed, quantized, bytes, kind, .. } = loaded;
         println!(
             "{tensors} tensors ({borrowed} borrowed, {quantized} kept quantised), {} of {} in the file, {}",
             human_bytes(bytes),

@@ -103,7 +103,8 @@ impl Checkpoint {
         if !mismatch.is_empty() {
             return Err(Error::Mismatch(Box::new(mismatch)));
         }
-        let mut loaded = Loaded { tensors: variables.len(), bytes: 0, borrowed: 0, quantized: 0, moved: 0, kind };
+        let mut loaded =
+            Loaded { tensors: variables.len(), bytes: 0, borrowed: 0, quantized: 0, moved: 0, kind };
         let (mut plain, mut kept) = (Vec::with_capacity(variables.len()), Vec::new());
         for (name, variable) in variables {
             let source = self.source(&name)?;

@@ -7,8 +7,8 @@ use safetensors::Dtype;
 use tch::{Kind, Tensor};
 
 use super::{Scaled, Writer, halves_swapped};
-use crate::checkpoint::Layout;
 use crate::checkpoint::Checkpoint;
+use crate::checkpoint::Layout;
 use crate::checkpoint::lora::{Part, Patch, Slot};
 use crate::error::{Error, Result};
 
@@ -130,19 +130,29 @@ impl Writer {
 
         let down = (Rc::clone(&file), Rc::clone(&bands));
         let ending = self.ending(Part::Down);
-        self.push(format!("{name}.{ending}"), self.dtype(&first.down), vec![rank, columns], Box::new(move || {
-            let (file, bands) = &down;
-            let bands = if same { &bands[..1] } else { &bands[..] };
-            let rows = |band: &Band| narrowed(&file.tensor(&band.down)?, 0, &band.ranks);
-            Ok(Tensor::f_cat(&bands.iter().map(rows).collect::<Result<Vec<_>>>()?, 0)?)
-        }));
+        self.push(
+            format!("{name}.{ending}"),
+            self.dtype(&first.down),
+            vec![rank, columns],
+            Box::new(move || {
+                let (file, bands) = &down;
+                let bands = if same { &bands[..1] } else { &bands[..] };
+                let rows = |band: &Band| narrowed(&file.tensor(&band.down)?, 0, &band.ranks);
+                Ok(Tensor::f_cat(&bands.iter().map(rows).collect::<Result<Vec<_>>>()?, 0)?)
+            }),
+        );
 
         let up = (Rc::clone(&file), Rc::clone(&bands));
         let ending = self.ending(Part::Up);
-        self.push(format!("{name}.{ending}"), self.dtype(&first.up), vec![rows, rank], Box::new(move || {
-            let (file, bands) = &up;
-            second_matrix(file, bands, same, [rows, rank]).and_then(|up| turned(up, swapped))
-        }));
+        self.push(
+            format!("{name}.{ending}"),
+            self.dtype(&first.up),
+            vec![rows, rank],
+            Box::new(move || {
+                let (file, bands) = &up;
+                second_matrix(file, bands, same, [rows, rank]).and_then(|up| turned(up, swapped))
+            }),
+        );
 
         for (part, keys) in [
             (Part::UpBias, bands.iter().map(|band| band.bias.clone()).collect::<Vec<_>>()),
@@ -164,18 +174,23 @@ impl Writer {
             let ending = self.ending(part);
             let (file, bands, of_columns) = (Rc::clone(&file), Rc::clone(&bands), of_columns.is_some());
             let made = shape.clone();
-            self.push(format!("{name}.{ending}"), dtype, shape, Box::new(move || {
-                if of_columns {
-                    return file.tensor(&key);
-                }
-                let out = Tensor::f_zeros([rows], (file.tensor(&key)?.kind(), tch::Device::Cpu))?;
-                for (band, key) in bands.iter().zip(&keys) {
-                    let Some(key) = key else { continue };
-                    let values = narrowed(&file.tensor(key)?.f_view([-1])?, 0, &band.up_rows)?;
-                    narrowed(&out, 0, &band.rows)?.f_copy_(&values)?;
-                }
-                Ok(turned(out, swapped)?.f_view(&made[..])?)
-            }));
+            self.push(
+                format!("{name}.{ending}"),
+                dtype,
+                shape,
+                Box::new(move || {
+                    if of_columns {
+                        return file.tensor(&key);
+                    }
+                    let out = Tensor::f_zeros([rows], (file.tensor(&key)?.kind(), tch::Device::Cpu))?;
+                    for (band, key) in bands.iter().zip(&keys) {
+                        let Some(key) = key else { continue };
+                        let values = narrowed(&file.tensor(key)?.f_view([-1])?, 0, &band.up_rows)?;
+                        narrowed(&out, 0, &band.rows)?.f_copy_(&values)?;
+                    }
+                    Ok(turned(out, swapped)?.f_view(&made[..])?)
+                }),
+            );
         }
         Ok(())
     }

@@ -129,7 +129,9 @@ impl Encoder {
             let of_these = greatest_of(numbers)?;
             // A NaN is greater than nothing.
             if !of_these.is_finite() {
-                return Err(self.problem(name, "it holds NaN or infinity, which no scale can make fp8".into()));
+                return Err(
+                    self.problem(name, "it holds NaN or infinity, which no scale can make fp8".into())
+                );
             }
             greatest = greatest.max(of_these);
             Ok(())
@@ -155,7 +157,8 @@ impl Encoder {
             Dtype::F8_E4M3 => {
                 let greatest = greatest_of(numbers)?;
                 if greatest > GREATEST_FP8 {
-                    let reason = format!("it holds {greatest}, beyond 448, the greatest of fp8: take fp8-scaled");
+                    let reason =
+                        format!("it holds {greatest}, beyond 448, the greatest of fp8: take fp8-scaled");
                     return Err(self.problem(name, reason));
                 }
                 Ok(numbers.f_to_kind(kind)?.f_contiguous()?)

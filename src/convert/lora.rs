@@ -43,10 +43,12 @@ impl Job<'_> {
         let beside = |patch: &Patch| patch.alpha.is_none() && patch.scale != 1.0;
         let layout = match self.conversion.layout {
             // The alphas stand in a file that does not go along.
-            None if !metadata.contains_key(SETTINGS) && lora.patches().any(beside) => Some(match lora.maker {
-                Some(Maker::Diffusers) => Layout::Diffusers,
-                _ => Layout::Official,
-            }),
+            None if !metadata.contains_key(SETTINGS) && lora.patches().any(beside) => {
+                Some(match lora.maker {
+                    Some(Maker::Diffusers) => Layout::Diffusers,
+                    _ => Layout::Official,
+                })
+            }
             layout => layout,
         };
         let Some(layout) = layout else {
@@ -201,10 +203,15 @@ impl Writer {
             let shape = file.shape(&key).unwrap_or_default();
             let swap = swapped && has_rows && shape.first() != Some(&1);
             let dtype = self.dtype(&key);
-            self.push(name, dtype, shape, Box::new(move || {
-                let tensor = file.tensor(&key)?;
-                if swap { halves_swapped(&tensor) } else { Ok(tensor) }
-            }));
+            self.push(
+                name,
+                dtype,
+                shape,
+                Box::new(move || {
+                    let tensor = file.tensor(&key)?;
+                    if swap { halves_swapped(&tensor) } else { Ok(tensor) }
+                }),
+            );
         }
         Ok(())
     }

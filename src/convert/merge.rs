@@ -103,11 +103,7 @@ impl Merges {
     }
 
     /// The merged numbers in f32, some at a time.
-    pub(super) fn numbers(
-        &self,
-        pieces: &Pieces,
-        out: &mut dyn FnMut(&Tensor) -> Result<()>,
-    ) -> Result<()> {
+    pub(super) fn numbers(&self, pieces: &Pieces, out: &mut dyn FnMut(&Tensor) -> Result<()>) -> Result<()> {
         let Some(merge) = self.0.get(&pieces.model) else { return Ok(()) };
         pieces.pieces.iter().try_for_each(|(name, run)| merge.numbers(name, run, out))
     }

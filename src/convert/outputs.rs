@@ -76,9 +76,7 @@ impl Job<'_> {
     pub(super) fn target(&self, folder: &str, stem: &str) -> Target {
         let shard_size = self.conversion.shard_size;
         match &self.place {
-            Place::File { folder, stem } => {
-                Target { folder: folder.clone(), stem: stem.clone(), shard_size }
-            }
+            Place::File { folder, stem } => Target { folder: folder.clone(), stem: stem.clone(), shard_size },
             Place::Folder(path) => Target { folder: path.join(folder), stem: stem.to_string(), shard_size },
         }
     }
@@ -114,8 +112,10 @@ impl Job<'_> {
             return Err(Error::Request(format!("{}: {reason}", self.input.display())));
         }
         let prefixes: Vec<&str> = contained.iter().map(|c| c.prefix).collect();
-        let homeless: Vec<&str> =
-            checkpoint.names().filter(|name| !prefixes.iter().any(|prefix| name.starts_with(prefix))).collect();
+        let homeless: Vec<&str> = checkpoint
+            .names()
+            .filter(|name| !prefixes.iter().any(|prefix| name.starts_with(prefix)))
+            .collect();
         if !homeless.is_empty() {
             self.notes.push(format!("left out, since no model has a place for it: {}", homeless.join(", ")));
         }
@@ -134,7 +134,8 @@ impl Job<'_> {
         let official = official(own, family);
         let room = if several { room(family, layout, &official) } else { lone_room(family, layout) };
         let folder = matches!(self.place, Place::Folder(_));
-        let config = if folder && layout == Layout::Diffusers { self.config(&official, family)? } else { None };
+        let config =
+            if folder && layout == Layout::Diffusers { self.config(&official, family)? } else { None };
         let (checkpoint, prefix) = match (layout, family) {
             (Layout::Comfy, Family::Flux1 { .. } | Family::Flux2 { .. }) => {
                 (official.prefixed(COMFY_TRANSFORMER), COMFY_TRANSFORMER)
@@ -175,11 +176,7 @@ impl Job<'_> {
     }
 
     /// What becomes of each tensor of an output.
-    pub(super) fn recipes(
-        &mut self,
-        output: &Output,
-        merges: Option<&Merges>,
-    ) -> Result<Vec<Recipe>> {
+    pub(super) fn recipes(&mut self, output: &Output, merges: Option<&Merges>) -> Result<Vec<Recipe>> {
         let (mut recipes, mut decoded, mut mixed, mut scaled) = (Vec::new(), 0, Vec::new(), Vec::new());
         for name in output.checkpoint.names() {
             let stored = output.checkpoint.dtype(name);

@@ -39,7 +39,8 @@ fn wide(path: &Path, blocks: usize) {
         let rest = name.strip_prefix("double_blocks.").or(name.strip_prefix("single_blocks."));
         rest.and_then(|rest| rest.split('.').next()?.parse().ok()).unwrap_or(0usize)
     };
-    let lines: Vec<Line> = layout("flux1-dev").into_iter().filter(|(name, ..)| block(name) < blocks).collect();
+    let lines: Vec<Line> =
+        layout("flux1-dev").into_iter().filter(|(name, ..)| block(name) < blocks).collect();
     write_sparse(path, &lines);
 }
 
@@ -133,7 +134,11 @@ fn memory_stays_below_a_gigabyte_at_full_width() {
         let begin = Instant::now();
         let peak = peak(command);
         let seconds = begin.elapsed().as_secs_f64();
-        println!("{arguments:?}: {} MB of memory, {:.0} MB/s", peak / 1_000_000, bytes as f64 / 1e6 / seconds);
+        println!(
+            "{arguments:?}: {} MB of memory, {:.0} MB/s",
+            peak / 1_000_000,
+            bytes as f64 / 1e6 / seconds
+        );
         assert!(peak < 1_000_000_000, "{arguments:?}: {peak} bytes");
         std::fs::remove_dir_all(&out).unwrap();
     }

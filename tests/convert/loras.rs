@@ -88,7 +88,10 @@ fn there_and_back(tensors: &[Stored], from: Layout) {
 fn split_and_joined_layers_come_back_byte_for_byte() {
     there_and_back(&peft(&DIFFUSERS), Layout::Diffusers);
     there_and_back(&lora("", &OFFICIAL, ["lora_A.weight", "lora_B.weight"], 8), Layout::Official);
-    there_and_back(&lora("diffusion_model.", &OFFICIAL, ["lora_A.weight", "lora_B.weight"], 8), Layout::Comfy);
+    there_and_back(
+        &lora("diffusion_model.", &OFFICIAL, ["lora_A.weight", "lora_B.weight"], 8),
+        Layout::Comfy,
+    );
 }
 
 #[test]

@@ -42,7 +42,8 @@ pub fn small(name: &str) -> Vec<Line> {
     };
     let block = |name: &str| {
         let numbers = ["double_blocks.", "single_blocks.", "encoder.block.", "text_model.encoder.layers."];
-        let number = numbers.iter().find_map(|prefix| name.strip_prefix(prefix)?.split('.').next()?.parse().ok());
+        let number =
+            numbers.iter().find_map(|prefix| name.strip_prefix(prefix)?.split('.').next()?.parse().ok());
         number.unwrap_or(0usize)
     };
     let small = |size: i64| widths.iter().find(|(wide, _)| *wide == size).map_or(size, |(_, small)| *small);

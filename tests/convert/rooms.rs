@@ -34,10 +34,7 @@ fn an_all_in_one_file_is_taken_apart_into_the_folders_that_are_looked_for() {
         (Layout::Official, ["flux1-dev.safetensors", "ae.safetensors"]),
         (
             Layout::Diffusers,
-            [
-                "transformer/diffusion_pytorch_model.safetensors",
-                "vae/diffusion_pytorch_model.safetensors",
-            ],
+            ["transformer/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"],
         ),
     ] {
         let out = folder.path().join(format!("{layout:?}"));

@@ -7,8 +7,8 @@ use safetensors::Dtype;
 use tch::{Kind, Tensor};
 
 use super::{Scaled, Writer, halves_swapped};
-use crate::checkpoint::Layout;
 use crate::checkpoint::Checkpoint;
+use crate::checkpoint::Layout;
 use crate::checkpoint::lora::{Part, Patch, Slot};
 use crate::error::{Error, Result};
 
@@ -73,14 +73,15 @@ impl Writer {
     fn bands(&self, patch: &Patch, columns: i64) -> Result<Vec<Band>> {
         let rows = patch.shape[0];
         let part = |i: i64| i * columns..(i + 1) * columns;
+        let behind = |end: i64| 3 * columns..end;
         let all: Vec<Range<i64>> = match patch.group.target.slot {
             Slot::Q => vec![part(0)],
             Slot::K => vec![part(1)],
             Slot::V => vec![part(2)],
-            Slot::Rest => vec![3 * columns..3 * columns + rows],
+            Slot::Rest => vec![behind(3 * columns + rows)],
             Slot::Qkv => (0..3).map(part).collect(),
             Slot::Whole | Slot::Swapped if rows > 3 * columns => {
-                (0..3).map(part).chain([3 * columns..rows]).collect()
+                (0..3).map(part).chain([behind(rows)]).collect()
             }
             Slot::Whole | Slot::Swapped => (0..3).map(part).collect(),
         };
@@ -96,10 +97,11 @@ impl Writer {
         let up = self.file.tensor(&whole.up)?;
         let shares: Vec<Range<i64>> = all.iter().map(|rows| rows.start - first..rows.end - first).collect();
         let ranks = blocks(&up, &shares)?;
-        let band = |((rows, up_rows), ranks): ((&Range<i64>, Range<i64>), Option<Range<i64>>)| {
-            Some(Band { rows: rows.clone(), up_rows, ranks: ranks?, ..whole.clone() })
-        };
-        Ok(all.iter().zip(shares).zip(ranks).filter_map(band).collect())
+        let mut bands = Vec::new();
+        for ((rows, up_rows), ranks) in all.into_iter().zip(shares).zip(ranks) {
+            bands.extend(ranks.map(|ranks| Band { rows, up_rows, ranks, ..whole.clone() }));
+        }
+        Ok(bands)
     }
 
     fn band(&self, patch: &Patch, rows: Range<i64>, up_rows: Range<i64>) -> Result<Band> {
@@ -130,19 +132,29 @@ impl Writer {
 
         let down = (Rc::clone(&file), Rc::clone(&bands));
         let ending = self.ending(Part::Down);
-        self.push(format!("{name}.{ending}"), self.dtype(&first.down), vec![rank, columns], Box::new(move || {
-            let (file, bands) = &down;
-            let bands = if same { &bands[..1] } else { &bands[..] };
-            let rows = |band: &Band| narrowed(&file.tensor(&band.down)?, 0, &band.ranks);
-            Ok(Tensor::f_cat(&bands.iter().map(rows).collect::<Result<Vec<_>>>()?, 0)?)
-        }));
+        self.push(
+            format!("{name}.{ending}"),
+            self.dtype(&first.down),
+            vec![rank, columns],
+            Box::new(move || {
+                let (file, bands) = &down;
+                let bands = if same { &bands[..1] } else { &bands[..] };
+                let rows = |band: &Band| narrowed(&file.tensor(&band.down)?, 0, &band.ranks);
+                Ok(Tensor::f_cat(&bands.iter().map(rows).collect::<Result<Vec<_>>>()?, 0)?)
+            }),
+        );
 
         let up = (Rc::clone(&file), Rc::clone(&bands));
         let ending = self.ending(Part::Up);
-        self.push(format!("{name}.{ending}"), self.dtype(&first.up), vec![rows, rank], Box::new(move || {
-            let (file, bands) = &up;
-            second_matrix(file, bands, same, [rows, rank]).and_then(|up| turned(up, swapped))
-        }));
+        self.push(
+            format!("{name}.{ending}"),
+            self.dtype(&first.up),
+            vec![rows, rank],
+            Box::new(move || {
+                let (file, bands) = &up;
+                second_matrix(file, bands, same, [rows, rank]).and_then(|up| turned(up, swapped))
+            }),
+        );
 
         for (part, keys) in [
             (Part::UpBias, bands.iter().map(|band| band.bias.clone()).collect::<Vec<_>>()),
@@ -164,18 +176,23 @@ impl Writer {
             let ending = self.ending(part);
             let (file, bands, of_columns) = (Rc::clone(&file), Rc::clone(&bands), of_columns.is_some());
             let made = shape.clone();
-            self.push(format!("{name}.{ending}"), dtype, shape, Box::new(move || {
-                if of_columns {
-                    return file.tensor(&key);
-                }
-                let out = Tensor::f_zeros([rows], (file.tensor(&key)?.kind(), tch::Device::Cpu))?;
-                for (band, key) in bands.iter().zip(&keys) {
-                    let Some(key) = key else { continue };
-                    let values = narrowed(&file.tensor(key)?.f_view([-1])?, 0, &band.up_rows)?;
-                    narrowed(&out, 0, &band.rows)?.f_copy_(&values)?;
-                }
-                Ok(turned(out, swapped)?.f_view(&made[..])?)
-            }));
+            self.push(
+                format!("{name}.{ending}"),
+                dtype,
+                shape,
+                Box::new(move || {
+                    if of_columns {
+                        return file.tensor(&key);
+                    }
+                    let out = Tensor::f_zeros([rows], (file.tensor(&key)?.kind(), tch::Device::Cpu))?;
+                    for (band, key) in bands.iter().zip(&keys) {
+                        let Some(key) = key else { continue };
+                        let values = narrowed(&file.tensor(key)?.f_view([-1])?, 0, &band.up_rows)?;
+                        narrowed(&out, 0, &band.rows)?.f_copy_(&values)?;
+                    }
+                    Ok(turned(out, swapped)?.f_view(&made[..])?)
+                }),
+            );
         }
         Ok(())
     }

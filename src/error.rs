@@ -118,6 +118,16 @@ pub enum Error {
         reason: String,
     },
 
+    /// A repository on the hub, or a file of one, that cannot be had.
+    #[cfg(feature = "hub")]
+    #[error("{what}: {problem}")]
+    Hub {
+        /// The repository, or the repository and the file.
+        what: String,
+        /// Why.
+        problem: HubProblem,
+    },
+
     /// A request that cannot be drawn.
     #[error("{0}")]
     Request(String),
@@ -293,6 +303,127 @@ pub enum FileProblem {
     },
 }
 
+/// Why something on the hub cannot be had.
+#[cfg(feature = "hub")]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum HubProblem {
+    /// A text that names no repository.
+    #[error("a repository's name is OWNER/NAME or OWNER/NAME@REVISION")]
+    Name,
+    /// Access is given on request, and not yet to us.
+    #[error("access is given on request: accept the licence on its page, {page}, then {}", if *token {
+        "let the token in use (HF_TOKEN or the token file) read gated repositories"
+    } else {
+        "log in with `hf auth login` or set HF_TOKEN"
+    })]
+    Gated {
+        /// The address of the page where access is asked for.
+        page: String,
+        /// Whether a token was sent.
+        token: bool,
+    },
+    /// The hub knows no such repository, or does not show it to us.
+    #[error("the hub has no such repository, or it is private{}", if *token {
+        " and the token in use (HF_TOKEN or the token file) may not read it"
+    } else {
+        ": then log in with `hf auth login` or set HF_TOKEN"
+    })]
+    NotFound {
+        /// Whether a token was sent.
+        token: bool,
+    },
+    /// The repository has no such branch, tag or commit.
+    #[error("it has no such revision; without @REVISION its branch main is taken")]
+    NoRevision,
+    /// The repository has no such file.
+    #[error("the repository has no such file")]
+    NoFile,
+    /// The token is not, or no longer, good.
+    #[error("the hub refuses the token in use: log in again with `hf auth login`, or mend HF_TOKEN")]
+    Token,
+    /// Refused for another reason.
+    #[error("the hub refuses it: {reason}")]
+    Forbidden {
+        /// In the hub's words.
+        reason: String,
+    },
+    /// More requests than the hub allows.
+    #[error("the hub asks for fewer requests{}; with a token (HF_TOKEN) it allows more", wait.map_or(
+        String::new(), |wait| format!(": try again in {wait} s")
+    ))]
+    RateLimited {
+        /// The seconds after which it wants to be asked again, if it says.
+        wait: Option<u64>,
+    },
+    /// The hub failed, several times.
+    #[error("the hub answers {status}, an error of its own: try again later")]
+    Server {
+        /// The status.
+        status: u16,
+    },
+    /// No answer, or one that broke off, several times.
+    #[error("the connection failed: {reason}")]
+    Network {
+        /// What happened.
+        reason: String,
+    },
+    /// An address that cannot be asked.
+    #[error("it cannot be asked for: {reason}; look at HF_ENDPOINT and HF_TOKEN")]
+    Address {
+        /// Why.
+        reason: String,
+    },
+    /// An answer that no hub gives.
+    #[error("the answer makes no sense: {reason}; is HF_ENDPOINT the address of a hub?")]
+    Answer {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A name in the repository's list that would lead out of the cache.
+    #[error("the repository lists {name:?}, which is no name of a file in it; nothing of it is fetched")]
+    UnsafeName {
+        /// The name.
+        name: String,
+    },
+    /// Something is not in the cache, and nothing may be fetched.
+    #[error("not in the cache, {}, and offline nothing is fetched: run it once without HF_HUB_OFFLINE", cache.display())]
+    Offline {
+        /// The folder of the cache.
+        cache: PathBuf,
+    },
+    /// Another number of bytes than the hub announced. They are thrown away.
+    #[error("{found} bytes came, but the hub lists {expected}: try again later")]
+    WrongSize {
+        /// As the hub lists it.
+        expected: u64,
+        /// As it came.
+        found: u64,
+    },
+    /// Other bytes than the hub announced. They are thrown away.
+    #[error(
+        "what came has the hash {found}, but the hub lists {expected}: try again, or over another network"
+    )]
+    WrongHash {
+        /// As the hub lists it: a SHA-256, or git's of a small file.
+        expected: String,
+        /// As it came.
+        found: String,
+    },
+    /// No room for a file. What came of it stays, to be gone on with.
+    #[error("the disk of {} is full: {needed} more bytes are needed; HF_HUB_CACHE names another place", folder.display())]
+    DiskFull {
+        /// Where the room is missing.
+        folder: PathBuf,
+        /// How many bytes have yet to come.
+        needed: u64,
+    },
+}
+
+/// What a finetune may lack, since it was not trained: everything outside of the blocks.
+pub(crate) const OUTSIDE_THE_BLOCKS: [&str; 6] =
+    ["img_in.", "time_in.", "vector_in.", "guidance_in.", "txt_in.", "final_layer."];
+
 /// How the tensors that a model declares differ from those that a checkpoint holds.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Mismatch {
@@ -311,6 +442,14 @@ pub struct Mismatch {
 }
 
 impl Mismatch {
+    /// Whether all that is wrong is that tensors outside of the blocks are missing, as in many finetunes.
+    pub fn needs_base(&self) -> bool {
+        let Self { missing, unexpected, misshapen, of_another_kind, .. } = self;
+        let else_right = unexpected.is_empty() && misshapen.is_empty() && of_another_kind.is_empty();
+        let outside = |name: &String| OUTSIDE_THE_BLOCKS.iter().any(|prefix| name.starts_with(prefix));
+        else_right && !missing.is_empty() && missing.iter().all(outside)
+    }
+
     /// Whether nothing differs.
     pub fn is_empty(&self) -> bool {
         let Self { missing, unexpected, misshapen, of_another_kind, .. } = self;
@@ -386,6 +525,10 @@ impl fmt::Display for Mismatch {
         list(f, "misshapen", shapes.collect())?;
         let kinds = self.of_another_kind.iter().map(|(n, why)| format!("{n} {why}"));
         list(f, "of another kind", kinds.collect())?;
-        write!(f, "\n  the file: {}", self.looks_like)
+        write!(f, "\n  the file: {}", self.looks_like)?;
+        if self.needs_base() {
+            write!(f, "\n  a finetune without these needs a base (--base) to take them from")?;
+        }
+        Ok(())
     }
 }

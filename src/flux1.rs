@@ -85,6 +85,9 @@ impl Flux1Params {
         let matrix = |name: &str| match shape(name).as_deref() {
             Some(&[rows, columns]) => Ok((rows, columns)),
             Some(other) => Err(Error::Config(format!("{name} must be a matrix, but its shape is {other:?}"))),
+            None if shape("double_blocks.0.img_attn.qkv.weight").is_some() => Err(Error::Config(format!(
+                "{name} is missing: a finetune without it needs a base (--base) to take it from"
+            ))),
             None => Err(Error::Config(format!("this is no FLUX.1 transformer: {name} is missing"))),
         };
         let blocks = |prefix: &str, of: &str| {

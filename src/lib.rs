@@ -4,6 +4,7 @@
 //!
 //! | module | what it holds |
 //! | --- | --- |
+//! | `hub` | models by their names, fetched into the cache that Python shares (feature `hub`) |
 //! | [`pipeline`] | a request in, pictures out |
 //! | [`convert`] | weight files into other names, other numbers and other sizes of file |
 //! | [`flux1`] | the transformer, its sizes and variants |
@@ -29,6 +30,8 @@ pub mod checkpoint;
 pub mod convert;
 mod error;
 pub mod flux1;
+#[cfg(feature = "hub")]
+pub mod hub;
 pub mod image;
 pub mod layers;
 pub mod lora;
@@ -41,4 +44,6 @@ pub mod sampling;
 mod shim;
 pub mod text;
 
+#[cfg(feature = "hub")]
+pub use error::HubProblem;
 pub use error::{Error, FileProblem, Mismatch, Result, Unplaced};

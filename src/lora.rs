@@ -148,14 +148,15 @@ pub fn merged(parameter: &Tensor, terms: &[Term]) -> Result<Tensor> {
 }
 
 /// What DoRA multiplies the rows, `[out, 1]`, or the columns, `[1, in]`, of the changed weight by: the length that each
-/// is to have over the one that it has.
+/// is to have over the one that it has; 1 where it has none.
 fn stretch(magnitude: &Tensor, changed: &Tensor) -> Result<Tensor> {
     let size = magnitude.size();
     let columns = size.len() == 2 && size[0] == 1 && changed.size()[0] != 1;
     let (axis, shape) = if columns { (0, [1, -1]) } else { (1, [-1, 1]) };
     let lengths = changed.f_norm_scalaropt_dim(2, [axis].as_slice(), true)?;
     let magnitude = magnitude.f_to_device(changed.device())?.f_to_kind(changed.kind())?;
-    Ok(magnitude.f_view(shape)?.f_div(&lengths)?)
+    let stretch = magnitude.f_view(shape)?.f_div(&lengths)?;
+    Ok(stretch.f_where_scalarother(&lengths.f_ne(0)?, 1)?)
 }
 
 /// A linear layer's bias with what the terms add to its output whatever the input: `diff_b`, and the bias of `lora_B`.

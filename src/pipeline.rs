@@ -3,6 +3,7 @@
 //! prompt → tokens → text states → noise and positions → times → velocity steps → latents → pixels.
 
 mod parts;
+mod resident;
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -11,9 +12,11 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use parts::Resident;
+use resident::Resident;
 
-pub use parts::Parts;
+#[cfg(feature = "hub")]
+pub(crate) use parts::Part;
+pub use parts::{OwnParts, Parts};
 
 use crate::autoencoder::AutoEncoder;
 use crate::checkpoint::lora::{Lora, Model, Placed};
@@ -236,6 +239,8 @@ pub struct Pipeline {
     settings: Settings,
     params: Flux1Params,
     kind: Kind,
+    /// What the device does not compute in, though it was wanted.
+    lacking: Option<Kind>,
     loras: Placed,
     clip_tokenizer: Tokenizer,
     t5_tokenizer: Tokenizer,
@@ -260,7 +265,8 @@ impl Pipeline {
     pub fn open(parts: Parts, settings: Settings) -> Result<Self> {
         let (transformer, _) = parts.open_transformer(settings.access)?;
         let params = Flux1Params::from_shapes(|name| transformer.shape(name))?;
-        let kind = settings.kind.or_else(|| transformer.main_kind()).unwrap_or(Kind::Float);
+        let wanted = settings.kind.or_else(|| transformer.main_kind()).unwrap_or(Kind::Float);
+        let kind = kind_on(settings.device, wanted);
         if !matches!(kind, Kind::Float | Kind::BFloat16 | Kind::Half | Kind::Double) {
             let reason = format!("the transformer's weights are {kind:?}; ask for a kind to compute in");
             return Err(Error::Config(reason));
@@ -272,6 +278,7 @@ impl Pipeline {
             settings,
             params,
             kind,
+            lacking: (kind != wanted).then_some(wanted),
             loras: Placed::default(),
             clip: None,
             t5: None,
@@ -288,6 +295,11 @@ impl Pipeline {
     /// The kind of the transformer and of the latents.
     pub fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// The kind that was wanted, where the device does not compute in it and [`Pipeline::kind`] is another.
+    pub fn lacking(&self) -> Option<Kind> {
+        self.lacking
     }
 
     /// Puts these LoRAs on the models, in place of those that were on them, and returns a line for all that could not be
@@ -343,24 +355,24 @@ impl Pipeline {
         let access = self.settings.access;
         let (transformer, from_base) = self.parts.open_transformer(access)?;
         let autoencoder = self.parts.open_autoencoder(access)?;
+        let keep = self.settings.keep_quantized;
+        let weights = |part, checkpoint: Checkpoint, kind, arithmetic, keep| Weights {
+            part,
+            file: checkpoint.files().first().map(|path| path.to_path_buf()).unwrap_or_default(),
+            in_memory: checkpoint.types_in_memory(kind, keep),
+            on_disk: checkpoint.types(),
+            arithmetic,
+            from_base: Vec::new(),
+        };
+        let (kind, text) = (self.kind, self.text_kind());
         let decoder = self.autoencoder_kind(&autoencoder);
-        let all = [
-            ("transformer", transformer, self.kind, from_base, true),
-            ("T5", self.parts.open_t5(access)?, self.text_kind(), Vec::new(), true),
-            ("CLIP", self.parts.open_clip(access)?, self.text_kind(), Vec::new(), true),
-            ("autoencoder", autoencoder, decoder, Vec::new(), false),
-        ];
-        Ok(all
-            .into_iter()
-            .map(|(part, checkpoint, kind, from_base, linear)| Weights {
-                part,
-                file: checkpoint.files().first().map(|path| path.to_path_buf()).unwrap_or_default(),
-                in_memory: checkpoint.types_in_memory(kind, linear && self.settings.keep_quantized),
-                on_disk: checkpoint.types(),
-                arithmetic: kind,
-                from_base,
-            })
-            .collect())
+        let decodes_in = if self.decodes_in_f32(decoder) { Kind::Float } else { Kind::BFloat16 };
+        Ok(vec![
+            Weights { from_base, ..weights("transformer", transformer, kind, kind, keep) },
+            weights("T5", self.parts.open_t5(access)?, text, text, keep),
+            weights("CLIP", self.parts.open_clip(access)?, text, text, keep),
+            weights("autoencoder", autoencoder, decoder, decodes_in, false),
+        ])
     }
 
     /// The request with the variant's own settings where it says nothing: schnell 4 steps and 256 tokens, dev 50 steps,
@@ -470,6 +482,11 @@ impl Pipeline {
         if self.kind == Kind::Float { self.kind } else { autoencoder.main_kind().unwrap_or(self.kind) }
     }
 
+    /// Whether the autoencoder with weights of this kind decodes in f32; otherwise it does under bf16 autocast.
+    fn decodes_in_f32(&self, autoencoder: Kind) -> bool {
+        autoencoder == Kind::Float && self.kind == Kind::Float
+    }
+
     fn load_transformer(&mut self) -> Result<()> {
         if self.transformer.is_none() {
             let transformer = self.parts.load_transformer(&self.settings, self.kind, &self.params)?;
@@ -482,7 +499,7 @@ impl Pipeline {
         if self.autoencoder.is_none() {
             let checkpoint = self.parts.open_autoencoder(self.settings.access)?;
             let kind = self.autoencoder_kind(&checkpoint);
-            self.autoencoder = Some(parts::load_autoencoder(&self.settings, kind, checkpoint)?);
+            self.autoencoder = Some(resident::load_autoencoder(&self.settings, kind, checkpoint)?);
         }
         Ok(())
     }
@@ -519,7 +536,7 @@ impl Pipeline {
         let Some(autoencoder) = &self.autoencoder else { return Err(not_loaded()) };
         autoencoder.checkpoint.check_unchanged()?;
         let latent = unpack(&latent.f_to_kind(Kind::Float)?, request.height, request.width)?;
-        let picture = if autoencoder.kind == Kind::Float && self.kind == Kind::Float {
+        let picture = if self.decodes_in_f32(autoencoder.kind) {
             autoencoder.model.decode(&latent)?
         } else {
             let _autocast = shim::Autocast::bf16(self.settings.device);
@@ -527,6 +544,13 @@ impl Pipeline {
         };
         Ok(picture.f_get(0)?)
     }
+}
+
+/// The kind that a device computes in: the one that is wanted if it can, else f32. Asked of the device itself, since
+/// no list of what each can do stays true.
+fn kind_on(device: Device, wanted: Kind) -> Kind {
+    let product = |kind| Tensor::f_ones([2, 2], (kind, device)).and_then(|ones| ones.f_matmul(&ones));
+    if product(wanted).is_err() && product(Kind::Float).is_ok() { Kind::Float } else { wanted }
 }
 
 /// For a state that the order of the phases rules out.
@@ -594,4 +618,16 @@ pub fn denoise(
         Ok(pred.f_narrow(1, 0, len)?)
     })
     .and_then(|img| on_step(timesteps.len().saturating_sub(1), &img).map(|()| img))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kind_that_a_device_does_not_compute_in_becomes_f32() {
+        // The CPU holds complex numbers of two halves, and multiplies no matrices of them.
+        assert_eq!(kind_on(Device::Cpu, Kind::ComplexHalf), Kind::Float);
+        assert_eq!(kind_on(Device::Cpu, Kind::BFloat16), Kind::BFloat16);
+    }
 }

@@ -17,8 +17,9 @@ use tch::Kind;
 
 pub(crate) use bitsandbytes::{Companions, four_bit};
 pub(crate) use code::Code;
-pub(crate) use fill::{Job, Part, Source, decode, decode_all};
+pub(crate) use fill::{Job, Part, Source, decode_all};
 pub(crate) use matrix::{Piece, Quantized};
+pub use memory::copy_seconds;
 pub(crate) use memory::empty;
 
 /// How a tensor's numbers are written in a file.

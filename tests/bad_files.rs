@@ -937,6 +937,12 @@ fn a_folder_with_several_weight_files_asks_which() {
     }
     let problem = problem(Checkpoint::open(folder.path(), Access::Map), folder.path());
     assert!(problem.to_string().contains("one.safetensors, two.safetensors"), "{problem}");
+    write_file(&folder.path().join("model.safetensors"), &right());
+    let found = Checkpoint::open(folder.path(), Access::Map).unwrap();
+    assert!(
+        found.files()[0].ends_with("model.safetensors"),
+        "the usual name is meant, the others are variants"
+    );
 }
 
 #[test]

@@ -155,7 +155,7 @@ fn plain_floats_load_and_borrow_from_the_mapping() {
 
 #[test]
 fn a_folder_with_one_gguf_file_opens_and_safetensors_come_first() {
-    let (folder, path) = temp("model.gguf");
+    let (folder, path) = temp("one.gguf");
     std::fs::copy(fixture("metadata.gguf"), &path).unwrap();
     assert_eq!(Checkpoint::open(folder.path(), Access::Map).unwrap().files(), [&path]);
     let beside = folder.path().join("w.safetensors");
@@ -164,7 +164,7 @@ fn a_folder_with_one_gguf_file_opens_and_safetensors_come_first() {
     std::fs::remove_file(&beside).unwrap();
     std::fs::copy(&path, folder.path().join("other.gguf")).unwrap();
     let error = Checkpoint::open(folder.path(), Access::Map).unwrap_err();
-    assert!(matches!(&error, Error::File { .. }) && error.to_string().contains("model.gguf, other.gguf"));
+    assert!(matches!(&error, Error::File { .. }) && error.to_string().contains("one.gguf, other.gguf"));
 }
 
 #[test]

@@ -148,6 +148,7 @@ fn what_the_fuzzers_begin_with_keeps_the_promises() {
         ("safetensors_header", targets::safetensors_header as fn(&[u8])),
         ("gguf", targets::gguf),
         ("index", targets::index),
+        ("lora_names", targets::lora_names),
     ] {
         let files: Vec<_> = std::fs::read_dir(corpus.join(name)).unwrap().collect();
         assert!(files.len() > 10, "{name}");

@@ -7,7 +7,7 @@ use tch::Kind;
 use tch_flux::Error;
 use tch_flux::checkpoint::Access;
 use tch_flux::image::Image;
-use tch_flux::pipeline::{Generated, Parts, Phase, Pipeline, Progress, Request, Settings};
+use tch_flux::pipeline::{Generated, OwnParts, Parts, Phase, Pipeline, Progress, Request, Settings};
 
 fn model() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures/tiny")
@@ -183,6 +183,29 @@ fn a_folder_without_a_part_is_refused_with_the_names_that_were_looked_for() {
     assert_eq!(refused(folder.path()), "autoencoder: ae.safetensors or vae");
     std::fs::write(folder.path().join("flux1-b.safetensors"), b"").unwrap();
     assert!(matches!(Parts::find(folder.path()), Err(Error::File { .. })), "two transformers could be meant");
+}
+
+#[test]
+fn a_folder_need_not_hold_the_parts_that_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let Parts { transformer, autoencoder, clip, t5, clip_tokenizer, t5_tokenizer, base } =
+        Parts::find(model()).unwrap();
+    std::fs::copy(transformer, folder.path().join("flux1-a.safetensors")).unwrap();
+    let own = OwnParts {
+        base,
+        transformer: None,
+        autoencoder: Some(autoencoder),
+        clip: Some(clip),
+        t5: Some(t5),
+        clip_tokenizer: Some(clip_tokenizer),
+        t5_tokenizer: Some(t5_tokenizer),
+    };
+    assert_eq!(own.whole(), None);
+    let parts = Parts::find_rest(own, folder.path()).unwrap();
+    assert_eq!(
+        parts,
+        Parts { transformer: folder.path().join("flux1-a.safetensors"), ..Parts::find(model()).unwrap() }
+    );
 }
 
 #[test]

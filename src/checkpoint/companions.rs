@@ -39,9 +39,9 @@ type Tensors = BTreeMap<String, Source>;
 /// [`Error::File`] names the tensor whose companion is missing, unused, or makes no sense.
 pub(super) fn tie(files: &[WeightFile], tensors: &mut Tensors) -> Result<()> {
     let mut tying = Tying { files, tensors };
+    tying.notes()?;
     tying.four_bits()?;
     tying.eight_bits()?;
-    tying.notes()?;
     tying.fp8()
 }
 
@@ -152,17 +152,18 @@ impl Tying<'_> {
                     self.problem(&scb, format!("should hold {rows} numbers in F32, one for each row"))
                 );
             }
-            self.take(&format!("{layer}.weight_format"));
+            let format = format!("{layer}.weight_format");
+            if let Some((file, entry)) = self.place(&format) {
+                // Older versions stored the numbers in the order of a GPU's own.
+                if self.files[file].bytes(entry)?.iter().any(|&byte| byte != 0) {
+                    return Err(self.problem(&format, "says that the numbers are not stored row by row"));
+                }
+                self.take(&format);
+            }
             let Some(scb) = self.take(&scb) else { continue };
             self.tie_to(&weight, Stored::Int8 { scb, row: row as usize });
         }
-        let lost = self.tensors.keys().find(|n| self.encoding(n) == Some(Encoding::Plain(Dtype::I8)));
-        match lost {
-            Some(name) => {
-                Err(self.problem(name, "holds 8-bit integers, but there is no .SCB to scale them by"))
-            }
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     /// ComfyUI's notes, layer by layer or in the header: what they say must be known here.
@@ -302,7 +303,8 @@ impl Tying<'_> {
 
     /// The prefix of the model that a tensor of ComfyUI's all-in-one file belongs to.
     fn model_of(&self, name: &str) -> String {
-        let models = ["model.diffusion_model.", "vae.", "text_encoders."];
+        let models =
+            ["model.diffusion_model.", "diffusion_model.", "vae.", "first_stage_model.", "text_encoders."];
         let Some(prefix) = models.iter().find(|prefix| name.starts_with(**prefix)) else {
             return String::new();
         };

@@ -5,8 +5,9 @@ use std::path::{Component, Path};
 
 use serde::Deserialize;
 
+use super::file::read_index;
 use super::safetensors::{Header, printable, shorten, unique};
-use crate::error::FileProblem;
+use crate::error::{Error, FileProblem};
 
 /// No file system has longer names.
 const MAX_FILE_NAME: usize = 255;
@@ -31,6 +32,11 @@ impl Index {
             return Err(problem(format!("\"{}\" is no plain name of a file beside it", shorten(bad))));
         }
         Ok(index)
+    }
+
+    /// Reads an index from its file.
+    pub(crate) fn read(path: &Path) -> crate::Result<Self> {
+        Self::parse(&read_index(path)?).map_err(Error::file(path))
     }
 
     /// The shards, sorted, each once.

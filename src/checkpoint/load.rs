@@ -56,9 +56,9 @@ impl Checkpoint {
     /// [`Error::Mismatch`] where there is none of that name, else as [`Checkpoint::load`].
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
         let source = self.source(name)?;
-        let mut kinds = source.parts.iter().map(|part| match part.stored {
-            Stored::Plain => self.entry(part).encoding.kind(),
-            _ => None,
+        let mut kinds = source.parts.iter().map(|part| {
+            let entry = self.entry(part);
+            entry.encoding.kind().filter(|_| !is_quantised(part, entry))
         });
         let first = kinds.next().flatten();
         let kind = first.filter(|_| kinds.all(|kind| kind == first)).unwrap_or(Kind::Float);
@@ -126,17 +126,14 @@ impl Checkpoint {
             loaded.bytes += (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64;
         }
         // Only now, so that a file that fails half-way leaves the model as it was.
-        for ((mut variable, wanted), tensor) in variables.into_iter().zip(wanted).zip(tensors) {
+        for (mut variable, tensor) in variables.into_iter().zip(tensors) {
             variable.f_set_data(&tensor)?;
-            if let Some(linears) = options.keep_quantized {
-                linears.store(&wanted.name, None);
-            }
         }
         for (linears, name, mut variable, stored) in kept {
             // The variable tells the kind to compute in, and has no values.
             let placeholder = Tensor::f_full([1], f64::NAN, (kind, vs.device()))?;
             variable.f_set_data(&placeholder.f_expand(variable.size(), false)?)?;
-            linears.store(&name, Some(stored));
+            linears.store(&name, stored);
         }
         Ok(loaded)
     }
@@ -221,14 +218,20 @@ impl Checkpoint {
         let mut types = BTreeMap::new();
         for (name, source) in &self.tensors {
             let kept = keep_quantized && !is_embedding(name) && self.can_be_kept(source);
-            for part in &source.parts {
-                let (name, bytes) = if kept {
-                    (self.type_of(part), self.part_bytes(part))
-                } else {
-                    (kind_name(kind).to_string(), (part.elements.len() * kind.elt_size_in_bytes()) as u64)
-                };
-                *types.entry(name).or_default() += bytes;
+            if kept {
+                for part in &source.parts {
+                    *types.entry(self.type_of(part)).or_default() += self.part_bytes(part);
+                }
+                continue;
             }
+            let whole = source.parts.first().filter(|part| part.stored == Stored::Plain);
+            let (name, bytes) = match whole {
+                Some(part) if self.entry(part).encoding.kind().is_some_and(is_integer) => {
+                    (self.type_of(part), self.part_bytes(part))
+                }
+                _ => (kind_name(kind).to_string(), (source.numel() * kind.elt_size_in_bytes()) as u64),
+            };
+            *types.entry(name).or_default() += bytes;
         }
         types
     }
@@ -365,6 +368,7 @@ impl Checkpoint {
                 })
             }
             encoding if is_integer(variable) && encoding.kind() == Some(variable) => None,
+            Encoding::Plain(Dtype::I8) => Some("is I8 without an .SCB to scale it by".into()),
             encoding => Some(format!("is {encoding}, and so no weight of this model")),
         }
     }

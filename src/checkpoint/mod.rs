@@ -34,7 +34,7 @@ pub use names::{
 };
 pub use safetensors::{Entry, Header};
 
-use crate::error::{Error, FileProblem, Result};
+use crate::error::{Error, FileProblem, OUTSIDE_THE_BLOCKS, Result};
 use detect::Names;
 use file::WeightFile;
 use source::{Part, Source, Stored};
@@ -47,9 +47,6 @@ pub struct Checkpoint {
     tensors: BTreeMap<String, Source>,
 }
 
-/// What a finetune may lack, since it was not trained: everything outside of the blocks.
-const OUTSIDE_THE_BLOCKS: [&str; 6] =
-    ["img_in.", "time_in.", "vector_in.", "guidance_in.", "txt_in.", "final_layer."];
 /// What writers keep beside the weights of CLIP and T5, and FLUX does not use: a count from 0 to 76, the projection to
 /// the space of pictures, and the temperature of CLIP's training.
 const UNUSED: [&str; 3] = ["text_model.embeddings.position_ids", "text_projection.weight", "logit_scale"];
@@ -70,7 +67,7 @@ impl Checkpoint {
     }
 
     fn open_index(path: &Path, access: Access) -> Result<Self> {
-        let index = Index::parse(&file::read_index(path)?).map_err(Error::file(path))?;
+        let index = Index::read(path)?;
         let folder = path.parent().unwrap_or(Path::new(""));
         let shards = index.shards();
         let files: Vec<_> =
@@ -122,18 +119,19 @@ impl Checkpoint {
     /// One of the models that [`Checkpoint::contained`] found, under its official names. Tensors that belong to none
     /// of the models stay, so that loading reports them.
     pub fn part(mut self, prefix: &str, family: &Family) -> Self {
-        if !prefix.is_empty() {
-            let others: Vec<&str> =
-                self.contained().iter().map(|c| c.prefix).filter(|p| !p.is_empty() && *p != prefix).collect();
-            let tensors = std::mem::take(&mut self.tensors).into_iter();
-            let mine = |(name, source): (String, Source)| match name.strip_prefix(prefix) {
-                Some(rest) => Some((rest.to_string(), source)),
-                None if others.iter().any(|other| name.starts_with(other)) => None,
-                None if name.ends_with(".logit_scale") => None,
-                None => Some((name, source)),
-            };
-            self.tensors = tensors.filter_map(mine).collect();
-        }
+        let (bare, others): (Vec<&str>, Vec<&str>) = {
+            let found = self.contained().into_iter().map(|model| model.prefix).filter(|p| *p != prefix);
+            found.partition(|other| other.is_empty())
+        };
+        let tensors = std::mem::take(&mut self.tensors).into_iter();
+        let mine = |(name, source): (String, Source)| match name.strip_prefix(prefix) {
+            Some(rest) if !prefix.is_empty() => Some((rest.to_string(), source)),
+            _ if others.iter().any(|other| name.starts_with(other)) => None,
+            // The model without a prefix answers for what has none.
+            None if !bare.is_empty() || name.ends_with(".logit_scale") => None,
+            _ => Some((name, source)),
+        };
+        self.tensors = tensors.filter_map(mine).collect();
         let diffusers = family.layout() == Some(Layout::Diffusers)
             || self.shape("transformer_blocks.0.attn.norm_added_k.weight").is_some()
             || self.shape("encoder.down_blocks.0.resnets.0.conv1.weight").is_some();
@@ -315,11 +313,7 @@ impl Checkpoint {
     fn part_bytes(&self, part: &Part) -> u64 {
         let entry = self.entry(part);
         let all = entry.end - entry.begin;
-        match part.stored {
-            // Its shape is not that of the bytes.
-            Stored::FourBit { .. } => all,
-            _ => (all as u128 * part.elements.len() as u128 / u128::from(entry.numel().max(1))) as u64,
-        }
+        (u128::from(all) * part.elements.len() as u128 / part.of.max(1) as u128) as u64
     }
 
     fn type_of(&self, part: &Part) -> String {
@@ -343,17 +337,27 @@ fn is_quantised(part: &Part, entry: &Entry) -> bool {
 fn find_in_folder(folder: &Path) -> Result<PathBuf> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
-        names.push(entry.map_err(Error::io(folder))?.path());
+        names.push(entry.map_err(Error::io(folder))?.file_name().to_string_lossy().into_owned());
     }
     names.sort();
-    let ending = |end: &str| names.iter().filter(|p| p.to_string_lossy().ends_with(end)).collect::<Vec<_>>();
-    for found in [ending(".safetensors.index.json"), ending(".safetensors"), ending(".gguf")] {
-        match found[..] {
-            [] => {}
-            [one] => return Ok(one.clone()),
+    Ok(folder.join(weights_among(folder, &names)?))
+}
+
+/// The names that transformers and diffusers give weights; their variants have another word in between.
+const USUAL_NAMES: [&str; 2] = ["model", "diffusion_pytorch_model"];
+
+/// Which of the names in a folder are its weights: an index of shards, else a file. Of several it is the one with a
+/// usual name.
+pub(crate) fn weights_among<'a>(folder: &Path, names: &'a [String]) -> Result<&'a str> {
+    for end in [".safetensors.index.json", ".safetensors", ".gguf"] {
+        let found: Vec<_> =
+            names.iter().filter_map(|name| Some((name.as_str(), name.strip_suffix(end)?))).collect();
+        let usual: Vec<_> = found.iter().filter(|(_, stem)| USUAL_NAMES.contains(stem)).collect();
+        match (&found[..], &usual[..]) {
+            ([], _) => {}
+            ([(one, _)], _) | (_, [(one, _)]) => return Ok(one),
             _ => {
-                let names: Vec<_> =
-                    found.iter().filter_map(|p| p.file_name()).map(|n| n.to_string_lossy()).collect();
+                let names: Vec<_> = found.iter().map(|(name, _)| *name).collect();
                 let reason = format!("several files could be meant: {}; name one", names.join(", "));
                 return Err(Error::file(folder)(FileProblem::Index { reason }));
             }

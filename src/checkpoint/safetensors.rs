@@ -163,10 +163,11 @@ pub(super) fn checked_shape(shape: &[u64]) -> Result<(Vec<i64>, u64), String> {
     if shape.len() > MAX_DIMS {
         return Err(format!("{} axes, more than {MAX_DIMS}", shape.len()));
     }
-    let count = shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d));
     let sizes = shape.iter().map(|&d| i64::try_from(d)).collect::<Result<Vec<_>, _>>();
-    match (count, sizes) {
-        (Some(count), Ok(sizes)) if count <= i64::MAX as u64 => Ok((sizes, count)),
+    // As if no size were zero: then no product of some of them overflows either, in whatever order.
+    let most = shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d.max(1)));
+    match (most, sizes) {
+        (Some(most), Ok(sizes)) if most <= i64::MAX as u64 => Ok((sizes, shape.iter().product())),
         _ => Err(format!("the shape {shape:?} overflows")),
     }
 }

@@ -59,10 +59,12 @@ impl Part {
     /// Its files, and those of its companions, now stand behind `by` others.
     pub(super) fn moved(&mut self, by: usize) {
         self.file += by;
-        if let Stored::Scaled { scale: (file, _), .. } | Stored::Int8 { scb: (file, _), .. } =
-            &mut self.stored
-        {
-            *file += by;
+        match &mut self.stored {
+            Stored::Plain => {}
+            Stored::Scaled { scale: (file, _), .. } | Stored::Int8 { scb: (file, _), .. } => *file += by,
+            Stored::FourBit { companions, .. } => {
+                companions.values_mut().for_each(|(file, _)| *file += by);
+            }
         }
     }
 }

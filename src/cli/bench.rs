@@ -1,23 +1,27 @@
 //! `bench`: seconds, bytes and peak memory.
 
+use std::any::Any;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
+use anyhow::bail;
 use clap::{Args, Subcommand};
 use serde_json::json;
 use tch::nn::VarStore;
 use tch::{Device, Kind};
 use tch_flux::autoencoder::{AutoEncoder, AutoEncoderParams};
-use tch_flux::checkpoint::{Checkpoint, Family, LoadOptions, Loaded};
+use tch_flux::checkpoint::{Checkpoint, Contained, Family, LoadOptions, Loaded};
 use tch_flux::flux1::{Flux1, Flux1Params};
+use tch_flux::nn::Linears;
+use tch_flux::quant;
 use tch_flux::text::{ClipConfig, ClipText, T5Config, T5Encoder};
 
 use super::{KindArg, access, human_bytes, kind_name, parse_device, print_json};
 
 #[derive(Subcommand)]
 pub(super) enum Bench {
-    /// Open a weight file and build its model over it.
+    /// Open a weight file and build its model over it, beside one copy of as many bytes in memory.
     Load(Load),
 }
 
@@ -35,6 +39,9 @@ pub(super) struct Load {
     /// Read the file instead of mapping it.
     #[arg(long)]
     no_mmap: bool,
+    /// Keep fp8 and GGUF weights in memory as they are on the disk.
+    #[arg(long)]
+    keep_quantized: bool,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -56,55 +63,96 @@ impl Load {
         let started = Instant::now();
         let checkpoint = Checkpoint::open(&self.path, access(self.no_mmap))?;
         let vs = VarStore::new(self.device);
-        let (family, loaded) = build(checkpoint, &vs, LoadOptions { kind, keep_quantized: None })?;
+        let contained = checkpoint.contained();
+        let [Contained { prefix, family }] = &contained[..] else {
+            bail!("no single model is in this file: {}", checkpoint.family());
+        };
+        let checkpoint = checkpoint.part(prefix, family);
+        let read = checkpoint.bytes();
+        let (model, loaded) = build(&checkpoint, family, &vs, kind, self.keep_quantized)?;
         if let Device::Cuda(index) = self.device {
             tch::Cuda::synchronize(index as i64);
         }
         let seconds = started.elapsed().as_secs_f64();
         let peak = peak_bytes();
+        drop(model);
         let grown = before.zip(peak).map(|(before, peak)| peak - before);
+        // What stays where it is, is neither read nor written.
+        let moved =
+            if loaded.borrowed + loaded.quantized == loaded.tensors { 0 } else { read + loaded.bytes };
+        let copy = if moved > 0 { Some(quant::copy_seconds(moved / 2)?) } else { None };
         if self.json {
             print_json(&json!({
-                "file": self.path, "family": family, "seconds": seconds, "bytes": loaded.bytes,
-                "tensors": loaded.tensors, "borrowed": loaded.borrowed, "kind": kind_name(loaded.kind),
-                "peak_bytes": peak, "peak_bytes_grown": grown,
+                "file": self.path, "family": family.to_string(), "seconds": seconds, "bytes": loaded.bytes,
+                "bytes_read": read, "tensors": loaded.tensors, "borrowed": loaded.borrowed,
+                "quantized": loaded.quantized, "kind": kind_name(loaded.kind), "copy_seconds": copy,
+                "share_of_copy_speed": copy.map(|copy| copy / seconds), "peak_bytes": peak,
+                "peak_bytes_grown": grown,
             }))?;
-        } else {
-            println!("{family}");
-            let kind = kind_name(loaded.kind);
-            println!(
-                "{} tensors ({} borrowed), {}, {kind}",
-                loaded.tensors,
-                loaded.borrowed,
-                human_bytes(loaded.bytes)
-            );
-            println!("{seconds:.3} s");
-            match peak.zip(grown) {
-                Some((peak, grown)) => {
-                    println!("peak memory {}, {} of it for this", human_bytes(peak), human_bytes(grown))
-                }
-                None => println!("peak memory unknown on this system"),
+            return Ok(ExitCode::SUCCESS);
+        }
+        println!("{family}");
+        let Loaded { tensors, borrowed, quantized, bytes, kind } = loaded;
+        println!(
+            "{tensors} tensors ({borrowed} borrowed, {quantized} kept quantised), {} of {} in the file, {}",
+            human_bytes(bytes),
+            human_bytes(read),
+            kind_name(kind)
+        );
+        println!("{seconds:.3} s");
+        match copy {
+            Some(copy) => println!(
+                "one copy that reads and writes as many bytes takes {copy:.3} s: {:.0} % of its speed",
+                100.0 * copy / seconds
+            ),
+            None => println!("nothing was read or copied: the weights lie in the mapped file"),
+        }
+        match peak.zip(grown) {
+            Some((peak, grown)) => {
+                println!("peak memory {}, {} of it for this", human_bytes(peak), human_bytes(grown));
             }
+            None => println!("peak memory unknown on this system"),
         }
         Ok(ExitCode::SUCCESS)
     }
 }
 
-/// Builds the model that the names belong to, and fills it.
-fn build(checkpoint: Checkpoint, vs: &VarStore, options: LoadOptions) -> anyhow::Result<(String, Loaded)> {
-    let family = checkpoint.family();
-    let checkpoint = checkpoint.official();
+/// Builds the model that the names belong to, and fills it. Returns it, so that nothing is released while its memory is
+/// measured.
+fn build(
+    checkpoint: &Checkpoint,
+    family: &Family,
+    vs: &VarStore,
+    kind: Option<Kind>,
+    keep: bool,
+) -> anyhow::Result<(Box<dyn Any>, Loaded)> {
     let shape = |name: &str| checkpoint.shape(name);
-    match &family {
-        Family::Flux1 { .. } => drop(Flux1::new(vs.root(), &Flux1Params::from_shapes(shape)?)?),
-        Family::AutoEncoder { .. } => {
-            drop(AutoEncoder::new(vs.root(), &AutoEncoderParams::from_shapes(shape)?)?)
+    let load = |linears: Option<&Linears>| {
+        checkpoint.load(vs, LoadOptions { kind, keep_quantized: linears.filter(|_| keep) })
+    };
+    match family {
+        Family::Flux1 { .. } => {
+            let model = Flux1::new(vs.root(), &Flux1Params::from_shapes(shape)?)?;
+            let loaded = load(Some(model.linears()))?;
+            Ok((Box::new(model), loaded))
         }
-        Family::T5 { .. } => drop(T5Encoder::new(vs.root(), &T5Config::from_shapes(shape)?)?),
-        Family::Clip => drop(ClipText::new(vs.root(), &ClipConfig::from_shapes(shape)?)?),
-        other => anyhow::bail!("no model is built from this file: {other}"),
+        Family::AutoEncoder { .. } => {
+            let model = AutoEncoder::new(vs.root(), &AutoEncoderParams::from_shapes(shape)?)?;
+            let loaded = load(None)?;
+            Ok((Box::new(model), loaded))
+        }
+        Family::T5 { .. } => {
+            let model = T5Encoder::new(vs.root(), &T5Config::from_shapes(shape)?)?;
+            let loaded = load(Some(model.linears()))?;
+            Ok((Box::new(model), loaded))
+        }
+        Family::Clip => {
+            let model = ClipText::new(vs.root(), &ClipConfig::from_shapes(shape)?)?;
+            let loaded = load(Some(model.linears()))?;
+            Ok((Box::new(model), loaded))
+        }
+        other => bail!("no model is built from this file yet: {other}"),
     }
-    Ok((family.to_string(), checkpoint.load(vs, options)?))
 }
 
 /// The most memory that the process ever held, where the system says it.

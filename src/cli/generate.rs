@@ -19,7 +19,7 @@ use tch_flux::Error;
 use tch_flux::image::Image;
 use tch_flux::pipeline::{Generated, LoraFile, Parts, Phase, Pipeline, Progress, Request, Settings, Weights};
 
-use super::{KindArg, ModelArgs, access, human_bytes, kind_name, parse_device, print_json};
+use super::{KindArg, ModelArgs, Saying, access, human_bytes, kind_name, parse_device, print_json};
 
 /// The key of our own text in a PNG.
 const TEXT_KEY: &str = "tch-flux";
@@ -125,7 +125,8 @@ struct Written {
 impl Generate {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let recipe = self.from_image.as_deref().map(read_recipe).transpose()?;
-        let parts = self.model.parts()?;
+        let bars = !self.quiet && !self.json && std::io::stderr().is_terminal();
+        let parts = self.model.parts(Saying { bars, warnings: !self.quiet })?;
         let request = self.request(&parts, recipe.as_ref())?;
         request.check()?;
         let kind = match (self.kind, &recipe) {
@@ -142,7 +143,11 @@ impl Generate {
             allow_partial_lora: self.allow_partial_lora,
         };
         let mut pipeline = Pipeline::open(parts.clone(), settings)?;
-        let notes = pipeline.set_loras(&self.lora)?;
+        let mut notes = pipeline.set_loras(&self.lora)?;
+        notes.extend(pipeline.lacking().map(|lacking| {
+            let (lacking, kind) = (kind_name(lacking), kind_name(pipeline.kind()));
+            format!("{:?} does not compute in {lacking}: {kind} is taken", self.device)
+        }));
         let weights = pipeline.weights()?;
         let model = file_name(&parts.transformer);
         let request = pipeline.complete(&request);
@@ -166,7 +171,7 @@ impl Generate {
             notes.iter().for_each(|note| eprintln!("warning: {note}"));
         }
         let started = Instant::now();
-        let mut bars = Bars::new(!self.quiet && !self.json && std::io::stderr().is_terminal());
+        let mut bars = Bars::new(bars);
         let generated = pipeline.generate(&request, &mut |progress| bars.show(progress));
         bars.clear();
         let mut written = Vec::new();

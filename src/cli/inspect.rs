@@ -216,7 +216,9 @@ impl Report {
         for object in [&self.sizes, &self.lora].into_iter().flatten().filter_map(Value::as_object) {
             object.iter().for_each(|(name, value)| println!("  {name} {value}"));
         }
-        self.metadata.iter().for_each(|(key, text)| println!("  metadata {key}: {text}"));
+        // Whoever wrote the file may have written for the terminal.
+        let metadata = self.metadata.iter().map(|(key, text)| (key.escape_debug(), text.escape_debug()));
+        metadata.for_each(|(key, text)| println!("  metadata {key}: {text}"));
         if self.files.len() > 1 {
             println!("  {} files", self.files.len());
         }

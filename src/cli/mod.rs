@@ -4,6 +4,8 @@ mod bench;
 mod convert;
 mod doctor;
 mod generate;
+#[cfg(feature = "hub")]
+mod hub;
 mod inspect;
 mod parity;
 mod tiny;
@@ -16,7 +18,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tch::{Cuda, Device, Kind};
 use tch_flux::Error;
 use tch_flux::checkpoint::Access;
-use tch_flux::pipeline::Parts;
+use tch_flux::pipeline::{OwnParts, Parts};
 
 /// FLUX on libtorch: official weights, official bits.
 #[derive(Parser)]
@@ -62,12 +64,22 @@ pub fn run() -> ExitCode {
     })
 }
 
+/// What is said while a model is fetched.
+#[derive(Clone, Copy)]
+#[cfg_attr(not(feature = "hub"), expect(dead_code, reason = "without the hub nothing is fetched"))]
+struct Saying {
+    /// A bar for each file.
+    bars: bool,
+    /// What went wrong, and whether it is tried again.
+    warnings: bool,
+}
+
 /// Where the parts of a model lie.
 #[derive(Args)]
 struct ModelArgs {
-    /// A folder as the official repositories have it, or ComfyUI's file with all weights; without it the small model is
-    /// drawn with.
-    #[arg(long, value_name = "PATH")]
+    /// A folder as the official repositories have it, ComfyUI's file with all weights, or OWNER/NAME[@REVISION] on the
+    /// hub, of which is fetched what is needed, once; without it the small model is drawn with.
+    #[arg(long, value_name = "PATH|OWNER/NAME")]
     model: Option<PathBuf>,
     /// The transformer's weights, instead of the folder's.
     #[arg(long, value_name = "PATH")]
@@ -93,41 +105,33 @@ struct ModelArgs {
 }
 
 impl ModelArgs {
-    fn parts(&self) -> anyhow::Result<Parts> {
-        let own = [
-            &self.transformer,
-            &self.autoencoder,
-            &self.clip,
-            &self.t5,
-            &self.clip_tokenizer,
-            &self.t5_tokenizer,
-        ];
-        if let [
-            Some(transformer),
-            Some(autoencoder),
-            Some(clip),
-            Some(t5),
-            Some(clip_tokenizer),
-            Some(t5_tokenizer),
-        ] = own.map(Clone::clone)
-        {
-            let base = self.base.clone();
-            return Ok(Parts { transformer, base, autoencoder, clip, t5, clip_tokenizer, t5_tokenizer });
-        }
-        let found = match &self.model {
-            Some(folder) => Parts::find(folder)?,
-            None => Parts::find(tiny::folder()?)?,
-        };
-        let pick = |own: &Option<PathBuf>, found: PathBuf| own.clone().unwrap_or(found);
-        Ok(Parts {
-            transformer: pick(&self.transformer, found.transformer),
+    fn parts(
+        &self,
+        #[cfg_attr(not(feature = "hub"), allow(unused))] saying: Saying,
+    ) -> anyhow::Result<Parts> {
+        let own = OwnParts {
+            transformer: self.transformer.clone(),
             base: self.base.clone(),
-            autoencoder: pick(&self.autoencoder, found.autoencoder),
-            clip: pick(&self.clip, found.clip),
-            t5: pick(&self.t5, found.t5),
-            clip_tokenizer: pick(&self.clip_tokenizer, found.clip_tokenizer),
-            t5_tokenizer: pick(&self.t5_tokenizer, found.t5_tokenizer),
-        })
+            autoencoder: self.autoencoder.clone(),
+            clip: self.clip.clone(),
+            t5: self.t5.clone(),
+            clip_tokenizer: self.clip_tokenizer.clone(),
+            t5_tokenizer: self.t5_tokenizer.clone(),
+        };
+        if let Some(parts) = own.whole() {
+            return Ok(parts);
+        }
+        match &self.model {
+            #[cfg(feature = "hub")]
+            Some(model) if !model.exists() => hub::parts(model, own, saying),
+            #[cfg(not(feature = "hub"))]
+            Some(model) if !model.exists() => anyhow::bail!(
+                "{}: there is no such folder; names on the hub need a tch-flux with the feature `hub`",
+                model.display(),
+            ),
+            Some(folder) => Ok(Parts::find_rest(own, folder)?),
+            None => Ok(Parts::find_rest(own, tiny::folder()?)?),
+        }
     }
 }
 

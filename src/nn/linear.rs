@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tch::Tensor;
 use tch::nn::{Module, Path};
 
-use super::{collect, declare};
+use super::{collect, declare, is_placeholder};
 use crate::error::Result;
 use crate::lora::{Beside, Term};
 use crate::math::linear;
@@ -24,9 +24,15 @@ pub(super) struct Held {
 /// Shared by the layer and by the model's [`Linears`].
 pub(super) type Slot = Arc<Mutex<Held>>;
 
-fn held(slot: &Slot) -> MutexGuard<'_, Held> {
+/// What the layer with this variable holds. A variable that was given values by another checkpoint, or by training,
+/// counts again: what was stored is then let go.
+fn held<'a>(slot: &'a Slot, variable: &Tensor) -> MutexGuard<'a, Held> {
     // Each change is one assignment, so what a panic left behind is whole.
-    slot.lock().unwrap_or_else(PoisonError::into_inner)
+    let mut held = slot.lock().unwrap_or_else(PoisonError::into_inner);
+    if held.stored.is_some() && !is_placeholder(variable) {
+        held.stored = None;
+    }
+    held
 }
 
 /// `torch.nn.Linear`: `[…, in]` to `[…, out]`. The only layer that knows how its weight is stored.
@@ -52,7 +58,7 @@ impl Linear {
 impl Module for Linear {
     /// A quantised weight becomes numbers of the variable's kind for as long as the product takes. LoRAs run beside it.
     fn forward(&self, xs: &Tensor) -> Tensor {
-        let held = held(&self.slot);
+        let held = held(&self.slot, &self.weight);
         let weight = must(held.weight(&self.weight));
         let out = linear(xs, &weight, self.bias.as_ref());
         match &held.beside {
@@ -99,7 +105,7 @@ impl Linears {
 
     /// Whether a weight is kept quantised.
     pub fn is_stored(&self, name: &str) -> bool {
-        self.layers.get(name).is_some_and(|(slot, _)| held(slot).stored.is_some())
+        self.layers.get(name).is_some_and(|(slot, weight)| held(slot, weight).stored.is_some())
     }
 
     /// Whether a name is that of a linear layer's weight.
@@ -107,10 +113,10 @@ impl Linears {
         self.layers.contains_key(name)
     }
 
-    /// Keeps a weight quantised, or lets the variable's values count again.
-    pub(crate) fn store(&self, name: &str, stored: Option<Quantized>) {
-        if let Some((slot, _)) = self.layers.get(name) {
-            held(slot).stored = stored;
+    /// Keeps a weight quantised. Its variable must be a placeholder: values that it is given later count again.
+    pub(crate) fn store(&self, name: &str, stored: Quantized) {
+        if let Some((slot, weight)) = self.layers.get(name) {
+            held(slot, weight).stored = Some(stored);
         }
     }
 
@@ -140,7 +146,7 @@ impl Linears {
     ) -> Result<()> {
         for (name, terms) in terms {
             let Some((slot, variable)) = self.layers.get(name) else { continue };
-            let mut held = held(slot);
+            let mut held = held(slot, variable);
             let weight = || held.weight(variable);
             let beside = Beside::new(terms, &weight, variable.device(), variable.kind())?;
             held.beside = Some(beside);
@@ -157,8 +163,8 @@ impl Linears {
 
     /// Takes all changes off.
     fn restore(&self) -> Result<()> {
-        for (slot, _) in self.layers.values() {
-            held(slot).beside = None;
+        for (slot, weight) in self.layers.values() {
+            held(slot, weight).beside = None;
         }
         let mut changed = self.changed.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some((variable, before)) = changed.last_mut() {

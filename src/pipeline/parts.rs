@@ -1,18 +1,8 @@
-//! Where the parts of a pipeline lie, and how each is loaded.
+//! Where the parts of a pipeline lie.
 
 use std::path::{Path, PathBuf};
 
-use tch::Kind;
-use tch::nn::VarStore;
-
-use super::Settings;
-use crate::autoencoder::{AutoEncoder, AutoEncoderParams};
-use crate::checkpoint::lora::Terms;
-use crate::checkpoint::{Access, Checkpoint, Contained, Family, LoadOptions};
 use crate::error::{Error, FileProblem, Result};
-use crate::flux1::{Flux1, Flux1Params};
-use crate::nn::Linears;
-use crate::text::{ClipConfig, ClipText, T5Config, T5Encoder};
 
 /// The files and folders of a pipeline. Weights are a safetensors or GGUF file, an index of shards, or a folder with
 /// one of them; of ComfyUI's all-in-one files, each part takes what is its own.
@@ -43,45 +33,22 @@ impl Parts {
     /// # Errors
     /// [`Error::MissingPart`] with what was looked for; [`Error::File`] where several transformers could be meant.
     pub fn find(path: impl AsRef<Path>) -> Result<Self> {
+        Self::find_rest(OwnParts::default(), path)
+    }
+
+    /// The parts that are named, and the others of a folder or file, which need not hold those that are named.
+    ///
+    /// # Errors
+    /// Those of [`Parts::find`].
+    pub fn find_rest(own: OwnParts, path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let file = path.is_file().then_some(path);
-        let folder = file.and_then(Path::parent).unwrap_or(path);
-        let part = |part: &'static str, names: &[&str]| {
-            let found = names.iter().map(|name| folder.join(name)).find(|path| path.exists());
-            let expected = names.join(" or ");
-            found.ok_or(Error::MissingPart { path: folder.to_path_buf(), part, expected })
-        };
-        let tokenizers = || {
-            Ok::<_, Error>((part("CLIP tokenizer", &["tokenizer"])?, part("T5 tokenizer", &["tokenizer_2"])?))
-        };
-        if let Some(file) = file {
-            let (clip_tokenizer, t5_tokenizer) = tokenizers()?;
-            let all = || file.to_path_buf();
-            let (transformer, autoencoder, clip, t5) = (all(), all(), all(), all());
-            let base = None;
-            return Ok(Self { transformer, base, autoencoder, clip, t5, clip_tokenizer, t5_tokenizer });
-        }
-        let mut transformers = Vec::new();
-        for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
-            let name = entry.map_err(Error::io(folder))?.file_name().to_string_lossy().into_owned();
-            if name.starts_with("flux1-") && (name.ends_with(".safetensors") || name.ends_with(".gguf")) {
-                transformers.push(name);
-            }
-        }
-        transformers.sort();
-        let transformer = match &transformers[..] {
-            [] => part("transformer", &["flux1-*.safetensors", "transformer"])?,
-            [one] => folder.join(one),
-            several => {
-                let reason = format!("several transformers could be meant: {}; name one", several.join(", "));
-                return Err(Error::file(folder)(FileProblem::Index { reason }));
-            }
-        };
-        let autoencoder = part("autoencoder", &["ae.safetensors", "vae"])?;
-        let clip = part("CLIP text model", &["text_encoder"])?;
-        let t5 = part("T5 encoder", &["text_encoder_2"])?;
-        let (clip_tokenizer, t5_tokenizer) = tokenizers()?;
-        Ok(Self { transformer, base: None, autoencoder, clip, t5, clip_tokenizer, t5_tokenizer })
+        let file = path.is_file();
+        let folder = if file { path.parent().unwrap_or(Path::new("")) } else { path };
+        let names = names_in(folder)?;
+        own.rest(|part| match part {
+            part if file && !part.is_tokenizer() => Ok(path.to_path_buf()),
+            part => Ok(folder.join(part.choose(folder, &names)?)),
+        })
     }
 
     /// The parts by name, each with its place in a folder or with what is wrong: `transformer`, `autoencoder`,
@@ -90,122 +57,122 @@ impl Parts {
     /// # Errors
     /// [`Error::Io`] where the folder cannot be read.
     pub fn look(folder: &Path) -> Result<Vec<(&'static str, Result<PathBuf>)>> {
-        let _ = folder;
-        Ok(Vec::new())
+        let names = names_in(folder)?;
+        let place = |part: Part| (part.name(), part.choose(folder, &names).map(|name| folder.join(name)));
+        Ok(Part::ALL.map(place).into())
+    }
+}
+
+/// The names in a folder, sorted.
+fn names_in(folder: &Path) -> Result<Vec<String>> {
+    let folder = if folder == Path::new("") { Path::new(".") } else { folder };
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
+        names.push(entry.map_err(Error::io(folder))?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Parts that are named one by one. What is `None` comes from a folder or from the hub.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OwnParts {
+    /// As [`Parts::transformer`].
+    pub transformer: Option<PathBuf>,
+    /// As [`Parts::base`]; no folder has one.
+    pub base: Option<PathBuf>,
+    /// As [`Parts::autoencoder`].
+    pub autoencoder: Option<PathBuf>,
+    /// As [`Parts::clip`].
+    pub clip: Option<PathBuf>,
+    /// As [`Parts::t5`].
+    pub t5: Option<PathBuf>,
+    /// As [`Parts::clip_tokenizer`].
+    pub clip_tokenizer: Option<PathBuf>,
+    /// As [`Parts::t5_tokenizer`].
+    pub t5_tokenizer: Option<PathBuf>,
+}
+
+impl OwnParts {
+    /// The parts, where all of them are named.
+    pub fn whole(&self) -> Option<Parts> {
+        self.clone().rest(|_| Err(())).ok()
     }
 
-    /// The transformer's file under the official names, and what was taken from the base.
-    pub(super) fn open_transformer(&self, access: Access) -> Result<(Checkpoint, Vec<String>)> {
-        let open = |path| open(path, access, "FLUX.1 transformer", |f| matches!(f, Family::Flux1 { .. }));
-        let transformer = open(&self.transformer)?;
-        match &self.base {
-            Some(base) => Ok(transformer.filled_from(open(base)?)),
-            None => Ok((transformer, Vec::new())),
+    /// The parts that are named, and those that `find` finds.
+    pub(crate) fn rest<E>(
+        self,
+        mut find: impl FnMut(Part) -> std::result::Result<PathBuf, E>,
+    ) -> std::result::Result<Parts, E> {
+        let mut pick = |own: Option<PathBuf>, part| own.map_or_else(|| find(part), Ok);
+        Ok(Parts {
+            transformer: pick(self.transformer, Part::Transformer)?,
+            base: self.base,
+            autoencoder: pick(self.autoencoder, Part::Autoencoder)?,
+            clip: pick(self.clip, Part::Clip)?,
+            t5: pick(self.t5, Part::T5)?,
+            clip_tokenizer: pick(self.clip_tokenizer, Part::ClipTokenizer)?,
+            t5_tokenizer: pick(self.t5_tokenizer, Part::T5Tokenizer)?,
+        })
+    }
+}
+
+/// One of the parts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    Transformer,
+    Autoencoder,
+    Clip,
+    T5,
+    ClipTokenizer,
+    T5Tokenizer,
+}
+
+impl Part {
+    const ALL: [Self; 6] =
+        [Self::Transformer, Self::Autoencoder, Self::Clip, Self::T5, Self::ClipTokenizer, Self::T5Tokenizer];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Transformer => "transformer",
+            Self::Autoencoder => "autoencoder",
+            Self::Clip => "CLIP text model",
+            Self::T5 => "T5 encoder",
+            Self::ClipTokenizer => "CLIP tokenizer",
+            Self::T5Tokenizer => "T5 tokenizer",
         }
     }
 
-    pub(super) fn open_autoencoder(&self, access: Access) -> Result<Checkpoint> {
-        let is_one = |family: &Family| matches!(family, Family::AutoEncoder { .. });
-        open(&self.autoencoder, access, "FLUX.1 autoencoder", is_one)
+    fn is_tokenizer(self) -> bool {
+        matches!(self, Self::ClipTokenizer | Self::T5Tokenizer)
     }
 
-    pub(super) fn open_clip(&self, access: Access) -> Result<Checkpoint> {
-        open(&self.clip, access, "CLIP text model", |f| *f == Family::Clip)
-    }
-
-    pub(super) fn open_t5(&self, access: Access) -> Result<Checkpoint> {
-        open(&self.t5, access, "T5 encoder", |f| matches!(f, Family::T5 { .. }))
-    }
-
-    pub(super) fn load_transformer(
-        &self,
-        settings: &Settings,
-        kind: Kind,
-        params: &Flux1Params,
-    ) -> Result<Resident<Flux1>> {
-        let (checkpoint, _) = self.open_transformer(settings.access)?;
-        let checkpoint = checkpoint.widened("img_in.weight", params.in_channels);
-        Resident::fill(settings, kind, checkpoint, |vs| Flux1::new(vs.root(), params), Some(Flux1::linears))
-    }
-
-    pub(super) fn load_clip(&self, settings: &Settings, kind: Kind) -> Result<Resident<ClipText>> {
-        let checkpoint = self.open_clip(settings.access)?;
-        let config = match config_beside(&self.clip) {
-            Some(path) => ClipConfig::read(path)?,
-            None => ClipConfig::from_shapes(|name| checkpoint.shape(name))?,
+    /// Which of the names in a folder is this part: the rule for folders and for repositories.
+    pub(crate) fn choose<'a>(self, folder: &Path, names: &'a [String]) -> Result<&'a str> {
+        let part = self.name();
+        let expected: &[&str] = match self {
+            Self::Transformer => &["flux1-*.safetensors", "flux1-*.gguf", "transformer"],
+            Self::Autoencoder => &["ae.safetensors", "vae"],
+            Self::Clip => &["text_encoder"],
+            Self::T5 => &["text_encoder_2"],
+            Self::ClipTokenizer => &["tokenizer"],
+            Self::T5Tokenizer => &["tokenizer_2"],
         };
-        let build = |vs: &VarStore| ClipText::new(vs.root(), &config);
-        Resident::fill(settings, kind, checkpoint, build, Some(ClipText::linears))
-    }
-
-    pub(super) fn load_t5(&self, settings: &Settings, kind: Kind) -> Result<Resident<T5Encoder>> {
-        let checkpoint = self.open_t5(settings.access)?;
-        let config = match config_beside(&self.t5) {
-            Some(path) => T5Config::read(path)?,
-            None => T5Config::from_shapes(|name| checkpoint.shape(name))?,
-        };
-        let build = |vs: &VarStore| T5Encoder::new(vs.root(), &config);
-        Resident::fill(settings, kind, checkpoint, build, Some(T5Encoder::linears))
-    }
-}
-
-pub(super) fn load_autoencoder(
-    settings: &Settings,
-    kind: Kind,
-    checkpoint: Checkpoint,
-) -> Result<Resident<AutoEncoder>> {
-    let params = AutoEncoderParams::from_shapes(|name| checkpoint.shape(name))?;
-    Resident::fill(settings, kind, checkpoint, |vs| AutoEncoder::new(vs.root(), &params), None)
-}
-
-/// Opens a part under its official names, if the file holds one.
-fn open(path: &Path, access: Access, part: &str, is_one: impl Fn(&Family) -> bool) -> Result<Checkpoint> {
-    let checkpoint = Checkpoint::open(path, access)?;
-    let contained = checkpoint.contained();
-    match contained.iter().find(|model| is_one(&model.family)) {
-        Some(Contained { prefix, family }) => Ok(checkpoint.part(prefix, family)),
-        None => Err(Error::Config(format!("{}: no {part}: {}", path.display(), checkpoint.family()))),
-    }
-}
-
-/// A model that is loaded, with what it lies on.
-#[derive(Debug)]
-pub(super) struct Resident<M> {
-    pub(super) model: M,
-    pub(super) kind: Kind,
-    pub(super) checkpoint: Checkpoint,
-    vs: VarStore,
-    linears: Option<fn(&M) -> &Linears>,
-}
-
-impl<M> Resident<M> {
-    /// Builds a model and fills it, without gradients. Where it has linear layers, they may be kept quantised.
-    fn fill(
-        settings: &Settings,
-        kind: Kind,
-        checkpoint: Checkpoint,
-        build: impl FnOnce(&VarStore) -> Result<M>,
-        linears: Option<fn(&M) -> &Linears>,
-    ) -> Result<Self> {
-        let mut vs = VarStore::new(settings.device);
-        let model = build(&vs)?;
-        let keep_quantized = linears.filter(|_| settings.keep_quantized).map(|linears| linears(&model));
-        checkpoint.load(&vs, LoadOptions { kind: Some(kind), keep_quantized })?;
-        vs.freeze();
-        Ok(Self { model, kind, checkpoint, vs, linears })
-    }
-
-    /// Puts LoRAs on the model, in place of those that were on it.
-    pub(super) fn adapt(self, terms: &Terms) -> Result<Self> {
-        if let Some(linears) = self.linears {
-            terms.put_on(&self.vs, linears(&self.model))?;
+        for pattern in expected {
+            let fits = |name: &&String| match pattern.split_once('*') {
+                Some((start, end)) => name.starts_with(start) && name.ends_with(end),
+                None => name == pattern,
+            };
+            match names.iter().filter(fits).collect::<Vec<_>>()[..] {
+                [] => {}
+                [one] => return Ok(one),
+                ref several => {
+                    let several: Vec<_> = several.iter().map(|name| name.as_str()).collect();
+                    let reason = format!("several {part}s could be meant: {}; name one", several.join(", "));
+                    return Err(Error::file(folder)(FileProblem::Index { reason }));
+                }
+            }
         }
-        Ok(self)
+        Err(Error::MissingPart { path: folder.to_path_buf(), part, expected: expected.join(" or ") })
     }
-}
-
-/// The `config.json` in a folder of weights, or beside a file of them.
-fn config_beside(weights: &Path) -> Option<PathBuf> {
-    let folder = if weights.is_dir() { weights } else { weights.parent()? };
-    Some(folder.join("config.json")).filter(|path| path.is_file())
 }

@@ -7,7 +7,6 @@ use std::thread;
 use tch::{Device, Kind, Tensor};
 
 use super::Code;
-use super::memory;
 use crate::error::{Error, Result};
 use crate::shim;
 
@@ -114,13 +113,6 @@ pub(crate) fn decode_all(jobs: &[Job]) -> Result<()> {
         run(tasks.collect())
     });
     filled.ok_or_else(|| Error::Config("two tensors to be filled lie in the same memory".into()))?
-}
-
-/// A fresh tensor, filled with one part.
-pub(crate) fn decode(part: Part, shape: &[i64], kind: Kind) -> Result<Tensor> {
-    let out = memory::empty(shape, kind)?;
-    decode_all(&[Job { out: &out, parts: vec![part] }])?;
-    Ok(out)
 }
 
 /// What one thread does at a time.

@@ -2,6 +2,7 @@
 //! and the programs in `fuzz/` look for bytes that break a promise.
 
 use tch_flux::FileProblem;
+use tch_flux::checkpoint::lora::parse_names;
 use tch_flux::checkpoint::{Header, Index};
 use tch_flux::quant::Encoding;
 
@@ -52,6 +53,25 @@ pub fn index(data: &[u8]) {
         }
         Err(problem) => check_message(&problem),
     }
+}
+
+/// The keys of a LoRA file, one a line: each is either part of one change or counted among the unknown.
+pub fn lora_names(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let sorted = parse_names(text.lines());
+    let mut places: Vec<&str> = sorted.unknown.iter().map(String::as_str).collect();
+    for (module, group) in &sorted.groups {
+        assert!(!group.parts.is_empty() && !group.target.module.is_empty(), "{module:?}");
+        for key in group.parts.values() {
+            assert!(key.starts_with(module), "{key:?} is no key of {module:?}");
+            places.push(key);
+        }
+    }
+    let mut names: Vec<&str> = text.lines().collect();
+    places.sort_unstable();
+    names.sort_unstable();
+    assert_eq!(places, names);
+    assert!(sorted.maker.is_some() || sorted.groups.is_empty());
 }
 
 /// Every tensor lies in the file, apart from the others, in just as many bytes as its shape takes.

@@ -89,6 +89,19 @@ fn terms_are_added_to_the_base_in_any_order() {
 }
 
 #[test]
+fn dora_leaves_a_row_of_zeros() {
+    let weight = wave(&[2, 8], 1.0);
+    let _ = weight.get(0).zero_();
+    let change = Change::Full(weight.zeros_like());
+    let magnitude = Some(Tensor::from_slice(&[1f32, 2.0]));
+    let terms = [Term { update: update(change, 1.0, magnitude), rows: None, strength: 1.0 }];
+    let merged = merged(&weight, &terms).unwrap();
+    assert!(merged.get(0) == weight.get(0));
+    let x = wave(&[3, 8], 2.0);
+    assert_close(&run(&terms, &weight, None, &x), &x.linear::<&Tensor>(&merged, None));
+}
+
+#[test]
 fn neither_way_touches_the_base() {
     let weight = wave(&[12, 8], 1.0).to_kind(Kind::BFloat16);
     let before = weight.copy();
@@ -136,10 +149,14 @@ fn low_rank_terms_have_the_bits_of_the_official_layer() {
         let terms = [Term { update: update(change, 0.5, None), rows: None, strength: 1.7 }];
         let x = wave(&[3, 64, 40], 5.0).to_kind(kind).transpose(1, 2);
         let expected = official.forward(&x);
-        let base = tch_flux::nn::Linear { weight: of("weight"), bias: Some(of("bias")) };
+        let base = VarStore::new(Device::Cpu);
+        let linear = tch_flux::nn::Linear::new(base.root(), 64, 96, true);
+        for (name, mut variable) in base.variables() {
+            variable.set_data(&of(&name));
+        }
         let dense = || Ok(of("weight"));
         let beside = Beside::new(&terms, &dense, Device::Cpu, kind).unwrap();
-        let found = beside.forward(&x, base.forward(&x), &|x| x.linear::<&Tensor>(&of("weight"), None));
+        let found = beside.forward(&x, linear.forward(&x), &|x| x.linear::<&Tensor>(&of("weight"), None));
         assert!(found == expected, "{kind:?}");
     }
 }

@@ -7,6 +7,7 @@ mod common;
 mod beside;
 mod forms;
 mod makers;
+mod names;
 mod problems;
 
 use std::collections::BTreeMap;

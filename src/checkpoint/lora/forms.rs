@@ -60,14 +60,18 @@ impl Reader<'_> {
         for (part, key) in &group.parts {
             self.check_numbers(*part, key)?;
         }
+        if let Some(key) = group.parts.get(&Part::Core) {
+            let reason = "is the core of a convolution's change; FLUX's layers are linear".into();
+            return Err(self.problem(key, reason));
+        }
         let bias = group.parts.get(&Part::DiffBias).map(|key| self.bias(name, group, key)).transpose()?;
         let weight = self.weight(name, group)?;
-        let patches: Vec<Patch> = weight.into_iter().chain(bias).collect();
-        match group.parts.values().next() {
-            Some(key) if patches.is_empty() => {
+        let others = group.parts.iter().find(|(part, _)| **part != Part::DiffBias);
+        match others {
+            Some((_, key)) if weight.is_none() => {
                 Err(self.problem(key, "belongs to a change of which nothing else is in the file".into()))
             }
-            _ => Ok(patches),
+            _ => Ok(weight.into_iter().chain(bias).collect()),
         }
     }
 
@@ -119,30 +123,29 @@ impl Reader<'_> {
         self.check_shape(group, &shape)?;
         let mut patch = self.plain(name, group, form, shape);
         if !whole {
-            (patch.rank, patch.alpha) = (rank, self.alpha(group, rank.is_some())?);
+            patch.rank = rank;
+            patch.alpha = self.alpha(group)?.filter(|_| rank.is_some());
             patch.scale = match (patch.alpha, rank) {
                 (Some(alpha), Some(rank)) => alpha / rank as f64,
-                // LoKr of two whole matrices: the alpha beside them counts for nothing.
-                (Some(_), None) => 1.0,
-                (None, rank) => self.settings.scale(group.target.model, name, rank),
+                // An alpha beside two whole matrices of LoKr counts for nothing.
+                _ if group.parts.contains_key(&Part::Alpha) => 1.0,
+                _ => self.settings.scale(group.target.model, name, rank),
             };
+            if let (Some(alpha), false) = (patch.alpha, patch.scale.is_finite() && patch.scale != 0.0) {
+                let reason = format!("an alpha of {alpha} would leave nothing of the change");
+                return Err(self.problem(group.parts.get(&Part::Alpha).map_or(key, |k| k), reason));
+            }
         }
         Ok(Some(patch))
     }
 
-    /// The alpha of a change that it counts for.
-    fn alpha(&self, group: &Group, counts: bool) -> Result<Option<f64>> {
+    fn alpha(&self, group: &Group) -> Result<Option<f64>> {
         let Some(key) = group.parts.get(&Part::Alpha) else { return Ok(None) };
-        if self.shape(key).iter().product::<i64>() != 1 {
-            return Err(
-                self.problem(key, format!("its shape is {:?}, but an alpha is one number", self.shape(key)))
-            );
+        let shape = self.shape(key);
+        if shape.iter().any(|size| *size != 1) {
+            return Err(self.problem(key, format!("its shape is {shape:?}, but an alpha is one number")));
         }
-        let alpha = f64::try_from(self.checkpoint.tensor(key)?.f_view([1])?)?;
-        if counts && (!alpha.is_finite() || alpha == 0.0) {
-            return Err(self.problem(key, format!("an alpha of {alpha} would leave nothing of the change")));
-        }
-        Ok(Some(alpha))
+        Ok(Some(f64::try_from(self.checkpoint.tensor(key)?.f_view([1])?)?))
     }
 
     fn check_magnitude(&self, group: &Group, shape: &[i64], whole: bool) -> Result<()> {
@@ -269,10 +272,6 @@ impl Matrices<'_> {
     }
 
     fn matrix(&self, part: Part) -> Result<[i64; 2]> {
-        if let Some(key) = self.group.parts.get(&Part::Core) {
-            let reason = "is the core of a convolution's change; FLUX's layers are linear".into();
-            return Err(self.reader.problem(key, reason));
-        }
         let Some(key) = self.group.parts.get(&part) else {
             return Err(self.reader.problem(self.key, format!("its counterpart {part} is not in the file")));
         };

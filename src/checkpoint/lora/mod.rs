@@ -106,7 +106,7 @@ impl Patch {
 }
 
 impl fmt::Display for Lora {
-    /// `kohya: 304 modules of the transformer and 72 of CLIP; LoRA, rank 16, alpha 8`.
+    /// `kohya: modules changed: 304 of transformer, 72 of CLIP; LoRA; rank 16; alpha 8`.
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let maker = self.maker.map_or("an unknown maker".into(), |maker| maker.to_string());
         let models = [Model::Transformer, Model::Clip, Model::T5];

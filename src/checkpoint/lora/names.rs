@@ -111,7 +111,7 @@ pub fn parse_names<'a>(names: impl IntoIterator<Item = &'a str>) -> Names {
             let group = match sorted.groups.get_mut(module) {
                 Some(group) => group,
                 None => {
-                    let (target, maker) = resolve(module, part)?;
+                    let (target, maker) = resolve(module, part, &name[module.len()..])?;
                     *makers.entry(maker).or_default() += 1;
                     let group = Group { target, parts: BTreeMap::new() };
                     sorted.groups.entry(module.to_string()).or_insert(group)
@@ -225,7 +225,7 @@ pub(super) fn without_prefixes(module: &str) -> &str {
 }
 
 /// Where a module of the file lies, and whose spelling that is.
-fn resolve(module: &str, part: Part) -> Option<(Target, Maker)> {
+fn resolve(module: &str, part: Part, ending: &str) -> Option<(Target, Maker)> {
     let (rest, model, prefix) = strip(module);
     let norm = |rest: &str| find(model, rest.strip_suffix(".scale")?).filter(|t| t.holder == Holder::Norm);
     let target =
@@ -236,7 +236,7 @@ fn resolve(module: &str, part: Part) -> Option<(Target, Maker)> {
         "lora_transformer_" => Maker::OneTrainer,
         "lycoris_" => Maker::SimpleTuner,
         "base_model.model." if official => Maker::Fal,
-        "diffusion_model." | "model.diffusion_model." if matches!(part, Part::Down | Part::Up) => {
+        "diffusion_model." if ending.starts_with(".lora_A") || ending.starts_with(".lora_B") => {
             Maker::AiToolkit
         }
         "" if official => Maker::Official,

@@ -196,11 +196,12 @@ impl Patch {
         let mut fit = Fit { rows: (len != rows).then_some(range.clone()), columns: None };
         // The lengths that DoRA was trained with are those of fewer columns, too.
         let dora = self.group.parts.contains_key(&Part::Magnitude);
-        if let (&[_, known], IMG_IN, Model::Transformer) = (&self.shape[..], module.as_str(), model) {
-            if known < columns && !dora {
-                wanted[1] = known;
-                fit.columns = Some(columns);
-            }
+        let grows = *model == Model::Transformer && module == IMG_IN && !dora;
+        if let (true, &[_, known]) = (grows, &self.shape[..])
+            && known < columns
+        {
+            wanted[1] = known;
+            fit.columns = Some(columns);
         }
         if range.end > rows || wanted != self.shape {
             return Err(Misfit::Shape(wanted));

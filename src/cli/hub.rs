@@ -1,0 +1,77 @@
+//! Models by their names on the hub.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use anyhow::Context;
+use indicatif::{ProgressBar, ProgressStyle};
+use tch_flux::hub::{Event, Hub, Repository};
+use tch_flux::pipeline::{OwnParts, Parts};
+use tch_flux::{Error, HubProblem};
+
+use super::Saying;
+
+/// The parts of the repository that `model` names, which is no folder here.
+pub(super) fn parts(model: &Path, own: OwnParts, saying: Saying) -> anyhow::Result<Parts> {
+    let name = model.to_string_lossy();
+    let repository: Repository =
+        name.parse().context("there is no such folder, nor is it a name on the hub")?;
+    let mut bars = Bars { saying, name: String::new(), bar: None };
+    match Hub::from_env()?.fetch(&repository, own, &mut |event| bars.show(event)) {
+        Err(error @ Error::Hub { problem: HubProblem::NotFound { .. }, .. }) => {
+            Err(error).context("there is no such folder here")
+        }
+        fetched => Ok(fetched?),
+    }
+}
+
+/// A bar for each file that is fetched.
+struct Bars {
+    saying: Saying,
+    name: String,
+    bar: Option<ProgressBar>,
+}
+
+impl Bars {
+    fn show(&mut self, event: Event) -> ControlFlow<()> {
+        match event {
+            Event::File { name, have, size } => self.file(name, have, size),
+            Event::Waiting { name } => self.warn(&format!("{name}: another process is fetching it; waiting")),
+            Event::Retry { reason, wait } => {
+                self.warn(&format!("{reason}; trying again in {} s", wait.as_secs_f32()));
+            }
+            Event::Stale { reason } => self.warn(&format!("{reason}; what the cache holds is taken")),
+            _ => {}
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn file(&mut self, name: &str, have: u64, size: u64) {
+        if !self.saying.bars {
+            return;
+        }
+        if self.name != name {
+            let bar = ProgressBar::new(size);
+            let style = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} ETA {eta}";
+            if let Ok(style) = ProgressStyle::with_template(style) {
+                bar.set_style(style);
+            }
+            bar.set_message(name.to_string());
+            (self.name, self.bar) = (name.to_string(), Some(bar));
+        }
+        if let Some(bar) = &self.bar {
+            bar.set_position(have);
+            if have == size {
+                bar.finish();
+            }
+        }
+    }
+
+    fn warn(&self, text: &str) {
+        match &self.bar {
+            _ if !self.saying.warnings => {}
+            Some(bar) => bar.suspend(|| eprintln!("warning: {text}")),
+            None => eprintln!("warning: {text}"),
+        }
+    }
+}

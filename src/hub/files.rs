@@ -1,0 +1,179 @@
+//! Which files of a repository the parts are made of.
+
+use std::path::Path;
+
+use crate::checkpoint::{Index, weights_among};
+use crate::error::{Error, Result};
+use crate::pipeline::{OwnParts, Part, Parts};
+
+/// The parts in a snapshot, but for those that are named, and the files of them; shards are known from their index
+/// alone, once it is there. `shown` stands for the repository in errors.
+pub(super) fn plan(
+    shown: &Path,
+    snapshot: &Path,
+    names: &[String],
+    own: OwnParts,
+) -> Result<(Parts, Vec<String>)> {
+    let mut tops: Vec<_> = names.iter().filter_map(|name| name.split('/').next()).map(String::from).collect();
+    tops.sort();
+    tops.dedup();
+    let mut needed = Vec::new();
+    let parts = own.rest(|part| -> Result<_> {
+        let chosen = part.choose(shown, &tops)?;
+        needed.extend(files_of(part, chosen, shown, names)?);
+        Ok(snapshot.join(chosen))
+    })?;
+    // The small ones first: what is wrong with the access shows before the long wait.
+    needed.reverse();
+    Ok((parts, needed))
+}
+
+/// Calls `each` with every name, and with the shards of those that are an index and are there by then.
+pub(super) fn for_each(
+    snapshot: &Path,
+    needed: &[String],
+    each: &mut dyn FnMut(&str) -> Result<()>,
+) -> Result<()> {
+    for name in needed {
+        each(name)?;
+        if name.ends_with(".index.json") {
+            let folder = name.rsplit_once('/').map_or(String::new(), |(folder, _)| format!("{folder}/"));
+            for shard in Index::read(&snapshot.join(name))?.shards() {
+                each(&format!("{folder}{shard}"))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The files that are read of a part: `chosen` itself, or what is needed in the folder of that name.
+fn files_of(part: Part, chosen: &str, shown: &Path, names: &[String]) -> Result<Vec<String>> {
+    let listed = |name: &str| names.iter().any(|n| n == name);
+    let config = |folder: &str| Some(format!("{folder}/config.json")).filter(|name| listed(name));
+    if listed(chosen) {
+        // The size of pictures that an autoencoder was trained for is said there alone.
+        let config = if part == Part::Autoencoder { config("vae") } else { None };
+        return Ok([chosen.to_string()].into_iter().chain(config).collect());
+    }
+    let inside: Vec<String> = names
+        .iter()
+        .filter_map(|name| name.strip_prefix(chosen)?.strip_prefix('/'))
+        .map(String::from)
+        .collect();
+    let (what, forms): (_, &[&[&str]]) = match part {
+        Part::ClipTokenizer => ("CLIP tokenizer", &[&["tokenizer.json"], &["vocab.json", "merges.txt"]]),
+        Part::T5Tokenizer => ("T5 tokenizer", &[&["tokenizer.json"], &["spiece.model"]]),
+        _ => {
+            let weights = weights_among(&shown.join(chosen), &inside)?;
+            return Ok([format!("{chosen}/{weights}")].into_iter().chain(config(chosen)).collect());
+        }
+    };
+    let whole = |form: &&&[&str]| form.iter().all(|file| inside.iter().any(|name| name == file));
+    match forms.iter().find(whole) {
+        Some(form) => Ok(form.iter().map(|file| format!("{chosen}/{file}")).collect()),
+        None => {
+            let expected = forms.iter().map(|form| form.join(" with ")).collect::<Vec<_>>().join(" or ");
+            Err(Error::MissingPart { path: shown.join(chosen), part: what, expected })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn needed(names: &[&str], own: OwnParts) -> Result<Vec<String>> {
+        let names: Vec<String> = names.iter().map(|name| name.to_string()).collect();
+        plan(Path::new("owner/name"), Path::new("snapshot"), &names, own).map(|(_, needed)| needed)
+    }
+
+    /// What the official repository of FLUX.1 lists.
+    const OFFICIAL: [&str; 29] = [
+        ".gitattributes",
+        "LICENSE.md",
+        "README.md",
+        "ae.safetensors",
+        "dev_grid.jpg",
+        "flux1-dev.safetensors",
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "text_encoder/config.json",
+        "text_encoder/model.fp16.safetensors",
+        "text_encoder/model.safetensors",
+        "text_encoder/pytorch_model.bin",
+        "text_encoder_2/config.json",
+        "text_encoder_2/model-00001-of-00002.safetensors",
+        "text_encoder_2/model-00002-of-00002.safetensors",
+        "text_encoder_2/model.safetensors.index.json",
+        "tokenizer/merges.txt",
+        "tokenizer/special_tokens_map.json",
+        "tokenizer/tokenizer_config.json",
+        "tokenizer/vocab.json",
+        "tokenizer_2/special_tokens_map.json",
+        "tokenizer_2/spiece.model",
+        "tokenizer_2/tokenizer.json",
+        "tokenizer_2/tokenizer_config.json",
+        "transformer/config.json",
+        "transformer/diffusion_pytorch_model-00001-of-00003.safetensors",
+        "transformer/diffusion_pytorch_model.safetensors.index.json",
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+    ];
+
+    #[test]
+    fn of_two_spellings_of_the_same_weights_one_is_fetched_and_nothing_that_is_not_read() {
+        assert_eq!(
+            needed(&OFFICIAL, OwnParts::default()).unwrap(),
+            [
+                "tokenizer_2/tokenizer.json",
+                "tokenizer/merges.txt",
+                "tokenizer/vocab.json",
+                "text_encoder_2/config.json",
+                "text_encoder_2/model.safetensors.index.json",
+                "text_encoder/config.json",
+                "text_encoder/model.safetensors",
+                "vae/config.json",
+                "ae.safetensors",
+                "flux1-dev.safetensors",
+            ]
+        );
+    }
+
+    #[test]
+    fn without_the_single_files_those_of_diffusers_are_fetched() {
+        let names: Vec<_> =
+            OFFICIAL.into_iter().filter(|n| n.contains('/') || !n.ends_with("safetensors")).collect();
+        let needed = needed(&names, OwnParts::default()).unwrap();
+        assert_eq!(
+            needed[7..],
+            [
+                "vae/config.json",
+                "vae/diffusion_pytorch_model.safetensors",
+                "transformer/config.json",
+                "transformer/diffusion_pytorch_model.safetensors.index.json",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_part_that_is_named_is_neither_fetched_nor_missed() {
+        let own = OwnParts { transformer: Some("mine.safetensors".into()), ..OwnParts::default() };
+        let names: Vec<_> =
+            OFFICIAL.into_iter().filter(|n| !n.starts_with("flux1-") && !n.starts_with("trans")).collect();
+        let needed = needed(&names, own).unwrap();
+        assert_eq!(needed.last().unwrap(), "ae.safetensors");
+    }
+
+    #[test]
+    fn a_repository_without_a_part_is_refused_before_anything_is_fetched() {
+        let without = |start: &str| {
+            let names: Vec<_> = OFFICIAL.into_iter().filter(|name| !name.starts_with(start)).collect();
+            needed(&names, OwnParts::default()).unwrap_err().to_string()
+        };
+        assert_eq!(without("text_encoder/"), "owner/name: no CLIP text model; expected text_encoder");
+        assert_eq!(
+            without("tokenizer/v"),
+            "owner/name/tokenizer: no CLIP tokenizer; expected tokenizer.json or vocab.json with merges.txt"
+        );
+    }
+}

@@ -21,7 +21,7 @@
 //! | [`parity`] | cases from a reference implementation, and the run that compares |
 //!
 //! Each uses only what stands below it in this list, but for `checkpoint`, `image` and `parity`, which stand beside:
-//! models do not know files, files do not know models, and only `pipeline` and `parity` know both.
+//! models do not know files, files do not know models, and only `pipeline`, `convert` and `parity` know both.
 
 #![warn(missing_docs)]
 

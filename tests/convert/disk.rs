@@ -127,7 +127,17 @@ fn memory_stays_below_a_gigabyte_at_full_width() {
     wide(&path, 1);
     let bytes = std::fs::metadata(&path).unwrap().len();
     assert!(bytes > 900_000_000, "{bytes}");
-    for arguments in [&["--layout", "diffusers"][..], &["--kind", "fp8-scaled"], &["--kind", "f16"]] {
+    let lora = folder.path().join("lora.safetensors");
+    let line = |name: &str, shape: &[i64]| (name.to_string(), "BF16".to_string(), shape.to_vec());
+    write_sparse(
+        &lora,
+        &[
+            line("single_blocks.0.linear1.lora_A.weight", &[64, 3072]),
+            line("single_blocks.0.linear1.lora_B.weight", &[21504, 64]),
+        ],
+    );
+    let merge = ["--kind", "fp8-scaled", "--merge", lora.to_str().unwrap()];
+    for arguments in [&["--layout", "diffusers"][..], &merge[..2], &merge] {
         let out = folder.path().join("out");
         let mut command = convert(&[&path, &out]);
         command.args(arguments).arg("--force");

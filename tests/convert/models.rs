@@ -63,7 +63,7 @@ pub fn filled(lines: &[Line], seed: u64) -> Vec<Stored> {
     let mut tensor = |(name, dtype, shape): &Line| {
         let count = shape.iter().product::<i64>() as usize;
         // Exponents from -8 to 0.
-        let mut top = || (next() & 0x80) | 0x3b + (next() & 3);
+        let mut top = || (next() & 0x80) | (0x3b + (next() & 3));
         let mut bytes = Vec::new();
         for _ in 0..count {
             match dtype.as_str() {

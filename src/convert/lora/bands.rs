@@ -73,14 +73,15 @@ impl Writer {
     fn bands(&self, patch: &Patch, columns: i64) -> Result<Vec<Band>> {
         let rows = patch.shape[0];
         let part = |i: i64| i * columns..(i + 1) * columns;
+        let behind = |end: i64| 3 * columns..end;
         let all: Vec<Range<i64>> = match patch.group.target.slot {
             Slot::Q => vec![part(0)],
             Slot::K => vec![part(1)],
             Slot::V => vec![part(2)],
-            Slot::Rest => vec![3 * columns..3 * columns + rows],
+            Slot::Rest => vec![behind(3 * columns + rows)],
             Slot::Qkv => (0..3).map(part).collect(),
             Slot::Whole | Slot::Swapped if rows > 3 * columns => {
-                (0..3).map(part).chain([3 * columns..rows]).collect()
+                (0..3).map(part).chain([behind(rows)]).collect()
             }
             Slot::Whole | Slot::Swapped => (0..3).map(part).collect(),
         };
@@ -96,10 +97,11 @@ impl Writer {
         let up = self.file.tensor(&whole.up)?;
         let shares: Vec<Range<i64>> = all.iter().map(|rows| rows.start - first..rows.end - first).collect();
         let ranks = blocks(&up, &shares)?;
-        let band = |((rows, up_rows), ranks): ((&Range<i64>, Range<i64>), Option<Range<i64>>)| {
-            Some(Band { rows: rows.clone(), up_rows, ranks: ranks?, ..whole.clone() })
-        };
-        Ok(all.iter().zip(shares).zip(ranks).filter_map(band).collect())
+        let mut bands = Vec::new();
+        for ((rows, up_rows), ranks) in all.into_iter().zip(shares).zip(ranks) {
+            bands.extend(ranks.map(|ranks| Band { rows, up_rows, ranks, ..whole.clone() }));
+        }
+        Ok(bands)
     }
 
     fn band(&self, patch: &Patch, rows: Range<i64>, up_rows: Range<i64>) -> Result<Band> {

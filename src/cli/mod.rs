@@ -56,7 +56,7 @@ pub fn run() -> ExitCode {
         Command::Doctor(command) => command.run(),
     };
     done.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
+        eprintln!("error: {}", in_full(&error));
         match error.downcast_ref::<Error>() {
             Some(Error::Request(_)) => ExitCode::from(2),
             _ => ExitCode::FAILURE,
@@ -72,6 +72,15 @@ struct Saying {
     bars: bool,
     /// What went wrong, and whether it is tried again.
     warnings: bool,
+}
+
+/// An error with its causes, but for those that it has said itself.
+fn in_full(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |said, cause| match said.as_str() {
+        "" => cause,
+        said if said.ends_with(&cause) => said.to_string(),
+        said => format!("{said}: {cause}"),
+    })
 }
 
 /// Where the parts of a model lie.

@@ -6,10 +6,14 @@
 mod bitsandbytes;
 mod blocks;
 mod code;
+mod decode;
 mod fill;
 mod float;
+mod lanes;
 mod matrix;
 mod memory;
+#[cfg(test)]
+mod speed;
 #[cfg(test)]
 mod tests;
 
@@ -22,6 +26,8 @@ pub(crate) use bitsandbytes::{Companions, four_bit};
 pub(crate) use code::Code;
 pub(crate) use fill::{Job, Part, Source, decode, decode_all};
 pub(crate) use matrix::{Piece, Quantized};
+#[doc(hidden)]
+pub use memory::copy_seconds;
 pub(crate) use memory::empty;
 
 /// How a tensor's numbers are written in a file.

@@ -1,11 +1,13 @@
 //! Memory for weights that are about to be written.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Instant;
 
 use memmap2::MmapMut;
 use tch::{Device, Kind, Tensor};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::shim::{self, Memory};
 
 /// Below this, huge pages save nothing.
@@ -40,4 +42,37 @@ fn pages(len: usize) -> std::io::Result<MmapMut> {
     #[cfg(target_os = "linux")]
     let _ = pages.advise(memmap2::Advice::HugePage);
     Ok(pages)
+}
+
+/// Seconds that this machine takes to copy `bytes` bytes once: on all cores, from memory that no cache holds into memory
+/// that is fresh from the system, in huge pages where there are any. What reads and writes as many bytes in all as this
+/// does, twice `bytes`, cannot be much faster. It takes 256 MB itself, whatever `bytes` is.
+///
+/// # Errors
+/// [`Error::Io`] where the system gives no memory.
+pub fn copy_seconds(bytes: u64) -> Result<f64> {
+    const PIECE: usize = 128 << 20;
+    let source = vec![1u8; PIECE];
+    let (mut seconds, mut left) = (0.0, bytes);
+    while left > 0 {
+        let len = PIECE.min(usize::try_from(left).unwrap_or(PIECE));
+        let mut fresh = pages(len).map_err(Error::io("memory"))?;
+        let begin = Instant::now();
+        let tasks = Mutex::new(fresh.chunks_mut(2 << 20).zip(source.chunks(2 << 20)));
+        let next = || tasks.lock().unwrap_or_else(|e| e.into_inner()).next();
+        let work = || {
+            while let Some((to, from)) = next() {
+                to.copy_from_slice(&from[..to.len()]);
+            }
+        };
+        thread::scope(|scope| {
+            for _ in 1..thread::available_parallelism().map_or(1, usize::from) {
+                let _ = thread::Builder::new().spawn_scoped(scope, work);
+            }
+            work();
+        });
+        seconds += begin.elapsed().as_secs_f64();
+        left -= len as u64;
+    }
+    Ok(seconds)
 }

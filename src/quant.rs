@@ -3,8 +3,10 @@
 mod bitsandbytes;
 mod blocks;
 mod code;
+mod decode;
 mod fill;
 mod float;
+mod lanes;
 mod matrix;
 mod memory;
 #[cfg(test)]

@@ -1,221 +1,201 @@
-//! The blocks of GGUF. Each function takes the bytes of one block and gives its numbers, with the operations of ggml's
-//! reference (and so of the Python package `gguf`) in their order, in f32: the results are the same bits.
-//!
-//! Every loop has a fixed length and no branch, which lets the compiler do many numbers at once.
+//! The blocks of GGUF. Each function takes the bytes of one block and gives its numbers, thirty-two at a time, with the
+//! operations of ggml's reference (and so of the Python package `gguf`) in their order, in f32: the results are the same
+//! bits.
 
 use super::BlockType;
-use super::float::from_f16;
+use super::decode::To;
+use super::lanes::Lanes;
 
-/// The 16 numbers of IQ4's four bits.
-const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+/// The 16 numbers of IQ4's four bits, from -127 to 113.
+const IQ4: [u8; 16] = [129, 152, 173, 191, 207, 221, 234, 246, 1, 13, 25, 38, 53, 69, 89, 113];
 
-/// The numbers of as many whole blocks as are in both.
+/// Fills `out` with the numbers of as many whole blocks as are in both.
 #[inline(always)]
-pub(super) fn unpack(block: BlockType, src: &[u8], values: &mut [f32]) {
+pub(super) fn decode<L: Lanes, T: To>(l: L, block: BlockType, src: &[u8], out: &mut [u8]) {
+    macro_rules! each {
+        ($decode:ident, $groups:literal) => {
+            for (block, out) in src.as_chunks().0.iter().zip(out.chunks_exact_mut($groups * T::BYTES)) {
+                $decode(
+                    l,
+                    block,
+                    #[inline(always)]
+                    |i, numbers| T::put(l, numbers, &mut out[i * T::BYTES..]),
+                );
+            }
+        };
+    }
     match block {
-        BlockType::Q4_0 => each(src, values, q4_0),
-        BlockType::Q4_1 => each(src, values, q4_1),
-        BlockType::Q5_0 => each(src, values, q5_0),
-        BlockType::Q5_1 => each(src, values, q5_1),
-        BlockType::Q8_0 => each(src, values, q8_0),
-        BlockType::Q2_K => each(src, values, q2_k),
-        BlockType::Q3_K => each(src, values, q3_k),
-        BlockType::Q4_K => each(src, values, q4_k),
-        BlockType::Q5_K => each(src, values, q5_k),
-        BlockType::Q6_K => each(src, values, q6_k),
-        BlockType::IQ4_NL => each(src, values, iq4_nl),
-        BlockType::IQ4_XS => each(src, values, iq4_xs),
+        BlockType::Q4_0 => each!(q4_0, 1),
+        BlockType::Q4_1 => each!(q4_1, 1),
+        BlockType::Q5_0 => each!(q5_0, 1),
+        BlockType::Q5_1 => each!(q5_1, 1),
+        BlockType::Q8_0 => each!(q8_0, 1),
+        BlockType::Q2_K => each!(q2_k, 8),
+        BlockType::Q3_K => each!(q3_k, 8),
+        BlockType::Q4_K => each!(q4_k, 8),
+        BlockType::Q5_K => each!(q5_k, 8),
+        BlockType::Q6_K => each!(q6_k, 8),
+        BlockType::IQ4_NL => each!(iq4_nl, 1),
+        BlockType::IQ4_XS => each!(iq4_xs, 8),
     }
 }
 
+/// The `N` bytes from `at` on, which are in the block.
 #[inline(always)]
-fn each<const B: usize, const N: usize>(
-    src: &[u8],
-    values: &mut [f32],
-    unpack: impl Fn(&[u8; B], &mut [f32; N]),
-) {
-    for (block, values) in src.as_chunks::<B>().0.iter().zip(values.as_chunks_mut::<N>().0) {
-        unpack(block, values);
-    }
+fn part<const N: usize>(block: &[u8], at: usize) -> &[u8; N] {
+    block.get(at..).and_then(|rest| rest.first_chunk()).unwrap_or(&[0; N])
 }
 
 /// The f16 at `at`.
 #[inline(always)]
-fn half<const B: usize>(block: &[u8; B], at: usize) -> f32 {
-    from_f16(u16::from_le_bytes([block[at], block[at + 1]]))
+fn half<L: Lanes>(l: L, block: &[u8], at: usize) -> f32 {
+    let [low, high] = *part(block, at);
+    l.halves_of([low, high, 0, 0])[0]
 }
 
-/// The `N` bytes from `at` on.
+/// The two f16 from `at` on.
 #[inline(always)]
-fn part<const N: usize, const B: usize>(block: &[u8; B], at: usize) -> [u8; N] {
-    std::array::from_fn(|i| block[at + i])
-}
-
-/// Sixteen bytes are 32 numbers of four bits: the lower halves, then the upper ones.
-#[inline(always)]
-fn nibbles(bytes: [u8; 16]) -> [u8; 32] {
-    std::array::from_fn(|i| if i < 16 { bytes[i] & 15 } else { bytes[i - 16] >> 4 })
-}
-
-/// One more bit for each of 32 numbers of four bits.
-#[inline(always)]
-fn with_fifth(low: [u8; 32], high: u32) -> [u8; 32] {
-    std::array::from_fn(|i| low[i] | ((high >> i & 1) as u8) << 4)
+fn halves<L: Lanes>(l: L, block: &[u8], at: usize) -> [f32; 2] {
+    l.halves_of(*part(block, at))
 }
 
 #[inline(always)]
-fn q4_0(block: &[u8; 18], values: &mut [f32; 32]) {
-    let (d, q) = (half(block, 0), nibbles(part(block, 2)));
-    for i in 0..32 {
-        values[i] = d * f32::from(q[i] as i8 - 8);
-    }
+fn q4_0<L: Lanes>(l: L, block: &[u8; 18], mut put: impl FnMut(usize, L::F)) {
+    let d = half(l, block, 0);
+    let q = l.minus(l.halves(part(block, 2)), 8);
+    put(0, l.mul(l.splat(d), l.to_float(q)));
 }
 
 #[inline(always)]
-fn q4_1(block: &[u8; 20], values: &mut [f32; 32]) {
-    let (d, m, q) = (half(block, 0), half(block, 2), nibbles(part(block, 4)));
-    for i in 0..32 {
-        values[i] = d * f32::from(q[i]) + m;
-    }
+fn q4_1<L: Lanes>(l: L, block: &[u8; 20], mut put: impl FnMut(usize, L::F)) {
+    let [d, m] = halves(l, block, 0);
+    let q = l.halves(part(block, 4));
+    put(0, l.add(l.mul(l.splat(d), l.to_float(q)), l.splat(m)));
 }
 
 #[inline(always)]
-fn q5_0(block: &[u8; 22], values: &mut [f32; 32]) {
-    let d = half(block, 0);
-    let q = with_fifth(nibbles(part(block, 6)), u32::from_le_bytes(part(block, 2)));
-    for i in 0..32 {
-        values[i] = d * f32::from(q[i] as i8 - 16);
-    }
+fn q5_0<L: Lanes>(l: L, block: &[u8; 22], mut put: impl FnMut(usize, L::F)) {
+    let d = half(l, block, 0);
+    let fifth = l.where_set(u32::from_le_bytes(*part(block, 2)), 16);
+    let q = l.minus(l.or(l.halves(part(block, 6)), fifth), 16);
+    put(0, l.mul(l.splat(d), l.to_float(q)));
 }
 
 #[inline(always)]
-fn q5_1(block: &[u8; 24], values: &mut [f32; 32]) {
-    let (d, m) = (half(block, 0), half(block, 2));
-    let q = with_fifth(nibbles(part(block, 8)), u32::from_le_bytes(part(block, 4)));
-    for i in 0..32 {
-        values[i] = d * f32::from(q[i]) + m;
-    }
+fn q5_1<L: Lanes>(l: L, block: &[u8; 24], mut put: impl FnMut(usize, L::F)) {
+    let [d, m] = halves(l, block, 0);
+    let fifth = l.where_set(u32::from_le_bytes(*part(block, 4)), 16);
+    let q = l.or(l.halves(part(block, 8)), fifth);
+    put(0, l.add(l.mul(l.splat(d), l.to_float(q)), l.splat(m)));
 }
 
 #[inline(always)]
-fn q8_0(block: &[u8; 34], values: &mut [f32; 32]) {
-    let (d, q) = (half(block, 0), part::<32, 34>(block, 2));
-    for i in 0..32 {
-        values[i] = f32::from(q[i] as i8) * d;
-    }
+fn q8_0<L: Lanes>(l: L, block: &[u8; 34], mut put: impl FnMut(usize, L::F)) {
+    let d = half(l, block, 0);
+    put(0, l.mul(l.to_float(l.bytes(part(block, 2))), l.splat(d)));
 }
 
 /// 16 scales and minima of four bits, 256 numbers of two bits, `d` and the minima's own scale.
 #[inline(always)]
-fn q2_k(block: &[u8; 84], values: &mut [f32; 256]) {
-    let (d, min) = (half(block, 80), half(block, 82));
-    for (group, values) in values.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        let (bytes, shift) = (part::<32, 84>(block, 16 + group / 4 * 32), group % 4 * 2);
-        let scales: [u8; 2] = part(block, group * 2);
-        let scale = scales.map(|s| d * f32::from(s & 15));
-        let below = scales.map(|s| min * f32::from(s >> 4));
-        for i in 0..32 {
-            values[i] = scale[i / 16] * f32::from(bytes[i] >> shift & 3) - below[i / 16];
-        }
+fn q2_k<L: Lanes>(l: L, block: &[u8; 84], mut put: impl FnMut(usize, L::F)) {
+    let [d, min] = halves(l, block, 80);
+    let packed: &[u8; 16] = part(block, 0);
+    let scales = l.times(l.to_table(&packed.map(|s| s & 15)), d, d);
+    let below = l.times(l.to_table(&packed.map(|s| s >> 4)), min, min);
+    for i in 0..8 {
+        let q = l.take(l.bytes(part(block, 16 + i / 4 * 32)), 3, i % 4 * 2, 0);
+        let scale = l.spread(scales, 2 * i, 2 * i + 1);
+        put(i, l.sub(l.mul(scale, l.to_float(q)), l.spread(below, 2 * i, 2 * i + 1)));
     }
 }
 
 /// The upper bit of 256 numbers of three, the lower two, 16 scales of six bits, `d`.
 #[inline(always)]
-fn q3_k(block: &[u8; 110], values: &mut [f32; 256]) {
-    let d = half(block, 108);
-    let (high, packed) = (part::<32, 110>(block, 0), part::<12, 110>(block, 96));
-    let scale = |i: usize| {
-        let (low, high) = (packed[i % 8] >> (i / 8 * 4) & 15, packed[8 + i % 4] >> (i / 4 * 2) & 3);
-        d * f32::from((low | high << 4) as i8 - 32)
-    };
-    for (group, values) in values.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        let (bytes, shift) = (part::<32, 110>(block, 32 + group / 4 * 32), group % 4 * 2);
-        let scales = [scale(group * 2), scale(group * 2 + 1)];
-        for i in 0..32 {
-            // The bit says that nothing is to be taken away.
-            let q = (bytes[i] >> shift & 3 | (high[i] >> group & 1) << 2) as i8 - 4;
-            values[i] = scales[i / 16] * f32::from(q);
-        }
+fn q3_k<L: Lanes>(l: L, block: &[u8; 110], mut put: impl FnMut(usize, L::F)) {
+    // The lower halves of eight bytes and their upper ones, with two bits from each of four bytes over and over.
+    let (low, high) = (u64::from_le_bytes(*part(block, 96)), u32::from_le_bytes(*part(block, 104)));
+    let four = |at: u32| u64::from(high >> at & 0x0303_0303) << 4;
+    let lower = low & 0x0f0f_0f0f_0f0f_0f0f | four(0) | four(2) << 32;
+    let upper = low >> 4 & 0x0f0f_0f0f_0f0f_0f0f | four(4) | four(6) << 32;
+    let six = (u128::from(lower) | u128::from(upper) << 64).to_le_bytes();
+    let d = half(l, block, 108);
+    let scales = l.times(l.to_table(&six.map(|s| s.wrapping_sub(32))), d, d);
+    for i in 0..8 {
+        let low = l.take(l.bytes(part(block, 32 + i / 4 * 32)), 3, i % 4 * 2, 0);
+        // The bit says that nothing is to be taken away.
+        let high = l.take(l.bytes(part(block, 0)), 1, i, 2);
+        let q = l.minus(l.or(low, high), 4);
+        put(i, l.mul(l.spread(scales, 2 * i, 2 * i + 1), l.to_float(q)));
     }
 }
 
-/// Eight scales and eight minima of six bits in twelve bytes.
+/// Eight scales and eight minima of six bits in twelve bytes, multiplied by the two numbers before them.
 #[inline(always)]
-fn scales_and_minima(packed: [u8; 12]) -> ([u8; 8], [u8; 8]) {
-    let scale = |i: usize| match i {
-        0..4 => packed[i] & 63,
-        _ => packed[i + 4] & 15 | packed[i - 4] >> 2 & 48,
-    };
-    let minimum = |i: usize| match i {
-        0..4 => packed[i + 4] & 63,
-        _ => packed[i + 4] >> 4 | packed[i] >> 2 & 48,
-    };
-    (std::array::from_fn(scale), std::array::from_fn(minimum))
+fn scales_and_minima<L: Lanes>(l: L, block: &[u8]) -> L::Table {
+    // Four bytes each: the first scales, the first minima, and the lower halves of the others, whose upper two bits are
+    // above those of the first.
+    let [a, b, c] = [4, 8, 12].map(
+        #[inline(always)]
+        |at| u32::from_le_bytes(*part(block, at)),
+    );
+    let [first, low, high] = [0x3f3f_3f3f, 0x0f0f_0f0f, 0x3030_3030];
+    let four = [a & first, c & low | a >> 2 & high, b & first, c >> 4 & low | b >> 2 & high];
+    let six = four.into_iter().rev().fold(0u128, |all, four| all << 32 | u128::from(four)).to_le_bytes();
+    let [d, min] = halves(l, block, 0);
+    l.times(l.to_table(&six), d, min)
 }
 
 #[inline(always)]
-fn q4_k(block: &[u8; 144], values: &mut [f32; 256]) {
-    let (d, min) = (half(block, 0), half(block, 2));
-    let (scales, minima) = scales_and_minima(part(block, 4));
-    for (group, values) in values.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        let (bytes, shift) = (part::<32, 144>(block, 16 + group / 2 * 32), group % 2 * 4);
-        let (scale, below) = (d * f32::from(scales[group]), min * f32::from(minima[group]));
-        for i in 0..32 {
-            values[i] = scale * f32::from(bytes[i] >> shift & 15) - below;
-        }
+fn q4_k<L: Lanes>(l: L, block: &[u8; 144], mut put: impl FnMut(usize, L::F)) {
+    let scales = scales_and_minima(l, block);
+    for i in 0..8 {
+        let q = l.take(l.bytes(part(block, 16 + i / 2 * 32)), 15, i % 2 * 4, 0);
+        let scaled = l.mul(l.spread(scales, i, i), l.to_float(q));
+        put(i, l.sub(scaled, l.spread(scales, 8 + i, 8 + i)));
     }
 }
 
+/// As Q4_K, with the fifth bits of all before the lower four.
 #[inline(always)]
-fn q5_k(block: &[u8; 176], values: &mut [f32; 256]) {
-    let (d, min) = (half(block, 0), half(block, 2));
-    let (scales, minima) = scales_and_minima(part(block, 4));
-    let high = part::<32, 176>(block, 16);
-    for (group, values) in values.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        let (bytes, shift) = (part::<32, 176>(block, 48 + group / 2 * 32), group % 2 * 4);
-        let (scale, below) = (d * f32::from(scales[group]), min * f32::from(minima[group]));
-        for i in 0..32 {
-            let q = bytes[i] >> shift & 15 | (high[i] >> group & 1) << 4;
-            values[i] = scale * f32::from(q) - below;
-        }
+fn q5_k<L: Lanes>(l: L, block: &[u8; 176], mut put: impl FnMut(usize, L::F)) {
+    let scales = scales_and_minima(l, block);
+    for i in 0..8 {
+        let low = l.take(l.bytes(part(block, 48 + i / 2 * 32)), 15, i % 2 * 4, 0);
+        let q = l.or(low, l.take(l.bytes(part(block, 16)), 1, i, 4));
+        let scaled = l.mul(l.spread(scales, i, i), l.to_float(q));
+        put(i, l.sub(scaled, l.spread(scales, 8 + i, 8 + i)));
     }
 }
 
 /// The lower four bits of 256 numbers of six, the upper two, 16 scales of eight bits, `d`.
 #[inline(always)]
-fn q6_k(block: &[u8; 210], values: &mut [f32; 256]) {
-    let d = half(block, 208);
-    for (group, values) in values.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        let (side, quarter) = (group / 4, group % 4);
-        let low = part::<32, 210>(block, side * 64 + quarter % 2 * 32);
-        let high = part::<32, 210>(block, 128 + side * 32);
-        let scales = part::<2, 210>(block, 192 + group * 2).map(|s| d * f32::from(s as i8));
-        for i in 0..32 {
-            let q = low[i] >> (quarter / 2 * 4) & 15 | (high[i] >> (quarter * 2) & 3) << 4;
-            values[i] = scales[i / 16] * f32::from(q as i8 - 32);
-        }
+fn q6_k<L: Lanes>(l: L, block: &[u8; 210], mut put: impl FnMut(usize, L::F)) {
+    let d = half(l, block, 208);
+    let scales = l.times(l.to_table(part(block, 192)), d, d);
+    for i in 0..8 {
+        let (side, quarter) = (i / 4, i % 4);
+        let low = l.take(l.bytes(part(block, side * 64 + quarter % 2 * 32)), 15, quarter / 2 * 4, 0);
+        let high = l.take(l.bytes(part(block, 128 + side * 32)), 3, quarter * 2, 4);
+        let q = l.minus(l.or(low, high), 32);
+        put(i, l.mul(l.spread(scales, 2 * i, 2 * i + 1), l.to_float(q)));
     }
 }
 
 #[inline(always)]
-fn iq4_nl(block: &[u8; 18], values: &mut [f32; 32]) {
-    let (d, q) = (half(block, 0), nibbles(part(block, 2)));
-    for i in 0..32 {
-        values[i] = d * f32::from(IQ4[usize::from(q[i])]);
-    }
+fn iq4_nl<L: Lanes>(l: L, block: &[u8; 18], mut put: impl FnMut(usize, L::F)) {
+    let d = half(l, block, 0);
+    let q = l.pick(&IQ4, l.halves(part(block, 2)));
+    put(0, l.mul(l.splat(d), l.to_float(q)));
 }
 
 /// `d`, two bits each of eight scales, four bits each, 256 numbers of four bits.
 #[inline(always)]
-fn iq4_xs(block: &[u8; 136], values: &mut [f32; 256]) {
-    let (d, high) = (half(block, 0), u16::from_le_bytes([block[2], block[3]]));
-    for (group, values) in values.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        let low = block[4 + group / 2] >> (group % 2 * 4) & 15;
-        let scale = d * f32::from((low | ((high >> (group * 2) & 3) as u8) << 4) as i8 - 32);
-        let q = nibbles(part(block, 8 + group * 16));
-        for i in 0..32 {
-            values[i] = scale * f32::from(IQ4[usize::from(q[i])]);
-        }
+fn iq4_xs<L: Lanes>(l: L, block: &[u8; 136], mut put: impl FnMut(usize, L::F)) {
+    let (d, high) = (half(l, block, 0), u16::from_le_bytes(*part(block, 2)));
+    for i in 0..8 {
+        let low = block[4 + i / 2] >> (i % 2 * 4) & 15;
+        let scale = d * f32::from((low | ((high >> (i * 2) & 3) as u8) << 4) as i8 - 32);
+        let q = l.pick(&IQ4, l.halves(part(block, 8 + i * 16)));
+        put(i, l.mul(l.splat(scale), l.to_float(q)));
     }
 }

@@ -5,11 +5,7 @@ use std::ops::Range;
 
 use tch::Kind;
 
-use super::float::{from_e4m3, from_e5m2, get, narrow, widen};
-use super::{BlockType, Encoding, blocks};
-
-/// Numbers that are worked on together: few enough for the first cache, and a multiple of every block.
-const RUN: usize = 1024;
+use super::{BlockType, Encoding};
 
 /// How the bytes of one tensor become numbers: complete, with the scales that other tensors of the file hold.
 ///
@@ -123,52 +119,6 @@ impl Code {
             _ => Ok(()),
         }
     }
-
-    /// Fills `out` with the numbers of `src` as `to`: f64, f32, bf16 or f16. The first of them is number `first` of the
-    /// tensor, where a unit begins.
-    pub(crate) fn decode(&self, src: &[u8], first: usize, to: Kind, out: &mut [u8]) {
-        if *self == Self::Plain(to) {
-            let len = src.len().min(out.len());
-            out[..len].copy_from_slice(&src[..len]);
-            return;
-        }
-        let mut values = [0.0; RUN];
-        let runs = src.chunks(self.bytes(RUN)).zip(out.chunks_mut(RUN * to.elt_size_in_bytes()));
-        for (i, (src, out)) in runs.enumerate() {
-            let values = &mut values[..out.len() / to.elt_size_in_bytes()];
-            self.unpack(src, first + i * RUN, values);
-            narrow(values, to, out);
-        }
-    }
-
-    #[inline(always)]
-    fn unpack(&self, src: &[u8], first: usize, values: &mut [f32]) {
-        match self {
-            Self::Plain(kind) => widen(src, *kind, values),
-            Self::Blocks(block) => blocks::unpack(*block, src, values),
-            Self::Scaled { kind: Kind::Float8e5m2, scale, row } => {
-                get(src, values, |[b]| from_e5m2(b));
-                by_row(first, *row, scale, values, |value, scale| value * scale);
-            }
-            Self::Scaled { scale, row, .. } => {
-                get(src, values, |[b]| from_e4m3(b));
-                by_row(first, *row, scale, values, |value, scale| value * scale);
-            }
-            Self::FourBit { table, absmax, block } => {
-                for (pair, &byte) in values.chunks_mut(2).zip(src) {
-                    let two = [table[usize::from(byte >> 4)], table[usize::from(byte & 15)]];
-                    pair.copy_from_slice(&two[..pair.len()]);
-                }
-                by_row(first, *block, absmax, values, |value, scale| value * scale);
-            }
-            Self::Int8 { scale, row } => {
-                // bitsandbytes multiplies twice, by the reciprocal of 127 in f32.
-                const RECIPROCAL: f32 = 7.874_015_718_698_502e-3_f64 as f32;
-                get(src, values, |[b]| f32::from(b as i8));
-                by_row(first, *row, scale, values, |value, scale| value * scale * RECIPROCAL);
-            }
-        }
-    }
 }
 
 impl fmt::Display for Code {
@@ -181,19 +131,5 @@ impl fmt::Display for Code {
             Self::FourBit { block, .. } => write!(f, "4 bits in blocks of {block}"),
             Self::Int8 { .. } => write!(f, "8 bits in rows"),
         }
-    }
-}
-
-/// Applies to each number what belongs to its row. `first` says where in the tensor the numbers begin. A scale that is
-/// not there is NaN.
-#[inline(always)]
-fn by_row(first: usize, row: usize, scale: &[f32], values: &mut [f32], apply: impl Fn(f32, f32) -> f32) {
-    let (row, mut at, mut rest) = (row.max(1), first, values);
-    while !rest.is_empty() {
-        let len = rest.len().min(row - at % row);
-        let (these, others) = rest.split_at_mut(len);
-        let scale = scale.get(at / row).copied().unwrap_or(f32::NAN);
-        these.iter_mut().for_each(|value| *value = apply(*value, scale));
-        (at, rest) = (at + len, others);
     }
 }

@@ -179,6 +179,11 @@ fn next<'a>(queue: &Mutex<std::vec::IntoIter<Task<'a>>>) -> Option<Task<'a>> {
 impl Task<'_> {
     fn run(self, buffer: &mut Vec<u8>) -> Result<()> {
         let Self { source, mut at, code, mut first, to, out } = self;
+        // The first write to a huge page makes Linux clear it, towards the byte that was written. Forwards is three times
+        // as fast as backwards.
+        if let Some(last) = out.last_mut() {
+            *std::hint::black_box(last) = 0;
+        }
         if *code == Code::Plain(to) {
             return source.read(at, out);
         }

@@ -45,7 +45,7 @@ pub(super) fn from_e5m2(byte: u8) -> f32 {
 }
 
 #[inline(always)]
-fn to_f16(value: f32) -> u16 {
+pub(super) fn to_f16(value: f32) -> u16 {
     const SUBNORMAL: f32 = 0.5;
     const OVERFLOW: u32 = (BIAS + 16) << MANTISSA;
     const SMALLEST_NORMAL: u32 = (BIAS - 14) << MANTISSA;
@@ -61,7 +61,7 @@ fn to_f16(value: f32) -> u16 {
 }
 
 #[inline(always)]
-fn to_bf16(value: f32) -> u16 {
+pub(super) fn to_bf16(value: f32) -> u16 {
     let bits = value.to_bits();
     let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
     // Adding would carry a NaN into the sign.
@@ -69,57 +69,22 @@ fn to_bf16(value: f32) -> u16 {
     (if bits & 0x7fff_ffff > f32::INFINITY.to_bits() { nan } else { rounded }) as u16
 }
 
-/// What lies beyond 464, halfway from the greatest number to the next that there would be, becomes NaN.
+/// NaN with all lower bits 0 for any NaN.
 #[inline(always)]
-pub(super) fn to_e4m3(value: f32) -> u8 {
-    const SUBNORMAL: f32 = 16384.0;
-    const OVERFLOW: u32 = 0x43f0_0000; // 480
-    const SMALLEST_NORMAL: u32 = (BIAS - 6) << MANTISSA;
-    let (bits, sign) = (value.to_bits() & 0x7fff_ffff, value.to_bits() & 0x8000_0000);
-    let subnormal = (f32::from_bits(bits) + SUBNORMAL).to_bits().wrapping_sub(SUBNORMAL.to_bits());
-    let odd = (bits >> 20) & 1;
-    let normal = bits.wrapping_sub((BIAS - 7) << MANTISSA).wrapping_add(0x7_ffff + odd) >> 20;
-    let finite = if bits < SMALLEST_NORMAL { subnormal } else { normal };
-    let byte = if bits >= OVERFLOW { 0x7f } else { finite };
-    (byte | (sign >> 24)) as u8
+pub(super) fn without_payload(value: f32) -> f32 {
+    if value.is_nan() { f32::NAN } else { value }
 }
 
 /// Writes numbers as `to`, one after the other; nothing where that is no float of 16 bits or more.
-#[inline(always)]
-pub(super) fn narrow(values: &[f32], to: Kind, out: &mut [u8]) {
+pub(super) fn put(numbers: impl Iterator<Item = f32>, to: Kind, out: &mut [u8]) {
+    fn put<const N: usize>(numbers: impl Iterator<Item = f32>, out: &mut [u8], to: impl Fn(f32) -> [u8; N]) {
+        out.as_chunks_mut::<N>().0.iter_mut().zip(numbers).for_each(|(out, number)| *out = to(number));
+    }
     match to {
-        Kind::Float => put(values, out, |v| v.to_le_bytes()),
-        Kind::BFloat16 => put(values, out, |v| to_bf16(v).to_le_bytes()),
-        Kind::Half => put(values, out, |v| to_f16(v).to_le_bytes()),
-        Kind::Double => put(values, out, |v| f64::from(v).to_le_bytes()),
+        Kind::Double => put(numbers, out, |v| f64::from(v).to_le_bytes()),
+        Kind::Float => put(numbers, out, f32::to_le_bytes),
+        Kind::BFloat16 => put(numbers, out, |v| to_bf16(v).to_le_bytes()),
+        Kind::Half => put(numbers, out, |v| to_f16(v).to_le_bytes()),
         _ => {}
-    }
-}
-
-#[inline(always)]
-fn put<const N: usize>(values: &[f32], out: &mut [u8], bytes: impl Fn(f32) -> [u8; N]) {
-    for (out, &value) in out.as_chunks_mut::<N>().0.iter_mut().zip(values) {
-        *out = bytes(value);
-    }
-}
-
-/// Reads the numbers that were written as `from`; nothing where that is no float.
-#[inline(always)]
-pub(super) fn widen(src: &[u8], from: Kind, values: &mut [f32]) {
-    match from {
-        Kind::Double => get(src, values, |b| f64::from_le_bytes(b) as f32),
-        Kind::Float => get(src, values, f32::from_le_bytes),
-        Kind::BFloat16 => get(src, values, |b| from_bf16(u16::from_le_bytes(b))),
-        Kind::Half => get(src, values, |b| from_f16(u16::from_le_bytes(b))),
-        Kind::Float8e4m3fn => get(src, values, |[b]| from_e4m3(b)),
-        Kind::Float8e5m2 => get(src, values, |[b]| from_e5m2(b)),
-        _ => {}
-    }
-}
-
-#[inline(always)]
-pub(super) fn get<const N: usize>(src: &[u8], values: &mut [f32], number: impl Fn([u8; N]) -> f32) {
-    for (value, &bytes) in values.iter_mut().zip(src.as_chunks::<N>().0) {
-        *value = number(bytes);
     }
 }

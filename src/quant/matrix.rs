@@ -48,13 +48,6 @@ impl Quantized {
     pub(crate) fn nbytes(&self) -> usize {
         self.pieces.iter().map(|piece| piece.bytes.numel()).sum()
     }
-
-    /// How it is stored, such as `Q4_K`.
-    pub(crate) fn describe(&self) -> String {
-        let mut names: Vec<String> = self.pieces.iter().map(|piece| piece.code.to_string()).collect();
-        names.dedup();
-        names.join(" + ")
-    }
 }
 
 impl Piece {

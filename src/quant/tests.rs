@@ -1,12 +1,14 @@
 //! Every recipe against the package that writes such files, bit for bit: `fixtures/quant`, made by
 //! `scripts/export_quant.py`. The casts are compared with the libtorch that this is linked with.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
 use safetensors::SafeTensors;
 use tch::{Device, Kind, Tensor};
 
+use super::lanes::Processor;
 use super::*;
 
 /// A file of `fixtures/quant`.
@@ -37,12 +39,17 @@ fn floats(bytes: &[u8]) -> Vec<f32> {
     bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect()
 }
 
+/// What a recipe makes of bytes from number `first` on.
+fn decoded_on(way: Processor, code: &Code, bytes: &[u8], numbers: Range<usize>, to: Kind) -> Vec<u8> {
+    let mut out = vec![0xaa; numbers.len() * to.elt_size_in_bytes()];
+    code.decode_on(way, &bytes[code.bytes(numbers.start)..], numbers.start, to, &mut out);
+    out
+}
+
 /// What a recipe makes of bytes in one go.
 fn decoded(code: &Code, bytes: &[u8], count: usize, to: Kind) -> Vec<u8> {
     assert_eq!(code.check(count, bytes.len()), Ok(()));
-    let mut out = vec![0xaa; count * to.elt_size_in_bytes()];
-    code.decode(bytes, 0, to, &mut out);
-    out
+    decoded_on(Processor::best(), code, bytes, 0..count, to)
 }
 
 /// The same bits; one NaN is as good as another.
@@ -55,15 +62,30 @@ fn assert_same_bits(found: &[u8], expected: &[f32]) {
     }
 }
 
-/// All of it at once, and from every unit on.
+/// All of it at once, and from every unit on, in every way that this processor knows.
 fn check_recipe(code: &Code, bytes: &[u8], numbers: &[f32]) {
-    assert_same_bits(&decoded(code, bytes, numbers.len(), Kind::Float), numbers);
-    let (unit, size) = code.unit();
-    for i in 0..(numbers.len() / unit).min(40) {
-        let mut out = vec![0; (numbers.len() - i * unit) * 4];
-        code.decode(&bytes[i * size..], i * unit, Kind::Float, &mut out);
-        assert_same_bits(&out, &numbers[i * unit..]);
+    assert_eq!(code.check(numbers.len(), bytes.len()), Ok(()));
+    let count = numbers.len();
+    for way in Processor::ways() {
+        for first in (0..count).step_by(code.unit().0).take(40) {
+            assert_same_bits(&decoded_on(way, code, bytes, first..count, Kind::Float), &numbers[first..]);
+        }
+        // And rounded, as libtorch rounds what was just compared.
+        let theirs = Tensor::from_slice(numbers);
+        for to in [Kind::BFloat16, Kind::Half, Kind::Double] {
+            let ours = decoded_on(way, code, bytes, 0..count, to);
+            assert_same_numbers(&ours, &theirs.to_kind(to));
+        }
     }
+}
+
+/// The same numbers as those of the tensor, in its kind, with the same signs; one NaN is as good as another.
+#[track_caller]
+fn assert_same_numbers(ours: &[u8], theirs: &Tensor) {
+    let ours = Tensor::f_from_data_size(ours, &theirs.size(), theirs.kind()).unwrap();
+    let same = ours.eq_tensor(theirs).logical_and(&ours.signbit().eq_tensor(&theirs.signbit()));
+    let nan = ours.isnan().logical_and(&theirs.isnan());
+    assert!(bool::try_from(same.logical_or(&nan).all()).unwrap(), "to {:?}", theirs.kind());
 }
 
 fn check_block(block: BlockType) {
@@ -215,11 +237,10 @@ fn casts_match_libtorch() {
         for to in kinds {
             let count = bytes.len() / from.elt_size_in_bytes();
             let theirs = Tensor::f_from_data_size(bytes, &[count as i64], *from).unwrap().to_kind(to);
-            let ours = decoded(&Code::Plain(*from), bytes, count, to);
-            let ours = Tensor::f_from_data_size(&ours, &[count as i64], to).unwrap();
-            let same = ours.eq_tensor(&theirs).logical_or(&ours.isnan().logical_and(&theirs.isnan()));
-            let signs = ours.signbit().eq_tensor(&theirs.signbit()).logical_or(&theirs.isnan());
-            assert!(bool::try_from(same.logical_and(&signs).all()).unwrap(), "{from:?} to {to:?}");
+            for way in Processor::ways() {
+                let ours = decoded_on(way, &Code::Plain(*from), bytes, 0..count, to);
+                assert_same_numbers(&ours, &theirs);
+            }
         }
     }
 }
@@ -295,7 +316,7 @@ fn a_matrix_that_stays_as_stored_gives_the_numbers_of_decoding_at_once() {
     let code = Arc::new(Code::Blocks(BlockType::Q6_K));
     let piece = || Piece { bytes: Tensor::from_slice(bytes), code: Arc::clone(&code), elements: count };
     let matrix = Quantized { pieces: vec![piece(), piece()], shape: [count as i64 / 128, 256] };
-    assert_eq!((matrix.nbytes(), matrix.describe()), (2 * bytes.len(), "Q6_K".to_string()));
+    assert_eq!(matrix.nbytes(), 2 * bytes.len());
     for kind in [Kind::BFloat16, Kind::Float] {
         let out = matrix.dequantize(kind, Device::Cpu).unwrap();
         assert_eq!((out.size(), out.kind()), (vec![count as i64 / 128, 256], kind));

@@ -1,0 +1,275 @@
+//! Bytes to numbers, by a recipe.
+
+use tch::Kind;
+
+use super::code::Code;
+#[cfg(target_arch = "x86_64")]
+use super::lanes::{Lanes, Processor};
+use super::{blocks, float};
+
+/// What numbers are written as, thirty-two at a time.
+pub(super) trait To {
+    /// The bytes of thirty-two.
+    const BYTES: usize;
+    fn put<L: Lanes>(l: L, numbers: L::F, out: &mut [u8]);
+}
+
+struct F32;
+struct Bf16;
+struct F16;
+
+impl To for F32 {
+    const BYTES: usize = 128;
+
+    #[inline(always)]
+    fn put<L: Lanes>(l: L, numbers: L::F, out: &mut [u8]) {
+        if let Some(out) = out.first_chunk_mut() {
+            l.write_f32(numbers, out);
+        }
+    }
+}
+
+impl To for Bf16 {
+    const BYTES: usize = 64;
+
+    #[inline(always)]
+    fn put<L: Lanes>(l: L, numbers: L::F, out: &mut [u8]) {
+        if let Some(out) = out.first_chunk_mut() {
+            l.write_bf16(numbers, out);
+        }
+    }
+}
+
+impl To for F16 {
+    const BYTES: usize = 64;
+
+    #[inline(always)]
+    fn put<L: Lanes>(l: L, numbers: L::F, out: &mut [u8]) {
+        if let Some(out) = out.first_chunk_mut() {
+            l.write_f16(numbers, out);
+        }
+    }
+}
+
+impl Code {
+    /// Fills `out` with the numbers of `src` as `to`: f64, f32, bf16 or f16. The first of them is number `first` of the
+    /// tensor, where a unit begins.
+    pub(crate) fn decode(&self, src: &[u8], first: usize, to: Kind, out: &mut [u8]) {
+        self.decode_on(Processor::best(), src, first, to, out);
+    }
+
+    pub(super) fn decode_on(&self, way: Processor, src: &[u8], first: usize, to: Kind, out: &mut [u8]) {
+        match (self, to) {
+            (Self::Plain(from), to) if *from == to => {
+                let len = src.len().min(out.len());
+                out[..len].copy_from_slice(&src[..len]);
+            }
+            (Self::Plain(Kind::Double), to) => {
+                float::put(src.as_chunks().0.iter().map(|&b| f64::from_le_bytes(b) as f32), to, out);
+            }
+            (_, Kind::Double) => self.decode_to_f64(way, src, first, out),
+            _ => match way {
+                #[cfg(target_arch = "x86_64")]
+                Processor::Avx512(l) => l.run(
+                    #[inline(always)]
+                    || self.decode_with(l, src, first, to, out),
+                ),
+                #[cfg(target_arch = "x86_64")]
+                Processor::Avx2(l) => l.run(
+                    #[inline(always)]
+                    || self.decode_with(l, src, first, to, out),
+                ),
+                Processor::Plain(l) => self.decode_with(l, src, first, to, out),
+            },
+        }
+    }
+
+    /// By way of f32.
+    fn decode_to_f64(&self, way: Processor, src: &[u8], first: usize, out: &mut [u8]) {
+        const RUN: usize = 1024;
+        let mut singles = [0; RUN * 4];
+        for (i, (src, out)) in src.chunks(self.bytes(RUN)).zip(out.chunks_mut(RUN * 8)).enumerate() {
+            let singles = &mut singles[..out.len() / 2];
+            self.decode_on(way, src, first + i * RUN, Kind::Float, singles);
+            float::put(singles.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)), Kind::Double, out);
+        }
+    }
+
+    #[inline(always)]
+    fn decode_with<L: Lanes>(&self, l: L, src: &[u8], first: usize, to: Kind, out: &mut [u8]) {
+        match to {
+            Kind::BFloat16 => self.decode_to::<L, Bf16>(l, src, first, out),
+            Kind::Half => self.decode_to::<L, F16>(l, src, first, out),
+            _ => self.decode_to::<L, F32>(l, src, first, out),
+        }
+    }
+
+    #[inline(always)]
+    fn decode_to<L: Lanes, T: To>(&self, l: L, src: &[u8], first: usize, out: &mut [u8]) {
+        match self {
+            Self::Plain(Kind::Float) => each::<128, L, T>(
+                l,
+                src,
+                out,
+                #[inline(always)]
+                |b| l.read_f32(b),
+            ),
+            Self::Plain(Kind::BFloat16) => each::<64, L, T>(
+                l,
+                src,
+                out,
+                #[inline(always)]
+                |b| l.read_bf16(b),
+            ),
+            Self::Plain(Kind::Half) => each::<64, L, T>(
+                l,
+                src,
+                out,
+                #[inline(always)]
+                |b| l.read_f16(b),
+            ),
+            Self::Plain(Kind::Float8e5m2) => each::<32, L, T>(
+                l,
+                src,
+                out,
+                #[inline(always)]
+                |b| l.read_e5m2(b),
+            ),
+            Self::Plain(_) => each::<32, L, T>(
+                l,
+                src,
+                out,
+                #[inline(always)]
+                |b| l.read_e4m3(b),
+            ),
+            Self::Scaled { kind: Kind::Float8e5m2, scale, row } => by_row::<32, T>(
+                first,
+                *row,
+                scale,
+                src,
+                out,
+                #[inline(always)]
+                |scale, src, out| {
+                    let scale = l.splat(scale);
+                    each::<32, L, T>(
+                        l,
+                        src,
+                        out,
+                        #[inline(always)]
+                        |b| l.mul(l.read_e5m2(b), scale),
+                    );
+                },
+            ),
+            Self::Scaled { scale, row, .. } => by_row::<32, T>(
+                first,
+                *row,
+                scale,
+                src,
+                out,
+                #[inline(always)]
+                |scale, src, out| {
+                    let scale = l.splat(scale);
+                    each::<32, L, T>(
+                        l,
+                        src,
+                        out,
+                        #[inline(always)]
+                        |b| l.mul(l.read_e4m3(b), scale),
+                    );
+                },
+            ),
+            Self::Int8 { scale, row } => {
+                // bitsandbytes multiplies twice, the second time by the reciprocal of 127 in f32.
+                const RECIPROCAL: f32 = 7.874_015_718_698_502e-3_f64 as f32;
+                let reciprocal = l.splat(RECIPROCAL);
+                by_row::<32, T>(
+                    first,
+                    *row,
+                    scale,
+                    src,
+                    out,
+                    #[inline(always)]
+                    |scale, src, out| {
+                        let scale = l.splat(scale);
+                        each::<32, L, T>(
+                            l,
+                            src,
+                            out,
+                            #[inline(always)]
+                            |b| l.mul(l.mul(l.to_float(l.bytes(b)), scale), reciprocal),
+                        );
+                    },
+                )
+            }
+            Self::FourBit { table, absmax, block } => {
+                by_row::<16, T>(
+                    first,
+                    *block,
+                    absmax,
+                    src,
+                    out,
+                    #[inline(always)]
+                    |scale, src, out| {
+                        // A product of the table is the table of the products.
+                        let table = l.times(l.table(table), scale, scale);
+                        each::<16, L, T>(
+                            l,
+                            src,
+                            out,
+                            #[inline(always)]
+                            |b| l.lookup(table, l.pairs(b)),
+                        );
+                    },
+                )
+            }
+            Self::Blocks(block) => blocks::decode::<L, T>(l, *block, src, out),
+        }
+    }
+}
+
+/// Thirty-two numbers from each `S` bytes; at the end as many as there are.
+#[inline(always)]
+fn each<const S: usize, L: Lanes, T: To>(
+    l: L,
+    src: &[u8],
+    out: &mut [u8],
+    numbers: impl Fn(&[u8; S]) -> L::F,
+) {
+    let (whole, rest) = src.as_chunks::<S>();
+    let mut out = out.chunks_exact_mut(T::BYTES);
+    for (src, out) in whole.iter().zip(&mut out) {
+        T::put(l, numbers(src), out);
+    }
+    let out = out.into_remainder();
+    if !out.is_empty() {
+        // Either the last bytes are not thirty-two numbers, or all of these are not wanted.
+        let mut last = whole.last().copied().unwrap_or([0; S]);
+        if !rest.is_empty() {
+            last[..rest.len()].copy_from_slice(rest);
+        }
+        let mut filled = [0; 128];
+        T::put(l, numbers(&last), &mut filled);
+        out.copy_from_slice(&filled[..out.len()]);
+    }
+}
+
+/// Gives what lies in one row, with its scale, to `decode`, where `S` bytes are thirty-two numbers. `first` says where in
+/// the tensor the bytes begin. A scale that is not there is NaN.
+#[inline(always)]
+fn by_row<const S: usize, T: To>(
+    first: usize,
+    row: usize,
+    scale: &[f32],
+    src: &[u8],
+    out: &mut [u8],
+    mut decode: impl FnMut(f32, &[u8], &mut [u8]),
+) {
+    let (row, mut at, mut src, mut out) = (row.max(1), first, src, out);
+    while !out.is_empty() && !src.is_empty() {
+        let count = (row - at % row).min(out.len() / (T::BYTES / 32)).max(1);
+        let (head, tail) = src.split_at(src.len().min((count * S).div_ceil(32)));
+        let (these, rest) = out.split_at_mut(out.len().min(count * T::BYTES / 32));
+        decode(scale.get(at / row).copied().unwrap_or(f32::NAN), head, these);
+        (at, src, out) = (at + count, tail, rest);
+    }
+}

@@ -19,23 +19,30 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 PYTHON = r"""
 import json, sys, time
-how, path, kind = sys.argv[1:]
+how, path, kind, times = sys.argv[1:]
 import torch
 from diffusers import FluxTransformer2DModel
 from safetensors.torch import load_file
 dtype = {"bf16": torch.bfloat16, "f32": torch.float32}[kind]
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM:")) * 1024
-before, start = peak(), time.perf_counter()
-if how == "load_file":
+def load():
+    if how == "from_pretrained":
+        return FluxTransformer2DModel.from_pretrained(path, torch_dtype=dtype)
     state = load_file(path + "/diffusion_pytorch_model.safetensors")
     with torch.device("meta"):
         model = FluxTransformer2DModel.from_config(FluxTransformer2DModel.load_config(path))
     model.load_state_dict(state, assign=True)
-    model.to(dtype)
-else:
-    model = FluxTransformer2DModel.from_pretrained(path, torch_dtype=dtype)
-print(json.dumps({"seconds": time.perf_counter() - start, "peak_bytes_grown": peak() - before}))
+    return model.to(dtype)
+before, seconds = peak(), []
+for _ in range(int(times)):
+    start = time.perf_counter()
+    model = load()
+    seconds.append(time.perf_counter() - start)
+    del model
+print(json.dumps({
+    "seconds": sorted(seconds)[len(seconds) // 2], "first_seconds": seconds[0], "peak_bytes_grown": peak() - before,
+}))
 """
 
 
@@ -78,7 +85,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--depth", type=int, default=2, help="double blocks (dev has 19)")
     parser.add_argument("--single", type=int, default=4, help="single blocks (dev has 38)")
-    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3, help="processes of each row, in turn")
+    parser.add_argument("--times", type=int, default=5, help="loads in a process, of which the median counts")
     parser.add_argument("--binary", default=ROOT / "target/release/tch-flux")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
@@ -93,8 +101,14 @@ def main():
         subprocess.run([*convert, official, fp8, "--kind", "fp8-scaled"], check=True, stdout=sys.stderr)
         subprocess.run([*convert, official, diffusers, "--layout", "diffusers"], check=True, stdout=sys.stderr)
 
-        ours = lambda path, *flags: [args.binary, "bench", "load", path, "--json", *flags]  # noqa: E731
-        theirs = lambda how, kind: [sys.executable, "-c", PYTHON, how, diffusers, kind]  # noqa: E731
+        times = str(args.times)
+
+        def ours(path, *flags):
+            return [args.binary, "bench", "load", path, "--json", "--repeat", times, *flags]
+
+        def theirs(how, kind):
+            return [sys.executable, "-c", PYTHON, how, diffusers, kind, times]
+
         rows = {
             "tch-flux, official file, bf16": ours(official),
             "tch-flux, diffusers' folder, bf16": ours(diffusers),
@@ -110,7 +124,7 @@ def main():
         }
         found = {row: [] for row in rows}
         # The first round brings the files into the page cache.
-        for turn in range(args.repeat + 1):
+        for turn in range(args.rounds + 1):
             for row, command in rows.items():
                 done = subprocess.run(command, check=True, capture_output=True, text=True)
                 if turn > 0:
@@ -119,15 +133,15 @@ def main():
     if args.json:
         print(json.dumps(found))
         return
-    print(f"{args.depth} double and {args.single} single blocks, {size / 1e9:.2f} GB in bf16; {args.repeat} rounds\n")
-    print("| what | median s | min-max | peak memory | of the copy's speed |\n| --- | --- | --- | --- | --- |")
+    print(f"{args.depth} double and {args.single} single blocks, {size / 1e9:.2f} GB in bf16; {args.rounds} rounds of {args.times}\n")
+    print("| what | s | first time | peak memory | of the copy's speed |\n| --- | --- | --- | --- | --- |")
     for row, runs in found.items():
         seconds = [run["seconds"] for run in runs]
         peak = statistics.median(run["peak_bytes_grown"] for run in runs)
         shares = [run["share_of_copy_speed"] for run in runs if run.get("share_of_copy_speed")]
         share = f"{100 * statistics.median(shares):.0f} %" if shares else ""
-        spread = f"{min(seconds):.3f}-{max(seconds):.3f}"
-        print(f"| {row} | {statistics.median(seconds):.3f} | {spread} | {peak / 1e9:.2f} GB | {share} |")
+        first = statistics.median(run["first_seconds"] for run in runs)
+        print(f"| {row} | {statistics.median(seconds):.3f} | {first:.3f} | {peak / 1e9:.2f} GB | {share} |")
 
 
 if __name__ == "__main__":

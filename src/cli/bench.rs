@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::bail;
+use clap::builder::TypedValueParser;
 use clap::{Args, Subcommand};
 use serde_json::json;
 use tch::nn::VarStore;
@@ -42,6 +43,9 @@ pub(super) struct Load {
     /// Keep fp8 and GGUF weights in memory as they are on the disk.
     #[arg(long)]
     keep_quantized: bool,
+    /// Load so many times and take the median: memory that the system has given once, it gives faster again.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000).map(usize::from))]
+    repeat: usize,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -60,27 +64,23 @@ impl Load {
         // libtorch and, where asked for, the device's own start are not the file's.
         let _ = tch::Tensor::zeros([1], (Kind::Float, self.device));
         let before = peak_bytes();
-        let started = Instant::now();
-        let checkpoint = Checkpoint::open(&self.path, access(self.no_mmap))?;
-        let vs = VarStore::new(self.device);
-        let contained = checkpoint.contained();
-        let [Contained { prefix, family }] = &contained[..] else {
-            bail!("no single model is in this file: {}", checkpoint.family());
+        let mut seconds = Vec::new();
+        let (family, read, loaded) = loop {
+            let (took, family, read, loaded) = self.once(kind)?;
+            seconds.push(took);
+            if seconds.len() == self.repeat {
+                break (family, read, loaded);
+            }
         };
-        let checkpoint = checkpoint.part(prefix, family);
-        let read = checkpoint.bytes();
-        let (model, loaded) = build(&checkpoint, family, &vs, kind, self.keep_quantized)?;
-        if let Device::Cuda(index) = self.device {
-            tch::Cuda::synchronize(index as i64);
-        }
-        let seconds = started.elapsed().as_secs_f64();
+        let first = seconds[0];
+        seconds.sort_by(f64::total_cmp);
+        let seconds = seconds[seconds.len() / 2];
         let peak = peak_bytes();
-        drop(model);
         let grown = before.zip(peak).map(|(before, peak)| peak - before);
         let copy = if loaded.moved > 0 { Some(quant::copy_seconds(loaded.moved / 2)?) } else { None };
         if self.json {
             print_json(&json!({
-                "file": self.path, "family": family.to_string(), "seconds": seconds, "bytes": loaded.bytes,
+                "file": self.path, "family": family, "seconds": seconds, "first_seconds": first, "bytes": loaded.bytes,
                 "bytes_in_file": read, "bytes_moved": loaded.moved, "tensors": loaded.tensors, "borrowed": loaded.borrowed,
                 "quantized": loaded.quantized, "kind": kind_name(loaded.kind), "copy_seconds": copy,
                 "share_of_copy_speed": copy.map(|copy| copy / seconds), "peak_bytes": peak,
@@ -96,7 +96,10 @@ impl Load {
             human_bytes(read),
             kind_name(kind)
         );
-        println!("{seconds:.3} s");
+        match self.repeat {
+            1 => println!("{seconds:.3} s"),
+            n => println!("{seconds:.3} s, the median of {n}; the first time {first:.3} s"),
+        }
         match copy {
             Some(copy) => println!(
                 "one copy that reads and writes as many bytes takes {copy:.3} s: {:.0} % of its speed",
@@ -111,6 +114,27 @@ impl Load {
             None => println!("peak memory unknown on this system"),
         }
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Load {
+    /// From the file to a model, which is then released again: seconds, family, bytes in the file, and what was loaded.
+    fn once(&self, kind: Option<Kind>) -> anyhow::Result<(f64, String, u64, Loaded)> {
+        let started = Instant::now();
+        let checkpoint = Checkpoint::open(&self.path, access(self.no_mmap))?;
+        let vs = VarStore::new(self.device);
+        let contained = checkpoint.contained();
+        let [Contained { prefix, family }] = &contained[..] else {
+            bail!("no single model is in this file: {}", checkpoint.family());
+        };
+        let checkpoint = checkpoint.part(prefix, family);
+        let (model, loaded) = build(&checkpoint, family, &vs, kind, self.keep_quantized)?;
+        if let Device::Cuda(index) = self.device {
+            tch::Cuda::synchronize(index as i64);
+        }
+        let seconds = started.elapsed().as_secs_f64();
+        drop(model);
+        Ok((seconds, family.to_string(), checkpoint.bytes(), loaded))
     }
 }
 

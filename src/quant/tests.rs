@@ -221,7 +221,7 @@ fn casts_match_libtorch() {
     let mut singles: Vec<f32> = Vec::new();
     for exponent in 0..=255u32 {
         for mantissa in
-            [0, 1, 0xfff, 0x1000, 0x1001, 0x2fff, 0x3000, 0x3001, 0x7fff, 0x8000, 0x8001, 0x1_7fff]
+            [0, 1, 0xfff, 0x1000, 0x1001, 0x2fff, 0x3000, 0x3001, 0x7fff, 0x8000, 0x8001, 0x1_7fff, 0x1_ffff]
         {
             for top in [0, 0x0002_0000, 0x0030_0000, 0x0070_0000, 0x007e_0000] {
                 let bits = exponent << 23 | (mantissa | top);
@@ -240,6 +240,31 @@ fn casts_match_libtorch() {
             for way in Processor::ways() {
                 let ours = decoded_on(way, &Code::Plain(*from), bytes, 0..count, to);
                 assert_same_numbers(&ours, &theirs);
+            }
+        }
+    }
+}
+
+/// Whatever its bits: rounding must not carry one into the sign.
+#[test]
+fn nan_stays_nan() {
+    let nan = f32::from_bits(0x7fff_ffff);
+    let kind = Kind::Float8e4m3fn;
+    let mut q4_1 = [0x55; 20];
+    q4_1[..2].copy_from_slice(&0x7fff_u16.to_le_bytes());
+    let cases: [(Code, &[u8]); 5] = [
+        (Code::Scaled { kind, scale: vec![nan], row: 32 }, &[0x35; 32]),
+        (Code::Int8 { scale: vec![nan], row: 32 }, &[0x35; 32]),
+        (Code::FourBit { table: [nan; 16], absmax: vec![1.0], block: 32 }, &[0x35; 16]),
+        (Code::FourBit { table: [1.0; 16], absmax: vec![nan], block: 32 }, &[0x35; 16]),
+        (Code::Blocks(BlockType::Q4_1), &q4_1),
+    ];
+    for (code, bytes) in cases {
+        for way in Processor::ways() {
+            for to in [Kind::BFloat16, Kind::Half, Kind::Float, Kind::Double] {
+                let numbers = decoded_on(way, &code, bytes, 0..32, to);
+                let numbers = Tensor::f_from_data_size(&numbers, &[32], to).unwrap();
+                assert!(bool::try_from(numbers.isnan().all()).unwrap(), "{code} to {to:?}");
             }
         }
     }

@@ -6,7 +6,10 @@
 mod bitsandbytes;
 mod blocks;
 mod code;
+mod cores;
 mod decode;
+mod device;
+mod encode;
 mod fill;
 mod float;
 mod lanes;
@@ -24,6 +27,7 @@ use tch::Kind;
 
 pub(crate) use bitsandbytes::{Companions, four_bit};
 pub(crate) use code::Code;
+pub(crate) use encode::{to_e4m3, to_scaled_e4m3};
 pub(crate) use fill::{Job, Part, Source, decode, decode_all};
 pub(crate) use matrix::{Piece, Quantized};
 #[doc(hidden)]

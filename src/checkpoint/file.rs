@@ -228,3 +228,42 @@ fn read_at(mut file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
     file.seek(SeekFrom::Start(offset))?;
     file.read_exact(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers of f16 that need several threads, in two tensors; one is shorter than the file says by the end.
+    #[test]
+    fn a_tensor_is_decoded_and_an_error_names_the_file() {
+        let (count, path) = (3_000_000, tempfile::NamedTempFile::new().unwrap());
+        let header = format!(
+            r#"{{"w":{{"dtype":"F16","shape":[3,{}],"data_offsets":[0,{}]}}}}"#,
+            count / 3,
+            count * 2
+        );
+        let numbers = (0..count).flat_map(|i| (i as u16).to_le_bytes());
+        let bytes: Vec<u8> =
+            (header.len() as u64).to_le_bytes().into_iter().chain(header.bytes()).chain(numbers).collect();
+        std::fs::write(&path, bytes).unwrap();
+        let file = WeightFile::open(path.path(), Access::Read).unwrap();
+        let entry = &file.header.entries["w"];
+        let code = Code::of(entry.encoding).unwrap();
+
+        let shape = [3, count as i64 / 3];
+        let theirs = file.tensor(entry).unwrap().to_kind(Kind::BFloat16);
+        let ours = file.decode(entry, &code, &shape, Kind::BFloat16).unwrap();
+        assert_eq!((ours.size(), ours.kind()), (shape.to_vec(), Kind::BFloat16));
+        assert!(ours.isclose(&theirs, 0.0, 0.0, true).all().int64_value(&[]) == 1);
+
+        let wrong = file.decode(entry, &code, &[3, 5], Kind::Float).unwrap_err();
+        assert!(matches!(wrong, Error::File { problem: FileProblem::Tensor { .. }, .. }), "{wrong}");
+        assert!(file.decode(entry, &code, &[i64::MAX, i64::MAX], Kind::Float).is_err());
+        let part = file.part(entry, &code, count, 0..count).unwrap();
+        path.as_file().set_len(1000).unwrap();
+        let changed = file.decode(entry, &code, &shape, Kind::Float).unwrap_err();
+        assert!(matches!(changed, Error::Changed { .. }), "{changed}");
+        let cut = quant::decode(part, &shape, Kind::Float).unwrap_err();
+        assert!(matches!(&cut, Error::Io { path: p, .. } if p == path.path()), "{cut}");
+    }
+}

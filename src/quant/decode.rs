@@ -2,7 +2,7 @@
 
 use tch::Kind;
 
-use super::code::Code;
+use super::code::{Code, RECIPROCAL_OF_127};
 #[cfg(target_arch = "x86_64")]
 use super::lanes::{Lanes, Processor};
 use super::{blocks, float};
@@ -131,8 +131,6 @@ impl Code {
                 )
             };
         }
-        // bitsandbytes multiplies int8 twice, the second time by the reciprocal of 127 in f32.
-        const RECIPROCAL: f32 = 7.874_015_718_698_502e-3_f64 as f32;
         match self {
             Self::Plain(Kind::Float) => each!(128, src, out, |b| l.read_f32(b)),
             Self::Plain(Kind::BFloat16) => each!(64, src, out, |b| l.read_bf16(b)),
@@ -150,7 +148,7 @@ impl Code {
                 each!(32, src, out, |b| l.mul(l.read_e4m3(b), by))
             }),
             Self::Int8 { scale, row } => by_row!(32, *row, scale, |by, src, out| {
-                let (by, reciprocal) = (l.splat(by), l.splat(RECIPROCAL));
+                let (by, reciprocal) = (l.splat(by), l.splat(RECIPROCAL_OF_127));
                 each!(32, src, out, |b| l.mul(l.mul(l.to_float(l.bytes(b)), by), reciprocal))
             }),
             Self::FourBit { table, absmax, block } => {

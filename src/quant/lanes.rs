@@ -30,6 +30,17 @@ impl Processor {
     pub(super) fn best() -> Self {
         Self::ways().next().unwrap_or(Self::Plain(plain::Plain))
     }
+
+    /// Runs `work`, which is compiled for this processor as far as it is inlined.
+    pub(super) fn run(self, work: impl FnOnce()) {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(l) => l.run(work),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(l) => l.run(work),
+            Self::Plain(_) => work(),
+        }
+    }
 }
 
 /// What a processor does with thirty-two numbers. A value of the type is the proof that it can.

@@ -107,3 +107,18 @@ fn in_cache() {
         }
     }
 }
+
+/// From a core's own cache into it: numbers in a second.
+#[test]
+#[ignore = "measures"]
+fn encoding() {
+    for kind in [Kind::Float, Kind::BFloat16] {
+        let count = 1 << 15;
+        let numbers = tch::Tensor::randn([count], (kind, tch::Device::Cpu));
+        let speed =
+            |run: &dyn Fn()| 100.0 * count as f64 / 1e9 / least(|| seconds(|| (0..100).for_each(|_| run())));
+        let raw = speed(&|| drop(to_e4m3(&numbers).unwrap()));
+        let scaled = speed(&|| drop(to_scaled_e4m3(&numbers).unwrap()));
+        println!("{kind:?} to e4m3: {raw:.2} G/s, scaled {scaled:.2} G/s");
+    }
+}

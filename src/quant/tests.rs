@@ -70,6 +70,8 @@ fn check_recipe(code: &Code, bytes: &[u8], numbers: &[f32]) {
         for first in (0..count).step_by(code.unit().0).take(40) {
             assert_same_bits(&decoded_on(way, code, bytes, first..count, Kind::Float), &numbers[first..]);
         }
+        let on_device = device::numbers(code, &Tensor::from_slice(bytes), count).unwrap();
+        assert_same_bits(crate::shim::bytes(&on_device), numbers);
         // And rounded, as libtorch rounds what was just compared.
         let theirs = Tensor::from_slice(numbers);
         for to in [Kind::BFloat16, Kind::Half, Kind::Double] {
@@ -333,6 +335,68 @@ fn what_does_not_fit_is_refused() {
     assert!(fill(&out, vec![part]).is_err());
 }
 
+/// Every way in which what is beside a weight of four bits can be wrong has a reason, and takes no memory to find.
+#[test]
+fn senseless_companions_of_four_bits_are_refused() {
+    let (absmax, map, state) = ([0; 4 * 4], [0; 64], "nf4");
+    let good =
+        serde_json::json!({"quant_type": state, "blocksize": 64, "dtype": "bfloat16", "shape": [4, 64]});
+    let plain = Companions { absmax: &absmax, quant_map: &map, ..Companions::default() };
+    assert!(four_bit(plain, &good).is_ok());
+    let with = |key: &str, value: serde_json::Value| {
+        let mut state = good.clone();
+        state[key] = value;
+        four_bit(plain, &state).unwrap_err()
+    };
+    for (key, value) in [
+        ("quant_type", "int4".into()),
+        ("quant_type", 4.into()),
+        ("blocksize", 0.into()),
+        ("blocksize", 63.into()),
+        ("blocksize", (-64).into()),
+        ("blocksize", 1e300.into()),
+        ("dtype", 16.into()),
+        ("shape", serde_json::Value::Null),
+        ("shape", [4i64, -64].into()),
+        ("shape", [4i64, 65].into()),
+        ("shape", [i64::MAX, i64::MAX].into()),
+        ("shape", [i64::MAX, 1].into()),
+        ("shape", [u64::MAX].into()),
+        ("shape", vec![1; 9].into()),
+        ("shape", vec![i64::MAX; 1000].into()),
+        ("unheard_of", 1.into()),
+    ] {
+        let reason = with(key, value.clone());
+        assert!(!reason.is_empty() && reason.len() < 300, "{key} {value}: {reason}");
+    }
+    assert!(four_bit(plain, &serde_json::Value::Null).is_err());
+    assert!(four_bit(Companions { absmax: &absmax[1..], ..plain }, &good).is_err());
+    assert!(four_bit(Companions { quant_map: &map[4..], ..plain }, &good).is_err());
+
+    let (indices, inner, inner_map) = ([0u8; 4], [0; 4], [0; 1024]);
+    let (nested_absmax, nested_quant_map) = (Some(&inner[..]), Some(&inner_map[..]));
+    let twice = Companions { absmax: &indices, quant_map: &map, nested_absmax, nested_quant_map };
+    let mut state = good.clone();
+    for (key, value) in
+        [("nested_blocksize", 256.into()), ("nested_dtype", "float32".into()), ("nested_offset", 0.1.into())]
+    {
+        assert!(four_bit(twice, &state).is_err(), "without {key}");
+        state[key] = value;
+    }
+    assert!(four_bit(twice, &state).is_ok());
+    assert!(four_bit(Companions { nested_absmax: None, ..twice }, &state).is_err());
+    assert!(four_bit(Companions { nested_quant_map: None, ..twice }, &state).is_err());
+    assert!(four_bit(Companions { nested_quant_map: Some(&inner_map[4..]), ..twice }, &state).is_err());
+    assert!(four_bit(Companions { absmax: &indices[1..], ..twice }, &state).is_err());
+    for (key, value) in
+        [("nested_blocksize", 0.into()), ("nested_blocksize", 1.into()), ("nested_dtype", "float16".into())]
+    {
+        let mut state = state.clone();
+        state[key] = value;
+        assert!(four_bit(twice, &state).is_err(), "{key}");
+    }
+}
+
 #[test]
 fn a_matrix_that_stays_as_stored_gives_the_numbers_of_decoding_at_once() {
     let fixture = Fixture::open("gguf");
@@ -341,11 +405,60 @@ fn a_matrix_that_stays_as_stored_gives_the_numbers_of_decoding_at_once() {
     let code = Arc::new(Code::Blocks(BlockType::Q6_K));
     let piece = || Piece { bytes: Tensor::from_slice(bytes), code: Arc::clone(&code), elements: count };
     let matrix = Quantized { pieces: vec![piece(), piece()], shape: [count as i64 / 128, 256] };
+    fn is_send<T: Send>(value: T) -> T {
+        value
+    }
+    let matrix = is_send(matrix);
     assert_eq!((matrix.nbytes(), matrix.describe()), (2 * bytes.len(), "Q6_K".to_string()));
     for kind in [Kind::BFloat16, Kind::Float] {
         let out = matrix.dequantize(kind, Device::Cpu).unwrap();
         assert_eq!((out.size(), out.kind()), (vec![count as i64 / 128, 256], kind));
         let one = decoded(&code, bytes, count, kind);
         assert!(crate::shim::bytes(&out) == [one.clone(), one].concat());
+        assert!(out.equal(&matrix.on_their_device(kind).unwrap()));
+    }
+    let piece = Piece { elements: count - 1, ..piece() };
+    let matrix = Quantized { pieces: vec![piece], shape: [1, count as i64 - 1] };
+    assert!(matrix.dequantize(Kind::Float, Device::Cpu).unwrap_err().to_string().contains("Q6_K"));
+    assert!(matrix.on_their_device(Kind::Float).is_err());
+}
+
+#[test]
+fn numbers_become_e4m3_as_torch_casts_them() {
+    let fixture = Fixture::open("fp8");
+    let numbers = Tensor::from_slice(&fixture.floats("to_e4m3.numbers"));
+    let bytes = to_e4m3(&numbers).unwrap();
+    assert_eq!(bytes.kind(), Kind::Float8e4m3fn);
+    assert_eq!(crate::shim::bytes(&bytes), fixture.bytes("to_e4m3.bytes"));
+    // Every f16 and bf16 within the range, and NaN.
+    let halves: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+    for kind in [Kind::Half, Kind::BFloat16] {
+        let all = Tensor::f_from_data_size(&halves, &[65536], kind).unwrap();
+        let within = all.abs().less_equal(464.0).logical_or(&all.isnan());
+        let numbers = all.masked_select(&within);
+        assert_same_numbers(
+            crate::shim::bytes(&to_e4m3(&numbers).unwrap().to_kind(Kind::Float)),
+            &numbers.to_kind(Kind::Float8e4m3fn).to_kind(Kind::Float),
+        );
+        assert!(to_e4m3(&all).is_err());
+    }
+}
+
+#[test]
+fn what_lies_beyond_e4m3_is_refused_or_scaled() {
+    let numbers = |greatest: f32| Tensor::from_slice(&[0.0, -greatest, greatest / 3.0, 1e-3]);
+    assert!(to_e4m3(&numbers(464.0)).is_ok());
+    assert!(to_e4m3(&numbers(464.1)).unwrap_err().contains("464.1"));
+    assert!(to_e4m3(&numbers(f32::INFINITY)).is_err());
+    assert!(to_e4m3(&numbers(1.0).to_kind(Kind::Int)).is_err());
+    assert!(to_scaled_e4m3(&numbers(f32::INFINITY)).is_err());
+    for greatest in [0.0, 1e-45, 1e-30, 0.37, 448.0, 1e9, f32::MAX] {
+        let numbers = numbers(greatest);
+        let (bytes, scale) = to_scaled_e4m3(&numbers).unwrap();
+        let expected = (&numbers / Tensor::from(scale)).clamp(-448.0, 448.0).to_kind(Kind::Float8e4m3fn);
+        assert_same_numbers(crate::shim::bytes(&bytes.to_kind(Kind::Float)), &expected.to_kind(Kind::Float));
+        if greatest > 1e-30 {
+            assert_eq!(scale, f32::max(greatest, 1e-3) / 448.0);
+        }
     }
 }

@@ -365,6 +365,7 @@ fn senseless_companions_of_four_bits_are_refused() {
         ("shape", vec![1; 9].into()),
         ("shape", vec![i64::MAX; 1000].into()),
         ("unheard_of", 1.into()),
+        (&"unheard_of\u{7}".repeat(1000), 1.into()),
     ] {
         let reason = with(key, value.clone());
         assert!(!reason.is_empty() && reason.len() < 300, "{key} {value}: {reason}");

@@ -3,7 +3,9 @@
 mod bitsandbytes;
 mod blocks;
 mod code;
+mod cores;
 mod decode;
+mod device;
 mod fill;
 mod float;
 mod lanes;

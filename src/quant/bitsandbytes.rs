@@ -40,7 +40,11 @@ struct State {
 /// # Errors
 /// What does not fit: `quant_state` itself, or the companions' lengths.
 pub(crate) fn four_bit(companions: Companions, quant_state: &Value) -> Result<(Code, Vec<i64>), String> {
-    let state = State::deserialize(quant_state).map_err(|e| format!("quant_state: {e}"))?;
+    let state = State::deserialize(quant_state).map_err(|e| {
+        // It may quote a key at any length and with any characters.
+        let text: String = e.to_string().chars().take(120).flat_map(char::escape_debug).collect();
+        format!("quant_state: {text}")
+    })?;
     if !matches!(state.blocksize, 32 | 64 | 128 | 256 | 512 | 1024 | 2048 | 4096) {
         return Err(format!("blocks of {} numbers", state.blocksize));
     }

@@ -7,7 +7,7 @@ use super::decode::To;
 use super::lanes::Lanes;
 
 /// The 16 numbers of IQ4's four bits, from -127 to 113.
-const IQ4: [u8; 16] = [129, 152, 173, 191, 207, 221, 234, 246, 1, 13, 25, 38, 53, 69, 89, 113];
+pub(super) const IQ4: [u8; 16] = [129, 152, 173, 191, 207, 221, 234, 246, 1, 13, 25, 38, 53, 69, 89, 113];
 
 /// Fills `out` with the numbers of as many whole blocks as are in both.
 #[inline(always)]

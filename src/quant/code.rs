@@ -7,6 +7,9 @@ use tch::Kind;
 
 use super::{BlockType, Encoding};
 
+/// What bitsandbytes multiplies its eight bits by, after it has multiplied them by the row's greatest number.
+pub(super) const RECIPROCAL_OF_127: f32 = 7.874_015_718_698_502e-3_f64 as f32;
+
 /// How the bytes of one tensor become numbers: complete, with the scales that other tensors of the file hold.
 ///
 /// Every number is computed in f32, and rounded once, to the nearest even, where it is wanted in fewer bits. An f64 is

@@ -2,7 +2,7 @@
 
 use tch::Kind;
 
-use super::code::Code;
+use super::code::{Code, RECIPROCAL_OF_127};
 #[cfg(target_arch = "x86_64")]
 use super::lanes::{Lanes, Processor};
 use super::{blocks, float};
@@ -106,121 +106,58 @@ impl Code {
 
     #[inline(always)]
     fn decode_to<L: Lanes, T: To>(&self, l: L, src: &[u8], first: usize, out: &mut [u8]) {
+        // Thirty-two numbers from so many bytes. Macros, since what is not inlined is not compiled for the processor.
+        macro_rules! each {
+            ($size:literal, $src:expr, $out:expr, |$bytes:ident| $numbers:expr) => {
+                each::<$size, L, T>(
+                    l,
+                    $src,
+                    $out,
+                    #[inline(always)]
+                    |$bytes| $numbers,
+                )
+            };
+        }
+        macro_rules! by_row {
+            ($size:literal, $row:expr, $scale:expr, |$by:ident, $src:ident, $out:ident| $decode:expr) => {
+                by_row::<$size, T>(
+                    first,
+                    $row,
+                    $scale,
+                    src,
+                    out,
+                    #[inline(always)]
+                    |$by, $src, $out| $decode,
+                )
+            };
+        }
         match self {
-            Self::Plain(Kind::Float) => each::<128, L, T>(
-                l,
-                src,
-                out,
-                #[inline(always)]
-                |b| l.read_f32(b),
-            ),
-            Self::Plain(Kind::BFloat16) => each::<64, L, T>(
-                l,
-                src,
-                out,
-                #[inline(always)]
-                |b| l.read_bf16(b),
-            ),
-            Self::Plain(Kind::Half) => each::<64, L, T>(
-                l,
-                src,
-                out,
-                #[inline(always)]
-                |b| l.read_f16(b),
-            ),
-            Self::Plain(Kind::Float8e5m2) => each::<32, L, T>(
-                l,
-                src,
-                out,
-                #[inline(always)]
-                |b| l.read_e5m2(b),
-            ),
-            Self::Plain(_) => each::<32, L, T>(
-                l,
-                src,
-                out,
-                #[inline(always)]
-                |b| l.read_e4m3(b),
-            ),
-            Self::Scaled { kind: Kind::Float8e5m2, scale, row } => by_row::<32, T>(
-                first,
-                *row,
-                scale,
-                src,
-                out,
-                #[inline(always)]
-                |scale, src, out| {
-                    let scale = l.splat(scale);
-                    each::<32, L, T>(
-                        l,
-                        src,
-                        out,
-                        #[inline(always)]
-                        |b| l.mul(l.read_e5m2(b), scale),
-                    );
-                },
-            ),
-            Self::Scaled { scale, row, .. } => by_row::<32, T>(
-                first,
-                *row,
-                scale,
-                src,
-                out,
-                #[inline(always)]
-                |scale, src, out| {
-                    let scale = l.splat(scale);
-                    each::<32, L, T>(
-                        l,
-                        src,
-                        out,
-                        #[inline(always)]
-                        |b| l.mul(l.read_e4m3(b), scale),
-                    );
-                },
-            ),
-            Self::Int8 { scale, row } => {
-                // bitsandbytes multiplies twice, the second time by the reciprocal of 127 in f32.
-                const RECIPROCAL: f32 = 7.874_015_718_698_502e-3_f64 as f32;
-                let reciprocal = l.splat(RECIPROCAL);
-                by_row::<32, T>(
-                    first,
-                    *row,
-                    scale,
-                    src,
-                    out,
-                    #[inline(always)]
-                    |scale, src, out| {
-                        let scale = l.splat(scale);
-                        each::<32, L, T>(
-                            l,
-                            src,
-                            out,
-                            #[inline(always)]
-                            |b| l.mul(l.mul(l.to_float(l.bytes(b)), scale), reciprocal),
-                        );
-                    },
-                )
+            Self::Plain(Kind::Float) => each!(128, src, out, |b| l.read_f32(b)),
+            Self::Plain(Kind::BFloat16) => each!(64, src, out, |b| l.read_bf16(b)),
+            Self::Plain(Kind::Half) => each!(64, src, out, |b| l.read_f16(b)),
+            Self::Plain(Kind::Float8e5m2) => each!(32, src, out, |b| l.read_e5m2(b)),
+            Self::Plain(_) => each!(32, src, out, |b| l.read_e4m3(b)),
+            Self::Scaled { kind: Kind::Float8e5m2, scale, row } => {
+                by_row!(32, *row, scale, |by, src, out| {
+                    let by = l.splat(by);
+                    each!(32, src, out, |b| l.mul(l.read_e5m2(b), by))
+                })
             }
+            Self::Scaled { scale, row, .. } => by_row!(32, *row, scale, |by, src, out| {
+                let by = l.splat(by);
+                each!(32, src, out, |b| l.mul(l.read_e4m3(b), by))
+            }),
+            Self::Int8 { scale, row } => by_row!(32, *row, scale, |by, src, out| {
+                let (by, reciprocal) = (l.splat(by), l.splat(RECIPROCAL_OF_127));
+                each!(32, src, out, |b| l.mul(l.mul(l.to_float(l.bytes(b)), by), reciprocal))
+            }),
             Self::FourBit { table, absmax, block } => {
-                by_row::<16, T>(
-                    first,
-                    *block,
-                    absmax,
-                    src,
-                    out,
-                    #[inline(always)]
-                    |scale, src, out| {
-                        // A product of the table is the table of the products.
-                        let table = l.times(l.table(table), scale, scale);
-                        each::<16, L, T>(
-                            l,
-                            src,
-                            out,
-                            #[inline(always)]
-                            |b| l.lookup(table, l.pairs(b)),
-                        );
-                    },
-                )
+                let table = l.table(&table.map(float::without_payload));
+                by_row!(16, *block, absmax, |by, src, out| {
+                    // A product of the table is the table of the products.
+                    let table = l.times(table, by, by);
+                    each!(16, src, out, |b| l.lookup(table, l.pairs(b)))
+                })
             }
             Self::Blocks(block) => blocks::decode::<L, T>(l, *block, src, out),
         }
@@ -269,7 +206,7 @@ fn by_row<const S: usize, T: To>(
         let count = (row - at % row).min(out.len() / (T::BYTES / 32)).max(1);
         let (head, tail) = src.split_at(src.len().min((count * S).div_ceil(32)));
         let (these, rest) = out.split_at_mut(out.len().min(count * T::BYTES / 32));
-        decode(scale.get(at / row).copied().unwrap_or(f32::NAN), head, these);
+        decode(scale.get(at / row).copied().map_or(f32::NAN, float::without_payload), head, these);
         (at, src, out) = (at + count, tail, rest);
     }
 }

@@ -1,12 +1,10 @@
 //! Decoding on all cores: many tensors in one go, straight from where their bytes are to where their numbers belong.
 
 use std::ops::Range;
-use std::sync::Mutex;
-use std::thread;
 
 use tch::{Device, Kind, Tensor};
 
-use super::Code;
+use super::{Code, cores};
 use crate::error::{Error, Result};
 use crate::shim;
 
@@ -14,8 +12,6 @@ use crate::shim;
 const TASK: usize = 2 << 20;
 /// Stored bytes that are read at a time. They and their numbers stay in a core's own cache.
 const READ: usize = 128 << 10;
-/// Bytes of numbers that are worth another thread.
-const WORTH_A_THREAD: usize = 1 << 20;
 
 /// Where stored bytes are: a file, or memory.
 pub(crate) trait Source: Sync {
@@ -109,8 +105,9 @@ pub(crate) fn decode_all(jobs: &[Job]) -> Result<()> {
     }
     let outs: Vec<&Tensor> = jobs.iter().map(|job| job.out).collect();
     let filled = shim::with_all_bytes(&outs, |outs| {
-        let tasks = jobs.iter().zip(outs).flat_map(|(job, out)| tasks(job, out));
-        run(tasks.collect())
+        let bytes = outs.iter().map(|out| out.len()).sum();
+        let tasks: Vec<Task> = jobs.iter().zip(outs).flat_map(|(job, out)| tasks(job, out)).collect();
+        cores::on_all(tasks.into_iter(), bytes, Task::run)
     });
     filled.ok_or_else(|| Error::Config("two tensors to be filled lie in the same memory".into()))?
 }
@@ -144,36 +141,6 @@ fn tasks<'a>(job: &'a Job, mut out: &'a mut [u8]) -> Vec<Task<'a>> {
         }
     }
     tasks
-}
-
-/// Does the tasks on as many threads as they are worth.
-fn run(tasks: Vec<Task>) -> Result<()> {
-    let bytes: usize = tasks.iter().map(|task| task.out.len()).sum();
-    let cores = thread::available_parallelism().map_or(1, usize::from);
-    let threads = cores.min(bytes / WORTH_A_THREAD).max(1);
-    let (queue, problem) = (Mutex::new(tasks.into_iter()), Mutex::new(None));
-    let work = || {
-        let mut buffer = Vec::new();
-        while let Some(task) = next(&queue) {
-            if let Err(error) = task.run(&mut buffer) {
-                // The others find nothing left to do.
-                while next(&queue).is_some() {}
-                problem.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(error);
-            }
-        }
-    };
-    thread::scope(|scope| {
-        for _ in 1..threads {
-            // Without another thread this one does all the work.
-            let _ = thread::Builder::new().spawn_scoped(scope, work);
-        }
-        work();
-    });
-    problem.into_inner().unwrap_or_else(|e| e.into_inner()).map_or(Ok(()), Err)
-}
-
-fn next<'a>(queue: &Mutex<std::vec::IntoIter<Task<'a>>>) -> Option<Task<'a>> {
-    queue.lock().unwrap_or_else(|e| e.into_inner()).next()
 }
 
 impl Task<'_> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
 use super::fill::{Job, Part, Source, decode_all};
-use super::{Code, memory};
+use super::{Code, device, memory};
 use crate::error::{Error, Result};
 use crate::shim;
 
@@ -30,18 +30,32 @@ pub(crate) struct Piece {
 }
 
 impl Quantized {
-    /// The matrix in numbers of `kind` on `device`.
+    /// The matrix in numbers of `kind` on `device`. Bytes on the CPU are decoded there, on all cores; bytes on another
+    /// device by operations of that device, which take memory for the matrix in f32 beside the result.
     ///
     /// # Errors
     /// [`Error::Config`] where the pieces do not fit, [`Error::Tch`].
     pub(crate) fn dequantize(&self, kind: Kind, device: Device) -> Result<Tensor> {
+        let on_cpu = self.pieces.iter().all(|piece| piece.bytes.device() == Device::Cpu);
+        let matrix = if on_cpu { self.on_cpu(kind)? } else { self.on_their_device(kind)? };
+        Ok(matrix.f_to_device(device)?)
+    }
+
+    fn on_cpu(&self, kind: Kind) -> Result<Tensor> {
         let out = memory::empty(&self.shape, kind)?;
-        let copies = self.pieces.iter().map(|p| Ok(p.bytes.f_to_device(Device::Cpu)?));
-        let copies = copies.collect::<Result<Vec<_>>>()?;
-        let sources: Vec<&[u8]> = copies.iter().map(shim::bytes).collect();
+        let sources: Vec<&[u8]> = self.pieces.iter().map(|piece| shim::bytes(&piece.bytes)).collect();
         let parts = self.pieces.iter().zip(&sources).map(|(piece, source)| piece.part(source));
         decode_all(&[Job { out: &out, parts: parts.collect::<Result<_>>()? }])?;
-        Ok(out.f_to_device(device)?)
+        Ok(out)
+    }
+
+    pub(super) fn on_their_device(&self, kind: Kind) -> Result<Tensor> {
+        let pieces = self.pieces.iter().map(|piece| {
+            piece.code.check(piece.elements, piece.bytes.numel()).map_err(|reason| piece.misfit(reason))?;
+            Ok(device::numbers(&piece.code, &piece.bytes, piece.elements)?.f_to_kind(kind)?)
+        });
+        let pieces = pieces.collect::<Result<Vec<_>>>()?;
+        Ok(Tensor::f_cat(&pieces, 0)?.f_view(self.shape)?)
     }
 
     /// The bytes that it takes, wherever they are.
@@ -54,6 +68,10 @@ impl Piece {
     fn part<'a>(&'a self, source: &'a dyn Source) -> Result<Part<'a>> {
         let bytes = 0..self.bytes.numel() as u64;
         let part = Part::new(source, bytes, &self.code, self.elements, 0..self.elements);
-        part.map_err(|reason| Error::Config(format!("a {} matrix: {reason}", self.code)))
+        part.map_err(|reason| self.misfit(reason))
+    }
+
+    fn misfit(&self, reason: String) -> Error {
+        Error::Config(format!("a matrix of {}: {reason}", self.code))
     }
 }

@@ -1,12 +1,12 @@
 //! Memory for weights that are about to be written.
 
-use std::sync::{Arc, Mutex};
-use std::thread;
+use std::sync::Arc;
 use std::time::Instant;
 
 use memmap2::MmapMut;
 use tch::{Device, Kind, Tensor};
 
+use super::cores;
 use crate::error::{Error, Result};
 use crate::shim::{self, Memory};
 
@@ -58,19 +58,11 @@ pub fn copy_seconds(bytes: u64) -> Result<f64> {
         let len = PIECE.min(usize::try_from(left).unwrap_or(PIECE));
         let mut fresh = pages(len).map_err(Error::io("memory"))?;
         let begin = Instant::now();
-        let tasks = Mutex::new(fresh.chunks_mut(2 << 20).zip(source.chunks(2 << 20)));
-        let next = || tasks.lock().unwrap_or_else(|e| e.into_inner()).next();
-        let work = || {
-            while let Some((to, from)) = next() {
-                to.copy_from_slice(&from[..to.len()]);
-            }
-        };
-        thread::scope(|scope| {
-            for _ in 1..thread::available_parallelism().map_or(1, usize::from) {
-                let _ = thread::Builder::new().spawn_scoped(scope, work);
-            }
-            work();
-        });
+        let tasks = fresh.chunks_mut(2 << 20).zip(source.chunks(2 << 20));
+        cores::on_all(tasks, len, |(to, from), _| {
+            to.copy_from_slice(&from[..to.len()]);
+            Ok(())
+        })?;
         seconds += begin.elapsed().as_secs_f64();
         left -= len as u64;
     }

@@ -70,6 +70,8 @@ fn check_recipe(code: &Code, bytes: &[u8], numbers: &[f32]) {
         for first in (0..count).step_by(code.unit().0).take(40) {
             assert_same_bits(&decoded_on(way, code, bytes, first..count, Kind::Float), &numbers[first..]);
         }
+        let on_device = device::numbers(code, &Tensor::from_slice(bytes), count).unwrap();
+        assert_same_bits(crate::shim::bytes(&on_device), numbers);
         // And rounded, as libtorch rounds what was just compared.
         let theirs = Tensor::from_slice(numbers);
         for to in [Kind::BFloat16, Kind::Half, Kind::Double] {
@@ -221,7 +223,7 @@ fn casts_match_libtorch() {
     let mut singles: Vec<f32> = Vec::new();
     for exponent in 0..=255u32 {
         for mantissa in
-            [0, 1, 0xfff, 0x1000, 0x1001, 0x2fff, 0x3000, 0x3001, 0x7fff, 0x8000, 0x8001, 0x1_7fff]
+            [0, 1, 0xfff, 0x1000, 0x1001, 0x2fff, 0x3000, 0x3001, 0x7fff, 0x8000, 0x8001, 0x1_7fff, 0x1_ffff]
         {
             for top in [0, 0x0002_0000, 0x0030_0000, 0x0070_0000, 0x007e_0000] {
                 let bits = exponent << 23 | (mantissa | top);
@@ -240,6 +242,31 @@ fn casts_match_libtorch() {
             for way in Processor::ways() {
                 let ours = decoded_on(way, &Code::Plain(*from), bytes, 0..count, to);
                 assert_same_numbers(&ours, &theirs);
+            }
+        }
+    }
+}
+
+/// Whatever its bits: rounding must not carry one into the sign.
+#[test]
+fn nan_stays_nan() {
+    let nan = f32::from_bits(0x7fff_ffff);
+    let kind = Kind::Float8e4m3fn;
+    let mut q4_1 = [0x55; 20];
+    q4_1[..2].copy_from_slice(&0x7fff_u16.to_le_bytes());
+    let cases: [(Code, &[u8]); 5] = [
+        (Code::Scaled { kind, scale: vec![nan], row: 32 }, &[0x35; 32]),
+        (Code::Int8 { scale: vec![nan], row: 32 }, &[0x35; 32]),
+        (Code::FourBit { table: [nan; 16], absmax: vec![1.0], block: 32 }, &[0x35; 16]),
+        (Code::FourBit { table: [1.0; 16], absmax: vec![nan], block: 32 }, &[0x35; 16]),
+        (Code::Blocks(BlockType::Q4_1), &q4_1),
+    ];
+    for (code, bytes) in cases {
+        for way in Processor::ways() {
+            for to in [Kind::BFloat16, Kind::Half, Kind::Float, Kind::Double] {
+                let numbers = decoded_on(way, &code, bytes, 0..32, to);
+                let numbers = Tensor::f_from_data_size(&numbers, &[32], to).unwrap();
+                assert!(bool::try_from(numbers.isnan().all()).unwrap(), "{code} to {to:?}");
             }
         }
     }
@@ -308,6 +335,69 @@ fn what_does_not_fit_is_refused() {
     assert!(fill(&out, vec![part]).is_err());
 }
 
+/// Every way in which what is beside a weight of four bits can be wrong has a reason, and takes no memory to find.
+#[test]
+fn senseless_companions_of_four_bits_are_refused() {
+    let (absmax, map, state) = ([0; 4 * 4], [0; 64], "nf4");
+    let good =
+        serde_json::json!({"quant_type": state, "blocksize": 64, "dtype": "bfloat16", "shape": [4, 64]});
+    let plain = Companions { absmax: &absmax, quant_map: &map, ..Companions::default() };
+    assert!(four_bit(plain, &good).is_ok());
+    let with = |key: &str, value: serde_json::Value| {
+        let mut state = good.clone();
+        state[key] = value;
+        four_bit(plain, &state).unwrap_err()
+    };
+    for (key, value) in [
+        ("quant_type", "int4".into()),
+        ("quant_type", 4.into()),
+        ("blocksize", 0.into()),
+        ("blocksize", 63.into()),
+        ("blocksize", (-64).into()),
+        ("blocksize", 1e300.into()),
+        ("dtype", 16.into()),
+        ("shape", serde_json::Value::Null),
+        ("shape", [4i64, -64].into()),
+        ("shape", [4i64, 65].into()),
+        ("shape", [i64::MAX, i64::MAX].into()),
+        ("shape", [i64::MAX, 1].into()),
+        ("shape", [u64::MAX].into()),
+        ("shape", vec![1; 9].into()),
+        ("shape", vec![i64::MAX; 1000].into()),
+        ("unheard_of", 1.into()),
+        (&"unheard_of\u{7}".repeat(1000), 1.into()),
+    ] {
+        let reason = with(key, value.clone());
+        assert!(!reason.is_empty() && reason.len() < 300, "{key} {value}: {reason}");
+    }
+    assert!(four_bit(plain, &serde_json::Value::Null).is_err());
+    assert!(four_bit(Companions { absmax: &absmax[1..], ..plain }, &good).is_err());
+    assert!(four_bit(Companions { quant_map: &map[4..], ..plain }, &good).is_err());
+
+    let (indices, inner, inner_map) = ([0u8; 4], [0; 4], [0; 1024]);
+    let (nested_absmax, nested_quant_map) = (Some(&inner[..]), Some(&inner_map[..]));
+    let twice = Companions { absmax: &indices, quant_map: &map, nested_absmax, nested_quant_map };
+    let mut state = good.clone();
+    for (key, value) in
+        [("nested_blocksize", 256.into()), ("nested_dtype", "float32".into()), ("nested_offset", 0.1.into())]
+    {
+        assert!(four_bit(twice, &state).is_err(), "without {key}");
+        state[key] = value;
+    }
+    assert!(four_bit(twice, &state).is_ok());
+    assert!(four_bit(Companions { nested_absmax: None, ..twice }, &state).is_err());
+    assert!(four_bit(Companions { nested_quant_map: None, ..twice }, &state).is_err());
+    assert!(four_bit(Companions { nested_quant_map: Some(&inner_map[4..]), ..twice }, &state).is_err());
+    assert!(four_bit(Companions { absmax: &indices[1..], ..twice }, &state).is_err());
+    for (key, value) in
+        [("nested_blocksize", 0.into()), ("nested_blocksize", 1.into()), ("nested_dtype", "float16".into())]
+    {
+        let mut state = state.clone();
+        state[key] = value;
+        assert!(four_bit(twice, &state).is_err(), "{key}");
+    }
+}
+
 #[test]
 fn a_matrix_that_stays_as_stored_gives_the_numbers_of_decoding_at_once() {
     let fixture = Fixture::open("gguf");
@@ -316,11 +406,20 @@ fn a_matrix_that_stays_as_stored_gives_the_numbers_of_decoding_at_once() {
     let code = Arc::new(Code::Blocks(BlockType::Q6_K));
     let piece = || Piece { bytes: Tensor::from_slice(bytes), code: Arc::clone(&code), elements: count };
     let matrix = Quantized { pieces: vec![piece(), piece()], shape: [count as i64 / 128, 256] };
+    fn is_send<T: Send>(value: T) -> T {
+        value
+    }
+    let matrix = is_send(matrix);
     assert_eq!(matrix.nbytes(), 2 * bytes.len());
     for kind in [Kind::BFloat16, Kind::Float] {
         let out = matrix.dequantize(kind, Device::Cpu).unwrap();
         assert_eq!((out.size(), out.kind()), (vec![count as i64 / 128, 256], kind));
         let one = decoded(&code, bytes, count, kind);
         assert!(crate::shim::bytes(&out) == [one.clone(), one].concat());
+        assert!(out.equal(&matrix.on_their_device(kind).unwrap()));
     }
+    let piece = Piece { elements: count - 1, ..piece() };
+    let matrix = Quantized { pieces: vec![piece], shape: [1, count as i64 - 1] };
+    assert!(matrix.dequantize(Kind::Float, Device::Cpu).unwrap_err().to_string().contains("Q6_K"));
+    assert!(matrix.on_their_device(Kind::Float).is_err());
 }

@@ -177,7 +177,7 @@ fn a_folder_without_a_part_is_refused_with_the_names_that_were_looked_for() {
         Err(Error::MissingPart { part, expected, .. }) => format!("{part}: {expected}"),
         other => panic!("{other:?}"),
     };
-    assert_eq!(refused(folder.path()), "transformer: flux1-*.safetensors or transformer");
+    assert_eq!(refused(folder.path()), "transformer: flux1-*.safetensors or flux1-*.gguf or transformer");
     std::fs::copy(model().join("flux1-schnell.safetensors"), folder.path().join("flux1-a.safetensors"))
         .unwrap();
     assert_eq!(refused(folder.path()), "autoencoder: ae.safetensors or vae");

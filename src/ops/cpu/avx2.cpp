@@ -1,0 +1,2 @@
+#define BUILD avx2
+#include "build.inl"

@@ -1,0 +1,2 @@
+#define BUILD avx512
+#include "build.inl"

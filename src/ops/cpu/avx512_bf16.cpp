@@ -1,0 +1,2 @@
+#define BUILD avx512_bf16
+#include "build.inl"

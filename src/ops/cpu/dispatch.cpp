@@ -1,0 +1,100 @@
+// Which build of the kernels runs, and libtorch's threads under it.
+
+#include <ATen/Parallel.h>
+#include <ATen/core/grad_mode.h>
+
+#include <atomic>
+#include <cstring>
+
+#include "kernels.h"
+
+using tch_flux::Kernels;
+using tch_flux::Pool;
+
+extern "C" {
+extern const Kernels tch_flux_kernels_plain;
+#ifdef TCH_FLUX_X86
+extern const Kernels tch_flux_kernels_avx2;
+extern const Kernels tch_flux_kernels_avx512;
+extern const Kernels tch_flux_kernels_avx512_bf16;
+#endif
+}
+
+namespace {
+
+void run(int64_t count, void (*task)(void* context, int64_t i, int64_t thread), void* context) {
+  int64_t threads = std::min<int64_t>(count, at::get_num_threads());
+  if (threads <= 1 || at::in_parallel_region()) {
+    for (int64_t i = 0; i < count; i++) task(context, i, 0);
+    return;
+  }
+  // Who is done takes the next one: cores are seldom equally free.
+  std::atomic<int64_t> next{0};
+  at::parallel_for(0, threads, 1, [&](int64_t from, int64_t to) {
+    for (int64_t thread = from; thread < to; thread++)
+      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) task(context, i, thread);
+  });
+}
+
+Pool pool() { return {run, at::get_num_threads()}; }
+
+}  // namespace
+
+extern "C" {
+
+// The build of this name, if this CPU runs it; without a name, the fastest that it runs.
+const Kernels* tch_flux_kernels(const char* name) {
+  const Kernels* builds[] = {
+#ifdef TCH_FLUX_X86
+      __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") &&
+              __builtin_cpu_supports("avx512bf16")
+          ? &tch_flux_kernels_avx512_bf16
+          : nullptr,
+      __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+              __builtin_cpu_supports("avx512dq")
+          ? &tch_flux_kernels_avx512
+          : nullptr,
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? &tch_flux_kernels_avx2 : nullptr,
+#endif
+      &tch_flux_kernels_plain,
+  };
+  for (const Kernels* build : builds)
+    if (build && (!name || std::strcmp(build->name, name) == 0)) return build;
+  return nullptr;
+}
+
+size_t tch_flux_product_scratch(const Kernels* kernels, const tch_flux::Product* product) {
+  return kernels->product_scratch(product, at::get_num_threads());
+}
+void tch_flux_product(const Kernels* kernels, const tch_flux::Product* product, void* scratch) {
+  Pool threads = pool();
+  kernels->product(product, &threads, scratch);
+}
+size_t tch_flux_attention_scratch(const Kernels* kernels, const tch_flux::Attention* attention) {
+  return kernels->attention_scratch(attention, at::get_num_threads());
+}
+void tch_flux_attention(const Kernels* kernels, const tch_flux::Attention* attention, void* scratch) {
+  Pool threads = pool();
+  kernels->attention(attention, &threads, scratch);
+}
+void tch_flux_modulate(const Kernels* kernels, const tch_flux::Modulate* modulate) {
+  Pool threads = pool();
+  kernels->modulate(modulate, &threads);
+}
+void tch_flux_finish(const Kernels* kernels, const tch_flux::Product* product) {
+  Pool threads = pool();
+  kernels->finish(product, &threads);
+}
+size_t tch_flux_group_norm_scratch(const Kernels* kernels, const tch_flux::GroupNorm* group_norm) {
+  return kernels->group_norm_scratch(group_norm, at::get_num_threads());
+}
+void tch_flux_group_norm(const Kernels* kernels, const tch_flux::GroupNorm* group_norm, void* scratch) {
+  Pool threads = pool();
+  kernels->group_norm(group_norm, &threads, scratch);
+}
+
+// Whether gradients are recorded on this thread.
+bool tch_flux_grad_is_enabled() { return at::GradMode::is_enabled(); }
+
+}  // extern "C"

@@ -1,0 +1,297 @@
+// Vectors of numbers: what the compiler knows of them in every instruction set, and the functions that the kernels take.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#elif defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#elif defined(__AVX2__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+
+typedef float vf __attribute__((vector_size(4 * LANES)));
+typedef int32_t vi __attribute__((vector_size(4 * LANES)));
+typedef uint32_t vu __attribute__((vector_size(4 * LANES)));
+typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
+// The same, anywhere in memory.
+typedef float vf_any __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint32_t vu_any __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint16_t vh_any __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+
+#define INLINE inline __attribute__((always_inline))
+
+INLINE vf splat(float x) { return x - vf{}; }
+INLINE vu splat(uint32_t x) { return x - vu{}; }
+INLINE vi splat(int32_t x) { return x - vi{}; }
+INLINE vf load(const float* p) { return *reinterpret_cast<const vf_any*>(p); }
+INLINE void store(float* p, vf x) { *reinterpret_cast<vf_any*>(p) = x; }
+INLINE vf select(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
+INLINE vf max(vf a, vf b) { return select(a > b, a, b); }
+INLINE vf min(vf a, vf b) { return select(a < b, a, b); }
+
+INLINE float sum(vf x) {
+  float total = 0;
+  for (int i = 0; i < LANES; i++) total += x[i];
+  return total;
+}
+
+// bf16 is the upper half of f32; narrowing rounds to the nearest, ties to even, and keeps NaN.
+INLINE float wide(uint16_t x) {
+  uint32_t bits = uint32_t(x) << 16;
+  float y;
+  std::memcpy(&y, &bits, 4);
+  return y;
+}
+INLINE vu rounded(vf x) {
+  vu bits = (vu)x;
+  vu up = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  vi nan = x != x;
+  return ((vu)nan & 0x7fc0u) | (~(vu)nan & up);
+}
+INLINE uint16_t narrow(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return x != x ? 0x7fc0 : uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+INLINE vf load(const uint16_t* p) {
+  return (vf)(__builtin_convertvector(*reinterpret_cast<const vh_any*>(p), vu) << 16);
+}
+INLINE void store(uint16_t* p, vf x) { *reinterpret_cast<vh_any*>(p) = __builtin_convertvector(rounded(x), vh); }
+
+// A number's place in a row of either kind.
+INLINE float number(const float* p) { return *p; }
+INLINE float number(const uint16_t* p) { return wide(*p); }
+INLINE void put(float* p, float x) { *p = x; }
+INLINE void put(uint16_t* p, float x) { *p = narrow(x); }
+
+// The first `n` numbers of a vector, zeros behind them.
+template <class T>
+INLINE vf load_some(const T* p, int64_t n) {
+  if (n >= LANES) return load(p);
+  vf x{};
+  for (int i = 0; i < n; i++) x[i] = number(p + i);
+  return x;
+}
+template <class T>
+INLINE void store_some(T* p, vf x, int64_t n) {
+  if (n >= LANES) return store(p, x);
+  for (int i = 0; i < n; i++) put(p + i, x[i]);
+}
+
+// 2^x, within 2 units of the last place; 0 far below and infinity far above.
+INLINE vf exp2(vf x) {
+  // In this order NaN stays NaN.
+  vf bounded = min(splat(129.0f), max(splat(-150.0f), x));
+  // Adding 1.5 · 2²³ rounds to the nearest whole number.
+  vf shifted = bounded + 12582912.0f;
+  vf whole = shifted - 12582912.0f;
+  vf t = bounded - whole;
+  // The Taylor series of 2^t, which on −½..½ is off by one unit of the last place at most.
+  vf y = splat(1.5403530393381609e-4f);
+  y = y * t + 1.3333558146428443e-3f;
+  y = y * t + 9.6181291076284772e-3f;
+  y = y * t + 5.5504108664821580e-2f;
+  y = y * t + 2.4022650695910071e-1f;
+  y = y * t + 6.9314718055994531e-1f;
+  y = y * t + 1.0f;
+  // Two factors, since the smallest and the largest powers are no single f32.
+  vi n = (vi)shifted - 0x4b400000;
+  vi half = n >> 1;
+  vf first = (vf)((half + 127) << 23), second = (vf)((n - half + 127) << 23);
+  return y * first * second;
+}
+INLINE vf exp(vf x) { return exp2(x * 1.4426950408889634f); }
+
+// x · sigmoid(y)
+INLINE vf gated(vf x, vf y) { return x / (1.0f + exp(-y)); }
+
+INLINE vf gelu_tanh(vf x) {
+  // ½ (1 + tanh u) is sigmoid(2u).
+  vf u2 = x * (1.5957691216057308f + 0.07135481282848735f * x * x);
+  return gated(x, u2);
+}
+
+INLINE vf gelu_erf(vf x) {
+  vf y;
+  for (int i = 0; i < LANES; i++) y[i] = 0.5f * x[i] * std::erfc(-0.70710678118654752f * x[i]);
+  return y;
+}
+
+INLINE vf activate(int32_t activation, vf x) {
+  switch (activation) {
+    case tch_flux::GELU_TANH: return gelu_tanh(x);
+    case tch_flux::GELU_ERF: return gelu_erf(x);
+    case tch_flux::QUICK_GELU: return gated(x, x * 1.702f);
+    case tch_flux::SILU: return gated(x, x);
+    default: return x;
+  }
+}
+
+// What a 32-bit word of the packed matrices holds, and how it is multiplied: `dot` adds to each lane of `sums` the
+// product of the words of `a` and `b`. Every kind runs in every instruction set, so that all can be tested in each.
+struct F32Words {
+  typedef vf Sums;
+  static constexpr int NUMBERS = 1;
+  static INLINE vf dot(vf sums, vu a, vu b) { return sums + (vf)a * (vf)b; }
+};
+
+// Two bf16, the first in the lower half.
+struct Bf16Words {
+  typedef vf Sums;
+  static constexpr int NUMBERS = 2;
+#if defined(__AVX512BF16__)
+  static INLINE vf dot(vf sums, vu a, vu b) {
+    return (vf)_mm512_dpbf16_ps((__m512)sums, (__m512bh)a, (__m512bh)b);
+  }
+#else
+  static INLINE vf dot(vf sums, vu a, vu b) {
+    sums += (vf)(a << 16) * (vf)(b << 16);
+    return sums + (vf)(a & 0xffff0000u) * (vf)(b & 0xffff0000u);
+  }
+#endif
+};
+
+// Two int16.
+struct I16Words {
+  typedef vi Sums;
+  static constexpr int NUMBERS = 2;
+#if defined(__AVX512BW__)
+  static INLINE vi dot(vi sums, vu a, vu b) { return sums + (vi)_mm512_madd_epi16((__m512i)a, (__m512i)b); }
+#elif defined(__AVX2__)
+  static INLINE vi dot(vi sums, vu a, vu b) { return sums + (vi)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
+#elif defined(__SSE2__)
+  static INLINE vi dot(vi sums, vu a, vu b) { return sums + (vi)_mm_madd_epi16((__m128i)a, (__m128i)b); }
+#else
+  static INLINE vi dot(vi sums, vu a, vu b) {
+    return sums + (((vi)a << 16) >> 16) * (((vi)b << 16) >> 16) + ((vi)a >> 16) * ((vi)b >> 16);
+  }
+#endif
+};
+
+// Four int8; those of `a` have 128 added and no sign.
+struct I8Words {
+  typedef vi Sums;
+  static constexpr int NUMBERS = 4;
+#if defined(__AVX512VNNI__)
+  static INLINE vi dot(vi sums, vu a, vu b) {
+    return (vi)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)a, (__m512i)b);
+  }
+#else
+  static INLINE vi dot(vi sums, vu a, vu b) {
+    for (int i = 0; i < 4; i++) sums += (vi)((a >> (8 * i)) & 0xffu) * (((vi)b << (24 - 8 * i)) >> 24);
+    return sums;
+  }
+#endif
+};
+
+// What the instruction set multiplies fastest.
+#if defined(__AVX512BF16__)
+constexpr bool HAS_BF16 = true;
+#else
+constexpr bool HAS_BF16 = false;
+#endif
+#if defined(__AVX512VNNI__)
+constexpr bool HAS_INT8 = true;
+#else
+constexpr bool HAS_INT8 = false;
+#endif
+
+// A tile of the result: MR rows of NR numbers, held in registers while KC words are multiplied.
+#if defined(__AVX512F__)
+constexpr int MR = 12, KC = 256;
+#elif defined(__AVX2__) || defined(__SSE2__)
+constexpr int MR = 6, KC = 384;
+#else
+constexpr int MR = 8, KC = 256;
+#endif
+constexpr int NV = 2, NR = NV * LANES;
+
+// c[rows][NR] (+)= a[kc][rows]ᵀ · b[kc][NR], words of W: `lda` words of a lie from one place of k to the next.
+template <class W, int rows>
+INLINE void tile(int64_t kc, const uint32_t* __restrict a, int64_t lda, const uint32_t* __restrict b,
+                 float* __restrict c, int64_t ldc, bool fresh) {
+  typedef typename W::Sums Sums;
+  Sums sums[rows][NV];
+#pragma GCC unroll 16
+  for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; j++) sums[i][j] = fresh ? Sums{} : (Sums)load(c + i * ldc + j * LANES);
+  for (int64_t k = 0; k < kc; k++) {
+    vu right[NV];
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; j++) right[j] = *reinterpret_cast<const vu_any*>(b + k * NR + j * LANES);
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++) {
+      vu left = splat(a[k * lda + i]);
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; j++) sums[i][j] = W::dot(sums[i][j], left, right[j]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; j++) store(c + i * ldc + j * LANES, (vf)sums[i][j]);
+}
+
+// The same, with the words of each row of a one after the other at a place of its own.
+template <class W, int rows>
+INLINE void tile_of_rows(int64_t kc, const uint32_t* const* a, const uint32_t* __restrict b, float* __restrict c,
+                         int64_t ldc, bool fresh) {
+  typedef typename W::Sums Sums;
+  Sums sums[rows][NV];
+  const uint32_t* at[rows];
+#pragma GCC unroll 16
+  for (int i = 0; i < rows; i++) {
+    at[i] = a[i];
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; j++) sums[i][j] = fresh ? Sums{} : (Sums)load(c + i * ldc + j * LANES);
+  }
+  for (int64_t k = 0; k < kc; k++) {
+    vu right[NV];
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; j++) right[j] = *reinterpret_cast<const vu_any*>(b + k * NR + j * LANES);
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++) {
+      uint32_t word;
+      std::memcpy(&word, at[i] + k, 4);
+      vu left = splat(word);
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; j++) sums[i][j] = W::dot(sums[i][j], left, right[j]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; j++) store(c + i * ldc + j * LANES, (vf)sums[i][j]);
+}
+
+// A tile of up to MR rows.
+template <class W, int rows = MR>
+INLINE void some_tile(int64_t count, int64_t kc, const uint32_t* a, int64_t lda, const uint32_t* b, float* c,
+                      int64_t ldc, bool fresh) {
+  if constexpr (rows > 0) {
+    if (count == rows) return tile<W, rows>(kc, a, lda, b, c, ldc, fresh);
+    return some_tile<W, rows - 1>(count, kc, a, lda, b, c, ldc, fresh);
+  }
+}
+template <class W, int rows = MR>
+INLINE void some_tile_of_rows(int64_t count, int64_t kc, const uint32_t* const* a, const uint32_t* b, float* c,
+                              int64_t ldc, bool fresh) {
+  if constexpr (rows > 0) {
+    if (count == rows) return tile_of_rows<W, rows>(kc, a, b, c, ldc, fresh);
+    return some_tile_of_rows<W, rows - 1>(count, kc, a, b, c, ldc, fresh);
+  }
+}
+
+}  // namespace

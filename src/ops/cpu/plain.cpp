@@ -1,0 +1,2 @@
+#define BUILD plain
+#include "build.inl"

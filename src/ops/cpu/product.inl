@@ -1,0 +1,452 @@
+// Matrix products whose weights stay as they are in memory: pieces of both matrices are put into the order in which the
+// registers want them, a piece that fits a core's cache at a time, and the end of the layer is computed on the sums
+// while they are in that cache.
+
+namespace {
+
+using tch_flux::Kind;
+using tch_flux::Pool;
+using tch_flux::Product;
+using tch_flux::Rows;
+using tch_flux::Window;
+
+// Columns of the result that a task computes, in a matrix product.
+constexpr int NB = 6 * NR;
+// Rows of the result that are computed together, so that the left matrix' words stay within a bound.
+constexpr int64_t ROWS = 128 * MR;
+// Rows of a task in a convolution.
+constexpr int64_t PIXELS = 8 * MR;
+
+INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE size_t aligned(size_t bytes) { return (bytes + 4095) / 4096 * 4096; }
+
+template <class T>
+INLINE const T* row(const Rows& rows, int64_t i) {
+  return static_cast<const T*>(rows.data) + i * rows.stride;
+}
+template <class T>
+INLINE T* row_mut(const Rows& rows, int64_t i) {
+  return const_cast<T*>(row<T>(rows, i));
+}
+
+// Calls `f` with the type of a kind of floats.
+template <class F>
+INLINE void with_kind(int32_t kind, F f) {
+  if (kind == tch_flux::BF16) f(uint16_t()); else f(float());
+}
+
+// ---- numbers into words
+
+template <class T>
+INLINE uint32_t word(F32Words, const T* p, int64_t k, int64_t) {
+  float x = number(p + k);
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return bits;
+}
+template <class T>
+INLINE uint32_t word(Bf16Words, const T* p, int64_t k, int64_t end) {
+  uint32_t low = narrow(number(p + k)), high = k + 1 < end ? narrow(number(p + k + 1)) : 0;
+  return low | high << 16;
+}
+INLINE uint32_t word(Bf16Words, const uint16_t* p, int64_t k, int64_t end) {
+  if (k + 1 >= end) return p[k];
+  uint32_t both;
+  std::memcpy(&both, p + k, 4);
+  return both;
+}
+INLINE uint32_t word(I16Words, const int8_t* p, int64_t k, int64_t end) {
+  uint32_t low = uint16_t(int16_t(p[k])), high = k + 1 < end ? uint16_t(int16_t(p[k + 1])) : 0;
+  return low | high << 16;
+}
+INLINE uint32_t word(I8Words, const int8_t* p, int64_t k, int64_t end) {
+  if (k + 4 <= end) {
+    uint32_t all;
+    std::memcpy(&all, p + k, 4);
+    return all;
+  }
+  uint32_t bits = 0;
+  for (int64_t i = k; i < end; i++) bits |= uint32_t(uint8_t(p[i])) << (8 * (i - k));
+  return bits;
+}
+
+// Words from `k0` on of `count` ≤ `width` rows, so that those of one place stand together: out[kc][width].
+template <class W, class T>
+void pack(const T* rows, int64_t stride, int64_t count, int64_t width, int64_t k0, int64_t kc, int64_t k_end,
+          uint32_t* out) {
+  constexpr int G = W::NUMBERS;
+  for (int64_t j = 0; j < count; j++) {
+    const T* p = rows + j * stride;
+    int64_t whole = k_end / G - k0;
+    if (whole > kc) whole = kc;
+    for (int64_t k = 0; k < whole; k++) out[k * width + j] = word(W(), p, (k0 + k) * G, k_end);
+    for (int64_t k = whole; k < kc; k++) out[k * width + j] = word(W(), p, (k0 + k) * G, k_end);
+  }
+  for (int64_t j = count; j < width; j++)
+    for (int64_t k = 0; k < kc; k++) out[k * width + j] = 0;
+}
+
+// ---- the end of a product
+
+// n results of row m, from its sums on.
+template <class C>
+void finish_row(const Product& p, int64_t m, int64_t n0, int64_t n, const float* sums, float a_scale) {
+  C* c = row_mut<C>(p.c, m) + n0;
+  const C* factor = p.factor.data ? row<C>(p.factor, m) + n0 : nullptr;
+  const C* residual = p.residual.data ? row<C>(p.residual, m) + n0 : nullptr;
+  const C* gate = p.gate.data ? row<C>(p.gate, m / p.gate_every) + n0 : nullptr;
+  for (int64_t j = 0; j < n; j += LANES) {
+    int64_t left = n - j;
+    vf x;
+    if (p.w_scale) {
+      vi exact = *reinterpret_cast<const vi __attribute__((aligned(4), may_alias))*>(sums + j);
+      x = __builtin_convertvector(exact, vf) * load_some(p.w_scale + n0 + j, left) * a_scale;
+    } else {
+      x = load(sums + j);
+    }
+    if (p.bias.data) {
+      if (p.bias.kind == tch_flux::BF16) x += load_some(row<uint16_t>(p.bias, 0) + n0 + j, left);
+      else x += load_some(row<float>(p.bias, 0) + n0 + j, left);
+    }
+    x = activate(p.activation, x);
+    if (factor) x *= load_some(factor + j, left);
+    if (gate) x *= load_some(gate + j, left);
+    if (residual) x += load_some(residual + j, left);
+    store_some(c + j, x, left);
+  }
+}
+
+// ---- one matrix product
+
+// Activations of one token as int8: its largest number becomes 127. Returns what a unit is worth.
+template <class T>
+float quantize_row(const T* x, int64_t k, int8_t* out) {
+  vf most{};
+  for (int64_t i = 0; i < k; i += LANES) {
+    vf v = load_some(x + i, k - i);
+    most = max(most, max(v, -v));
+  }
+  float largest = 0;
+  for (int i = 0; i < LANES; i++) largest = most[i] > largest ? most[i] : largest;
+  float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+  for (int64_t i = 0; i < k; i += LANES) {
+    // Adding 1.5 · 2²³ rounds to the nearest whole number, which is then in the lowest bits.
+    vi whole = (vi)(load_some(x + i, k - i) * inverse + 12582912.0f) - 0x4b400000;
+    for (int j = 0; j < LANES && i + j < k; j++) out[i + j] = int8_t(whole[j]);
+  }
+  return largest / 127.0f;
+}
+
+template <class W>
+struct Plan {
+  static constexpr bool INTEGER = W::NUMBERS == 4 || std::is_same<W, I16Words>::value;
+  int64_t words, rows, blocks, splits, tasks, threads;
+  size_t left, scales, per_thread, quantized, right, sums;
+
+  Plan(const Product& p, int64_t threads_) : threads(threads_) {
+    words = ceil_div(p.k, W::NUMBERS);
+    rows = smaller(ROWS, ceil_div(p.m, MR) * MR);
+    blocks = ceil_div(p.n, NB);
+    // Few columns: the rows are shared out, too.
+    int64_t wanted = ceil_div(2 * threads, blocks), most = ceil_div(rows / MR, 8);
+    splits = smaller(wanted, most < 1 ? 1 : most);
+    tasks = blocks * splits;
+    left = aligned(size_t(rows) * words * 4);
+    scales = aligned(rows * 4);
+    quantized = INTEGER ? aligned(size_t(MR) * (p.k + 64)) : 0;
+    right = aligned(size_t(KC) * NB * 4);
+    sums = aligned(size_t(ceil_div(rows / MR, splits)) * MR * NB * 4);
+    per_thread = quantized + right + sums;
+  }
+  size_t bytes() const { return left + scales + threads * per_thread; }
+};
+
+template <class W, class A, class B>
+struct MatrixProduct {
+  const Product& p;
+  Plan<W> plan;
+  char* scratch;
+  int64_t m0, rows;  // of the present part
+
+  uint32_t* left() const { return reinterpret_cast<uint32_t*>(scratch); }
+  float* scales() const { return reinterpret_cast<float*>(scratch + plan.left); }
+  char* mine(int64_t thread) const { return scratch + plan.left + plan.scales + thread * plan.per_thread; }
+  int64_t panels() const { return ceil_div(rows, MR); }
+  // The words of a panel from word k0 on, kc of them.
+  uint32_t* panel(int64_t i, int64_t k0, int64_t kc) const {
+    return left() + (k0 * panels() + i * kc) * MR;
+  }
+
+  // MR rows of the left matrix into words.
+  void pack_left(int64_t i, int64_t thread) {
+    int64_t first = m0 + i * MR, count = smaller(MR, p.m - first);
+    if constexpr (Plan<W>::INTEGER) {
+      int8_t* bytes = reinterpret_cast<int8_t*>(mine(thread));
+      int64_t stride = p.k;
+      for (int64_t r = 0; r < count; r++) {
+        scales()[i * MR + r] = quantize_row(row<A>(p.a, first + r), p.k, bytes + r * stride);
+      }
+      for (int64_t k0 = 0; k0 < plan.words; k0 += KC) {
+        int64_t kc = smaller(KC, plan.words - k0);
+        uint32_t* out = panel(i, k0, kc);
+        pack<W>(bytes, stride, count, MR, k0, kc, p.k, out);
+        if constexpr (W::NUMBERS == 4) {
+          // Without a sign: 128 more, which the sums of the weights' rows take off again.
+          for (int64_t k = 0; k < kc * MR; k++) out[k] ^= 0x80808080u;
+        }
+      }
+    } else {
+      for (int64_t k0 = 0; k0 < plan.words; k0 += KC) {
+        int64_t kc = smaller(KC, plan.words - k0);
+        pack<W>(row<A>(p.a, first), p.a.stride, count, MR, k0, kc, p.k, panel(i, k0, kc));
+      }
+    }
+  }
+
+  void task(int64_t index, int64_t thread) {
+    int64_t block = index / plan.splits, split = index % plan.splits;
+    int64_t per_split = ceil_div(panels(), plan.splits);
+    int64_t from = split * per_split, to = smaller(from + per_split, panels());
+    if (from >= to) return;
+    int64_t n0 = block * NB, columns = smaller(NB, p.n - n0);
+    uint32_t* right = reinterpret_cast<uint32_t*>(mine(thread) + plan.quantized);
+    float* sums = reinterpret_cast<float*>(mine(thread) + plan.quantized + plan.right);
+    for (int64_t k0 = 0; k0 < plan.words; k0 += KC) {
+      int64_t kc = smaller(KC, plan.words - k0);
+      for (int64_t j = 0; j < columns; j += NR) {
+        pack<W>(row<B>(p.w, n0 + j), p.w.stride, smaller(NR, columns - j), NR, k0, kc, p.k, right + j * kc);
+      }
+      for (int64_t i = from; i < to; i++) {
+        int64_t count = smaller(MR, rows - i * MR);
+        for (int64_t j = 0; j < columns; j += NR) {
+          float* c = sums + (i - from) * MR * NB + j;
+          some_tile<W>(count, kc, panel(i, k0, kc), MR, right + j * kc, c, NB, k0 == 0);
+        }
+      }
+    }
+    for (int64_t m = from * MR; m < smaller(to * MR, rows); m++) {
+      float* own = sums + (m - from * MR) * NB;
+      if constexpr (W::NUMBERS == 4) {
+        int32_t* exact = reinterpret_cast<int32_t*>(own);
+        for (int64_t j = 0; j < columns; j++) exact[j] -= 128 * p.w_sum[n0 + j];
+      }
+      float a_scale = Plan<W>::INTEGER ? scales()[m] : 1.0f;
+      with_kind(p.c.kind, [&](auto kind) { finish_row<decltype(kind)>(p, m0 + m, n0, columns, own, a_scale); });
+    }
+  }
+
+  void run(const Pool& pool) {
+    for (m0 = 0; m0 < p.m; m0 += plan.rows) {
+      rows = smaller(plan.rows, p.m - m0);
+      pool.run(panels(), [](void* self, int64_t i, int64_t thread) {
+        static_cast<MatrixProduct*>(self)->pack_left(i, thread);
+      }, this);
+      pool.run(plan.tasks, [](void* self, int64_t i, int64_t thread) {
+        static_cast<MatrixProduct*>(self)->task(i, thread);
+      }, this);
+    }
+  }
+};
+
+// ---- convolution
+
+// The words of the input's pixels are multiplied where they lie; the weights' words are packed once a call.
+template <class W>
+struct ConvolutionPlan {
+  int64_t tap_words, right_words;
+  size_t right, zeros, sums;
+  ConvolutionPlan(const Product& p) {
+    tap_words = p.window->channels / W::NUMBERS;
+    right_words = tap_words * p.window->taps * p.window->taps;
+    right = aligned(size_t(ceil_div(p.n, NR)) * NR * right_words * 4);
+    zeros = aligned(tap_words * 4);
+    sums = aligned(size_t(PIXELS) * ceil_div(p.n, NR) * NR * 4);
+  }
+  size_t bytes(int64_t threads) const { return right + zeros + threads * sums; }
+};
+
+template <class W, class B>
+struct Convolution {
+  const Product& p;
+  ConvolutionPlan<W> plan;
+  char* scratch;
+
+  uint32_t* right() const { return reinterpret_cast<uint32_t*>(scratch); }
+  uint32_t* zeros() const { return reinterpret_cast<uint32_t*>(scratch + plan.right); }
+
+  void pack_right(int64_t panel) {
+    int64_t n0 = panel * NR;
+    pack<W>(row<B>(p.w, n0), p.w.stride, smaller(NR, p.n - n0), NR, 0, plan.right_words, p.k,
+            right() + n0 * plan.right_words);
+  }
+
+  // The words of the pixel under a tap of output pixel m.
+  const uint32_t* pixel(int64_t m, int64_t dy, int64_t dx) const {
+    const Window& w = *p.window;
+    int64_t x = m % w.out_width * w.stride + dx - w.pad_left;
+    int64_t y = m / w.out_width % w.out_height * w.stride + dy - w.pad_top;
+    int64_t image = m / (w.out_width * w.out_height);
+    if (x < 0 || y < 0 || x >= w.width << w.shift || y >= w.height << w.shift) return zeros();
+    int64_t place = (image * w.height + (y >> w.shift)) * w.width + (x >> w.shift);
+    return reinterpret_cast<const uint32_t*>(static_cast<const char*>(p.a.data) +
+                                             place * p.a.stride * (W::NUMBERS == 1 ? 4 : 2));
+  }
+
+  void task(int64_t index, int64_t thread) {
+    int64_t from = index * PIXELS, to = smaller(from + PIXELS, p.m), width = ceil_div(p.n, NR) * NR;
+    float* sums = reinterpret_cast<float*>(scratch + plan.right + plan.zeros + thread * plan.sums);
+    const Window& w = *p.window;
+    const uint32_t* at[PIXELS];
+    for (int64_t tap = 0; tap < w.taps * w.taps; tap++) {
+      for (int64_t m = from; m < to; m++) at[m - from] = pixel(m, tap / w.taps, tap % w.taps);
+      for (int64_t k0 = 0; k0 < plan.tap_words; k0 += KC) {
+        int64_t kc = smaller(KC, plan.tap_words - k0);
+        const uint32_t* place[PIXELS];
+        for (int64_t m = from; m < to; m++) place[m - from] = at[m - from] + k0;
+        for (int64_t n0 = 0; n0 < p.n; n0 += NR) {
+          const uint32_t* b = right() + n0 * plan.right_words + (tap * plan.tap_words + k0) * NR;
+          for (int64_t m = from; m < to; m += MR) {
+            some_tile_of_rows<W>(smaller(MR, to - m), kc, place + (m - from), b, sums + (m - from) * width + n0, width,
+                                 tap == 0 && k0 == 0);
+          }
+        }
+      }
+    }
+    for (int64_t m = from; m < to; m++) {
+      with_kind(p.c.kind, [&](auto kind) {
+        finish_row<decltype(kind)>(p, m, 0, p.n, sums + (m - from) * width, 1.0f);
+      });
+    }
+  }
+
+  void run(const Pool& pool) {
+    std::memset(zeros(), 0, plan.tap_words * 4);
+    pool.run(ceil_div(p.n, NR), [](void* self, int64_t i, int64_t) {
+      static_cast<Convolution*>(self)->pack_right(i);
+    }, this);
+    pool.run(ceil_div(p.m, PIXELS), [](void* self, int64_t i, int64_t thread) {
+      static_cast<Convolution*>(self)->task(i, thread);
+    }, this);
+  }
+};
+
+// ---- few rows: nothing is packed, and every weight is read once
+
+template <class A, class B>
+struct FewRows {
+  const Product& p;
+  static constexpr int64_t COLUMNS = 16;
+
+  void task(int64_t index) {
+    int64_t n0 = index * COLUMNS, n = smaller(COLUMNS, p.n - n0);
+    float sums[COLUMNS + LANES] = {};
+    for (int64_t m = 0; m < p.m; m++) {
+      for (int64_t j = 0; j < n; j++) {
+        const A* a = row<A>(p.a, m);
+        const B* b = row<B>(p.w, n0 + j);
+        vf first{}, second{};
+        int64_t k = 0;
+        for (; k + 2 * LANES <= p.k; k += 2 * LANES) {
+          first += load(a + k) * load(b + k);
+          second += load(a + k + LANES) * load(b + k + LANES);
+        }
+        for (; k < p.k; k += LANES) first += load_some(a + k, p.k - k) * load_some(b + k, p.k - k);
+        sums[j] = sum(first + second);
+      }
+      with_kind(p.c.kind, [&](auto kind) { finish_row<decltype(kind)>(p, m, n0, n, sums, 1.0f); });
+    }
+  }
+
+  void run(const Pool& pool) {
+    pool.run(ceil_div(p.n, COLUMNS), [](void* self, int64_t i, int64_t) {
+      static_cast<FewRows*>(self)->task(i);
+    }, this);
+  }
+};
+
+constexpr int64_t FEW = 4;
+
+// The words that a product is computed in.
+enum Words { AS_F32, AS_BF16, AS_I16, AS_I8 };
+Words words_of(const Product& p) {
+  if (p.words != tch_flux::OWN_WORDS) return Words(p.words - 1);
+  if (p.w.kind == tch_flux::I8) return HAS_INT8 ? AS_I8 : AS_I16;
+  bool narrow = p.a.kind == tch_flux::BF16 && p.w.kind == tch_flux::BF16;
+  bool even = !p.window || p.window->channels % 2 == 0;
+  return HAS_BF16 && narrow && even ? AS_BF16 : AS_F32;
+}
+
+bool few(const Product& p) { return p.m <= FEW && p.w.kind != tch_flux::I8 && !p.window; }
+
+size_t product_scratch(const Product* p, int64_t threads) {
+  if (few(*p)) return 0;
+  Words words = words_of(*p);
+  if (p->window) {
+    return words == AS_BF16 ? ConvolutionPlan<Bf16Words>(*p).bytes(threads)
+                            : ConvolutionPlan<F32Words>(*p).bytes(threads);
+  }
+  switch (words) {
+    case AS_F32: return Plan<F32Words>(*p, threads).bytes();
+    case AS_BF16: return Plan<Bf16Words>(*p, threads).bytes();
+    case AS_I16: return Plan<I16Words>(*p, threads).bytes();
+    default: return Plan<I8Words>(*p, threads).bytes();
+  }
+}
+
+template <class W, class A, class B>
+void multiply(const Product& p, const Pool& pool, void* scratch) {
+  MatrixProduct<W, A, B>{p, Plan<W>(p, pool.threads), static_cast<char*>(scratch), 0, 0}.run(pool);
+}
+
+void product(const Product* product, const Pool* pool, void* scratch) {
+  const Product& p = *product;
+  Words words = words_of(p);
+  if (few(p)) {
+    with_kind(p.a.kind, [&](auto a) {
+      with_kind(p.w.kind, [&](auto b) { FewRows<decltype(a), decltype(b)>{p}.run(*pool); });
+    });
+  } else if (p.window) {
+    with_kind(p.w.kind, [&](auto b) {
+      char* memory = static_cast<char*>(scratch);
+      if (words == AS_BF16) Convolution<Bf16Words, decltype(b)>{p, ConvolutionPlan<Bf16Words>(p), memory}.run(*pool);
+      else Convolution<F32Words, decltype(b)>{p, ConvolutionPlan<F32Words>(p), memory}.run(*pool);
+    });
+  } else {
+    with_kind(p.a.kind, [&](auto a) {
+      typedef decltype(a) A;
+      if (words == AS_I8) return multiply<I8Words, A, int8_t>(p, *pool, scratch);
+      if (words == AS_I16) return multiply<I16Words, A, int8_t>(p, *pool, scratch);
+      with_kind(p.w.kind, [&](auto b) {
+        typedef decltype(b) B;
+        if (words == AS_BF16) multiply<Bf16Words, A, B>(p, *pool, scratch);
+        else multiply<F32Words, A, B>(p, *pool, scratch);
+      });
+    });
+  }
+}
+
+// ---- the end alone
+
+template <class A>
+struct Finish {
+  const Product& p;
+  void task(int64_t m) {
+    const A* a = row<A>(p.a, m);
+    float numbers[256 + LANES];
+    for (int64_t n0 = 0; n0 < p.n; n0 += 256) {
+      int64_t n = smaller(256, p.n - n0);
+      for (int64_t j = 0; j < n; j += LANES) store(numbers + j, load_some(a + n0 + j, n - j));
+      with_kind(p.c.kind, [&](auto kind) { finish_row<decltype(kind)>(p, m, n0, n, numbers, 1.0f); });
+    }
+  }
+};
+
+void finish(const Product* product, const Pool* pool) {
+  with_kind(product->a.kind, [&](auto a) {
+    Finish<decltype(a)> all{*product};
+    pool->run(product->m, [](void* self, int64_t m, int64_t) { static_cast<Finish<decltype(a)>*>(self)->task(m); }, &all);
+  });
+}
+
+}  // namespace

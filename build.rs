@@ -9,6 +9,7 @@ use std::{env, process};
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed=src/shim.cpp");
+    println!("cargo:rerun-if-changed=src/ops/cpu");
     println!("cargo:rerun-if-env-changed=LIBTORCH_INCLUDE");
     println!("cargo:rerun-if-env-changed=LIBTORCH_CXX11_ABI");
     if env::var_os("CARGO_FEATURE_DOC_ONLY").is_some() {
@@ -20,6 +21,7 @@ fn main() {
         process::exit(1);
     };
     compile(&lib);
+    compile_kernels();
     link(&lib);
     println!("cargo:libtorch_lib={}", lib.display());
     println!("cargo:rustc-env=TCH_FLUX_LIBTORCH_LIB={}", lib.display());
@@ -31,7 +33,11 @@ fn compile(lib: &Path) {
         .or_else(|| lib.parent().map(Path::to_path_buf))
         .unwrap_or_default();
     let abi = env::var("LIBTORCH_CXX11_ABI").unwrap_or_else(|_| "1".into());
-    cc::Build::new()
+    let mut build = cc::Build::new();
+    if is_x86() {
+        build.define("TCH_FLUX_X86", None);
+    }
+    build
         .cpp(true)
         .std("c++17")
         .warnings(false)
@@ -39,7 +45,32 @@ fn compile(lib: &Path) {
         .include(root.join("include/torch/csrc/api/include"))
         .define("_GLIBCXX_USE_CXX11_ABI", abi.as_str())
         .file("src/shim.cpp")
+        .file("src/ops/cpu/dispatch.cpp")
         .compile("tch_flux_shim");
+}
+
+fn is_x86() -> bool {
+    env::var("CARGO_CFG_TARGET_ARCH").as_deref() == Ok("x86_64")
+}
+
+/// The kernels, once for each instruction set: which of them runs is decided when the program does. Always optimised,
+/// since a debug build of them would take minutes for what is tested in seconds.
+fn compile_kernels() {
+    let avx512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx2", "-mfma"];
+    let builds: &[(&str, Vec<&str>)] = &[
+        ("plain", vec![]),
+        ("avx2", vec!["-mavx2", "-mfma"]),
+        ("avx512", avx512.to_vec()),
+        ("avx512_bf16", [&avx512[..], &["-mavx512vnni", "-mavx512bf16"]].concat()),
+    ];
+    for (name, flags) in builds.iter().take(if is_x86() { builds.len() } else { 1 }) {
+        let mut build = cc::Build::new();
+        build.cpp(true).std("c++17").opt_level(3).debug(false).file(format!("src/ops/cpu/{name}.cpp"));
+        for flag in flags {
+            build.flag(flag);
+        }
+        build.compile(&format!("tch_flux_kernels_{name}"));
+    }
 }
 
 fn link(lib: &Path) {

@@ -10,6 +10,7 @@ use tch::nn::{Module, Path};
 use crate::error::{Error, Result};
 use crate::math::scaled_dot_product_attention;
 use crate::nn::{Conv2d, GroupNorm, Parameters, check_kind, check_sizes};
+use crate::ops::Numerics;
 
 /// The sizes of an autoencoder, in the official names.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -372,12 +373,23 @@ impl AutoEncoder {
         self.decoder.conv_in.weight().kind()
     }
 
+    /// Chooses between the official bits and speed; see [`Numerics`].
+    pub fn set_numerics(&self, numerics: Numerics) {
+        self.parameters.ops().set(numerics);
+    }
+
+    /// Gives back the memory that fast runs keep for the next one.
+    pub fn release_workspace(&self) {
+        self.parameters.ops().release();
+    }
+
     /// Pictures `[B, 3, H, W]` in −1..1 to latents `[B, z_channels, H/8, W/8]`, scaled and shifted.
     ///
     /// # Errors
     /// [`Error::Shape`] where the channels are wrong, [`Error::Kind`], [`Error::Unfilled`] before a checkpoint was loaded.
     pub fn encode(&self, x: &Tensor) -> Result<Tensor> {
         self.check("x", x, self.params.in_channels)?;
+        let _ops = self.parameters.ops().enter();
         let mean = self.encoder.forward(x).chunk(2, 1).swap_remove(0);
         Ok((mean - self.params.shift_factor) * self.params.scale_factor)
     }
@@ -388,6 +400,7 @@ impl AutoEncoder {
     /// As [`AutoEncoder::encode`].
     pub fn decode(&self, z: &Tensor) -> Result<Tensor> {
         self.check("z", z, self.params.z_channels)?;
+        let _ops = self.parameters.ops().enter();
         let z = z / self.params.scale_factor + self.params.shift_factor;
         Ok(self.decoder.forward(&z))
     }

@@ -8,10 +8,11 @@ use tch::nn::{Module, Path};
 
 use crate::error::{Error, Result};
 use crate::layers::{
-    DoubleStreamBlock, EmbedNd, LastLayer, MlpEmbedder, SingleStreamBlock, check_mlp_ratio,
+    DoubleStreamBlock, EmbedNd, LastLayer, MlpEmbedder, ModulationOut, SingleStreamBlock, check_mlp_ratio,
     timestep_embedding,
 };
 use crate::nn::{Linear, Linears, Parameters, check_kind, check_sizes};
+use crate::ops::{self, Numerics};
 
 /// The sizes of a FLUX.1 transformer, in the official names.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -180,6 +181,48 @@ pub struct Flux1 {
     parameters: Parameters,
 }
 
+/// What the conditioning vector makes of every block.
+#[derive(Debug)]
+struct Modulations {
+    double: Vec<[[ModulationOut; 2]; 2]>,
+    single: Vec<ModulationOut>,
+    last: [Tensor; 2],
+}
+
+impl Modulations {
+    /// `vec` `[B, D]`.
+    fn of(model: &Flux1, vec: &Tensor) -> Self {
+        Self {
+            double: model.double_blocks.iter().map(|block| block.modulation(vec)).collect(),
+            single: model.single_blocks.iter().map(|block| block.modulation(vec)).collect(),
+            last: model.final_layer.modulation(vec),
+        }
+    }
+
+    /// One of the rows of `vec`.
+    fn of_step(&self, i: i64) -> Self {
+        let one = |x: &Tensor| x.narrow(0, i, 1);
+        let out = |m: &ModulationOut| ModulationOut {
+            shift: one(&m.shift),
+            scale: one(&m.scale),
+            gate: one(&m.gate),
+        };
+        let stream = |[mod1, mod2]: &[ModulationOut; 2]| [out(mod1), out(mod2)];
+        Self {
+            double: self.double.iter().map(|[img, txt]| [stream(img), stream(txt)]).collect(),
+            single: self.single.iter().map(out).collect(),
+            last: [one(&self.last[0]), one(&self.last[1])],
+        }
+    }
+}
+
+/// What the steps of a picture share: the modulation of every step and the rotations. See [`Flux1::prepare_steps`].
+#[derive(Debug)]
+pub struct Steps {
+    steps: Vec<Modulations>,
+    pe: Tensor,
+}
+
 impl Flux1 {
     /// Declares every parameter under its official name.
     ///
@@ -246,33 +289,103 @@ impl Flux1 {
     /// [`Error::Unfilled`] before a checkpoint was loaded.
     pub fn forward(&self, input: &Flux1Input) -> Result<Tensor> {
         self.check(input)?;
-        let img = self.img_in.forward(input.img);
-        let vec = self.time_in.forward(&timestep_embedding(input.timesteps, 256, 1e4, 1e3));
+        let _ops = self.parameters.ops().enter();
+        let vec = self.vec(input.timesteps, input.guidance, input.y)?;
+        let ids = Tensor::cat(&[input.txt_ids, input.img_ids], 1);
+        let pe = self.pe_embedder.forward(&ids);
+        Ok(self.run(input, &Modulations::of(self, &vec), &pe))
+    }
+
+    /// What all steps of a picture share, computed once: `timesteps` are those of every step, the other inputs those of
+    /// each. `None` where the exact numerics want every step on its own: a product of many rows has other last bits than
+    /// one of a single row.
+    ///
+    /// # Errors
+    /// As [`Flux1::forward`].
+    pub fn prepare_steps(&self, input: &Flux1Input, timesteps: &[f64]) -> Result<Option<Steps>> {
+        let _ops = self.parameters.ops().enter();
+        if timesteps.is_empty() || input.img.size().first() != Some(&1) || !ops::is_fast([input.img, input.y])
+        {
+            return Ok(None);
+        }
+        self.check(input)?;
+        // In the kind of the patches, as the loop hands them over one by one.
+        let times = Tensor::f_from_slice(timesteps)?.f_to_kind(input.timesteps.kind())?;
+        let times = times.f_to_device(input.img.device())?;
+        let vec = self.vec(&times, input.guidance, input.y)?;
+        let all = Modulations::of(self, &vec);
+        let steps = (0..timesteps.len() as i64).map(|i| all.of_step(i)).collect();
+        let ids = Tensor::cat(&[input.txt_ids, input.img_ids], 1);
+        Ok(Some(Steps { steps, pe: self.pe_embedder.forward(&ids) }))
+    }
+
+    /// [`Flux1::forward`] of one of the steps that were prepared: `input.timesteps`, `guidance`, `y` and the positions
+    /// are not read again.
+    ///
+    /// # Errors
+    /// As [`Flux1::forward`], and [`Error::Config`] for a step that was not prepared.
+    pub fn forward_step(&self, input: &Flux1Input, steps: &Steps, step: usize) -> Result<Tensor> {
+        self.check(input)?;
+        let _ops = self.parameters.ops().enter();
+        let modulations = steps.steps.get(step).ok_or_else(|| {
+            Error::Config(format!("step {step} was not prepared: there are {}", steps.steps.len()))
+        })?;
+        Ok(self.run(input, modulations, &steps.pe))
+    }
+
+    /// Chooses between the official bits and speed. Without it the model does as [`ops::with_numerics`] around it says,
+    /// and else is exact.
+    pub fn set_numerics(&self, numerics: Numerics) {
+        self.parameters.ops().set(numerics);
+    }
+
+    /// Gives back the memory that fast steps keep for the next one.
+    pub fn release_workspace(&self) {
+        self.parameters.ops().release();
+    }
+
+    /// Makes int8 of the weights of the blocks' linear layers, with a scale for each row; the numbers before are let go.
+    /// Products of them are of int8, too, each token's activations with a scale of their own. What is small, or sensitive
+    /// (the embedders, the modulation, the last layer) stays as it is. On the CPU, in [`Numerics::Fast`]; the exact form
+    /// computes with the numbers that the int8 stand for.
+    ///
+    /// # Errors
+    /// [`Error::Tch`] where the memory is not to be had, [`Error::Config`] on another device.
+    pub fn quantize_int8(&self) -> Result<()> {
+        self.parameters.check()?;
+        if self.img_in.weight.device() != tch::Device::Cpu {
+            return Err(Error::Config("int8 weights are for the CPU; on CUDA quantise to fp8".into()));
+        }
+        let block = |name: &str| name.contains("_blocks.") && !name.contains("mod");
+        self.linears().quantize_int8(block)
+    }
+
+    fn vec(&self, timesteps: &Tensor, guidance: Option<&Tensor>, y: &Tensor) -> Result<Tensor> {
+        let vec = self.time_in.forward(&timestep_embedding(timesteps, 256, 1e4, 1e3));
         let vec = match &self.guidance_in {
             Some(guidance_in) => {
-                let guidance = input.guidance.ok_or(Error::MissingGuidance)?;
+                let guidance = guidance.ok_or(Error::MissingGuidance)?;
                 vec + guidance_in.forward(&timestep_embedding(guidance, 256, 1e4, 1e3))
             }
             None => vec,
         };
-        let vec = vec + self.vector_in.forward(input.y);
-        let txt = self.txt_in.forward(input.txt);
+        Ok(vec + self.vector_in.forward(y))
+    }
 
-        let ids = Tensor::cat(&[input.txt_ids, input.img_ids], 1);
-        let pe = self.pe_embedder.forward(&ids);
-
-        let (mut img, mut txt) = (img, txt);
-        for block in &self.double_blocks {
-            (img, txt) = block.forward(&img, &txt, &vec, &pe);
+    fn run(&self, input: &Flux1Input, modulations: &Modulations, pe: &Tensor) -> Tensor {
+        let (img_len, txt_len) = (input.img.size()[1], input.txt.size()[1]);
+        let mut img = ops::linear(&self.img_in, input.img, ops::End::default());
+        let mut txt = ops::linear(&self.txt_in, input.txt, ops::End::default());
+        for (block, modulation) in self.double_blocks.iter().zip(&modulations.double) {
+            (img, txt) = block.run(&img, &txt, modulation, pe);
         }
 
-        let (txt_len, img_len) = (txt.size()[1], img.size()[1]);
         let mut x = Tensor::cat(&[txt, img], 1);
-        for block in &self.single_blocks {
-            x = block.forward(&x, &vec, &pe);
+        for (block, modulation) in self.single_blocks.iter().zip(&modulations.single) {
+            x = block.run(&x, modulation, pe);
         }
         let img = x.narrow(1, txt_len, img_len);
-        Ok(self.final_layer.forward(&img, &vec))
+        self.final_layer.run(&img, &modulations.last)
     }
 
     fn check(&self, input: &Flux1Input) -> Result<()> {

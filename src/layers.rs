@@ -7,8 +7,9 @@ use tch::nn::{Module, Path};
 use tch::{Kind, Tensor};
 
 use crate::error::{Error, Result};
-use crate::math::{attention, rope_even};
+use crate::math::rope_even;
 use crate::nn::{LayerNorm, Linear, check_sizes, declare};
+use crate::ops::{self, ParallelBlock, Qkv, at_least_f32};
 
 /// Rotation matrices for positions with several axes: ids `[B, L, n]` to `[B, 1, L, dim/2, 2, 2]` in f32.
 ///
@@ -56,7 +57,7 @@ pub fn timestep_embedding(t: &Tensor, dim: i64, max_period: f64, time_factor: f6
     let exponents = Tensor::arange_start(0, half, (Kind::Float, tch::Device::Cpu));
     let freqs = (exponents * -max_period.ln() / half).exp().to_device(t.device());
 
-    let args = t.unsqueeze(1).to_kind(Kind::Float) * freqs.unsqueeze(0);
+    let args = t.unsqueeze(1).to_kind(at_least_f32(t.kind())) * freqs.unsqueeze(0);
     let mut embedding = Tensor::cat(&[args.cos(), args.sin()], -1);
     if dim % 2 != 0 {
         embedding = Tensor::cat(&[&embedding, &embedding.narrow(1, 0, 1).zeros_like()], -1);
@@ -86,7 +87,8 @@ impl MlpEmbedder {
 
 impl Module for MlpEmbedder {
     fn forward(&self, x: &Tensor) -> Tensor {
-        self.out_layer.forward(&self.in_layer.forward(x).silu())
+        let silu = ops::End { activation: ops::Activation::Silu, ..ops::End::default() };
+        ops::linear(&self.out_layer, &ops::linear(&self.in_layer, x, silu), ops::End::default())
     }
 }
 
@@ -109,7 +111,7 @@ impl RmsNorm {
 impl Module for RmsNorm {
     fn forward(&self, x: &Tensor) -> Tensor {
         let x_kind = x.kind();
-        let x = x.to_kind(Kind::Float);
+        let x = x.to_kind(at_least_f32(x_kind));
         let rrms = (x.square().mean_dim(-1, true, None) + 1e-6).rsqrt();
         (x * rrms).to_kind(x_kind) * &self.scale
     }
@@ -139,6 +141,11 @@ impl QkNorm {
         let q = self.query_norm.forward(q);
         let k = self.key_norm.forward(k);
         (q.to_kind(v.kind()), k.to_kind(v.kind()))
+    }
+
+    /// The scales of queries and keys.
+    pub(crate) fn scales(&self) -> [&Tensor; 2] {
+        [&self.query_norm.scale, &self.key_norm.scale]
     }
 }
 
@@ -170,15 +177,14 @@ impl SelfAttention {
 
     /// `x` `[B, L, D]`, `pe` `[B, 1, L, d/2, 2, 2]`.
     pub fn forward(&self, x: &Tensor, pe: &Tensor) -> Tensor {
-        let [q, k, v] = self.normed_qkv(x);
-        self.proj.forward(&attention(&q, &k, &v, pe))
+        let qkv = ops::linear(&self.qkv, x, ops::End::default());
+        let attn = ops::joint_attention(&[self.stream(&qkv)], self.num_heads, pe);
+        ops::linear(&self.proj, &attn, ops::End::default())
     }
 
-    /// Queries and keys, normalised, and values: `[B, H, L, d]` each.
-    fn normed_qkv(&self, x: &Tensor) -> [Tensor; 3] {
-        let [q, k, v] = split_qkv(&self.qkv.forward(x), self.num_heads);
-        let (q, k) = self.norm.forward(&q, &k, &v);
-        [q, k, v]
+    /// Queries, keys and values, with the norms that they still need.
+    fn stream<'a>(&'a self, qkv: &'a Tensor) -> Qkv<'a> {
+        Qkv { qkv, norm: &self.norm }
     }
 }
 
@@ -196,14 +202,9 @@ pub struct ModulationOut {
 }
 
 impl ModulationOut {
-    /// `(1 + scale) * x + shift`.
-    fn modulate(&self, x: &Tensor) -> Tensor {
-        (&self.scale + 1) * x + &self.shift
-    }
-
-    /// `x + gate * y`.
-    fn gated_residual(&self, x: &Tensor, y: &Tensor) -> Tensor {
-        x + &self.gate * y
+    /// `(1 + scale) * norm(x) + shift`.
+    fn modulate(&self, norm: &LayerNorm, x: &Tensor) -> Tensor {
+        ops::modulate(norm, x, &self.scale, &self.shift)
     }
 }
 
@@ -223,7 +224,7 @@ impl<const N: usize> Modulation<N> {
 
     /// `vec` `[B, D]`.
     pub fn forward(&self, vec: &Tensor) -> [ModulationOut; N] {
-        let out = self.lin.forward(&vec.silu()).unsqueeze(1); // [B, 1, 3·N·D]
+        let out = ops::linear(&self.lin, &vec.silu(), ops::End::default()).unsqueeze(1); // [B, 1, 3·N·D]
         let dim = out.size()[2] / (3 * N as i64);
         std::array::from_fn(|i| {
             let part = |j: i64| out.narrow(-1, (3 * i as i64 + j) * dim, dim);
@@ -245,12 +246,6 @@ impl Mlp {
             up: Linear::new(&vs / 0, dim, hidden_dim, true),
             down: Linear::new(&vs / 2, hidden_dim, dim, true),
         }
-    }
-}
-
-impl Module for Mlp {
-    fn forward(&self, x: &Tensor) -> Tensor {
-        self.down.forward(&self.up.forward(x).gelu("tanh"))
     }
 }
 
@@ -283,13 +278,14 @@ impl Stream {
         })
     }
 
-    fn qkv(&self, x: &Tensor, mod1: &ModulationOut) -> [Tensor; 3] {
-        self.attn.normed_qkv(&mod1.modulate(&self.norm1.forward(x)))
+    fn qkv(&self, x: &Tensor, mod1: &ModulationOut) -> Tensor {
+        ops::linear(&self.attn.qkv, &mod1.modulate(&self.norm1, x), ops::End::default())
     }
 
     fn finish(&self, x: &Tensor, attn: &Tensor, [mod1, mod2]: &[ModulationOut; 2]) -> Tensor {
-        let x = mod1.gated_residual(x, &self.attn.proj.forward(attn));
-        mod2.gated_residual(&x, &self.mlp.forward(&mod2.modulate(&self.norm2.forward(&x))))
+        let x = ops::linear_gated_residual(&self.attn.proj, attn, &mod1.gate, x);
+        let hidden = ops::linear_gelu(&self.mlp.up, &mod2.modulate(&self.norm2, &x));
+        ops::linear_gated_residual(&self.mlp.down, &hidden, &mod2.gate, &x)
     }
 }
 
@@ -318,20 +314,31 @@ impl DoubleStreamBlock {
     /// `img` `[B, Li, D]`, `txt` `[B, Lt, D]`, `vec` `[B, D]`, `pe` `[B, 1, Lt + Li, d/2, 2, 2]`: the new `img` and
     /// `txt`.
     pub fn forward(&self, img: &Tensor, txt: &Tensor, vec: &Tensor, pe: &Tensor) -> (Tensor, Tensor) {
+        self.run(img, txt, &self.modulation(vec), pe)
+    }
+
+    /// What the conditioning vector makes of the block: for the image, then for the text.
+    pub(crate) fn modulation(&self, vec: &Tensor) -> [[ModulationOut; 2]; 2] {
+        [self.img.modulation.forward(vec), self.txt.modulation.forward(vec)]
+    }
+
+    pub(crate) fn run(
+        &self,
+        img: &Tensor,
+        txt: &Tensor,
+        [img_mod, txt_mod]: &[[ModulationOut; 2]; 2],
+        pe: &Tensor,
+    ) -> (Tensor, Tensor) {
         let (img_len, txt_len) = (img.size()[1], txt.size()[1]);
-        let img_mod = self.img.modulation.forward(vec);
-        let txt_mod = self.txt.modulation.forward(vec);
+        let img_qkv = self.img.qkv(img, &img_mod[0]);
+        let txt_qkv = self.txt.qkv(txt, &txt_mod[0]);
 
-        let [img_q, img_k, img_v] = self.img.qkv(img, &img_mod[0]);
-        let [txt_q, txt_k, txt_v] = self.txt.qkv(txt, &txt_mod[0]);
+        let streams = [self.txt.attn.stream(&txt_qkv), self.img.attn.stream(&img_qkv)];
+        let attn = ops::joint_attention(&streams, self.img.attn.num_heads, pe); // [B, Lt + Li, D]
+        drop((img_qkv, txt_qkv));
 
-        let q = Tensor::cat(&[txt_q, img_q], 2);
-        let k = Tensor::cat(&[txt_k, img_k], 2);
-        let v = Tensor::cat(&[txt_v, img_v], 2);
-        let attn = attention(&q, &k, &v, pe); // [B, Lt + Li, D]
-
-        let img = self.img.finish(img, &attn.narrow(1, txt_len, img_len), &img_mod);
-        let txt = self.txt.finish(txt, &attn.narrow(1, 0, txt_len), &txt_mod);
+        let img = self.img.finish(img, &attn.narrow(1, txt_len, img_len), img_mod);
+        let txt = self.txt.finish(txt, &attn.narrow(1, 0, txt_len), txt_mod);
         (img, txt)
     }
 }
@@ -347,7 +354,6 @@ pub struct SingleStreamBlock {
     pre_norm: LayerNorm,
     modulation: Modulation<1>,
     hidden_size: i64,
-    mlp_hidden_dim: i64,
     num_heads: i64,
 }
 
@@ -368,25 +374,34 @@ impl SingleStreamBlock {
             pre_norm: LayerNorm::plain(hidden_size, 1e-6),
             modulation: Modulation::new(&vs / "modulation", hidden_size),
             hidden_size,
-            mlp_hidden_dim,
             num_heads,
         })
     }
 
     /// `x` `[B, L, D]`, `vec` `[B, D]`, `pe` `[B, 1, L, d/2, 2, 2]`.
     pub fn forward(&self, x: &Tensor, vec: &Tensor, pe: &Tensor) -> Tensor {
+        self.run(x, &self.modulation(vec), pe)
+    }
+
+    /// What the conditioning vector makes of the block.
+    pub(crate) fn modulation(&self, vec: &Tensor) -> ModulationOut {
         let [modulation] = self.modulation.forward(vec);
-        let x_mod = modulation.modulate(&self.pre_norm.forward(x));
-        let linear1 = self.linear1.forward(&x_mod);
-        let qkv = linear1.narrow(-1, 0, 3 * self.hidden_size);
-        let mlp = linear1.narrow(-1, 3 * self.hidden_size, self.mlp_hidden_dim);
+        modulation
+    }
 
-        let [q, k, v] = split_qkv(&qkv, self.num_heads);
-        let (q, k) = self.norm.forward(&q, &k, &v);
-        let attn = attention(&q, &k, &v, pe);
+    pub(crate) fn run(&self, x: &Tensor, modulation: &ModulationOut, pe: &Tensor) -> Tensor {
+        let x_mod = modulation.modulate(&self.pre_norm, x);
+        self.parallel().forward(&x_mod, pe, &modulation.gate, x)
+    }
 
-        let output = self.linear2.forward(&Tensor::cat(&[attn, mlp.gelu("tanh")], 2));
-        modulation.gated_residual(x, &output)
+    fn parallel(&self) -> ParallelBlock<'_> {
+        ParallelBlock {
+            linear1: &self.linear1,
+            linear2: &self.linear2,
+            norm: &self.norm,
+            num_heads: self.num_heads,
+            hidden_size: self.hidden_size,
+        }
     }
 }
 
@@ -412,10 +427,19 @@ impl LastLayer {
 
     /// `x` `[B, L, D]`, `vec` `[B, D]`: `[B, L, patch_size²·out_channels]`.
     pub fn forward(&self, x: &Tensor, vec: &Tensor) -> Tensor {
-        let modulation = self.ada_ln_modulation.forward(&vec.silu()).unsqueeze(1).chunk(2, 2);
-        let (shift, scale) = (&modulation[0], &modulation[1]); // [B, 1, D]
-        let x = (scale + 1) * self.norm_final.forward(x) + shift;
-        self.linear.forward(&x)
+        self.run(x, &self.modulation(vec))
+    }
+
+    /// What the conditioning vector makes of the layer: shift and scale, `[B, 1, D]` each.
+    pub(crate) fn modulation(&self, vec: &Tensor) -> [Tensor; 2] {
+        let out = ops::linear(&self.ada_ln_modulation, &vec.silu(), ops::End::default()).unsqueeze(1);
+        let dim = out.size()[2] / 2;
+        [out.narrow(2, 0, dim), out.narrow(2, dim, dim)]
+    }
+
+    pub(crate) fn run(&self, x: &Tensor, [shift, scale]: &[Tensor; 2]) -> Tensor {
+        let x = ops::modulate(&self.norm_final, x, scale, shift);
+        ops::linear(&self.linear, &x, ops::End::default())
     }
 }
 
@@ -463,13 +487,6 @@ impl Module for LinearLora {
         let lora_update = self.lora_b.forward(&self.lora_a.forward(input)) * self.scale;
         base_out + lora_update
     }
-}
-
-/// `[B, L, 3·H·d]` as q, k and v `[B, H, L, d]`, views without a copy.
-fn split_qkv(qkv: &Tensor, num_heads: i64) -> [Tensor; 3] {
-    let (b, l, width) = (qkv.size()[0], qkv.size()[1], qkv.size()[2]);
-    let qkv = qkv.reshape([b, l, 3, num_heads, width / (3 * num_heads)]).permute([2, 0, 3, 1, 4]);
-    [0, 1, 2].map(|i| qkv.get(i))
 }
 
 fn head_dim(hidden_size: i64, num_heads: i64) -> Result<i64> {

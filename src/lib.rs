@@ -12,6 +12,7 @@
 //! | [`text`] | T5, CLIP and their tokenizers |
 //! | [`sampling`] | noise, positions, schedules, the Euler loop |
 //! | [`layers`] | what the transformer is made of, in the official order |
+//! | [`ops`] | the hot operations: what each means, and how it is done fast |
 //! | [`math`] | rotary positions and attention |
 //! | [`nn`] | linear, convolution, norms, embedding; parameters that cost nothing until they are filled |
 //! | [`lora`] | changes to weights, run beside them or merged into them |
@@ -37,6 +38,7 @@ pub mod layers;
 pub mod lora;
 pub mod math;
 pub mod nn;
+pub mod ops;
 pub mod parity;
 pub mod pipeline;
 pub mod quant;

@@ -2,9 +2,10 @@
 //!
 //! Source: `black-forest-labs/flux` at 802fb47, `src/flux/math.py`.
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use crate::error::{Error, Result};
+use crate::ops::at_least_f32;
 
 /// Attention over rotated queries and keys: `q`, `k`, `v` `[B, H, L, d]` and `pe` `[B, 1, L, d/2, 2, 2]` give
 /// `[B, L, H·d]` in the kind of `q`.
@@ -36,7 +37,7 @@ pub(crate) fn rope_even(pos: &Tensor, dim: i64, theta: i64) -> Tensor {
     let out = Tensor::stack(&[&cos, &-&sin, &sin, &cos], -1); // [B, L, dim/2, 4]
     let mut size = out.size();
     size.splice(size.len() - 1.., [2, 2]);
-    out.reshape(size).to_kind(Kind::Float)
+    out.reshape(size).to_kind(at_least_f32(pos.kind()))
 }
 
 /// Rotates `xq` and `xk` `[B, H, L, d]` by `freqs_cis` `[B, 1, L, d/2, 2, 2]`: pairs are neighbours (2i, 2i + 1), the
@@ -48,7 +49,7 @@ pub fn apply_rope(xq: &Tensor, xk: &Tensor, freqs_cis: &Tensor) -> (Tensor, Tens
 fn rotate(x: &Tensor, freqs_cis: &Tensor) -> Tensor {
     let mut pairs = x.size();
     pairs.splice(pairs.len() - 1.., [-1, 1, 2]);
-    let x_ = x.to_kind(Kind::Float).reshape(pairs); // [B, H, L, d/2, 1, 2]
+    let x_ = x.to_kind(at_least_f32(x.kind())).reshape(pairs); // [B, H, L, d/2, 1, 2]
     let out = freqs_cis.select(-1, 0) * x_.select(-1, 0) + freqs_cis.select(-1, 1) * x_.select(-1, 1);
     out.reshape(x.size()).to_kind(x.kind())
 }

@@ -8,10 +8,11 @@ use std::cell::{Cell, RefCell};
 use tch::nn::{Module, Path, VarStore};
 use tch::{Kind, Tensor};
 
+pub(crate) use linear::Weight;
 pub use linear::{Linear, Linears};
 
 use crate::error::{Error, Result};
-use crate::shim;
+use crate::{ops, shim};
 use linear::Slot;
 
 /// Declares the parameter `name` of the shape `size` in the variable store, without memory and without values.
@@ -19,10 +20,13 @@ use linear::Slot;
 /// A placeholder is one NaN, seen through strides of zero. A checkpoint or [`init`] replaces it in place, so every
 /// layer that holds it sees the values. It is trainable: freeze the store for inference.
 pub fn declare(vs: &Path, name: &str, size: &[i64]) -> Tensor {
-    let placeholder = Tensor::full([1], f64::NAN, (vs.kind(), vs.device()));
-    let parameter = vs.add(name, placeholder.expand(size, false), true);
+    let parameter = vs.add(name, placeholder(vs.kind(), vs.device(), size), true);
     collect(|mine| mine.parameters.push((vs.path(name), parameter.shallow_clone())));
     parameter
+}
+
+fn placeholder(kind: Kind, device: tch::Device, size: &[i64]) -> Tensor {
+    Tensor::full([1], f64::NAN, (kind, device)).expand(size, false)
 }
 
 /// [`Error::Config`] unless every size is one that a model can have: 1 to 2²².
@@ -116,6 +120,7 @@ pub(crate) struct Parameters {
     waiting: RefCell<Vec<(String, Tensor)>>,
     filled: Cell<bool>,
     linears: Linears,
+    ops: ops::Setting,
 }
 
 impl Parameters {
@@ -137,6 +142,7 @@ impl Parameters {
             waiting: RefCell::new(mine.parameters),
             filled: Cell::new(false),
             linears: Linears::new(mine.linears),
+            ops: ops::Setting::default(),
         };
         Ok((built?, parameters))
     }
@@ -158,6 +164,11 @@ impl Parameters {
     /// The linear layers.
     pub(crate) fn linears(&self) -> &Linears {
         &self.linears
+    }
+
+    /// Which form of the operations the model runs, and the memory that its steps share.
+    pub(crate) fn ops(&self) -> &ops::Setting {
+        &self.ops
     }
 }
 
@@ -239,6 +250,11 @@ impl LayerNorm {
     /// Without parameters (`elementwise_affine=False`).
     pub fn plain(width: i64, eps: f64) -> Self {
         Self { affine: None, width, eps }
+    }
+
+    /// What is added to the variance, where there are no parameters.
+    pub(crate) fn plain_eps(&self) -> Option<f64> {
+        self.affine.is_none().then_some(self.eps)
     }
 }
 

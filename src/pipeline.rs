@@ -22,7 +22,7 @@ use crate::autoencoder::AutoEncoder;
 use crate::checkpoint::lora::{Lora, Model, Placed};
 use crate::checkpoint::{Access, Checkpoint};
 use crate::error::{Error, Result};
-use crate::flux1::{Flux1, Flux1Input, Flux1Params};
+use crate::flux1::{Flux1, Flux1Input, Flux1Params, Steps};
 use crate::image::Image;
 use crate::sampling::{self, NoiseRule, Prepared, get_noise, get_schedule, prepare, unpack};
 use crate::shim;
@@ -593,6 +593,7 @@ pub fn denoise(
     let Prepared { img, img_ids, txt, txt_ids, vec } = prepared;
     let guidance_vec = Tensor::f_full([img.size()[0]], guidance, (img.kind(), img.device()))?;
     let len = img.size()[1];
+    let mut steps: Option<Option<Steps>> = None;
     sampling::denoise(img, timesteps, |img, t_vec, step| {
         if step > 0 {
             on_step(step, img)?;
@@ -606,7 +607,7 @@ pub fn denoise(
             img_input = Tensor::f_cat(&[&img_input, img_cond_seq], 1)?;
             img_input_ids = Tensor::f_cat(&[&img_input_ids, img_cond_seq_ids], 1)?;
         }
-        let pred = model.forward(&Flux1Input {
+        let input = Flux1Input {
             img: &img_input,
             img_ids: &img_input_ids,
             txt,
@@ -614,7 +615,18 @@ pub fn denoise(
             timesteps: t_vec,
             y: vec,
             guidance: Some(&guidance_vec),
-        })?;
+        };
+        let prepared = match &mut steps {
+            Some(prepared) => prepared,
+            None => {
+                let times = &timesteps[..timesteps.len() - 1];
+                steps.insert(model.prepare_steps(&input, times)?)
+            }
+        };
+        let pred = match prepared {
+            Some(steps) => model.forward_step(&input, steps, step)?,
+            None => model.forward(&input)?,
+        };
         Ok(pred.f_narrow(1, 0, len)?)
     })
     .and_then(|img| on_step(timesteps.len().saturating_sub(1), &img).map(|()| img))

@@ -8,6 +8,7 @@ mod decode;
 mod device;
 mod fill;
 mod float;
+mod int8;
 mod lanes;
 mod matrix;
 mod memory;
@@ -22,9 +23,10 @@ use tch::Kind;
 pub(crate) use bitsandbytes::{Companions, four_bit};
 pub(crate) use code::Code;
 pub(crate) use fill::{Job, Part, Source, decode_all};
+pub(crate) use int8::Int8;
 pub(crate) use matrix::{Piece, Quantized};
 pub use memory::copy_seconds;
-pub(crate) use memory::empty;
+pub(crate) use memory::{empty, pages};
 
 /// How a tensor's numbers are written in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -19,6 +19,7 @@ unsafe extern "C" {
     ) -> *mut C_tensor;
     fn tch_flux_autocast_enter(cuda: bool, enabled: *mut bool, kind: *mut c_int);
     fn tch_flux_autocast_is_enabled(cuda: bool) -> bool;
+    fn tch_flux_grad_is_enabled() -> bool;
     fn tch_flux_autocast_leave(cuda: bool, enabled: bool, kind: c_int);
     fn tch_flux_torch_version() -> *const c_char;
     fn tch_flux_cpu_capability(text: *mut c_char, text_len: usize);
@@ -168,6 +169,12 @@ impl Drop for Autocast {
 pub(crate) fn autocast_is_enabled(device: tch::Device) -> bool {
     // SAFETY: reads a flag of this thread.
     unsafe { tch_flux_autocast_is_enabled(device.is_cuda()) }
+}
+
+/// Whether libtorch records what gradients need on this thread.
+pub(crate) fn grad_is_enabled() -> bool {
+    // SAFETY: reads a flag of this thread.
+    unsafe { tch_flux_grad_is_enabled() }
 }
 
 /// The version of the libtorch that the crate was built with, such as `2.13.0`.

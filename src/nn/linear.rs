@@ -6,19 +6,35 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tch::Tensor;
 use tch::nn::{Module, Path};
 
-use super::{collect, declare, is_placeholder};
+use super::{collect, declare, is_placeholder, placeholder};
 use crate::error::Result;
 use crate::lora::{Beside, Term};
 use crate::math::linear;
-use crate::quant::Quantized;
+use crate::quant::{Int8, Quantized};
 
 /// What a linear layer has beside the tensors of the variable store.
 #[derive(Debug, Default)]
 pub(super) struct Held {
-    /// The weight as it is stored, in place of the variable's values.
-    stored: Option<Quantized>,
+    /// The weight in other numbers, in place of the variable's values.
+    stored: Option<Stored>,
     /// What LoRAs add as the layer runs.
     beside: Option<Beside>,
+}
+
+/// A weight that is not a tensor of the variable store.
+#[derive(Debug)]
+enum Stored {
+    /// As its file has it.
+    Quantized(Quantized),
+    /// As int8, for products of int8.
+    Int8(Int8),
+}
+
+/// A weight as a product takes it.
+pub(crate) enum Weight {
+    /// `[out, in]`.
+    Dense(Tensor),
+    Int8(Int8),
 }
 
 /// Shared by the layer and by the model's [`Linears`].
@@ -53,6 +69,21 @@ impl Linear {
         collect(|mine| mine.linears.push((vs.path("weight"), slot.clone(), weight.shallow_clone())));
         Self { weight, bias: bias.then(|| declare(&vs, "bias", &[out_features])), slot }
     }
+
+    /// Calls `f` with what runs beside the weight, with the weight, and with the bias.
+    pub(crate) fn with<R>(&self, f: impl FnOnce(Option<&Beside>, &Weight, Option<&Tensor>) -> R) -> R {
+        let held = held(&self.slot, &self.weight);
+        let weight = match &held.stored {
+            Some(Stored::Int8(int8)) => Weight::Int8(int8.shallow_clone()),
+            _ => Weight::Dense(must(held.weight(&self.weight))),
+        };
+        f(held.beside.as_ref(), &weight, self.bias.as_ref())
+    }
+
+    /// Whether something runs beside the weight.
+    pub(crate) fn has_beside(&self) -> bool {
+        held(&self.slot, &self.weight).beside.is_some()
+    }
 }
 
 impl Module for Linear {
@@ -72,8 +103,19 @@ impl Held {
     /// The numbers of the weight, whose variable this is.
     fn weight(&self, variable: &Tensor) -> Result<Tensor> {
         match &self.stored {
-            Some(stored) => stored.dequantize(variable.kind(), variable.device()),
+            Some(Stored::Quantized(stored)) => stored.dequantize(variable.kind(), variable.device()),
+            Some(Stored::Int8(int8)) => int8.dequantize(variable.kind()),
             None => Ok(variable.shallow_clone()),
+        }
+    }
+}
+
+impl Weight {
+    /// The rows.
+    pub(crate) fn len(&self) -> i64 {
+        match self {
+            Self::Dense(weight) => weight.size()[0],
+            Self::Int8(int8) => int8.weight.size()[0],
         }
     }
 }
@@ -116,8 +158,28 @@ impl Linears {
     /// Keeps a weight quantised. Its variable must be a placeholder: values that it is given later count again.
     pub(crate) fn store(&self, name: &str, stored: Quantized) {
         if let Some((slot, weight)) = self.layers.get(name) {
-            held(slot, weight).stored = Some(stored);
+            held(slot, weight).stored = Some(Stored::Quantized(stored));
         }
+    }
+
+    /// Makes int8 of the weights that `which` names, one at a time, and lets the numbers before go: their variables are
+    /// placeholders afterwards. On the CPU alone. Weights that are int8 stay as they are.
+    ///
+    /// # Errors
+    /// [`Error::Tch`](crate::Error::Tch); the weights that came before are then int8, and all can run.
+    pub(crate) fn quantize_int8(&self, which: impl Fn(&str) -> bool) -> Result<()> {
+        let _no_grad = tch::no_grad_guard();
+        for (_, (slot, variable)) in self.layers.iter().filter(|(name, _)| which(name)) {
+            let mut held = held(slot, variable);
+            if matches!(held.stored, Some(Stored::Int8(_))) {
+                continue;
+            }
+            let int8 = Int8::of(&held.weight(variable)?)?;
+            let mut variable = variable.shallow_clone();
+            variable.f_set_data(&placeholder(variable.kind(), variable.device(), &variable.size()))?;
+            held.stored = Some(Stored::Int8(int8));
+        }
+        Ok(())
     }
 
     /// Puts these changes in place of all that were made before: terms to run beside the linear layers, by the names of

@@ -36,7 +36,8 @@ pub(crate) fn empty(shape: &[i64], kind: Kind) -> Result<Tensor> {
     Ok(Tensor::f_empty(shape, (kind, Device::Cpu))?)
 }
 
-fn pages(len: usize) -> std::io::Result<MmapMut> {
+/// Fresh pages from the system, in huge ones where it has them.
+pub(crate) fn pages(len: usize) -> std::io::Result<MmapMut> {
     let pages = MmapMut::map_anon(len)?;
     // An advice: where the system knows no huge pages, the small ones do.
     #[cfg(target_os = "linux")]

@@ -10,6 +10,7 @@ use tch::{Kind, Tensor};
 use crate::error::{Error, Result};
 use crate::math::{merge_heads, scaled_dot_product_attention, split_heads};
 use crate::nn::{Embedding, LayerNorm, Linear, Linears, Parameters, check_sizes};
+use crate::ops::{self, Activation, End, Numerics};
 
 /// The sizes of a CLIP text model, in the names of its `config.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -110,27 +111,12 @@ impl ClipConfig {
     }
 }
 
-/// The MLP's activation.
-#[derive(Debug, Clone, Copy)]
-enum Activation {
-    QuickGelu,
-    Gelu,
-}
-
-impl Activation {
-    fn of(name: &str) -> Result<Self> {
-        match name {
-            "quick_gelu" => Ok(Self::QuickGelu),
-            "gelu" => Ok(Self::Gelu),
-            _ => Err(Error::Config(format!("CLIP's hidden_act is {name:?}; quick_gelu and gelu are known"))),
-        }
-    }
-
-    fn apply(self, x: &Tensor) -> Tensor {
-        match self {
-            Self::QuickGelu => x * (x * 1.702).sigmoid(),
-            Self::Gelu => x.gelu("none"),
-        }
+/// The MLP's activation, by its name in a configuration.
+fn activation(name: &str) -> Result<Activation> {
+    match name {
+        "quick_gelu" => Ok(Activation::QuickGelu),
+        "gelu" => Ok(Activation::GeluErf),
+        _ => Err(Error::Config(format!("CLIP's hidden_act is {name:?}; quick_gelu and gelu are known"))),
     }
 }
 
@@ -158,11 +144,12 @@ impl ClipAttention {
 
 impl Module for ClipAttention {
     fn forward(&self, x: &Tensor) -> Tensor {
-        let heads = |linear: &Linear| split_heads(&linear.forward(x), self.num_heads); // [B, H, L, d]
+        let project = |layer: &Linear| ops::linear(layer, x, End::default());
+        let heads = |layer: &Linear| split_heads(&project(layer), self.num_heads); // [B, H, L, d]
         let (q, k, v) = (heads(&self.q_proj), heads(&self.k_proj), heads(&self.v_proj));
         let scale = (q.size()[3] as f64).powf(-0.5);
         let attn = scaled_dot_product_attention(&q, &k, &v, None, true, Some(scale));
-        self.out_proj.forward(&merge_heads(&attn))
+        ops::linear(&self.out_proj, &merge_heads(&attn), End::default())
     }
 }
 
@@ -185,7 +172,7 @@ impl ClipLayer {
             layer_norm2: LayerNorm::new(&vs / "layer_norm2", width, config.layer_norm_eps),
             fc1: Linear::new(&vs / "mlp" / "fc1", width, inner, true),
             fc2: Linear::new(&vs / "mlp" / "fc2", inner, width, true),
-            activation: Activation::of(&config.hidden_act)?,
+            activation: activation(&config.hidden_act)?,
         })
     }
 }
@@ -193,8 +180,9 @@ impl ClipLayer {
 impl Module for ClipLayer {
     fn forward(&self, x: &Tensor) -> Tensor {
         let x = x + self.self_attn.forward(&self.layer_norm1.forward(x));
-        let hidden = self.activation.apply(&self.fc1.forward(&self.layer_norm2.forward(&x)));
-        x + self.fc2.forward(&hidden)
+        let activated = End { activation: self.activation, ..End::default() };
+        let hidden = ops::linear(&self.fc1, &self.layer_norm2.forward(&x), activated);
+        ops::linear(&self.fc2, &hidden, End { residual: Some(&x), ..End::default() })
     }
 }
 
@@ -256,6 +244,16 @@ impl ClipText {
         Ok(Self { token_embedding, position_embedding, layers, final_layer_norm, config, parameters })
     }
 
+    /// Chooses between the reference's bits and speed; see [`Numerics`].
+    pub fn set_numerics(&self, numerics: Numerics) {
+        self.parameters.ops().set(numerics);
+    }
+
+    /// Gives back the memory that fast runs keep for the next one.
+    pub fn release_workspace(&self) {
+        self.parameters.ops().release();
+    }
+
     /// The linear layers, where quantised weights are kept and LoRAs are put on.
     pub fn linears(&self) -> &Linears {
         self.parameters.linears()
@@ -273,6 +271,7 @@ impl ClipText {
     pub fn forward(&self, input_ids: &Tensor) -> Result<ClipOutput> {
         self.parameters.check()?;
         check_tokens(input_ids, self.config.vocab_size, self.config.max_position_embeddings)?;
+        let _ops = self.parameters.ops().enter();
         let (b, l) = (input_ids.size()[0], input_ids.size()[1]);
         let position_ids = Tensor::arange(l, (Kind::Int64, input_ids.device())).unsqueeze(0);
         let x = self.token_embedding.forward(input_ids) + self.position_embedding.forward(&position_ids);

@@ -9,8 +9,9 @@ use tch::nn::{Module, Path};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
-use crate::math::{merge_heads, scaled_dot_product_attention, split_heads};
+use crate::math::{merge_heads, split_heads};
 use crate::nn::{Embedding, Linear, Linears, Parameters, check_sizes, declare};
+use crate::ops::{self, Activation, End, Numerics};
 
 /// The sizes of a T5 encoder, in the names of its `config.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -121,12 +122,7 @@ impl T5LayerNorm {
 
 impl Module for T5LayerNorm {
     fn forward(&self, xs: &Tensor) -> Tensor {
-        let variance = xs.to_kind(Kind::Float).square().mean_dim(-1, true, None);
-        let mut normed = xs * (variance + self.eps).rsqrt();
-        if matches!(self.weight.kind(), Kind::Half | Kind::BFloat16) {
-            normed = normed.to_kind(self.weight.kind());
-        }
-        &self.weight * normed
+        ops::rms_norm(&self.weight, self.eps, xs)
     }
 }
 
@@ -151,18 +147,14 @@ impl T5Attention {
         }
     }
 
-    fn forward(&self, x: &Tensor, position_bias: &Tensor) -> Tensor {
-        let heads = |linear: &Linear| split_heads(&linear.forward(x), self.num_heads); // [B, H, L, d]
+    /// `residual` and the attention over `x`.
+    fn forward(&self, x: &Tensor, position_bias: &Tensor, residual: &Tensor) -> Tensor {
+        let project = |layer: &Linear| ops::linear(layer, x, End::default());
+        let heads = |layer: &Linear| split_heads(&project(layer), self.num_heads); // [B, H, L, d]
         let (q, k, v) = (heads(&self.q), heads(&self.k), heads(&self.v));
-        let attn = scaled_dot_product_attention(&q, &k, &v, Some(position_bias), false, Some(1.0));
-        self.o.forward(&merge_heads(&attn))
+        let attn = ops::biased_attention(&q, &k, &v, position_bias);
+        ops::linear(&self.o, &merge_heads(&attn), End { residual: Some(residual), ..End::default() })
     }
-}
-
-/// tanh-GELU as `transformers` writes it out (`NewGELUActivation`).
-fn gelu_new(x: &Tensor) -> Tensor {
-    let inner = (x + x.pow_tensor_scalar(3.0) * 0.044715) * (2.0 / std::f64::consts::PI).sqrt();
-    x * 0.5 * (inner.tanh() + 1.0)
 }
 
 #[derive(Debug)]
@@ -182,11 +174,13 @@ impl T5DenseGatedActDense {
     }
 }
 
-impl Module for T5DenseGatedActDense {
-    fn forward(&self, x: &Tensor) -> Tensor {
-        let hidden_gelu = gelu_new(&self.wi_0.forward(x));
-        let hidden_linear = self.wi_1.forward(x);
-        self.wo.forward(&(hidden_gelu * hidden_linear))
+impl T5DenseGatedActDense {
+    /// `residual` and the MLP over `x`.
+    fn forward(&self, x: &Tensor, residual: &Tensor) -> Tensor {
+        let hidden_linear = ops::linear(&self.wi_1, x, End::default());
+        let gelu = End { activation: Activation::GeluNew, factor: Some(&hidden_linear), ..End::default() };
+        let hidden = ops::linear(&self.wi_0, x, gelu);
+        ops::linear(&self.wo, &hidden, End { residual: Some(residual), ..End::default() })
     }
 }
 
@@ -211,8 +205,8 @@ impl T5Block {
     }
 
     fn forward(&self, x: &Tensor, position_bias: &Tensor) -> Tensor {
-        let x = x + self.attention.forward(&self.attention_norm.forward(x), position_bias);
-        &x + self.dense.forward(&self.dense_norm.forward(&x))
+        let x = self.attention.forward(&self.attention_norm.forward(x), position_bias, x);
+        self.dense.forward(&self.dense_norm.forward(&x), &x)
     }
 }
 
@@ -279,6 +273,16 @@ impl T5Encoder {
         self.parameters.linears()
     }
 
+    /// Chooses between the reference's bits and speed; see [`Numerics`].
+    pub fn set_numerics(&self, numerics: Numerics) {
+        self.parameters.ops().set(numerics);
+    }
+
+    /// Gives back the memory that fast runs keep for the next one.
+    pub fn release_workspace(&self) {
+        self.parameters.ops().release();
+    }
+
     /// Tokens `[B, L]` (int64) to the last hidden states `[B, L, d_model]`.
     ///
     /// # Errors
@@ -286,6 +290,7 @@ impl T5Encoder {
     pub fn forward(&self, input_ids: &Tensor) -> Result<Tensor> {
         self.parameters.check()?;
         super::clip::check_tokens(input_ids, self.config.vocab_size, i64::MAX)?;
+        let _ops = self.parameters.ops().enter();
         let position_bias = self.position_bias(input_ids.size()[1], input_ids.device());
         let x = self.shared.forward(input_ids);
         let x = self.block.iter().fold(x, |x, block| block.forward(&x, &position_bias));

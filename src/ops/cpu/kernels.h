@@ -34,7 +34,15 @@ struct Window {
   int32_t shift;
 };
 
-// c[m, n] = residual[m, n] + gate[n] · act(Σ_k a[m, k] · w[n, k] + bias[n]) · factor[m, n]; what is null is left out.
+// What becomes of a sum: residual[m, n] + gate[n] · act(sum) · factor[m, n]; what is null is left out.
+struct End {
+  int32_t activation;
+  Rows factor, residual;
+  Rows gate;                // a row for each `gate_every` rows of the result
+  int64_t gate_every;
+};
+
+// c[m, n] = end(Σ_k a[m, k] · w[n, k] + bias[n])
 struct Product {
   int64_t m, n, k;
   Rows a;
@@ -43,10 +51,7 @@ struct Product {
   const int32_t* w_sum;     // [n], for I8: the sum of each row
   Rows bias;                // one row
   Rows c;                   // F32 or BF16
-  int32_t activation;
-  Rows factor, residual;
-  Rows gate;                // a row for each `gate_every` rows of c
-  int64_t gate_every;
+  End end;
   const Window* window;     // null for an ordinary matrix
   int32_t words;
 };

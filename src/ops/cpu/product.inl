@@ -93,9 +93,9 @@ void pack(const T* rows, int64_t stride, int64_t count, int64_t width, int64_t k
 template <class C>
 void finish_row(const Product& p, int64_t m, int64_t n0, int64_t n, const float* sums, float a_scale) {
   C* c = row_mut<C>(p.c, m) + n0;
-  const C* factor = p.factor.data ? row<C>(p.factor, m) + n0 : nullptr;
-  const C* residual = p.residual.data ? row<C>(p.residual, m) + n0 : nullptr;
-  const C* gate = p.gate.data ? row<C>(p.gate, m / p.gate_every) + n0 : nullptr;
+  const C* factor = p.end.factor.data ? row<C>(p.end.factor, m) + n0 : nullptr;
+  const C* residual = p.end.residual.data ? row<C>(p.end.residual, m) + n0 : nullptr;
+  const C* gate = p.end.gate.data ? row<C>(p.end.gate, m / p.end.gate_every) + n0 : nullptr;
   for (int64_t j = 0; j < n; j += LANES) {
     int64_t left = n - j;
     vf x;
@@ -109,7 +109,7 @@ void finish_row(const Product& p, int64_t m, int64_t n0, int64_t n, const float*
       if (p.bias.kind == tch_flux::BF16) x += load_some(row<uint16_t>(p.bias, 0) + n0 + j, left);
       else x += load_some(row<float>(p.bias, 0) + n0 + j, left);
     }
-    x = activate(p.activation, x);
+    x = activate(p.end.activation, x);
     if (factor) x *= load_some(factor + j, left);
     if (gate) x *= load_some(gate + j, left);
     if (residual) x += load_some(residual + j, left);

@@ -1,0 +1,226 @@
+//! The hot operations: what each means, and how it is done fast.
+//!
+//! The models are written once over these. Each has an exact form, the official operations in the official order, bit for
+//! bit, and a fast one that may fuse and reorder; against an f64 reference the fast one's error is at most 1.1 times
+//! that of the exact one. Which of them runs is chosen in one place: a model's `set_numerics`, or [`with_numerics`] for
+//! a layer that is used alone.
+//!
+//! The fast form runs on the CPU in f32 and bf16 ([`cpu`]). Everything else, and whatever needs gradients, runs the
+//! exact one.
+
+pub mod cpu;
+mod scope;
+mod workspace;
+
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+use tch::nn::Module;
+use tch::{Kind, Tensor};
+
+use crate::math;
+use crate::nn::{LayerNorm, Linear};
+
+pub use scope::with_numerics;
+pub(crate) use scope::{Setting, at_least_f32, is_fast, wide};
+
+/// How numbers come about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Numerics {
+    /// The bits of the official PyTorch code on the same libtorch, device and number of threads.
+    #[default]
+    Exact,
+    /// As fast as the device can, no less accurate: against an f64 reference, at most 1.1 times the error of `Exact`.
+    Fast,
+}
+
+/// What follows a linear layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Activation {
+    #[default]
+    None,
+    /// GELU with tanh, as torch has it.
+    GeluTanh,
+    /// The same function as `transformers` writes it out.
+    GeluNew,
+    /// GELU as it is defined.
+    GeluErf,
+    /// `x · sigmoid(1.702 x)`.
+    QuickGelu,
+    /// `x · sigmoid(x)`.
+    Silu,
+}
+
+impl Activation {
+    fn apply(self, x: Tensor) -> Tensor {
+        match self {
+            Self::None => x,
+            Self::GeluTanh => x.gelu("tanh"),
+            Self::GeluNew => {
+                let inner = (&x + x.pow_tensor_scalar(3.0) * 0.044715) * (2.0 / std::f64::consts::PI).sqrt();
+                x * 0.5 * (inner.tanh() + 1.0)
+            }
+            Self::GeluErf => x.gelu("none"),
+            Self::QuickGelu => &x * (&x * 1.702).sigmoid(),
+            Self::Silu => x.silu(),
+        }
+    }
+}
+
+/// What is done with a linear layer's output `y`, in this order: `residual + gate * (activation(y) * factor)`.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct End<'a> {
+    pub(crate) activation: Activation,
+    /// Of the output's shape.
+    pub(crate) factor: Option<&'a Tensor>,
+    /// `[B, 1, out]`.
+    pub(crate) gate: Option<&'a Tensor>,
+    /// Of the output's shape.
+    pub(crate) residual: Option<&'a Tensor>,
+}
+
+impl End<'_> {
+    fn apply(&self, y: Tensor) -> Tensor {
+        let y = self.activation.apply(y);
+        let y = match self.factor {
+            Some(factor) => y * factor,
+            None => y,
+        };
+        let y = match self.gate {
+            Some(gate) => gate * y,
+            None => y,
+        };
+        match self.residual {
+            Some(residual) => residual + y,
+            None => y,
+        }
+    }
+
+    fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        [self.factor, self.gate, self.residual].into_iter().flatten()
+    }
+}
+
+/// A linear layer `[…, in]` to `[…, out]`, and what follows it.
+pub(crate) fn linear(layer: &Linear, x: &Tensor, end: End) -> Tensor {
+    match cpu::linear(layer, x, &end) {
+        Some(out) => out,
+        None => end.apply(layer.forward(x)),
+    }
+}
+
+/// A linear layer with tanh-GELU behind it.
+pub(crate) fn linear_gelu(layer: &Linear, x: &Tensor) -> Tensor {
+    linear(layer, x, End { activation: Activation::GeluTanh, ..End::default() })
+}
+
+/// `x + gate * layer(y)`.
+pub(crate) fn linear_gated_residual(layer: &Linear, y: &Tensor, gate: &Tensor, x: &Tensor) -> Tensor {
+    linear(layer, y, End { gate: Some(gate), residual: Some(x), ..End::default() })
+}
+
+/// `(1 + scale) * norm(x) + shift`: `x` `[B, L, D]`, `scale` and `shift` `[B, 1, D]`, `norm` without parameters.
+pub(crate) fn modulate(norm: &LayerNorm, x: &Tensor, scale: &Tensor, shift: &Tensor) -> Tensor {
+    match cpu::modulate(norm, x, scale, shift) {
+        Some(out) => out,
+        None => (scale + 1) * norm.forward(x) + shift,
+    }
+}
+
+/// T5's norm: `weight * x / rms(x)`, the mean of the squares in f32.
+pub(crate) fn rms_norm(weight: &Tensor, eps: f64, x: &Tensor) -> Tensor {
+    if let Some(out) = cpu::rms_norm(weight, eps, x) {
+        return out;
+    }
+    let variance = x.to_kind(at_least_f32(x.kind())).square().mean_dim(-1, true, None);
+    let mut normed = x * (variance + eps).rsqrt();
+    if matches!(weight.kind(), Kind::Half | Kind::BFloat16) {
+        normed = normed.to_kind(weight.kind());
+    }
+    weight * normed
+}
+
+/// T5's attention: `[B, H, L, d]` each and a bias `[1, H, L, L]` on the scores, which are not scaled.
+pub(crate) fn biased_attention(q: &Tensor, k: &Tensor, v: &Tensor, bias: &Tensor) -> Tensor {
+    if cpu::widens([q, k, v]) {
+        // libtorch's attention over bf16 multiplies such numbers one by one where the CPU has no instruction for them.
+        let [q32, k32, v32, bias] = [q, k, v, bias].map(|x| x.to_kind(Kind::Float));
+        return math::scaled_dot_product_attention(&q32, &k32, &v32, Some(&bias), false, Some(1.0))
+            .to_kind(q.kind());
+    }
+    math::scaled_dot_product_attention(q, k, v, Some(bias), false, Some(1.0))
+}
+
+/// Queries, keys and values of one stream, `[B, L, 3·H·d]`, and the norms of its queries and keys.
+pub(crate) struct Qkv<'a> {
+    pub(crate) qkv: &'a Tensor,
+    pub(crate) norm: &'a crate::layers::QkNorm,
+}
+
+/// Attention over the streams one after the other, each with norms of its own, rotated by `pe`
+/// `[B, 1, ΣL, d/2, 2, 2]`: `[B, ΣL, H·d]`.
+pub(crate) fn joint_attention(streams: &[Qkv], num_heads: i64, pe: &Tensor) -> Tensor {
+    if let Some(out) = cpu::joint_attention(streams, num_heads, pe, None) {
+        return out;
+    }
+    let parts: Vec<[Tensor; 3]> = streams
+        .iter()
+        .map(|stream| {
+            let [q, k, v] = split_qkv(stream.qkv, num_heads);
+            let (q, k) = stream.norm.forward(&q, &k, &v);
+            [q, k, v]
+        })
+        .collect();
+    let joint = |i: usize| match &parts[..] {
+        [one] => one[i].shallow_clone(),
+        _ => Tensor::cat(&parts.iter().map(|part| &part[i]).collect::<Vec<_>>(), 2),
+    };
+    math::attention(&joint(0), &joint(1), &joint(2), pe)
+}
+
+/// `[B, L, 3·H·d]` as q, k and v `[B, H, L, d]`, views without a copy.
+pub(crate) fn split_qkv(qkv: &Tensor, num_heads: i64) -> [Tensor; 3] {
+    let (b, l, width) = (qkv.size()[0], qkv.size()[1], qkv.size()[2]);
+    let qkv = qkv.reshape([b, l, 3, num_heads, width / (3 * num_heads)]).permute([2, 0, 3, 1, 4]);
+    [0, 1, 2].map(|i| qkv.get(i))
+}
+
+/// A single block's two linear layers, and what stands between them.
+pub(crate) struct ParallelBlock<'a> {
+    /// To q, k, v and the MLP's hidden values.
+    pub(crate) linear1: &'a Linear,
+    /// From the attention's output and the activated hidden values.
+    pub(crate) linear2: &'a Linear,
+    pub(crate) norm: &'a crate::layers::QkNorm,
+    pub(crate) num_heads: i64,
+    /// `D`.
+    pub(crate) hidden_size: i64,
+}
+
+impl ParallelBlock<'_> {
+    /// Attention and MLP side by side, from `x_mod` `[B, L, D]`, and back: `x + gate * linear2([attention, mlp])`.
+    pub(crate) fn forward(&self, x_mod: &Tensor, pe: &Tensor, gate: &Tensor, x: &Tensor) -> Tensor {
+        if let Some(out) = cpu::parallel_block(self, x_mod, pe, gate, x) {
+            return out;
+        }
+        let linear1 = self.linear1.forward(x_mod);
+        let qkv = linear1.narrow(-1, 0, 3 * self.hidden_size);
+        let mlp = linear1.narrow(-1, 3 * self.hidden_size, linear1.size()[2] - 3 * self.hidden_size);
+        let attn = joint_attention(&[Qkv { qkv: &qkv, norm: self.norm }], self.num_heads, pe);
+        let both = Tensor::cat(&[attn, mlp.gelu("tanh")], 2);
+        linear_gated_residual(self.linear2, &both, gate, x)
+    }
+}
+
+/// Half of the last axis through SiLU times the other half: `[…, 2·F]` to `[…, F]`, FLUX.2's MLP.
+pub fn swiglu(x: &Tensor) -> Tensor {
+    let halves = x.chunk(2, -1);
+    if let Some(out) = cpu::gated(&halves[0], &halves[1]) {
+        return out;
+    }
+    halves[0].silu() * &halves[1]
+}
+
+/// Rows of a weight.
+pub(crate) type Rows = Range<i64>;

@@ -1,0 +1,407 @@
+//! The operations on the CPU: kernels of our own in C++ (`cpu/*.inl`), built for plain x86-64 or ARM, for AVX2, AVX-512,
+//! and AVX-512 with bf16 and VNNI. The fastest that the CPU runs is taken when the program runs.
+//!
+//! Weights stay as they are, in the variable store and in the mapped file: a piece of a matrix is put into the order
+//! that the registers want when it is multiplied, in a core's cache. Measured against weights that are packed once this
+//! costs about a hundredth of the product, and it needs no second copy.
+
+mod ffi;
+
+use std::ffi::CStr;
+use std::sync::OnceLock;
+
+use tch::{Device, Kind, Tensor};
+
+use super::scope::{is_fast, workspace};
+use super::{Activation, End, ParallelBlock, Qkv};
+use crate::nn::{LayerNorm, Linear, Weight};
+use crate::shim;
+use ffi::Kernels;
+
+/// A build of the kernels that this CPU runs.
+#[derive(Clone, Copy)]
+pub(crate) struct Build(&'static Kernels);
+
+impl Build {
+    /// The fastest, or the one of a name, if the CPU runs it.
+    pub(crate) fn find(name: Option<&CStr>) -> Option<Self> {
+        let name = name.map_or(std::ptr::null(), CStr::as_ptr);
+        // SAFETY: the text ends with a zero; what comes back is null or a constant of the program.
+        unsafe { ffi::tch_flux_kernels(name).as_ref() }.map(Build)
+    }
+
+    fn best() -> Self {
+        static BEST: OnceLock<&'static Kernels> = OnceLock::new();
+        Build(BEST.get_or_init(|| {
+            Self::find(None).map(|build| build.0).unwrap_or_else(|| unreachable!("plain runs everywhere"))
+        }))
+    }
+
+    fn name(self) -> &'static str {
+        // SAFETY: a constant text of the program.
+        unsafe { CStr::from_ptr(self.0.name) }.to_str().unwrap_or_default()
+    }
+}
+
+/// What the fast form computes with on this CPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Arithmetic {
+    /// The instruction set: `plain`, `avx2`, `avx512` or `avx512_bf16`.
+    pub instructions: &'static str,
+    /// Whether bf16 numbers are multiplied as such; otherwise they become f32 on their way into the registers.
+    pub bf16_products: bool,
+    /// Whether int8 numbers are multiplied four at a time (VNNI).
+    pub int8_products: bool,
+}
+
+/// See [`Arithmetic`].
+pub fn arithmetic() -> Arithmetic {
+    let best = Build::best();
+    Arithmetic {
+        instructions: best.name(),
+        bf16_products: best.0.has_bf16_products != 0,
+        int8_products: best.0.has_int8_products != 0,
+    }
+}
+
+/// Whether these tensors are the kernels' business: on the CPU, all of one of the two kinds, without gradients.
+fn ours<'a>(tensors: impl IntoIterator<Item = &'a Tensor> + Clone) -> bool {
+    let mut kinds = tensors.clone().into_iter().map(|tensor| (tensor.device(), tensor.kind()));
+    let first = kinds.next();
+    matches!(first, Some((Device::Cpu, Kind::Float | Kind::BFloat16)))
+        && kinds.all(|kind| Some(kind) == first)
+        && is_fast(tensors)
+        && !shim::autocast_is_enabled(Device::Cpu)
+}
+
+/// A tensor as rows of its last axis, each a fixed number of elements after the one before; copied where it is not.
+struct Rows {
+    tensor: Tensor,
+    count: i64,
+    width: i64,
+    stride: i64,
+}
+
+impl Rows {
+    fn of(tensor: &Tensor) -> Self {
+        let (size, strides) = (tensor.size(), tensor.stride());
+        let last = size.len().saturating_sub(1);
+        let width = size.get(last).copied().unwrap_or(1);
+        // From the inside out: each axis must go on where the one within it ends.
+        let mut row: Option<(i64, i64)> = None;
+        let mut dense = strides.get(last).is_none_or(|&stride| stride == 1 || width == 1);
+        for (&n, &stride) in size[..last].iter().zip(&strides).rev() {
+            match row {
+                _ if n == 1 => {}
+                None => row = Some((stride, stride * n)),
+                Some((inner, end)) => {
+                    dense &= stride == end;
+                    row = Some((inner, stride * n));
+                }
+            }
+        }
+        let count = size[..last].iter().product();
+        if dense {
+            let stride = row.map_or(width, |(stride, _)| stride);
+            return Self { tensor: tensor.shallow_clone(), count, width, stride };
+        }
+        Self { tensor: tensor.contiguous(), count, width, stride: width }
+    }
+
+    fn raw(&self) -> ffi::Rows {
+        ffi::Rows { data: self.tensor.data_ptr(), stride: self.stride, kind: ffi::kind(self.tensor.kind()) }
+    }
+}
+
+/// A linear layer and what follows it, if it is ours.
+pub(super) fn linear(layer: &Linear, x: &Tensor, end: &End) -> Option<Tensor> {
+    let bias = layer.bias.iter();
+    if !ours([x, &layer.weight].into_iter().chain(bias).chain(end.tensors()).collect::<Vec<_>>()) {
+        return None;
+    }
+    let mut size = x.size();
+    *size.last_mut()? = layer.weight.size()[0];
+    let out = workspace().empty(&size, x.kind());
+    linear_into(layer, x, end, 0..layer.weight.size()[0], &out);
+    Some(out)
+}
+
+/// Rows of a linear layer's weight, and what follows, into a tensor that may be strided.
+fn linear_into(layer: &Linear, x: &Tensor, end: &End, rows: super::Rows, out: &Tensor) {
+    layer.with(|beside, weight, bias| {
+        let len = rows.end - rows.start;
+        let part = |tensor: &Tensor| tensor.narrow(0, rows.start, len);
+        let bias = bias.map(part);
+        match beside {
+            Some(beside) => {
+                // LoRAs change the sums, so the end waits for them.
+                let sums = workspace().empty(&out.size(), out.kind());
+                product(x, weight, &rows, bias.as_ref(), &End::default(), &sums);
+                let whole = rows == (0..weight.len());
+                debug_assert!(whole, "a layer with LoRAs is computed as a whole");
+                let plain = |x: &Tensor| {
+                    let mut size = x.size();
+                    size.pop();
+                    size.push(len);
+                    let out = workspace().empty(&size, x.kind());
+                    product(x, weight, &rows, None, &End::default(), &out);
+                    out
+                };
+                let sums = beside.forward(x, sums, &plain);
+                finish(&sums, end, out);
+            }
+            None => product(x, weight, &rows, bias.as_ref(), end, out),
+        }
+    });
+}
+
+fn raw_end(end: &End, rows: i64) -> (Vec<Rows>, ffi::End) {
+    let mut kept = Vec::new();
+    let mut raw = |tensor: Option<&Tensor>| match tensor {
+        Some(tensor) => {
+            let rows = Rows::of(tensor);
+            let raw = rows.raw();
+            kept.push(rows);
+            raw
+        }
+        None => ffi::Rows::NONE,
+    };
+    let (factor, residual, gate) = (raw(end.factor), raw(end.residual), raw(end.gate));
+    let gates = end.gate.map_or(1, |gate| gate.size()[..gate.dim() - 1].iter().product::<i64>().max(1));
+    let activation = match end.activation {
+        Activation::None => 0,
+        Activation::GeluTanh | Activation::GeluNew => 1,
+        Activation::GeluErf => 2,
+        Activation::QuickGelu => 3,
+        Activation::Silu => 4,
+    };
+    (kept, ffi::End { activation, factor, residual, gate, gate_every: (rows / gates).max(1) })
+}
+
+/// `x` times some rows of a weight, and what follows, into `out`.
+fn product(x: &Tensor, weight: &Weight, rows: &super::Rows, bias: Option<&Tensor>, end: &End, out: &Tensor) {
+    let (x, c) = (Rows::of(x), Rows::of(out));
+    debug_assert_eq!(c.tensor.data_ptr(), out.data_ptr(), "the result's rows are not evenly apart");
+    let len = rows.end - rows.start;
+    let (w, scale, sum) = match weight {
+        Weight::Dense(weight) => (Rows::of(&weight.narrow(0, rows.start, len)), None, None),
+        Weight::Int8(int8) => {
+            let part = |tensor: &Tensor| tensor.narrow(0, rows.start, len);
+            (Rows::of(&part(&int8.weight)), Some(part(&int8.scale)), Some(part(&int8.sum)))
+        }
+    };
+    let bias = bias.map(Rows::of);
+    let (_kept, end) = raw_end(end, x.count);
+    let data =
+        |tensor: &Option<Tensor>| tensor.as_ref().map_or(std::ptr::null(), |t| t.data_ptr().cast_const());
+    let product = ffi::Product {
+        m: x.count,
+        n: len,
+        k: x.width,
+        a: x.raw(),
+        w: w.raw(),
+        w_scale: data(&scale).cast(),
+        w_sum: data(&sum).cast(),
+        bias: bias.as_ref().map_or(ffi::Rows::NONE, Rows::raw),
+        c: c.raw(),
+        end,
+        window: std::ptr::null(),
+        words: 0,
+    };
+    run_product(Build::best(), &product);
+}
+
+fn run_product(build: Build, product: &ffi::Product) {
+    // SAFETY: every pointer lies in a tensor that the caller holds, of the sizes that it says.
+    unsafe {
+        let bytes = ffi::tch_flux_product_scratch(build.0, product);
+        let scratch = Scratch::of(bytes);
+        ffi::tch_flux_product(build.0, product, scratch.0);
+    }
+}
+
+/// Memory for the time of one call.
+struct Scratch(
+    *mut std::ffi::c_void,
+    #[expect(dead_code, reason = "it owns the memory")] Option<super::workspace::Block>,
+);
+
+impl Scratch {
+    fn of(bytes: usize) -> Self {
+        if bytes == 0 {
+            return Self(std::ptr::null_mut(), None);
+        }
+        let block =
+            workspace().block(bytes).unwrap_or_else(|error| panic!("{bytes} bytes of memory: {error}"));
+        Self(shim::Memory::bytes(&block).0.cast(), Some(block))
+    }
+}
+
+/// What follows a product whose sums are there.
+fn finish(sums: &Tensor, end: &End, out: &Tensor) {
+    let (sums, c) = (Rows::of(sums), Rows::of(out));
+    debug_assert_eq!(c.tensor.data_ptr(), out.data_ptr(), "the result's rows are not evenly apart");
+    let (_kept, end) = raw_end(end, sums.count);
+    let product = ffi::Product {
+        m: sums.count,
+        n: sums.width,
+        k: 0,
+        a: sums.raw(),
+        w: ffi::Rows::NONE,
+        w_scale: std::ptr::null(),
+        w_sum: std::ptr::null(),
+        bias: ffi::Rows::NONE,
+        c: c.raw(),
+        end,
+        window: std::ptr::null(),
+        words: 0,
+    };
+    // SAFETY: as in `run_product`.
+    unsafe { ffi::tch_flux_finish(Build::best().0, &product) };
+}
+
+/// `silu(x) * factor`, if it is ours.
+pub(super) fn gated(x: &Tensor, factor: &Tensor) -> Option<Tensor> {
+    if !ours([x, factor]) {
+        return None;
+    }
+    let out = workspace().empty(&x.size(), x.kind());
+    finish(x, &End { activation: Activation::Silu, factor: Some(factor), ..End::default() }, &out);
+    Some(out)
+}
+
+/// Whether these tensors are bf16 that the CPU has no products for.
+pub(super) fn widens(tensors: [&Tensor; 3]) -> bool {
+    tensors[0].kind() == Kind::BFloat16 && !arithmetic().bf16_products && ours(tensors)
+}
+
+/// See [`super::modulate`], if it is ours.
+pub(super) fn modulate(norm: &LayerNorm, x: &Tensor, scale: &Tensor, shift: &Tensor) -> Option<Tensor> {
+    if !ours([x, scale, shift]) {
+        return None;
+    }
+    Some(normed(x, scale, Some(shift), norm.plain_eps()?))
+}
+
+/// See [`super::rms_norm`], if it is ours.
+pub(super) fn rms_norm(weight: &Tensor, eps: f64, x: &Tensor) -> Option<Tensor> {
+    ours([x, weight]).then(|| normed(x, weight, None, eps))
+}
+
+fn normed(x: &Tensor, scale: &Tensor, shift: Option<&Tensor>, eps: f64) -> Tensor {
+    let out = workspace().empty(&x.size(), x.kind());
+    let (rows, scales, shifts) = (Rows::of(x), Rows::of(scale), shift.map(Rows::of));
+    let modulate = ffi::Modulate {
+        rows: rows.count,
+        width: rows.width,
+        every: (rows.count / scales.count.max(1)).max(1),
+        eps: eps as f32,
+        x: rows.raw(),
+        scale: scales.raw(),
+        shift: shifts.as_ref().map_or(ffi::Rows::NONE, Rows::raw),
+        out: Rows::of(&out).raw(),
+        rms: i32::from(shift.is_none()),
+    };
+    // SAFETY: every pointer lies in a tensor that lives until the end of the call, of the sizes that it says.
+    unsafe { ffi::tch_flux_modulate(Build::best().0, &modulate) };
+    out
+}
+
+/// See [`super::joint_attention`], if it is ours; into `out` `[B, ΣL, H·d]`, which may be strided, if there is one.
+pub(super) fn joint_attention(
+    streams: &[Qkv],
+    num_heads: i64,
+    pe: &Tensor,
+    out: Option<&Tensor>,
+) -> Option<Tensor> {
+    let scales = streams.iter().flat_map(|s| s.norm.scales());
+    if !ours(streams.iter().map(|s| s.qkv).chain(scales).collect::<Vec<_>>()) || !is_fast([pe]) {
+        return None;
+    }
+    let first = streams.first()?.qkv;
+    let (batch, hidden) = (first.size()[0], first.size()[2] / 3);
+    let width = hidden / num_heads;
+    let length: i64 = streams.iter().map(|s| s.qkv.size()[1]).sum();
+    let fits = pe.size().get(2..) == Some(&[length, width / 2, 2, 2]) && pe.kind() == Kind::Float;
+    if !fits || width % 2 != 0 || width > ffi::WIDEST {
+        return None;
+    }
+    let out = match out {
+        Some(out) => out.shallow_clone(),
+        None => workspace().empty(&[batch, length, hidden], first.kind()),
+    };
+    let scale = |x: &Tensor| x.to_kind(Kind::Float).contiguous();
+    let scales: Vec<[Tensor; 2]> = streams.iter().map(|s| s.norm.scales().map(scale)).collect();
+    let pe = pe.contiguous();
+    for i in 0..batch {
+        let parts: Vec<Rows> = streams.iter().map(|s| Rows::of(&s.qkv.get(i))).collect();
+        let mut start = 0;
+        let raw = parts.iter().zip(&scales).map(|(part, [q, k])| {
+            let stream = ffi::Stream {
+                qkv: part.raw(),
+                q_scale: q.data_ptr().cast_const().cast(),
+                k_scale: k.data_ptr().cast_const().cast(),
+                start,
+                length: part.count,
+            };
+            start += part.count;
+            stream
+        });
+        let raw: Vec<ffi::Stream> = raw.collect();
+        let pe = if pe.size()[0] == 1 { pe.get(0) } else { pe.get(i) };
+        attend(&raw, num_heads, width, length, &pe, &out.get(i));
+    }
+    Some(out)
+}
+
+fn attend(streams: &[ffi::Stream], heads: i64, width: i64, length: i64, pe: &Tensor, out: &Tensor) {
+    let rows = Rows::of(out);
+    debug_assert_eq!(rows.tensor.data_ptr(), out.data_ptr(), "the result's rows are not evenly apart");
+    let attention = ffi::Attention {
+        heads,
+        width,
+        length,
+        eps: 1e-6,
+        scale: (width as f32).sqrt().recip(),
+        streams: streams.as_ptr(),
+        stream_count: streams.len() as i64,
+        pe: pe.data_ptr().cast_const().cast(),
+        words: 0,
+        out: rows.raw(),
+    };
+    let build = Build::best();
+    // SAFETY: every pointer lies in a tensor that the caller holds, of the sizes that it says.
+    unsafe {
+        let scratch = Scratch::of(ffi::tch_flux_attention_scratch(build.0, &attention));
+        ffi::tch_flux_attention(build.0, &attention, scratch.0);
+    }
+}
+
+/// See [`ParallelBlock::forward`], if it is ours: the attention and the activated MLP are written side by side into what
+/// the second layer reads.
+pub(super) fn parallel_block(
+    block: &ParallelBlock,
+    x_mod: &Tensor,
+    pe: &Tensor,
+    gate: &Tensor,
+    x: &Tensor,
+) -> Option<Tensor> {
+    let ParallelBlock { linear1, linear2, .. } = block;
+    let biases = [&linear1.bias, &linear2.bias].into_iter().flatten();
+    let tensors = [x_mod, gate, x, &linear1.weight, &linear2.weight].into_iter().chain(biases);
+    if !ours(tensors.collect::<Vec<_>>()) || linear1.has_beside() {
+        return None;
+    }
+    let [b, l, hidden] = x_mod.size()[..] else { return None };
+    let mlp = linear1.weight.size()[0] - 3 * hidden;
+    let workspace = workspace();
+    let qkv = workspace.empty(&[b, l, 3 * hidden], x.kind());
+    linear_into(linear1, x_mod, &End::default(), 0..3 * hidden, &qkv);
+    let both = workspace.empty(&[b, l, hidden + mlp], x.kind());
+    let gelu = End { activation: Activation::GeluTanh, ..End::default() };
+    linear_into(linear1, x_mod, &gelu, 3 * hidden..3 * hidden + mlp, &both.narrow(-1, hidden, mlp));
+    let stream = Qkv { qkv: &qkv, norm: block.norm };
+    let _ = joint_attention(&[stream], block.num_heads, pe, Some(&both.narrow(-1, 0, hidden)))?;
+    drop(qkv);
+    linear(linear2, &both, &End { gate: Some(gate), residual: Some(x), ..End::default() })
+}

@@ -1,0 +1,113 @@
+//! Which form of the operations runs on this thread.
+
+use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+
+use tch::{Kind, Tensor};
+
+use super::Numerics;
+use super::workspace::Workspace;
+use crate::shim;
+
+/// What runs, one more than what a user chooses between.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Exact,
+    Fast,
+    /// The exact operations, and what is f32 in the official code is at least as wide as everything else: the yardstick
+    /// that both forms are measured against, in f64.
+    Wide,
+}
+
+thread_local! {
+    static MODE: Cell<Mode> = const { Cell::new(Mode::Exact) };
+    static WORKSPACE: RefCell<Option<Arc<Workspace>>> = const { RefCell::new(None) };
+}
+
+/// Puts back what was chosen before, also after a panic.
+#[must_use]
+pub(crate) struct Guard {
+    mode: Mode,
+    workspace: Option<Arc<Workspace>>,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        MODE.set(self.mode);
+        WORKSPACE.set(self.workspace.take());
+    }
+}
+
+fn enter(mode: Mode, workspace: Option<Arc<Workspace>>) -> Guard {
+    Guard { mode: MODE.replace(mode), workspace: WORKSPACE.replace(workspace) }
+}
+
+/// Runs `f` with this form of the operations on this thread: for layers that are used alone. A model whose
+/// `set_numerics` was called keeps to that.
+///
+/// ```
+/// use tch_flux::ops::{Numerics, with_numerics};
+/// # let (layer, x) = (tch::nn::func(|x| x.shallow_clone()), tch::Tensor::from(1.0));
+/// use tch::nn::Module;
+/// let y = with_numerics(Numerics::Fast, || layer.forward(&x));
+/// ```
+pub fn with_numerics<R>(numerics: Numerics, f: impl FnOnce() -> R) -> R {
+    let _guard = enter(numerics.into(), Some(Arc::default()));
+    f()
+}
+
+/// Runs `f` as the yardstick: see [`Mode::Wide`].
+pub(crate) fn wide<R>(f: impl FnOnce() -> R) -> R {
+    let _guard = enter(Mode::Wide, None);
+    f()
+}
+
+impl From<Numerics> for Mode {
+    fn from(numerics: Numerics) -> Self {
+        match numerics {
+            Numerics::Exact => Self::Exact,
+            Numerics::Fast => Self::Fast,
+        }
+    }
+}
+
+/// A model's choice, and the memory that its steps reuse.
+#[derive(Debug, Default)]
+pub(crate) struct Setting {
+    numerics: Cell<Option<Numerics>>,
+    workspace: Arc<Workspace>,
+}
+
+impl Setting {
+    pub(crate) fn set(&self, numerics: Numerics) {
+        self.numerics.set(Some(numerics));
+    }
+
+    /// Until the guard is dropped, this thread's operations are the model's. Without a choice of the model's own they
+    /// stay as they are.
+    pub(crate) fn enter(&self) -> Guard {
+        let mode = self.numerics.get().map_or(MODE.get(), Mode::from);
+        enter(mode, Some(self.workspace.clone()))
+    }
+
+    /// Gives the memory back that is kept from step to step.
+    pub(crate) fn release(&self) {
+        self.workspace.release();
+    }
+}
+
+/// Whether the fast form may run on these tensors: it is chosen, and no gradient goes through them.
+pub(crate) fn is_fast<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> bool {
+    MODE.get() == Mode::Fast
+        && (!shim::grad_is_enabled() || tensors.into_iter().all(|tensor| !tensor.requires_grad()))
+}
+
+/// The memory of the model that runs.
+pub(super) fn workspace() -> Arc<Workspace> {
+    WORKSPACE.with_borrow(|workspace| workspace.clone().unwrap_or_default())
+}
+
+/// The kind of what the official code computes in f32: f32, but in the f64 yardstick.
+pub(crate) fn at_least_f32(kind: Kind) -> Kind {
+    if kind == Kind::Double && MODE.get() == Mode::Wide { Kind::Double } else { Kind::Float }
+}

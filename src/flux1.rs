@@ -356,8 +356,15 @@ impl Flux1 {
         if self.img_in.weight.device() != tch::Device::Cpu {
             return Err(Error::Config("int8 weights are for the CPU; on CUDA quantise to fp8".into()));
         }
-        let block = |name: &str| name.contains("_blocks.") && !name.contains("mod");
-        self.linears().quantize_int8(block)
+        self.linears().quantize_int8(Self::quantizes)
+    }
+
+    /// Whether quantising changes the parameter of this name: the weights of the blocks' linear layers, but for the
+    /// modulation's.
+    pub(crate) fn quantizes(name: &str) -> bool {
+        let layer = ["attn.qkv", "attn.proj", "mlp.0", "mlp.2", "linear1", "linear2"];
+        let Some(name) = name.strip_suffix(".weight").filter(|name| name.contains("_blocks.")) else { return false };
+        layer.iter().any(|layer| name.ends_with(layer))
     }
 
     fn vec(&self, timesteps: &Tensor, guidance: Option<&Tensor>, y: &Tensor) -> Result<Tensor> {

@@ -6,6 +6,7 @@
 
 mod params;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -33,6 +34,7 @@ use crate::layers::{
 };
 use crate::math::{apply_rope, attention, rope};
 use crate::pipeline::{Conditions, denoise};
+use crate::ops::{self, Numerics};
 use crate::sampling::{Prepared, get_noise, get_schedule, prepare, unpack};
 use crate::shim;
 use crate::text::{ClipConfig, ClipText, T5Config, T5Encoder};
@@ -118,18 +120,22 @@ impl Comparison {
         if ours.numel() == 0 {
             return Ok(Self { max_abs: 0.0, relative_l2: 0.0, equal_bits: 1.0, ..comparison });
         }
-        let (a, b) = (ours.to_kind(Kind::Double), theirs.to_kind(Kind::Double));
-        let difference = &a - &b;
+        let difference = ours.to_kind(Kind::Double) - theirs.to_kind(Kind::Double);
         comparison.equal_bits =
             f64::try_from(bits(ours).eq_tensor(&bits(theirs)).to_kind(Kind::Double).mean(None))?;
         comparison.max_abs = f64::try_from(difference.abs().max())?;
-        let norm = f64::try_from(b.norm())?;
-        let distance = f64::try_from(difference.norm())?;
-        comparison.relative_l2 = if distance == 0.0 { 0.0 } else { distance / norm };
+        comparison.relative_l2 = Self::distance(ours, theirs)?;
         if !comparison.relative_l2.is_finite() {
             comparison.problem = Some("NaN or infinity".into());
         }
         Ok(comparison)
+    }
+
+    /// The L2 norm of the difference over that of the reference.
+    fn distance(ours: &Tensor, theirs: &Tensor) -> Result<f64> {
+        let theirs = theirs.f_to_kind(Kind::Double)?;
+        let distance = f64::try_from(ours.f_to_kind(Kind::Double)?.f_sub(&theirs)?.f_norm()?)?;
+        Ok(if distance == 0.0 { 0.0 } else { distance / f64::try_from(theirs.f_norm()?)? })
     }
 }
 
@@ -157,6 +163,29 @@ pub struct Case {
     pub machine: Option<Machine>,
     params: Value,
     tensors: Checkpoint,
+    /// Whether weights and inputs become f64, as the yardstick of the fast numerics has them.
+    in_f64: Cell<bool>,
+}
+
+/// The fast numerics beside the exact ones, both measured against the same module in f64.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Accuracy {
+    /// The output's name.
+    pub output: String,
+    /// Relative L2 error of the exact numerics.
+    pub exact: f64,
+    /// The same of the fast ones.
+    pub fast: f64,
+}
+
+impl Accuracy {
+    /// The largest error that the fast numerics may have, over that of the exact ones.
+    pub const BOUND: f64 = 1.1;
+
+    /// Whether the fast numerics keep to it.
+    pub fn passes(&self) -> bool {
+        self.fast <= Self::BOUND * self.exact
+    }
 }
 
 impl Case {
@@ -191,6 +220,7 @@ impl Case {
             params: json(&entry("params")?)?,
             tensors,
             path,
+            in_f64: Cell::new(false),
         })
     }
 
@@ -205,6 +235,40 @@ impl Case {
     /// # Errors
     /// [`Error::Case`] where an argument or a result is missing, and what the module itself returns.
     pub fn run(&self) -> Result<Option<Vec<Comparison>>> {
+        let Some(outputs) = self.compute()? else { return Ok(None) };
+        let wanted = self.tensors.names().filter_map(|n| n.strip_prefix("out."));
+        let compared = wanted.map(|name| {
+            let ours = outputs
+                .get(name)
+                .ok_or_else(|| self.lacks(&format!("out.{name}, which is not computed here")))?;
+            Comparison::of(name, ours, &self.tensors.tensor(&format!("out.{name}"))?)
+        });
+        Ok(Some(compared.collect::<Result<_>>()?))
+    }
+
+    /// Runs the module in fast and in exact numerics and in f64, and says how far the first two are from the last. `None`
+    /// where the module is not known here.
+    ///
+    /// # Errors
+    /// As [`Case::run`].
+    pub fn accuracy(&self) -> Result<Option<Vec<Accuracy>>> {
+        let Some(exact) = self.compute()? else { return Ok(None) };
+        let Some(fast) = ops::with_numerics(Numerics::Fast, || self.compute())? else { return Ok(None) };
+        self.in_f64.set(true);
+        let reference = ops::wide(|| self.compute());
+        self.in_f64.set(false);
+        let Some(reference) = reference? else { return Ok(None) };
+        let measured = reference.iter().map(|(name, reference)| {
+            let error = |of: &BTreeMap<String, Tensor>| {
+                let ours = of.get(name).ok_or_else(|| self.lacks(&format!("out.{name}")))?;
+                Comparison::distance(ours, reference)
+            };
+            Ok(Accuracy { output: name.clone(), exact: error(&exact)?, fast: error(&fast)? })
+        });
+        Ok(Some(measured.collect::<Result<_>>()?))
+    }
+
+    fn compute(&self) -> Result<Option<BTreeMap<String, Tensor>>> {
         let _no_grad = tch::no_grad_guard();
         let threads = tch::get_num_threads();
         if let Some(machine) = self.machine.as_ref().filter(|m| (1..=1024).contains(&m.threads)) {
@@ -214,15 +278,7 @@ impl Case {
         let outputs = catch_unwind(AssertUnwindSafe(|| self.outputs()))
             .unwrap_or_else(|_| Err(self.lacks("inputs that fit the module: libtorch refused them")));
         tch::set_num_threads(threads);
-        let Some(outputs) = outputs? else { return Ok(None) };
-        let wanted = self.tensors.names().filter_map(|n| n.strip_prefix("out."));
-        let compared = wanted.map(|name| {
-            let ours = outputs
-                .get(name)
-                .ok_or_else(|| self.lacks(&format!("out.{name}, which is not computed here")))?;
-            Comparison::of(name, ours, &self.tensors.tensor(&format!("out.{name}"))?)
-        });
-        Ok(Some(compared.collect::<Result<_>>()?))
+        outputs
     }
 
     fn outputs(&self) -> Result<Option<BTreeMap<String, Tensor>>> {
@@ -416,7 +472,7 @@ impl Case {
         let model = Flux1::new(vs.root(), &params.flux)?;
         let of_the_lora: Vec<String> =
             all.names().filter(|name| name.starts_with("lora.")).map(str::to_string).collect();
-        all.without(&of_the_lora).official().load(&vs, LoadOptions::default())?;
+        all.without(&of_the_lora).official().load(&vs, self.options())?;
         let lora = Lora::from_checkpoint(self.weights()?.under("lora."))?;
         let shapes = vs.variables();
         let shape = |_: Model, name: &str| Some(shapes.get(name)?.size());
@@ -443,7 +499,7 @@ impl Case {
     ) -> Result<BTreeMap<String, Tensor>> {
         let vs = store();
         let model = AutoEncoder::new(vs.root(), params)?;
-        weights.load(&vs, LoadOptions::default())?;
+        weights.load(&vs, self.options())?;
         let mut outputs = BTreeMap::new();
         if let Some(x) = self.optional("x")? {
             outputs.insert("encode".to_string(), model.encode(&x)?);
@@ -479,7 +535,11 @@ impl Case {
     }
 
     fn load(&self, vs: &VarStore) -> Result<()> {
-        self.weights()?.official().load(vs, LoadOptions::default()).map(drop)
+        self.weights()?.official().load(vs, self.options()).map(drop)
+    }
+
+    fn options(&self) -> LoadOptions<'static> {
+        LoadOptions { kind: self.in_f64.get().then_some(Kind::Double), ..LoadOptions::default() }
     }
 
     fn input(&self, name: &str) -> Result<Tensor> {
@@ -493,7 +553,11 @@ impl Case {
 
     fn optional(&self, name: &str) -> Result<Option<Tensor>> {
         let name = format!("in.{name}");
-        self.tensors.shape(&name).map(|_| self.tensors.tensor(&name)).transpose()
+        let tensor = self.tensors.shape(&name).map(|_| self.tensors.tensor(&name)).transpose()?;
+        Ok(match tensor {
+            Some(tensor) if self.in_f64.get() && tensor.is_floating_point() => Some(tensor.f_to_kind(Kind::Double)?),
+            tensor => tensor,
+        })
     }
 
     fn params<T: DeserializeOwned>(&self) -> Result<T> {

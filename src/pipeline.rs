@@ -23,6 +23,7 @@ use crate::checkpoint::lora::{Lora, Model, Placed};
 use crate::checkpoint::{Access, Checkpoint};
 use crate::error::{Error, Result};
 use crate::flux1::{Flux1, Flux1Input, Flux1Params, Steps};
+use crate::ops::Numerics;
 use crate::image::Image;
 use crate::sampling::{self, NoiseRule, Prepared, get_noise, get_schedule, prepare, unpack};
 use crate::shim;
@@ -45,8 +46,23 @@ pub struct Settings {
     /// Keeps fp8 and GGUF weights of linear layers as they are on the disk; each becomes numbers of `kind` for as long
     /// as its layer runs. Otherwise they become such numbers when they are loaded.
     pub keep_quantized: bool,
+    /// The official bits, or speed: see [`Numerics`].
+    pub numerics: Numerics,
+    /// What the weights of the transformer's blocks become once they are loaded.
+    pub quantize: Quantize,
     /// Goes on where a LoRA has keys that cannot be placed; [`Pipeline::set_loras`] then returns them.
     pub allow_partial_lora: bool,
+}
+
+/// Numbers of fewer bits for the weights of the transformer's blocks, and for the products with them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Quantize {
+    /// As they were loaded.
+    #[default]
+    None,
+    /// See [`Flux1::quantize_int8`]; on the CPU.
+    Int8,
 }
 
 impl Default for Settings {
@@ -57,6 +73,8 @@ impl Default for Settings {
             access: Access::Map,
             keep_text_encoders: false,
             keep_quantized: false,
+            numerics: Numerics::Exact,
+            quantize: Quantize::None,
             allow_partial_lora: false,
         }
     }
@@ -367,8 +385,22 @@ impl Pipeline {
         let (kind, text) = (self.kind, self.text_kind());
         let decoder = self.autoencoder_kind(&autoencoder);
         let decodes_in = if self.decodes_in_f32(decoder) { Kind::Float } else { Kind::BFloat16 };
+        let quantized = match self.settings.quantize {
+            Quantize::None => None,
+            Quantize::Int8 => Some(("I8", 1)),
+        };
+        let blocks = transformer.names().filter(|name| Flux1::quantizes(name));
+        let numbers: u64 =
+            blocks.filter_map(|name| Some(transformer.shape(name)?.iter().product::<i64>() as u64)).sum();
+        let mut transformer = Weights { from_base, ..weights("transformer", transformer, kind, kind, keep) };
+        if let Some((name, bytes)) = quantized {
+            let before = kind.elt_size_in_bytes() as u64;
+            transformer.in_memory.values_mut().for_each(|held| *held = held.saturating_sub(numbers * before));
+            transformer.in_memory.retain(|_, held| *held > 0);
+            transformer.in_memory.insert(name.into(), numbers * bytes);
+        }
         Ok(vec![
-            Weights { from_base, ..weights("transformer", transformer, kind, kind, keep) },
+            transformer,
             weights("T5", self.parts.open_t5(access)?, text, text, keep),
             weights("CLIP", self.parts.open_clip(access)?, text, text, keep),
             weights("autoencoder", autoencoder, decoder, decodes_in, false),
@@ -432,14 +464,17 @@ impl Pipeline {
         }
 
         begin(on_progress, Phase::Decode)?;
+        self.transformer.iter().for_each(|transformer| transformer.model.release_workspace());
         self.load_autoencoder()?;
-        drawn
+        let pictures = drawn
             .into_iter()
             .map(|(request, latent, warnings)| {
                 let picture = self.decode(&latent, &request)?;
                 Ok(Generated { image: Image::from_tensor(&picture)?, request, warnings })
             })
-            .collect()
+            .collect();
+        self.autoencoder.iter().for_each(|autoencoder| autoencoder.model.release_workspace());
+        pictures
     }
 
     /// The states of T5 and the pooled vector of CLIP.
@@ -490,6 +525,10 @@ impl Pipeline {
     fn load_transformer(&mut self) -> Result<()> {
         if self.transformer.is_none() {
             let transformer = self.parts.load_transformer(&self.settings, self.kind, &self.params)?;
+            match self.settings.quantize {
+                Quantize::None => {}
+                Quantize::Int8 => transformer.model.quantize_int8()?,
+            }
             self.transformer = Some(transformer.adapt(&self.loras.transformer)?);
         }
         Ok(())

@@ -4,6 +4,7 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Version.h>
 #include <ATen/autocast_mode.h>
+#include <ATen/record_function.h>
 #include <torch/version.h>
 
 #include <cstdint>
@@ -23,6 +24,8 @@ at::Tensor* guarded(char* error, size_t error_len, F f) {
     return nullptr;
   }
 }
+
+thread_local uint64_t calls = 0;
 
 }  // namespace
 
@@ -74,6 +77,21 @@ void tch_flux_autocast_leave(bool cuda, bool enabled, int kind) {
   if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
   at::autocast::set_autocast_enabled(device, enabled);
   at::autocast::set_autocast_dtype(device, static_cast<at::ScalarType>(kind));
+}
+
+// Counts the calls of libtorch's operators on this thread from here to `tch_flux_count_end`, which takes the handle.
+uint64_t tch_flux_count_begin() {
+  calls = 0;
+  auto count = [](const at::RecordFunction&) -> std::unique_ptr<at::ObserverContext> {
+    calls++;
+    return nullptr;
+  };
+  return at::addThreadLocalCallback(at::RecordFunctionCallback(count).scopes({at::RecordScope::FUNCTION}));
+}
+
+uint64_t tch_flux_count_end(uint64_t handle) {
+  at::removeCallback(handle);
+  return calls;
 }
 
 // f32 standard normal values from a generator of their own, so that no other draw of the process has a part in them.

@@ -20,6 +20,10 @@ unsafe extern "C" {
     fn tch_flux_autocast_enter(cuda: bool, enabled: *mut bool, kind: *mut c_int);
     fn tch_flux_autocast_is_enabled(cuda: bool) -> bool;
     fn tch_flux_grad_is_enabled() -> bool;
+    #[cfg(test)]
+    fn tch_flux_count_begin() -> u64;
+    #[cfg(test)]
+    fn tch_flux_count_end(handle: u64) -> u64;
     fn tch_flux_autocast_leave(cuda: bool, enabled: bool, kind: c_int);
     fn tch_flux_torch_version() -> *const c_char;
     fn tch_flux_cpu_capability(text: *mut c_char, text_len: usize);
@@ -175,6 +179,16 @@ pub(crate) fn autocast_is_enabled(device: tch::Device) -> bool {
 pub(crate) fn grad_is_enabled() -> bool {
     // SAFETY: reads a flag of this thread.
     unsafe { tch_flux_grad_is_enabled() }
+}
+
+/// How many of libtorch's operators `f` calls on this thread.
+#[cfg(test)]
+pub(crate) fn operator_calls(f: &dyn Fn()) -> u64 {
+    // SAFETY: registers a counter of this thread, which is taken off again below.
+    let handle = unsafe { tch_flux_count_begin() };
+    f();
+    // SAFETY: the handle of above.
+    unsafe { tch_flux_count_end(handle) }
 }
 
 /// The version of the libtorch that the crate was built with, such as `2.13.0`.

@@ -17,9 +17,12 @@ use serde_json::json;
 use tch::Device;
 use tch_flux::Error;
 use tch_flux::image::Image;
-use tch_flux::pipeline::{Generated, LoraFile, Parts, Phase, Pipeline, Progress, Request, Settings, Weights};
+use tch_flux::ops::{Numerics, cpu};
+use tch_flux::pipeline::{
+    Generated, LoraFile, Parts, Phase, Pipeline, Progress, Quantize, Request, Settings, Weights,
+};
 
-use super::{KindArg, ModelArgs, Saying, access, human_bytes, kind_name, parse_device, print_json};
+use super::{KindArg, ModelArgs, NumericsArg, QuantizeArg, Saying, access, human_bytes, kind_name, parse_device, print_json};
 
 /// The key of our own text in a PNG.
 const TEXT_KEY: &str = "tch-flux";
@@ -79,6 +82,12 @@ pub(super) struct Generate {
     /// Keep fp8 and GGUF weights in memory as they are on the disk; each layer's become numbers as it runs.
     #[arg(long)]
     keep_quantized: bool,
+    /// The official bits, or speed with no larger an error. [default: fast]
+    #[arg(long, value_enum)]
+    numerics: Option<NumericsArg>,
+    /// Numbers of fewer bits for the weights of the transformer's blocks: int8 on the CPU. [default: none]
+    #[arg(long, value_enum)]
+    quantize: Option<QuantizeArg>,
     /// A LoRA, and its strength where it is not 1; may be given several times.
     #[arg(long, value_name = "FILE[:STRENGTH]", value_parser = parse_lora)]
     lora: Vec<LoraFile>,
@@ -105,6 +114,11 @@ struct Recipe {
     version: String,
     model: String,
     kind: String,
+    /// Pictures from before there was a choice are exact.
+    #[serde(default)]
+    numerics: Numerics,
+    #[serde(default)]
+    quantize: Quantize,
     #[serde(flatten)]
     request: Request,
 }
@@ -134,9 +148,14 @@ impl Generate {
             (None, Some(recipe)) => parse_kind(&recipe.kind)?,
             (None, None) => None,
         };
+        let (numerics, quantize) = recipe.as_ref().map_or((Numerics::Fast, Quantize::None), |recipe| {
+            (recipe.numerics, recipe.quantize)
+        });
         let settings = Settings {
             device: self.device,
             kind,
+            numerics: self.numerics.map_or(numerics, Numerics::from),
+            quantize: self.quantize.map_or(quantize, Quantize::from),
             access: access(self.no_mmap),
             keep_text_encoders: self.keep_text_encoders,
             keep_quantized: self.keep_quantized,
@@ -148,6 +167,13 @@ impl Generate {
             let (lacking, kind) = (kind_name(lacking), kind_name(pipeline.kind()));
             format!("{:?} does not compute in {lacking}: {kind} is taken", self.device)
         }));
+        if settings.numerics == Numerics::Fast
+            && settings.device == Device::Cpu
+            && pipeline.kind() == tch::Kind::BFloat16
+            && !cpu::arithmetic().bf16_products
+        {
+            notes.push("this CPU has no products of bf16: these numbers are multiplied as f32".into());
+        }
         let weights = pipeline.weights()?;
         let model = file_name(&parts.transformer);
         let request = pipeline.complete(&request);
@@ -158,7 +184,7 @@ impl Generate {
             let plan = json!({
                 "request": request, "model": model, "kind": kind_name(pipeline.kind()), "files": outputs,
                 "device": format!("{:?}", self.device).to_lowercase(), "weights": weights.iter().map(as_json).collect::<Vec<_>>(),
-                "loras": loras, "notes": notes,
+                "loras": loras, "notes": notes, "numerics": settings.numerics, "quantize": settings.quantize,
             });
             print_json(&plan)?;
             return Ok(ExitCode::SUCCESS);
@@ -176,7 +202,7 @@ impl Generate {
         bars.clear();
         let mut written = Vec::new();
         for (picture, file) in generated?.iter().zip(outputs) {
-            let texts = texts(picture, &model, &kind_name(pipeline.kind()))?;
+            let texts = texts(picture, &model, &kind_name(pipeline.kind()), &settings)?;
             picture.image.write_png(&file, &texts)?;
             written.push(Written {
                 file,
@@ -195,7 +221,7 @@ impl Generate {
             let weights: Vec<_> = weights.iter().map(as_json).collect();
             print_json(&json!({
                 "images": written, "model": model, "kind": kind, "seconds": seconds, "weights": weights,
-                "loras": loras, "notes": notes,
+                "loras": loras, "notes": notes, "numerics": settings.numerics, "quantize": settings.quantize,
             }))?;
         } else if !self.quiet {
             for Written { file, seed, warnings, .. } in &written {
@@ -345,7 +371,12 @@ fn read_recipe(path: &Path) -> anyhow::Result<Recipe> {
 }
 
 /// The texts of a PNG: A1111's `parameters`, which many tools read, and our own.
-fn texts(picture: &Generated, model: &str, kind: &str) -> anyhow::Result<BTreeMap<String, String>> {
+fn texts(
+    picture: &Generated,
+    model: &str,
+    kind: &str,
+    settings: &Settings,
+) -> anyhow::Result<BTreeMap<String, String>> {
     let r = &picture.request;
     let mut parameters = format!(
         "{}\nSteps: {}, Sampler: Euler, CFG scale: 1, ",
@@ -363,6 +394,8 @@ fn texts(picture: &Generated, model: &str, kind: &str) -> anyhow::Result<BTreeMa
         version: version.into(),
         model: model.into(),
         kind: kind.into(),
+        numerics: settings.numerics,
+        quantize: settings.quantize,
         request: picture.request.clone(),
     };
     let own = serde_json::to_string(&recipe).context("writing the picture's parameters")?;

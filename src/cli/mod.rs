@@ -18,7 +18,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tch::{Cuda, Device, Kind};
 use tch_flux::Error;
 use tch_flux::checkpoint::Access;
-use tch_flux::pipeline::{OwnParts, Parts};
+use tch_flux::ops::Numerics;
+use tch_flux::pipeline::{OwnParts, Parts, Quantize};
 
 /// FLUX on libtorch: official weights, official bits.
 #[derive(Parser)]
@@ -158,6 +159,40 @@ impl From<KindArg> for Kind {
             KindArg::F32 => Kind::Float,
             KindArg::Bf16 => Kind::BFloat16,
             KindArg::F16 => Kind::Half,
+        }
+    }
+}
+
+/// How numbers come about.
+#[derive(Clone, Copy, ValueEnum)]
+enum NumericsArg {
+    /// The bits of the official PyTorch code.
+    Exact,
+    /// As fast as the device can, no less accurate.
+    Fast,
+}
+
+impl From<NumericsArg> for Numerics {
+    fn from(numerics: NumericsArg) -> Numerics {
+        match numerics {
+            NumericsArg::Exact => Numerics::Exact,
+            NumericsArg::Fast => Numerics::Fast,
+        }
+    }
+}
+
+/// Numbers of fewer bits for weights.
+#[derive(Clone, Copy, ValueEnum)]
+enum QuantizeArg {
+    None,
+    Int8,
+}
+
+impl From<QuantizeArg> for Quantize {
+    fn from(quantize: QuantizeArg) -> Quantize {
+        match quantize {
+            QuantizeArg::None => Quantize::None,
+            QuantizeArg::Int8 => Quantize::Int8,
         }
     }
 }

@@ -6,6 +6,8 @@
 //! costs about a hundredth of the product, and it needs no second copy.
 
 mod ffi;
+#[cfg(test)]
+mod tests;
 
 use std::ffi::CStr;
 use std::sync::OnceLock;

@@ -12,6 +12,7 @@ use crate::checkpoint::{Access, Checkpoint, Contained, Family, LoadOptions};
 use crate::error::{Error, Result};
 use crate::flux1::{Flux1, Flux1Params};
 use crate::nn::Linears;
+use crate::ops::Numerics;
 use crate::text::{ClipConfig, ClipText, T5Config, T5Encoder};
 
 impl Parts {
@@ -46,7 +47,7 @@ impl Parts {
     ) -> Result<Resident<Flux1>> {
         let (checkpoint, _) = self.open_transformer(settings.access)?;
         let checkpoint = checkpoint.widened("img_in.weight", params.in_channels);
-        Resident::fill(settings, kind, checkpoint, |vs| Flux1::new(vs.root(), params), Some(Flux1::linears))
+        Resident::fill(settings, kind, checkpoint, |vs| Flux1::new(vs.root(), params), Some(Flux1::linears), Flux1::set_numerics)
     }
 
     pub(super) fn load_clip(&self, settings: &Settings, kind: Kind) -> Result<Resident<ClipText>> {
@@ -56,7 +57,7 @@ impl Parts {
             None => ClipConfig::from_shapes(|name| checkpoint.shape(name))?,
         };
         let build = |vs: &VarStore| ClipText::new(vs.root(), &config);
-        Resident::fill(settings, kind, checkpoint, build, Some(ClipText::linears))
+        Resident::fill(settings, kind, checkpoint, build, Some(ClipText::linears), ClipText::set_numerics)
     }
 
     pub(super) fn load_t5(&self, settings: &Settings, kind: Kind) -> Result<Resident<T5Encoder>> {
@@ -66,7 +67,7 @@ impl Parts {
             None => T5Config::from_shapes(|name| checkpoint.shape(name))?,
         };
         let build = |vs: &VarStore| T5Encoder::new(vs.root(), &config);
-        Resident::fill(settings, kind, checkpoint, build, Some(T5Encoder::linears))
+        Resident::fill(settings, kind, checkpoint, build, Some(T5Encoder::linears), T5Encoder::set_numerics)
     }
 }
 
@@ -76,7 +77,7 @@ pub(super) fn load_autoencoder(
     checkpoint: Checkpoint,
 ) -> Result<Resident<AutoEncoder>> {
     let params = AutoEncoderParams::from_shapes(|name| checkpoint.shape(name))?;
-    Resident::fill(settings, kind, checkpoint, |vs| AutoEncoder::new(vs.root(), &params), None)
+    Resident::fill(settings, kind, checkpoint, |vs| AutoEncoder::new(vs.root(), &params), None, AutoEncoder::set_numerics)
 }
 
 /// Opens a part under its official names, if the file holds one.
@@ -107,12 +108,14 @@ impl<M> Resident<M> {
         checkpoint: Checkpoint,
         build: impl FnOnce(&VarStore) -> Result<M>,
         linears: Option<fn(&M) -> &Linears>,
+        set_numerics: fn(&M, Numerics),
     ) -> Result<Self> {
         let mut vs = VarStore::new(settings.device);
         let model = build(&vs)?;
         let keep_quantized = linears.filter(|_| settings.keep_quantized).map(|linears| linears(&model));
         checkpoint.load(&vs, LoadOptions { kind: Some(kind), keep_quantized })?;
         vs.freeze();
+        set_numerics(&model, settings.numerics);
         Ok(Self { model, kind, checkpoint, vs, linears })
     }
 

@@ -155,31 +155,32 @@ struct AttentionRun {
         const uint32_t* k = keys(head) + (key0 + i) / MR * plan.words * MR;
         tile<W, MR>(plan.words, k, MR, q, scores + i * NR, NR, true);
       }
-      vf most[NV], factor[NV];
+      vf most[NV], factor[NV], block[NV];
       for (int v = 0; v < NV; v++) most[v] = largest[v];
       for (int64_t i = 0; i < count; i++)
         for (int v = 0; v < NV; v++) most[v] = max(most[v], load(scores + i * NR + v * LANES));
       for (int v = 0; v < NV; v++) {
         factor[v] = exp2(largest[v] - most[v]);
-        total[v] *= factor[v];
         largest[v] = most[v];
+        block[v] = vf{};
       }
       int64_t words = ceil_div(count, W::NUMBERS);
       for (int64_t w = 0; w < words; w++) {
         for (int v = 0; v < NV; v++) {
           float* score = scores + w * W::NUMBERS * NR + v * LANES;
           vf first = exp2(load(score) - most[v]);
-          total[v] += first;
+          block[v] += first;
           vu packed = (vu)first;
           if constexpr (W::NUMBERS == 2) {
             vf second{};
             if (2 * w + 1 < count) second = exp2(load(score + NR) - most[v]);
-            total[v] += second;
+            block[v] += second;
             packed = rounded(first) | rounded(second) << 16;
           }
           *reinterpret_cast<vu_any*>(probabilities + w * NR + v * LANES) = packed;
         }
       }
+      for (int v = 0; v < NV; v++) total[v] = total[v] * factor[v] + block[v];
       if (key0 > 0) {
         for (int64_t i = 0; i < p.width; i++)
           for (int v = 0; v < NV; v++) {

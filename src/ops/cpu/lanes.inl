@@ -40,10 +40,11 @@ INLINE vf select(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask
 INLINE vf max(vf a, vf b) { return select(a > b, a, b); }
 INLINE vf min(vf a, vf b) { return select(a < b, a, b); }
 
+// By halves, which loses less than one after the other.
 INLINE float sum(vf x) {
-  float total = 0;
-  for (int i = 0; i < LANES; i++) total += x[i];
-  return total;
+  for (int half = LANES / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; i++) x[i] += x[i + half];
+  return x[0];
 }
 
 // bf16 is the upper half of f32; narrowing rounds to the nearest, ties to even, and keeps NaN.
@@ -89,29 +90,49 @@ INLINE void store_some(T* p, vf x, int64_t n) {
   for (int i = 0; i < n; i++) put(p + i, x[i]);
 }
 
-// 2^x, within 2 units of the last place; 0 far below and infinity far above.
+// y · 2^n; the whole numbers n lie in the lowest bits of `shifted`, to which 1.5 · 2²³ was added.
+INLINE vf scaled(vf y, vf shifted) {
+  // Two factors, since the smallest and the largest powers are no single f32.
+  vi n = (vi)shifted - 0x4b400000;
+  vi half = n >> 1;
+  return y * (vf)((half + 127) << 23) * (vf)((n - half + 127) << 23);
+}
+
+// 2^x, within two units of the last place; 0 far below and infinity far above.
 INLINE vf exp2(vf x) {
   // In this order NaN stays NaN.
   vf bounded = min(splat(129.0f), max(splat(-150.0f), x));
   // Adding 1.5 · 2²³ rounds to the nearest whole number.
   vf shifted = bounded + 12582912.0f;
-  vf whole = shifted - 12582912.0f;
-  vf t = bounded - whole;
-  // The Taylor series of 2^t, which on −½..½ is off by one unit of the last place at most.
-  vf y = splat(1.5403530393381609e-4f);
+  vf t = bounded - (shifted - 12582912.0f);
+  // The Taylor series, which on −½..½ is off by less than f32 can tell.
+  vf y = splat(1.5252733804059838e-5f);
+  y = y * t + 1.5403530393381609e-4f;
   y = y * t + 1.3333558146428443e-3f;
   y = y * t + 9.6181291076284772e-3f;
   y = y * t + 5.5504108664821580e-2f;
   y = y * t + 2.4022650695910071e-1f;
   y = y * t + 6.9314718055994531e-1f;
   y = y * t + 1.0f;
-  // Two factors, since the smallest and the largest powers are no single f32.
-  vi n = (vi)shifted - 0x4b400000;
-  vi half = n >> 1;
-  vf first = (vf)((half + 127) << 23), second = (vf)((n - half + 127) << 23);
-  return y * first * second;
+  return scaled(y, shifted);
 }
-INLINE vf exp(vf x) { return exp2(x * 1.4426950408889634f); }
+
+// e^x, likewise. Taking n · ln 2 off in two pieces loses less than multiplying x by 1 / ln 2.
+INLINE vf exp(vf x) {
+  vf bounded = min(splat(89.0f), max(splat(-104.0f), x));
+  vf shifted = bounded * 1.4426950408889634f + 12582912.0f;
+  vf n = shifted - 12582912.0f;
+  vf t = bounded - n * 0.693359375f + n * 2.12194440e-4f;
+  vf y = splat(1.984126984126984e-4f);
+  y = y * t + 1.3888888888888889e-3f;
+  y = y * t + 8.3333333333333333e-3f;
+  y = y * t + 4.1666666666666667e-2f;
+  y = y * t + 1.6666666666666667e-1f;
+  y = y * t + 0.5f;
+  y = y * t + 1.0f;
+  y = y * t + 1.0f;
+  return scaled(y, shifted);
+}
 
 // x · sigmoid(y)
 INLINE vf gated(vf x, vf y) { return x / (1.0f + exp(-y)); }
@@ -139,17 +160,17 @@ INLINE vf activate(int32_t activation, vf x) {
 }
 
 // What a 32-bit word of the packed matrices holds, and how it is multiplied: `dot` adds to each lane of `sums` the
-// product of the words of `a` and `b`. Every kind runs in every instruction set, so that all can be tested in each.
+// product of the words of `a` and `b`, PIECE words at most before the sums are added to others. Every kind runs in every instruction set, so that all can be tested in each.
 struct F32Words {
   typedef vf Sums;
-  static constexpr int NUMBERS = 1;
+  static constexpr int NUMBERS = 1, PIECE = 128;
   static INLINE vf dot(vf sums, vu a, vu b) { return sums + (vf)a * (vf)b; }
 };
 
 // Two bf16, the first in the lower half.
 struct Bf16Words {
   typedef vf Sums;
-  static constexpr int NUMBERS = 2;
+  static constexpr int NUMBERS = 2, PIECE = 1 << 20;
 #if defined(__AVX512BF16__)
   static INLINE vf dot(vf sums, vu a, vu b) {
     return (vf)_mm512_dpbf16_ps((__m512)sums, (__m512bh)a, (__m512bh)b);
@@ -165,7 +186,7 @@ struct Bf16Words {
 // Two int16.
 struct I16Words {
   typedef vi Sums;
-  static constexpr int NUMBERS = 2;
+  static constexpr int NUMBERS = 2, PIECE = 1 << 20;
 #if defined(__AVX512BW__)
   static INLINE vi dot(vi sums, vu a, vu b) { return sums + (vi)_mm512_madd_epi16((__m512i)a, (__m512i)b); }
 #elif defined(__AVX2__)
@@ -182,7 +203,7 @@ struct I16Words {
 // Four int8; those of `a` have 128 added and no sign.
 struct I8Words {
   typedef vi Sums;
-  static constexpr int NUMBERS = 4;
+  static constexpr int NUMBERS = 4, PIECE = 1 << 20;
 #if defined(__AVX512VNNI__)
   static INLINE vi dot(vi sums, vu a, vu b) {
     return (vi)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)a, (__m512i)b);
@@ -217,17 +238,24 @@ constexpr int MR = 8, KC = 256;
 #endif
 constexpr int NV = 2, NR = NV * LANES;
 
-// c[rows][NR] (+)= a[kc][rows]ᵀ · b[kc][NR], words of W: `lda` words of a lie from one place of k to the next.
+// Sums of a piece of k on top of those of the pieces before. Each piece starts from zero: adding few large sums loses
+// less than adding many small products to a large one.
+template <class Sums>
+INLINE void add(float* c, Sums sums, bool fresh) {
+  store(c, (vf)(fresh ? sums : (Sums)load(c) + sums));
+}
+
+// c[rows][NR] (+)= aᵀ · b over the words from k to kc, of W: `lda` words of a lie from one place of k to the next.
 template <class W, int rows>
-INLINE void tile(int64_t kc, const uint32_t* __restrict a, int64_t lda, const uint32_t* __restrict b,
+INLINE void piece(int64_t k, int64_t kc, const uint32_t* __restrict a, int64_t lda, const uint32_t* __restrict b,
                  float* __restrict c, int64_t ldc, bool fresh) {
   typedef typename W::Sums Sums;
   Sums sums[rows][NV];
 #pragma GCC unroll 16
   for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
-    for (int j = 0; j < NV; j++) sums[i][j] = fresh ? Sums{} : (Sums)load(c + i * ldc + j * LANES);
-  for (int64_t k = 0; k < kc; k++) {
+    for (int j = 0; j < NV; j++) sums[i][j] = Sums{};
+  for (; k < kc; k++) {
     vu right[NV];
 #pragma GCC unroll 4
     for (int j = 0; j < NV; j++) right[j] = *reinterpret_cast<const vu_any*>(b + k * NR + j * LANES);
@@ -241,12 +269,12 @@ INLINE void tile(int64_t kc, const uint32_t* __restrict a, int64_t lda, const ui
 #pragma GCC unroll 16
   for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
-    for (int j = 0; j < NV; j++) store(c + i * ldc + j * LANES, (vf)sums[i][j]);
+    for (int j = 0; j < NV; j++) add(c + i * ldc + j * LANES, sums[i][j], fresh);
 }
 
 // The same, with the words of each row of a one after the other at a place of its own.
 template <class W, int rows>
-INLINE void tile_of_rows(int64_t kc, const uint32_t* const* a, const uint32_t* __restrict b, float* __restrict c,
+INLINE void piece_of_rows(int64_t k, int64_t kc, const uint32_t* const* a, const uint32_t* __restrict b, float* __restrict c,
                          int64_t ldc, bool fresh) {
   typedef typename W::Sums Sums;
   Sums sums[rows][NV];
@@ -255,9 +283,9 @@ INLINE void tile_of_rows(int64_t kc, const uint32_t* const* a, const uint32_t* _
   for (int i = 0; i < rows; i++) {
     at[i] = a[i];
 #pragma GCC unroll 4
-    for (int j = 0; j < NV; j++) sums[i][j] = fresh ? Sums{} : (Sums)load(c + i * ldc + j * LANES);
+    for (int j = 0; j < NV; j++) sums[i][j] = Sums{};
   }
-  for (int64_t k = 0; k < kc; k++) {
+  for (; k < kc; k++) {
     vu right[NV];
 #pragma GCC unroll 4
     for (int j = 0; j < NV; j++) right[j] = *reinterpret_cast<const vu_any*>(b + k * NR + j * LANES);
@@ -273,7 +301,20 @@ INLINE void tile_of_rows(int64_t kc, const uint32_t* const* a, const uint32_t* _
 #pragma GCC unroll 16
   for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
-    for (int j = 0; j < NV; j++) store(c + i * ldc + j * LANES, (vf)sums[i][j]);
+    for (int j = 0; j < NV; j++) add(c + i * ldc + j * LANES, sums[i][j], fresh);
+}
+
+template <class W, int rows>
+INLINE void tile(int64_t kc, const uint32_t* a, int64_t lda, const uint32_t* b, float* c, int64_t ldc, bool fresh) {
+  for (int64_t k = 0; k < kc; k += W::PIECE) {
+    piece<W, rows>(k, k + W::PIECE < kc ? k + W::PIECE : kc, a, lda, b, c, ldc, fresh && k == 0);
+  }
+}
+template <class W, int rows>
+INLINE void tile_of_rows(int64_t kc, const uint32_t* const* a, const uint32_t* b, float* c, int64_t ldc, bool fresh) {
+  for (int64_t k = 0; k < kc; k += W::PIECE) {
+    piece_of_rows<W, rows>(k, k + W::PIECE < kc ? k + W::PIECE : kc, a, b, c, ldc, fresh && k == 0);
+  }
 }
 
 // A tile of up to MR rows.

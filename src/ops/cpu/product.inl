@@ -345,14 +345,13 @@ struct FewRows {
       for (int64_t j = 0; j < n; j++) {
         const A* a = row<A>(p.a, m);
         const B* b = row<B>(p.w, n0 + j);
-        vf first{}, second{};
+        vf part[4] = {};
         int64_t k = 0;
-        for (; k + 2 * LANES <= p.k; k += 2 * LANES) {
-          first += load(a + k) * load(b + k);
-          second += load(a + k + LANES) * load(b + k + LANES);
-        }
-        for (; k < p.k; k += LANES) first += load_some(a + k, p.k - k) * load_some(b + k, p.k - k);
-        sums[j] = sum(first + second);
+        for (; k + 4 * LANES <= p.k; k += 4 * LANES)
+#pragma GCC unroll 4
+          for (int i = 0; i < 4; i++) part[i] += load(a + k + i * LANES) * load(b + k + i * LANES);
+        for (; k < p.k; k += LANES) part[0] += load_some(a + k, p.k - k) * load_some(b + k, p.k - k);
+        sums[j] = sum((part[0] + part[1]) + (part[2] + part[3]));
       }
       with_kind(p.c.kind, [&](auto kind) { finish_row<decltype(kind)>(p, m, n0, n, sums, 1.0f); });
     }

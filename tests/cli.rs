@@ -198,3 +198,86 @@ fn doctor_finds_the_libtorch_that_runs() {
         assert!(linked.iter().any(|lib| lib.as_str().unwrap().contains("libtorch_cpu")), "{found}");
     }
 }
+
+/// Runs `bench` with `--json`, and returns the object on its last line.
+fn bench(arguments: &[&str]) -> Value {
+    let folder = folder();
+    let text = stdout(&run(folder.path(), &[&["bench"], arguments, &["--json", "--threads", "2"]].concat()));
+    let measured: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    let seconds = |key: &str| measured[key].as_f64().unwrap();
+    assert!(seconds("min_s") > 0.0 && seconds("min_s") <= seconds("median_s"), "{measured}");
+    assert!(seconds("median_s") <= seconds("max_s"), "{measured}");
+    assert!(measured["weight_bytes"].as_u64().unwrap() > 0, "{measured}");
+    assert_eq!(measured["device"], "cpu");
+    assert_eq!(measured["threads"], 2);
+    assert!(measured["instructions"].is_string() && measured["torch"].is_string(), "{measured}");
+    if cfg!(target_os = "linux") {
+        assert!(measured["peak_bytes"].as_u64() > measured["weight_bytes"].as_u64(), "{measured}");
+        // Where the system does not let a process forget its peak, this is null.
+        assert!(measured.get("beyond_weights_bytes").is_some(), "{measured}");
+    }
+    measured
+}
+
+#[test]
+fn bench_step_measures_a_step_in_every_kind_and_numerics() {
+    let small = ["step", "--depth", "1", "--single", "1", "--hidden-size", "256"];
+    let small = [&small[..], &["--image-tokens", "60", "--text-tokens", "20"]].concat();
+    for (kind, numerics) in [("f32", "exact"), ("f32", "fast"), ("bf16", "exact"), ("bf16", "fast")] {
+        let flags = ["--kind", kind, "--numerics", numerics, "--repeat", "2"];
+        let measured = bench(&[&small[..], &flags].concat());
+        assert_eq!((&measured["kind"], &measured["numerics"]), (&kind.into(), &numerics.into()));
+        assert_eq!((&measured["preset"], &measured["quantize"]), (&"flux1-dev".into(), &"none".into()));
+        assert_eq!((&measured["depth"], &measured["single"]), (&1.into(), &1.into()));
+        assert_eq!((&measured["image_tokens"], &measured["text_tokens"]), (&60.into(), &20.into()));
+        assert_eq!(measured["seconds"].as_array().unwrap().len(), 2);
+    }
+    let bytes = |flags: &[&str]| bench(&[&small[..], flags].concat())["weight_bytes"].as_u64().unwrap();
+    let once = ["--repeat", "1", "--warmup", "0", "--preset", "flux1-schnell"];
+    assert!(bytes(&[&once[..], &["--quantize", "int8"]].concat()) < bytes(&once));
+}
+
+#[test]
+fn bench_step_refuses_weights_that_the_device_does_not_have() {
+    let folder = folder();
+    let call = ["bench", "step", "--depth", "0", "--single", "0", "--quantize", "fp8"];
+    let refused = run(folder.path(), &call);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("fp8 weights need CUDA"), "{refused:?}");
+    assert_eq!(run(folder.path(), &["bench", "step", "--hidden-size", "200"]).status.code(), Some(2));
+}
+
+#[test]
+fn bench_decode_and_text_measure_and_say_it_in_words() {
+    let decode =
+        ["decode", "--width", "32", "--height", "16", "--kind", "f32", "--repeat", "1", "--warmup", "0"];
+    let measured = bench(&[&decode[..], &["--numerics", "exact"]].concat());
+    assert_eq!((&measured["width"], &measured["height"]), (&32.into(), &16.into()));
+    bench(&decode);
+    let text = ["text", "--layers", "1", "--tokens", "8", "--repeat", "1", "--warmup", "0"];
+    let measured = bench(&text);
+    assert_eq!((&measured["layers"], &measured["tokens"]), (&1.into(), &8.into()));
+
+    let folder = folder();
+    let words = stdout(&run(folder.path(), &[&["bench"], &decode[..], &["--threads", "1"]].concat()));
+    assert!(words.starts_with("FLUX.1's autoencoder, a picture of 32 × 16\n"), "{words}");
+    assert!(words.contains("\nf32, fast, on the CPU: 1 thread, "), "{words}");
+    let wrong = ["bench", "decode", "--width", "40"];
+    assert_eq!(run(folder.path(), &wrong).status.code(), Some(2));
+}
+
+#[test]
+fn the_comparison_with_pytorch_names_its_rows() {
+    let Ok(python) = std::env::var("TCH_FLUX_PYTHON") else {
+        assert!(std::env::var_os("CI").is_none(), "in CI the reference must be there");
+        println!("skipped: run it with scripts/with-libtorch --reference");
+        return;
+    };
+    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("scripts/bench_vs_reference");
+    let call = |arguments: &[&str]| Command::new(&python).arg(&script).args(arguments).output().unwrap();
+    let listed = stdout(&call(&["--list"]));
+    for row in ["step-bf16", "step-int8", "decode-512-f32", "t5-f32", "generate-tiny", "memory-4608-bf16"] {
+        assert!(listed.lines().any(|line| line.split_whitespace().next() == Some(row)), "{row}: {listed}");
+    }
+    assert_eq!(call(&["no-such-row"]).status.code(), Some(2));
+}

@@ -3,14 +3,16 @@
 //! Source: `black-forest-labs/flux` at 802fb47, `src/flux/modules/autoencoder.py`. Pictures are `[B, 3, H, W]` in
 //! −1..1, latents `[B, z_channels, H/8, W/8]`.
 
+mod tiles;
+
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use tch::nn::{Module, Path};
 
 use crate::error::{Error, Result};
-use crate::math::scaled_dot_product_attention;
 use crate::nn::{Conv2d, GroupNorm, Parameters, check_kind, check_sizes};
-use crate::ops::Numerics;
+use crate::ops::{self, Before, Numerics};
+use tiles::Scale;
 
 /// The sizes of an autoencoder, in the official names.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -82,10 +84,6 @@ impl AutoEncoderParams {
     }
 }
 
-fn swish(x: &Tensor) -> Tensor {
-    x * x.sigmoid()
-}
-
 /// Attention over the pixels of the smallest level, with one head. Source: `autoencoder.py` lines 24–53.
 #[derive(Debug)]
 pub struct AttnBlock {
@@ -108,21 +106,15 @@ impl AttnBlock {
             proj_out: conv("proj_out"),
         }
     }
-
-    fn attention(&self, h_: &Tensor) -> Tensor {
-        let h_ = self.norm.forward(h_);
-        let (b, c, h, w) = (h_.size()[0], h_.size()[1], h_.size()[2], h_.size()[3]);
-        let tokens =
-            |conv: &Conv2d| conv.forward(&h_).permute([0, 2, 3, 1]).reshape([b, 1, h * w, c]).contiguous();
-        let (q, k, v) = (tokens(&self.q), tokens(&self.k), tokens(&self.v));
-        let h_ = scaled_dot_product_attention(&q, &k, &v, None, false, None);
-        h_.reshape([b, h, w, c]).permute([0, 3, 1, 2])
-    }
 }
 
 impl Module for AttnBlock {
     fn forward(&self, x: &Tensor) -> Tensor {
-        x + self.proj_out.forward(&self.attention(x))
+        ops::on_picture(x, self.q.weight(), |x| {
+            let h_ = ops::group_norm(&self.norm, x);
+            let h_ = ops::pixel_attention([&self.q, &self.k, &self.v], &h_);
+            ops::conv2d(&self.proj_out, &h_, Before::Nothing, Some(x))
+        })
     }
 }
 
@@ -152,9 +144,15 @@ impl ResnetBlock {
 
 impl Module for ResnetBlock {
     fn forward(&self, x: &Tensor) -> Tensor {
-        let h = self.conv1.forward(&swish(&self.norm1.forward(x)));
-        let h = self.conv2.forward(&swish(&self.norm2.forward(&h)));
-        x.apply_opt(&self.nin_shortcut) + h
+        ops::on_picture(x, self.conv1.weight(), |x| {
+            let h = ops::conv2d(&self.conv1, &ops::group_norm_silu(&self.norm1, x), Before::Nothing, None);
+            let h = ops::group_norm_silu(&self.norm2, &h);
+            let x = match &self.nin_shortcut {
+                Some(conv) => ops::conv2d(conv, x, Before::Nothing, None),
+                None => x.shallow_clone(),
+            };
+            ops::conv2d(&self.conv2, &h, Before::Nothing, Some(&x))
+        })
     }
 }
 
@@ -166,7 +164,7 @@ struct Downsample {
 
 impl Module for Downsample {
     fn forward(&self, x: &Tensor) -> Tensor {
-        self.conv.forward(&x.constant_pad_nd([0, 1, 0, 1]))
+        ops::conv2d(&self.conv, x, Before::PaddedAfter, None)
     }
 }
 
@@ -178,8 +176,7 @@ struct Upsample {
 
 impl Module for Upsample {
     fn forward(&self, x: &Tensor) -> Tensor {
-        let x = x.upsample_nearest2d_vec(None::<&[i64]>, [2.0, 2.0]);
-        self.conv.forward(&x)
+        ops::conv2d(&self.conv, x, Before::Doubled, None)
     }
 }
 
@@ -269,9 +266,12 @@ impl Encoder {
 
 impl Module for Encoder {
     fn forward(&self, x: &Tensor) -> Tensor {
-        let h = self.down.iter().fold(self.conv_in.forward(x), |h, level| level.forward(&h));
-        let h = self.mid.forward(&h);
-        self.conv_out.forward(&swish(&self.norm_out.forward(&h)))
+        ops::on_picture(x, self.conv_in.weight(), |x| {
+            let h = ops::conv2d(&self.conv_in, x, Before::Nothing, None);
+            let h = self.down.iter().fold(h, |h, level| level.forward(&h));
+            let h = ops::group_norm_silu(&self.norm_out, &self.mid.forward(&h));
+            ops::conv2d(&self.conv_out, &h, Before::Nothing, None)
+        })
     }
 }
 
@@ -315,11 +315,12 @@ impl Decoder {
 
 impl Module for Decoder {
     fn forward(&self, z: &Tensor) -> Tensor {
-        let h = self.mid.forward(&self.conv_in.forward(z));
-        // Under autocast the middle ends in bf16; the official code goes on in the kind of the weights.
-        let h = h.to_kind(self.conv_in.weight().kind());
-        let h = self.up.iter().rev().fold(h, |h, level| level.forward(&h));
-        self.conv_out.forward(&swish(&self.norm_out.forward(&h)))
+        ops::on_picture(z, self.conv_in.weight(), |z| {
+            let h = self.mid.forward(&ops::conv2d(&self.conv_in, z, Before::Nothing, None));
+            let h = ops::as_weights(&h, self.conv_in.weight());
+            let h = self.up.iter().rev().fold(h, |h, level| level.forward(&h));
+            ops::conv2d(&self.conv_out, &ops::group_norm_silu(&self.norm_out, &h), Before::Nothing, None)
+        })
     }
 }
 
@@ -403,6 +404,34 @@ impl AutoEncoder {
         let _ops = self.parameters.ops().enter();
         let z = z / self.params.scale_factor + self.params.shift_factor;
         Ok(self.decoder.forward(&z))
+    }
+
+    /// As [`AutoEncoder::encode`], in tiles of `tile` × `tile` pixels, neighbours of which share `overlap` pixels and
+    /// fade into each other: for memory's sake, since attention and norms then see a tile each. What one tile holds is
+    /// as `encode` has it.
+    ///
+    /// # Errors
+    /// As [`AutoEncoder::encode`]; [`Error::Config`] where a tile overlaps another by more than a half, [`Error::Shape`]
+    /// where a side of the picture is not whole latents.
+    pub fn encode_tiled(&self, x: &Tensor, tile: i64, overlap: i64) -> Result<Tensor> {
+        self.check("x", x, self.params.in_channels)?;
+        let side = self.params.downsampling();
+        if x.size()[2] % side != 0 || x.size()[3] % side != 0 {
+            let expected = format!("sides that are multiples of {side}");
+            return Err(Error::Shape { what: "x", expected, found: x.size() });
+        }
+        let (tile, overlap) = (tile / side * side, overlap / side * side);
+        tiles::tiled(x, tile, overlap, Scale::Down(side), |x| self.encode(x))
+    }
+
+    /// As [`AutoEncoder::decode`], in tiles; see [`AutoEncoder::encode_tiled`].
+    ///
+    /// # Errors
+    /// As [`AutoEncoder::encode_tiled`].
+    pub fn decode_tiled(&self, z: &Tensor, tile: i64, overlap: i64) -> Result<Tensor> {
+        self.check("z", z, self.params.z_channels)?;
+        let side = self.params.downsampling();
+        tiles::tiled(z, tile / side, overlap / side, Scale::Up(side), |z| self.decode(z))
     }
 
     /// Pictures through a latent and back.

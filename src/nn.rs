@@ -203,6 +203,18 @@ impl Conv2d {
     pub(crate) fn weight(&self) -> &Tensor {
         &self.weight
     }
+
+    pub(crate) fn bias(&self) -> &Tensor {
+        &self.bias
+    }
+
+    pub(crate) fn stride(&self) -> i64 {
+        self.stride
+    }
+
+    pub(crate) fn padding(&self) -> i64 {
+        self.padding
+    }
 }
 
 impl Module for Conv2d {
@@ -220,15 +232,23 @@ pub struct GroupNorm {
 }
 
 impl GroupNorm {
+    pub(crate) const GROUPS: i64 = 32;
+    pub(crate) const EPS: f64 = 1e-6;
+
     /// Declares `weight` and `bias` of `num_channels` values.
     pub fn new(vs: Path, num_channels: i64) -> Self {
         Self { weight: declare(&vs, "weight", &[num_channels]), bias: declare(&vs, "bias", &[num_channels]) }
+    }
+
+    /// Weight and bias.
+    pub(crate) fn affine(&self) -> [&Tensor; 2] {
+        [&self.weight, &self.bias]
     }
 }
 
 impl Module for GroupNorm {
     fn forward(&self, xs: &Tensor) -> Tensor {
-        xs.group_norm(32, Some(&self.weight), Some(&self.bias), 1e-6, true)
+        xs.group_norm(Self::GROUPS, Some(&self.weight), Some(&self.bias), Self::EPS, true)
     }
 }
 

@@ -19,8 +19,9 @@ use tch::nn::Module;
 use tch::{Kind, Tensor};
 
 use crate::math;
-use crate::nn::{LayerNorm, Linear};
+use crate::nn::{Conv2d, GroupNorm, LayerNorm, Linear};
 
+use scope::fitting;
 pub use scope::with_numerics;
 pub(crate) use scope::{Setting, at_least_f32, is_fast, wide};
 
@@ -220,6 +221,78 @@ pub fn swiglu(x: &Tensor) -> Tensor {
         return out;
     }
     halves[0].silu() * &halves[1]
+}
+
+/// What is done with a picture on its way into a convolution.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Before {
+    Nothing,
+    /// Every pixel becomes four.
+    Doubled,
+    /// Zeros come below and to the right.
+    PaddedAfter,
+}
+
+/// Runs layers on a picture `[B, C, H, W]`, the first of which has this weight. Between them the fast form has pictures
+/// in an order and a kind of its own; what comes back is as the exact form has it.
+pub(crate) fn on_picture(x: &Tensor, weight: &Tensor, layers: impl Fn(&Tensor) -> Tensor) -> Tensor {
+    match cpu::image::between(x, weight, &layers) {
+        Some(out) => out,
+        None => layers(x),
+    }
+}
+
+/// A picture between layers in the kind of this weight, which under autocast it need not have; the fast form's keep
+/// theirs.
+pub(crate) fn as_weights(x: &Tensor, weight: &Tensor) -> Tensor {
+    if cpu::image::is_between(x, weight) { x.shallow_clone() } else { x.to_kind(weight.kind()) }
+}
+
+/// A convolution, and what comes before and after: `residual + conv(before(x))`.
+pub(crate) fn conv2d(conv: &Conv2d, x: &Tensor, before: Before, residual: Option<&Tensor>) -> Tensor {
+    if let Some(out) = cpu::image::conv2d(conv, x, before, residual) {
+        return out;
+    }
+    let x = fitting(x, conv.weight());
+    let x = match before {
+        Before::Nothing => x,
+        Before::Doubled => x.upsample_nearest2d_vec(None::<&[i64]>, [2.0, 2.0]),
+        Before::PaddedAfter => x.constant_pad_nd([0, 1, 0, 1]),
+    };
+    match residual {
+        Some(residual) => residual + conv.forward(&x),
+        None => conv.forward(&x),
+    }
+}
+
+/// Group norm.
+pub(crate) fn group_norm(norm: &GroupNorm, x: &Tensor) -> Tensor {
+    match cpu::image::group_norm(norm, x, false) {
+        Some(out) => out,
+        None => norm.forward(&fitting(x, norm.affine()[0])),
+    }
+}
+
+/// Group norm with SiLU behind it.
+pub(crate) fn group_norm_silu(norm: &GroupNorm, x: &Tensor) -> Tensor {
+    if let Some(out) = cpu::image::group_norm(norm, x, true) {
+        return out;
+    }
+    let x = norm.forward(&fitting(x, norm.affine()[0]));
+    &x * x.sigmoid()
+}
+
+/// Attention of a picture's pixels to each other with one head; queries, keys and values by convolutions of one tap.
+pub(crate) fn pixel_attention(qkv: [&Conv2d; 3], x: &Tensor) -> Tensor {
+    if let Some(out) = cpu::image::pixel_attention(qkv, x) {
+        return out;
+    }
+    let (b, c, h, w) = (x.size()[0], x.size()[1], x.size()[2], x.size()[3]);
+    let [q, k, v] = qkv.map(|conv| {
+        conv.forward(&fitting(x, conv.weight())).permute([0, 2, 3, 1]).reshape([b, 1, h * w, c]).contiguous()
+    });
+    let x = math::scaled_dot_product_attention(&q, &k, &v, None, false, None);
+    x.reshape([b, h, w, c]).permute([0, 3, 1, 2])
 }
 
 /// Rows of a weight.

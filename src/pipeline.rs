@@ -52,6 +52,8 @@ pub struct Settings {
     pub quantize: Quantize,
     /// Goes on where a LoRA has keys that cannot be placed; [`Pipeline::set_loras`] then returns them.
     pub allow_partial_lora: bool,
+    /// Decodes in tiles of so many pixels a side where memory is short; a quarter of each is shared with its neighbour.
+    pub vae_tile: Option<i64>,
 }
 
 /// Numbers of fewer bits for the weights of the transformer's blocks, and for the products with them.
@@ -76,6 +78,7 @@ impl Default for Settings {
             numerics: Numerics::Exact,
             quantize: Quantize::None,
             allow_partial_lora: false,
+            vae_tile: None,
         }
     }
 }
@@ -575,11 +578,11 @@ impl Pipeline {
         let Some(autoencoder) = &self.autoencoder else { return Err(not_loaded()) };
         autoencoder.checkpoint.check_unchanged()?;
         let latent = unpack(&latent.f_to_kind(Kind::Float)?, request.height, request.width)?;
-        let picture = if self.decodes_in_f32(autoencoder.kind) {
-            autoencoder.model.decode(&latent)?
-        } else {
-            let _autocast = shim::Autocast::bf16(self.settings.device);
-            autoencoder.model.decode(&latent)?
+        let autocast = !self.decodes_in_f32(autoencoder.kind);
+        let _autocast = autocast.then(|| shim::Autocast::bf16(self.settings.device));
+        let picture = match self.settings.vae_tile {
+            Some(tile) => autoencoder.model.decode_tiled(&latent, tile, tile / 4)?,
+            None => autoencoder.model.decode(&latent)?,
         };
         Ok(picture.f_get(0)?)
     }

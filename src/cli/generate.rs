@@ -94,6 +94,9 @@ pub(super) struct Generate {
     /// Draw with a LoRA even where some of its keys cannot be placed; they are listed.
     #[arg(long, requires = "lora")]
     allow_partial_lora: bool,
+    /// Decode the picture in tiles of so many pixels a side, for memory's sake; neighbours share a quarter.
+    #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(i64).range(64..))]
+    vae_tile: Option<i64>,
     /// Keep T5 and CLIP in memory while the transformer runs.
     #[arg(long)]
     keep_text_encoders: bool,
@@ -160,6 +163,7 @@ impl Generate {
             keep_text_encoders: self.keep_text_encoders,
             keep_quantized: self.keep_quantized,
             allow_partial_lora: self.allow_partial_lora,
+            vae_tile: self.vae_tile,
         };
         let mut pipeline = Pipeline::open(parts.clone(), settings)?;
         let mut notes = pipeline.set_loras(&self.lora)?;

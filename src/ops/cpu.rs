@@ -6,6 +6,7 @@
 //! costs about a hundredth of the product, and it needs no second copy.
 
 mod ffi;
+pub(super) mod image;
 #[cfg(test)]
 mod tests;
 
@@ -351,12 +352,12 @@ pub(super) fn joint_attention(
         });
         let raw: Vec<ffi::Stream> = raw.collect();
         let pe = if pe.size()[0] == 1 { pe.get(0) } else { pe.get(i) };
-        attend(&raw, num_heads, width, length, &pe, &out.get(i));
+        attend(&raw, num_heads, width, length, Some(&pe), &out.get(i));
     }
     Some(out)
 }
 
-fn attend(streams: &[ffi::Stream], heads: i64, width: i64, length: i64, pe: &Tensor, out: &Tensor) {
+fn attend(streams: &[ffi::Stream], heads: i64, width: i64, length: i64, pe: Option<&Tensor>, out: &Tensor) {
     let rows = Rows::of(out);
     debug_assert_eq!(rows.tensor.data_ptr(), out.data_ptr(), "the result's rows are not evenly apart");
     let attention = ffi::Attention {
@@ -367,7 +368,7 @@ fn attend(streams: &[ffi::Stream], heads: i64, width: i64, length: i64, pe: &Ten
         scale: (width as f32).sqrt().recip(),
         streams: streams.as_ptr(),
         stream_count: streams.len() as i64,
-        pe: pe.data_ptr().cast_const().cast(),
+        pe: pe.map_or(std::ptr::null(), |pe| pe.data_ptr().cast_const().cast()),
         words: 0,
         out: rows.raw(),
     };

@@ -111,3 +111,13 @@ pub(super) fn workspace() -> Arc<Workspace> {
 pub(crate) fn at_least_f32(kind: Kind) -> Kind {
     if kind == Kind::Double && MODE.get() == Mode::Wide { Kind::Double } else { Kind::Float }
 }
+
+/// `x` as the exact form of a layer with this weight takes it: the fast form keeps pictures in another kind and order.
+/// In that order libtorch's backward of group norm in bf16 writes where nothing is, if only the weight is trained.
+pub(super) fn fitting(x: &Tensor, weight: &Tensor) -> Tensor {
+    if MODE.get() != Mode::Fast {
+        return x.shallow_clone();
+    }
+    let x = x.contiguous();
+    if shim::autocast_is_enabled(x.device()) { x } else { x.to_kind(weight.kind()) }
+}

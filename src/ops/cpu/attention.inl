@@ -165,20 +165,26 @@ struct AttentionRun {
         block[v] = vf{};
       }
       int64_t words = ceil_div(count, W::NUMBERS);
-      for (int64_t w = 0; w < words; w++) {
-        for (int v = 0; v < NV; v++) {
-          float* score = scores + w * W::NUMBERS * NR + v * LANES;
-          vf first = exp2(load(score) - most[v]);
-          block[v] += first;
-          vu packed = (vu)first;
-          if constexpr (W::NUMBERS == 2) {
-            vf second{};
-            if (2 * w + 1 < count) second = exp2(load(score + NR) - most[v]);
-            block[v] += second;
-            packed = rounded(first) | rounded(second) << 16;
+      // Sums of sums: one long row of additions would round more than the products do.
+      constexpr int64_t PART = 16;
+      for (int64_t part = 0; part < words; part += PART) {
+        vf sums[NV] = {};
+        for (int64_t w = part; w < smaller(part + PART, words); w++) {
+          for (int v = 0; v < NV; v++) {
+            float* score = scores + w * W::NUMBERS * NR + v * LANES;
+            vf first = exp2(load(score) - most[v]);
+            sums[v] += first;
+            vu packed = (vu)first;
+            if constexpr (W::NUMBERS == 2) {
+              vf second{};
+              if (2 * w + 1 < count) second = exp2(load(score + NR) - most[v]);
+              sums[v] += second;
+              packed = rounded(first) | rounded(second) << 16;
+            }
+            *reinterpret_cast<vu_any*>(probabilities + w * NR + v * LANES) = packed;
           }
-          *reinterpret_cast<vu_any*>(probabilities + w * NR + v * LANES) = packed;
         }
+        for (int v = 0; v < NV; v++) block[v] += sums[v];
       }
       for (int v = 0; v < NV; v++) total[v] = total[v] * factor[v] + block[v];
       if (key0 > 0) {

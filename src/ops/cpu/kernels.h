@@ -25,7 +25,8 @@ struct Rows {
 
 // Where the rows of a convolution's left matrix come from: an output pixel's row is its `taps`² neighbours' channels,
 // one after the other. The input is [height, width, channels]; `shift` is 1 where it is doubled in both directions
-// first (nearest neighbour), else 0; zeros lie around it.
+// first (nearest neighbour), else 0; zeros lie around it. The input is F32, or BF16 with an even count of channels, and
+// the weight [n, channels, taps, taps], as libtorch has it.
 struct Window {
   int64_t batch, height, width;          // of the input as it lies in memory
   int64_t out_height, out_width;
@@ -45,7 +46,7 @@ struct End {
 // c[m, n] = end(Σ_k a[m, k] · w[n, k] + bias[n])
 struct Product {
   int64_t m, n, k;
-  Rows a;
+  Rows a;                   // with a window, its pixels
   Rows w;                   // [n, k], F32, BF16 or I8
   const float* w_scale;     // [n], for I8
   const int32_t* w_sum;     // [n], for I8: the sum of each row

@@ -14,8 +14,6 @@ using tch_flux::Window;
 constexpr int NB = 6 * NR;
 // Rows of the result that are computed together, so that the left matrix' words stay within a bound.
 constexpr int64_t ROWS = 128 * MR;
-// Rows of a task in a convolution.
-constexpr int64_t PIXELS = 8 * MR;
 
 INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -249,87 +247,12 @@ struct MatrixProduct {
   }
 };
 
-// ---- convolution
+}  // namespace
 
-// The words of the input's pixels are multiplied where they lie; the weights' words are packed once a call.
-template <class W>
-struct ConvolutionPlan {
-  int64_t tap_words, right_words;
-  size_t right, zeros, sums;
-  ConvolutionPlan(const Product& p) {
-    tap_words = p.window->channels / W::NUMBERS;
-    right_words = tap_words * p.window->taps * p.window->taps;
-    right = aligned(size_t(ceil_div(p.n, NR)) * NR * right_words * 4);
-    zeros = aligned(tap_words * 4);
-    sums = aligned(size_t(PIXELS) * ceil_div(p.n, NR) * NR * 4);
-  }
-  size_t bytes(int64_t threads) const { return right + zeros + threads * sums; }
-};
+#include "convolution.inl"
+#include "winograd.inl"
 
-template <class W, class B>
-struct Convolution {
-  const Product& p;
-  ConvolutionPlan<W> plan;
-  char* scratch;
-
-  uint32_t* right() const { return reinterpret_cast<uint32_t*>(scratch); }
-  uint32_t* zeros() const { return reinterpret_cast<uint32_t*>(scratch + plan.right); }
-
-  void pack_right(int64_t panel) {
-    int64_t n0 = panel * NR;
-    pack<W>(row<B>(p.w, n0), p.w.stride, smaller(NR, p.n - n0), NR, 0, plan.right_words, p.k,
-            right() + n0 * plan.right_words);
-  }
-
-  // The words of the pixel under a tap of output pixel m.
-  const uint32_t* pixel(int64_t m, int64_t dy, int64_t dx) const {
-    const Window& w = *p.window;
-    int64_t x = m % w.out_width * w.stride + dx - w.pad_left;
-    int64_t y = m / w.out_width % w.out_height * w.stride + dy - w.pad_top;
-    int64_t image = m / (w.out_width * w.out_height);
-    if (x < 0 || y < 0 || x >= w.width << w.shift || y >= w.height << w.shift) return zeros();
-    int64_t place = (image * w.height + (y >> w.shift)) * w.width + (x >> w.shift);
-    return reinterpret_cast<const uint32_t*>(static_cast<const char*>(p.a.data) +
-                                             place * p.a.stride * (W::NUMBERS == 1 ? 4 : 2));
-  }
-
-  void task(int64_t index, int64_t thread) {
-    int64_t from = index * PIXELS, to = smaller(from + PIXELS, p.m), width = ceil_div(p.n, NR) * NR;
-    float* sums = reinterpret_cast<float*>(scratch + plan.right + plan.zeros + thread * plan.sums);
-    const Window& w = *p.window;
-    const uint32_t* at[PIXELS];
-    for (int64_t tap = 0; tap < w.taps * w.taps; tap++) {
-      for (int64_t m = from; m < to; m++) at[m - from] = pixel(m, tap / w.taps, tap % w.taps);
-      for (int64_t k0 = 0; k0 < plan.tap_words; k0 += KC) {
-        int64_t kc = smaller(KC, plan.tap_words - k0);
-        const uint32_t* place[PIXELS];
-        for (int64_t m = from; m < to; m++) place[m - from] = at[m - from] + k0;
-        for (int64_t n0 = 0; n0 < p.n; n0 += NR) {
-          const uint32_t* b = right() + n0 * plan.right_words + (tap * plan.tap_words + k0) * NR;
-          for (int64_t m = from; m < to; m += MR) {
-            some_tile_of_rows<W>(smaller(MR, to - m), kc, place + (m - from), b, sums + (m - from) * width + n0, width,
-                                 tap == 0 && k0 == 0);
-          }
-        }
-      }
-    }
-    for (int64_t m = from; m < to; m++) {
-      with_kind(p.c.kind, [&](auto kind) {
-        finish_row<decltype(kind)>(p, m, 0, p.n, sums + (m - from) * width, 1.0f);
-      });
-    }
-  }
-
-  void run(const Pool& pool) {
-    std::memset(zeros(), 0, plan.tap_words * 4);
-    pool.run(ceil_div(p.n, NR), [](void* self, int64_t i, int64_t) {
-      static_cast<Convolution*>(self)->pack_right(i);
-    }, this);
-    pool.run(ceil_div(p.m, PIXELS), [](void* self, int64_t i, int64_t thread) {
-      static_cast<Convolution*>(self)->task(i, thread);
-    }, this);
-  }
-};
+namespace {
 
 // ---- few rows: nothing is packed, and every weight is read once
 
@@ -369,11 +292,12 @@ constexpr int64_t FEW = 4;
 // The words that a product is computed in.
 enum Words { AS_F32, AS_BF16, AS_I16, AS_I8 };
 Words words_of(const Product& p) {
+  // A convolution reads the input's words where they lie.
+  if (p.window) return p.a.kind == tch_flux::BF16 ? AS_BF16 : AS_F32;
   if (p.words != tch_flux::OWN_WORDS) return Words(p.words - 1);
   if (p.w.kind == tch_flux::I8) return HAS_INT8 ? AS_I8 : AS_I16;
   bool narrow = p.a.kind == tch_flux::BF16 && p.w.kind == tch_flux::BF16;
-  bool even = !p.window || p.window->channels % 2 == 0;
-  return HAS_BF16 && narrow && even ? AS_BF16 : AS_F32;
+  return HAS_BF16 && narrow ? AS_BF16 : AS_F32;
 }
 
 bool few(const Product& p) { return p.m <= FEW && p.w.kind != tch_flux::I8 && !p.window; }
@@ -382,6 +306,7 @@ size_t product_scratch(const Product* p, int64_t threads) {
   if (few(*p)) return 0;
   Words words = words_of(*p);
   if (p->window) {
+    if (winograd(*p)) return WinogradPlan(*p, threads).bytes();
     return words == AS_BF16 ? ConvolutionPlan<Bf16Words>(*p).bytes(threads)
                             : ConvolutionPlan<F32Words>(*p).bytes(threads);
   }
@@ -408,6 +333,7 @@ void product(const Product* product, const Pool* pool, void* scratch) {
   } else if (p.window) {
     with_kind(p.w.kind, [&](auto b) {
       char* memory = static_cast<char*>(scratch);
+      if (winograd(p)) return Winograd<decltype(b)>{p, WinogradPlan(p, pool->threads), memory}.run(*pool);
       if (words == AS_BF16) Convolution<Bf16Words, decltype(b)>{p, ConvolutionPlan<Bf16Words>(p), memory}.run(*pool);
       else Convolution<F32Words, decltype(b)>{p, ConvolutionPlan<F32Words>(p), memory}.run(*pool);
     });

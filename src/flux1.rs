@@ -356,8 +356,17 @@ impl Flux1 {
         if self.img_in.weight.device() != tch::Device::Cpu {
             return Err(Error::Config("int8 weights are for the CPU; on CUDA quantise to fp8".into()));
         }
-        let block = |name: &str| name.contains("_blocks.") && !name.contains("mod");
-        self.linears().quantize_int8(block)
+        self.linears().quantize_int8(in_blocks)
+    }
+
+    /// The same with fp8, on CUDA from SM 8.9 on. Weights whose sides are no multiples of 16 stay as they are.
+    ///
+    /// # Errors
+    /// [`Error::Tch`] where the memory is not to be had, [`Error::Config`] on a device without products of fp8.
+    pub fn quantize_fp8(&self) -> Result<()> {
+        self.parameters.check()?;
+        ops::cuda::check_fp8(self.img_in.weight.device())?;
+        self.linears().quantize_fp8(in_blocks)
     }
 
     fn vec(&self, timesteps: &Tensor, guidance: Option<&Tensor>, y: &Tensor) -> Result<Tensor> {
@@ -422,4 +431,9 @@ impl Flux1 {
         }
         Ok(())
     }
+}
+
+/// Whether this is a weight of a block's attention or MLP, not of its modulation.
+fn in_blocks(name: &str) -> bool {
+    name.contains("_blocks.") && !name.contains("mod")
 }

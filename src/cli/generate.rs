@@ -17,6 +17,7 @@ use serde_json::json;
 use tch::Device;
 use tch_flux::Error;
 use tch_flux::image::Image;
+use tch_flux::ops::cuda;
 use tch_flux::pipeline::{Generated, LoraFile, Parts, Phase, Pipeline, Progress, Request, Settings, Weights};
 
 use super::{KindArg, ModelArgs, Saying, access, human_bytes, kind_name, parse_device, print_json};
@@ -148,6 +149,12 @@ impl Generate {
             let (lacking, kind) = (kind_name(lacking), kind_name(pipeline.kind()));
             format!("{:?} does not compute in {lacking}: {kind} is taken", self.device)
         }));
+        cuda::set_cache(super::kernel_cache());
+        if let Device::Cuda(index) = self.device
+            && let Some(problem) = cuda::arithmetic(index).problem
+        {
+            notes.push(format!("libtorch's operations run in place of kernels of our own: {problem}"));
+        }
         let weights = pipeline.weights()?;
         let model = file_name(&parts.transformer);
         let request = pipeline.complete(&request);

@@ -359,6 +359,16 @@ impl Flux1 {
         self.linears().quantize_int8(Self::quantizes)
     }
 
+    /// The same with fp8, on CUDA from SM 8.9 on. Weights whose sides are no multiples of 16 stay as they are.
+    ///
+    /// # Errors
+    /// [`Error::Tch`] where the memory is not to be had, [`Error::Config`] on a device without products of fp8.
+    pub fn quantize_fp8(&self) -> Result<()> {
+        self.parameters.check()?;
+        ops::cuda::check_fp8(self.img_in.weight.device())?;
+        self.linears().quantize_fp8(Self::quantizes)
+    }
+
     /// Whether quantising changes the parameter of this name: the weights of the blocks' linear layers, but for the
     /// modulation's.
     pub(crate) fn quantizes(name: &str) -> bool {

@@ -283,8 +283,10 @@ impl Stream {
     }
 
     fn finish(&self, x: &Tensor, attn: &Tensor, [mod1, mod2]: &[ModulationOut; 2]) -> Tensor {
-        let x = ops::linear_gated_residual(&self.attn.proj, attn, &mod1.gate, x);
-        let hidden = ops::linear_gelu(&self.mlp.up, &mod2.modulate(&self.norm2, &x));
+        let (proj, modulation) = (&self.attn.proj, [&mod2.scale, &mod2.shift]);
+        let (x, x_mod) =
+            ops::linear_gated_residual_modulate(proj, attn, &mod1.gate, x, &self.norm2, modulation);
+        let hidden = ops::linear_gelu(&self.mlp.up, &x_mod);
         ops::linear_gated_residual(&self.mlp.down, &hidden, &mod2.gate, &x)
     }
 }

@@ -5,11 +5,16 @@
 //! that of the exact one. Which of them runs is chosen in one place: a model's `set_numerics`, or [`with_numerics`] for
 //! a layer that is used alone.
 //!
-//! The fast form runs on the CPU in f32 and bf16 ([`cpu`]). Everything else, and whatever needs gradients, runs the
-//! exact one.
+//! The fast form runs on the CPU in f32 and bf16 ([`cpu`]), and on other devices in f32, bf16 and f16: on CUDA with
+//! kernels of our own ([`cuda`]), elsewhere, and where these cannot be had, with libtorch's operations. Everything else,
+//! and whatever needs gradients, runs the exact one.
 
 pub mod cpu;
+pub mod cuda;
 mod scope;
+mod stock;
+#[cfg(test)]
+mod tests;
 mod workspace;
 
 use std::ops::Range;
@@ -105,7 +110,7 @@ impl End<'_> {
 
 /// A linear layer `[…, in]` to `[…, out]`, and what follows it.
 pub(crate) fn linear(layer: &Linear, x: &Tensor, end: End) -> Tensor {
-    match cpu::linear(layer, x, &end) {
+    match cpu::linear(layer, x, &end).or_else(|| stock::linear(layer, x, &end)) {
         Some(out) => out,
         None => end.apply(layer.forward(x)),
     }
@@ -121,9 +126,26 @@ pub(crate) fn linear_gated_residual(layer: &Linear, y: &Tensor, gate: &Tensor, x
     linear(layer, y, End { gate: Some(gate), residual: Some(x), ..End::default() })
 }
 
+/// [`linear_gated_residual`], and that modulated by `[scale, shift]`.
+pub(crate) fn linear_gated_residual_modulate(
+    layer: &Linear,
+    y: &Tensor,
+    gate: &Tensor,
+    x: &Tensor,
+    norm: &LayerNorm,
+    [scale, shift]: [&Tensor; 2],
+) -> (Tensor, Tensor) {
+    if let Some(both) = stock::linear_gated_residual_modulate(layer, y, gate, x, norm, [scale, shift]) {
+        return both;
+    }
+    let x = linear_gated_residual(layer, y, gate, x);
+    let modulated = modulate(norm, &x, scale, shift);
+    (x, modulated)
+}
+
 /// `(1 + scale) * norm(x) + shift`: `x` `[B, L, D]`, `scale` and `shift` `[B, 1, D]`, `norm` without parameters.
 pub(crate) fn modulate(norm: &LayerNorm, x: &Tensor, scale: &Tensor, shift: &Tensor) -> Tensor {
-    match cpu::modulate(norm, x, scale, shift) {
+    match cpu::modulate(norm, x, scale, shift).or_else(|| stock::modulate(norm, x, scale, shift)) {
         Some(out) => out,
         None => (scale + 1) * norm.forward(x) + shift,
     }
@@ -162,7 +184,9 @@ pub(crate) struct Qkv<'a> {
 /// Attention over the streams one after the other, each with norms of its own, rotated by `pe`
 /// `[B, 1, ΣL, d/2, 2, 2]`: `[B, ΣL, H·d]`.
 pub(crate) fn joint_attention(streams: &[Qkv], num_heads: i64, pe: &Tensor) -> Tensor {
-    if let Some(out) = cpu::joint_attention(streams, num_heads, pe, None) {
+    let fast = cpu::joint_attention(streams, num_heads, pe, None)
+        .or_else(|| stock::joint_attention(streams, num_heads, pe));
+    if let Some(out) = fast {
         return out;
     }
     let parts: Vec<[Tensor; 3]> = streams
@@ -202,10 +226,12 @@ pub(crate) struct ParallelBlock<'a> {
 impl ParallelBlock<'_> {
     /// Attention and MLP side by side, from `x_mod` `[B, L, D]`, and back: `x + gate * linear2([attention, mlp])`.
     pub(crate) fn forward(&self, x_mod: &Tensor, pe: &Tensor, gate: &Tensor, x: &Tensor) -> Tensor {
-        if let Some(out) = cpu::parallel_block(self, x_mod, pe, gate, x) {
+        let fast = cpu::parallel_block(self, x_mod, pe, gate, x)
+            .or_else(|| stock::parallel_block(self, x_mod, pe, gate, x));
+        if let Some(out) = fast {
             return out;
         }
-        let linear1 = self.linear1.forward(x_mod);
+        let linear1 = linear(self.linear1, x_mod, End::default());
         let qkv = linear1.narrow(-1, 0, 3 * self.hidden_size);
         let mlp = linear1.narrow(-1, 3 * self.hidden_size, linear1.size()[2] - 3 * self.hidden_size);
         let attn = joint_attention(&[Qkv { qkv: &qkv, norm: self.norm }], self.num_heads, pe);

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde::Serialize;
 use tch::{Cuda, Kind, Tensor};
+use tch_flux::ops::cuda::{self, Arithmetic};
 use tch_flux::parity::Machine;
 
 use super::print_json;
@@ -31,6 +32,8 @@ struct Findings {
     running: Option<String>,
     cuda_devices: i64,
     cudnn: bool,
+    /// What each of the devices computes with; of a first one, where there is none, for what it says of NVRTC and the driver.
+    cuda: Vec<Arithmetic>,
     problems: Vec<String>,
 }
 
@@ -48,6 +51,7 @@ impl Doctor {
 
 impl Findings {
     fn gather() -> Self {
+        cuda::set_cache(super::kernel_cache());
         let built_with = option_env!("TCH_FLUX_LIBTORCH_LIB");
         let linked = linked_libraries();
         let machine = Machine::here();
@@ -93,6 +97,7 @@ impl Findings {
             running,
             cuda_devices: Cuda::device_count(),
             cudnn: Cuda::cudnn_is_available(),
+            cuda: (0..Cuda::device_count().max(1) as usize).map(cuda::arithmetic).collect(),
             problems,
         }
     }
@@ -107,6 +112,17 @@ impl Findings {
         let bf16 = if *avx512_bf16 { "with" } else { "without" };
         println!("cpu: {cpu_capability}, {threads} threads, {bf16} bf16 instructions");
         println!("cuda: {} devices, cuDNN {}", self.cuda_devices, if self.cudnn { "yes" } else { "no" });
+        for (i, Arithmetic { capability, nvrtc, fp8_products, problem }) in self.cuda.iter().enumerate() {
+            let sm =
+                capability.as_deref().map_or("no device".into(), |capability| format!("SM {capability}"));
+            let nvrtc = nvrtc.as_deref().unwrap_or("not found");
+            let fp8 = if *fp8_products { "with" } else { "without" };
+            let kernels = match problem {
+                None => "kernels compiled".into(),
+                Some(problem) => format!("no kernels of our own ({problem})"),
+            };
+            println!("cuda:{i}: {sm}, {fp8} fp8 products, NVRTC {nvrtc}, {kernels}");
+        }
         self.problems.iter().for_each(|problem| println!("problem: {problem}"));
         if self.problems.is_empty() {
             println!("nothing is wrong");

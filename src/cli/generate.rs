@@ -17,7 +17,7 @@ use serde_json::json;
 use tch::Device;
 use tch_flux::Error;
 use tch_flux::image::Image;
-use tch_flux::ops::{Numerics, cpu};
+use tch_flux::ops::{Numerics, cpu, cuda};
 use tch_flux::pipeline::{
     Generated, LoraFile, Parts, Phase, Pipeline, Progress, Quantize, Request, Settings, Weights,
 };
@@ -177,6 +177,12 @@ impl Generate {
             && !cpu::arithmetic().bf16_products
         {
             notes.push("this CPU has no products of bf16: these numbers are multiplied as f32".into());
+        }
+        cuda::set_cache(super::kernel_cache());
+        if let Device::Cuda(index) = self.device
+            && let Some(problem) = cuda::arithmetic(index).problem
+        {
+            notes.push(format!("libtorch's operations run in place of kernels of our own: {problem}"));
         }
         let weights = pipeline.weights()?;
         let model = file_name(&parts.transformer);

@@ -225,6 +225,11 @@ fn parse_device(text: &str) -> Result<Device, String> {
     }
 }
 
+/// Where compiled CUDA kernels are kept, if the user has a cache folder.
+fn kernel_cache() -> Option<PathBuf> {
+    tiny::cache_folder().ok().map(|folder| folder.join("kernels"))
+}
+
 /// Files are mapped unless told otherwise.
 fn access(no_mmap: bool) -> Access {
     if no_mmap { Access::Read } else { Access::Map }

@@ -36,7 +36,8 @@ fn published() -> Option<String> {
     (!repository.is_empty()).then(|| format!("{repository}/raw/v{}/fixtures/tiny", env!("CARGO_PKG_VERSION")))
 }
 
-fn cache_folder() -> anyhow::Result<PathBuf> {
+/// The folder of this program in the user's cache.
+pub(super) fn cache_folder() -> anyhow::Result<PathBuf> {
     let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     let home = || variable("HOME").or_else(|| variable("USERPROFILE"));
     let base = match std::env::consts::OS {

@@ -1,6 +1,7 @@
 //! The one layer that knows how its weight is stored, and what is added to it as it runs.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tch::Tensor;
@@ -10,7 +11,7 @@ use super::{collect, declare, is_placeholder, placeholder};
 use crate::error::Result;
 use crate::lora::{Beside, Term};
 use crate::math::linear;
-use crate::quant::{Int8, Quantized};
+use crate::quant::{Fp8, Int8, Quantized};
 
 /// What a linear layer has beside the tensors of the variable store.
 #[derive(Debug, Default)]
@@ -28,13 +29,18 @@ enum Stored {
     Quantized(Quantized),
     /// As int8, for products of int8.
     Int8(Int8),
+    /// As fp8, for products of fp8.
+    Fp8(Fp8),
 }
 
 /// A weight as a product takes it.
 pub(crate) enum Weight {
     /// `[out, in]`.
     Dense(Tensor),
+    /// On the CPU.
     Int8(Int8),
+    /// On CUDA.
+    Fp8(Fp8),
 }
 
 /// Shared by the layer and by the model's [`Linears`].
@@ -75,6 +81,7 @@ impl Linear {
         let held = held(&self.slot, &self.weight);
         let weight = match &held.stored {
             Some(Stored::Int8(int8)) => Weight::Int8(int8.shallow_clone()),
+            Some(Stored::Fp8(fp8)) if self.weight.device().is_cuda() => Weight::Fp8(fp8.shallow_clone()),
             _ => Weight::Dense(must(held.weight(&self.weight))),
         };
         f(held.beside.as_ref(), &weight, self.bias.as_ref())
@@ -105,6 +112,7 @@ impl Held {
         match &self.stored {
             Some(Stored::Quantized(stored)) => stored.dequantize(variable.kind(), variable.device()),
             Some(Stored::Int8(int8)) => int8.dequantize(variable.kind()),
+            Some(Stored::Fp8(fp8)) => fp8.dequantize(variable.kind()),
             None => Ok(variable.shallow_clone()),
         }
     }
@@ -116,7 +124,23 @@ impl Weight {
         match self {
             Self::Dense(weight) => weight.size()[0],
             Self::Int8(int8) => int8.weight.size()[0],
+            Self::Fp8(fp8) => fp8.weight.size()[0],
         }
+    }
+
+    /// Some of the rows, without a copy; `None` where no product takes so many.
+    pub(crate) fn rows(&self, rows: &Range<i64>) -> Option<Self> {
+        let part = |tensor: &Tensor| tensor.narrow(0, rows.start, rows.end - rows.start);
+        Some(match self {
+            Self::Dense(weight) => Self::Dense(part(weight)),
+            Self::Int8(Int8 { weight, scale, sum }) => {
+                Self::Int8(Int8 { weight: part(weight), scale: part(scale), sum: part(sum) })
+            }
+            Self::Fp8(fp8) => {
+                let fp8 = Fp8 { weight: part(&fp8.weight), scale: part(&fp8.scale) };
+                return Fp8::takes(&fp8.weight.size()).then_some(Self::Fp8(fp8));
+            }
+        })
     }
 }
 
@@ -168,16 +192,41 @@ impl Linears {
     /// # Errors
     /// [`Error::Tch`](crate::Error::Tch); the weights that came before are then int8, and all can run.
     pub(crate) fn quantize_int8(&self, which: impl Fn(&str) -> bool) -> Result<()> {
+        self.quantize(
+            which,
+            |stored| matches!(stored, Stored::Int8(_)),
+            |weight| Ok(Some(Stored::Int8(Int8::of(weight)?))),
+        )
+    }
+
+    /// The same with fp8. Weights that no product of fp8 takes stay as they are.
+    ///
+    /// # Errors
+    /// [`Error::Tch`](crate::Error::Tch); the weights that came before are then fp8, and all can run.
+    pub(crate) fn quantize_fp8(&self, which: impl Fn(&str) -> bool) -> Result<()> {
+        self.quantize(
+            which,
+            |stored| matches!(stored, Stored::Fp8(_)),
+            |weight| Ok(if Fp8::takes(&weight.size()) { Some(Stored::Fp8(Fp8::of(weight)?)) } else { None }),
+        )
+    }
+
+    fn quantize(
+        &self,
+        which: impl Fn(&str) -> bool,
+        is_done: impl Fn(&Stored) -> bool,
+        quantized: impl Fn(&Tensor) -> Result<Option<Stored>>,
+    ) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
         for (_, (slot, variable)) in self.layers.iter().filter(|(name, _)| which(name)) {
             let mut held = held(slot, variable);
-            if matches!(held.stored, Some(Stored::Int8(_))) {
+            if held.stored.as_ref().is_some_and(&is_done) {
                 continue;
             }
-            let int8 = Int8::of(&held.weight(variable)?)?;
+            let Some(stored) = quantized(&held.weight(variable)?)? else { continue };
             let mut variable = variable.shallow_clone();
             variable.f_set_data(&placeholder(variable.kind(), variable.device(), &variable.size()))?;
-            held.stored = Some(Stored::Int8(int8));
+            held.stored = Some(stored);
         }
         Ok(())
     }

@@ -15,7 +15,7 @@ use std::sync::OnceLock;
 
 use tch::{Device, Kind, Tensor};
 
-use super::scope::{is_fast, workspace};
+use super::scope::{is_fast, stock_everywhere, workspace};
 use super::{Activation, End, ParallelBlock, Qkv};
 use crate::nn::{LayerNorm, Linear, Weight};
 use crate::shim;
@@ -75,18 +75,19 @@ fn ours<'a>(tensors: impl IntoIterator<Item = &'a Tensor> + Clone) -> bool {
         && kinds.all(|kind| Some(kind) == first)
         && is_fast(tensors)
         && !shim::autocast_is_enabled(Device::Cpu)
+        && !stock_everywhere()
 }
 
 /// A tensor as rows of its last axis, each a fixed number of elements after the one before; copied where it is not.
-struct Rows {
-    tensor: Tensor,
-    count: i64,
-    width: i64,
-    stride: i64,
+pub(super) struct Rows {
+    pub(super) tensor: Tensor,
+    pub(super) count: i64,
+    pub(super) width: i64,
+    pub(super) stride: i64,
 }
 
 impl Rows {
-    fn of(tensor: &Tensor) -> Self {
+    pub(super) fn of(tensor: &Tensor) -> Self {
         let (size, strides) = (tensor.size(), tensor.stride());
         let last = size.len().saturating_sub(1);
         let width = size.get(last).copied().unwrap_or(1);
@@ -192,6 +193,7 @@ fn product(x: &Tensor, weight: &Weight, rows: &super::Rows, bias: Option<&Tensor
             let part = |tensor: &Tensor| tensor.narrow(0, rows.start, len);
             (Rows::of(&part(&int8.weight)), Some(part(&int8.scale)), Some(part(&int8.sum)))
         }
+        Weight::Fp8(_) => unreachable!("fp8 weights are on CUDA"),
     };
     let bias = bias.map(Rows::of);
     let (_kept, end) = raw_end(end, x.count);

@@ -17,6 +17,9 @@ enum Mode {
     /// The exact operations, and what is f32 in the official code is at least as wide as everything else: the yardstick
     /// that both forms are measured against, in f64.
     Wide,
+    /// The fast form from libtorch's operations alone, on the CPU, too: so that it is tested without a GPU.
+    #[cfg(test)]
+    Stock,
 }
 
 thread_local! {
@@ -62,6 +65,18 @@ pub(crate) fn wide<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 
+/// Runs `f` as [`Mode::Stock`].
+#[cfg(test)]
+pub(crate) fn stock<R>(f: impl FnOnce() -> R) -> R {
+    let _guard = enter(Mode::Stock, None);
+    f()
+}
+
+/// Whether libtorch's operations run on the CPU, too.
+pub(super) fn stock_everywhere() -> bool {
+    !matches!(MODE.get(), Mode::Exact | Mode::Fast | Mode::Wide)
+}
+
 impl From<Numerics> for Mode {
     fn from(numerics: Numerics) -> Self {
         match numerics {
@@ -98,7 +113,7 @@ impl Setting {
 
 /// Whether the fast form may run on these tensors: it is chosen, and no gradient goes through them.
 pub(crate) fn is_fast<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> bool {
-    MODE.get() == Mode::Fast
+    (MODE.get() == Mode::Fast || stock_everywhere())
         && (!shim::grad_is_enabled() || tensors.into_iter().all(|tensor| !tensor.requires_grad()))
 }
 

@@ -1,0 +1,230 @@
+//! The operations from libtorch's own, fewer and larger than the official ones: for every device but the CPU, which has
+//! kernels for all of them. On CUDA the steps that are bound by memory run our kernels ([`cuda`]) where these can be had.
+
+use std::cell::OnceCell;
+
+use tch::nn::Module;
+use tch::{Device, Kind, Tensor};
+
+use super::scope::{is_fast, stock_everywhere};
+use super::{Activation, End, ParallelBlock, Qkv, cuda};
+use crate::nn::{LayerNorm, Linear, Weight};
+use crate::quant::Fp8;
+use crate::{math, shim};
+
+/// Whether these tensors are ours: not on the CPU, all of one device and kind, without gradients.
+fn ours<'a>(tensors: impl IntoIterator<Item = &'a Tensor> + Clone) -> bool {
+    let mut kinds = tensors.clone().into_iter().map(|tensor| (tensor.device(), tensor.kind()));
+    let Some(first @ (device, Kind::Float | Kind::BFloat16 | Kind::Half)) = kinds.next() else {
+        return false;
+    };
+    (device != Device::Cpu || stock_everywhere())
+        && kinds.all(|kind| kind == first)
+        && is_fast(tensors)
+        && !shim::autocast_is_enabled(device)
+}
+
+/// A linear layer and what follows it, if it is ours.
+pub(super) fn linear(layer: &Linear, x: &Tensor, end: &End) -> Option<Tensor> {
+    let bias = layer.bias.iter();
+    if !ours([x, &layer.weight].into_iter().chain(bias).chain(end.tensors()).collect::<Vec<_>>()) {
+        return None;
+    }
+    Some(layer.with(|beside, weight, bias| match (beside, end.activation) {
+        (Some(beside), _) => {
+            let y = product(x, weight, bias);
+            // LoRAs change the sums, so the end waits for them.
+            finish(beside.forward(x, y, &|x| product(x, weight, None)), end)
+        }
+        (None, Activation::GeluTanh) => {
+            finish(product_gelu(x, weight, bias), &End { activation: Activation::None, ..*end })
+        }
+        (None, _) => finish(product(x, weight, bias), end),
+    }))
+}
+
+fn product(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Tensor {
+    match weight {
+        Weight::Dense(weight) => math::linear(x, weight, bias),
+        Weight::Fp8(fp8) => product_fp8(x, fp8, bias),
+        Weight::Int8(_) => unreachable!("int8 weights are on the CPU"),
+    }
+}
+
+/// The product with tanh-GELU behind it: on CUDA in the product's epilogue. On a CPU that would be the other GELU.
+fn product_gelu(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Tensor {
+    match (weight, bias) {
+        (Weight::Dense(weight), Some(bias)) if x.device().is_cuda() => {
+            let out = bias.internal_addmm_activation(&as_rows(x), &weight.tr(), true);
+            out.view(&with_width(x, weight.size()[0])[..])
+        }
+        _ => product(x, weight, bias).gelu("tanh"),
+    }
+}
+
+/// Each row of `x` becomes fp8 with a scale of its own, and so does each row of the weight: the sums are put back by both.
+fn product_fp8(x: &Tensor, weight: &Fp8, bias: Option<&Tensor>) -> Tensor {
+    let rows = as_rows(x);
+    let (a, a_scale) = cuda::quantize_rows(&rows).unwrap_or_else(|| Fp8::quantize(&rows).into());
+    let (w, w_scale) = (weight.weight.tr(), weight.scale.tr());
+    // libtorch scales by rows into bf16 alone.
+    let (bias, none) = (bias.map(|bias| bias.to_kind(Kind::BFloat16)), None::<Tensor>);
+    let out = a.internal_scaled_mm(&w, &a_scale, &w_scale, bias, none, Kind::BFloat16, true);
+    out.to_kind(x.kind()).view(&with_width(x, weight.weight.size()[0])[..])
+}
+
+/// `[…, in]` as a matrix.
+fn as_rows(x: &Tensor) -> Tensor {
+    x.reshape([-1, x.size()[x.dim() - 1]])
+}
+
+/// The size of `x` with another last axis.
+fn with_width(x: &Tensor, width: i64) -> Vec<i64> {
+    let mut size = x.size();
+    size.pop();
+    size.push(width);
+    size
+}
+
+fn finish(y: Tensor, end: &End) -> Tensor {
+    match *end {
+        End { activation, factor, gate: Some(gate), residual: Some(residual) } => {
+            let y = End { activation, factor, ..End::default() }.apply(y);
+            gated_residual(residual, gate, &y)
+        }
+        end => end.apply(y),
+    }
+}
+
+/// `x + gate * y`.
+fn gated_residual(x: &Tensor, gate: &Tensor, y: &Tensor) -> Tensor {
+    cuda::gated_residual(x, gate, y).unwrap_or_else(|| x.addcmul(gate, y))
+}
+
+/// See [`super::modulate`], if it is ours. For one sample, scale and shift are the norm's own.
+pub(super) fn modulate(norm: &LayerNorm, x: &Tensor, scale: &Tensor, shift: &Tensor) -> Option<Tensor> {
+    let eps = norm.plain_eps().filter(|_| ours([x, scale, shift]))?;
+    if let Some(out) = cuda::modulate(x, scale, shift, eps) {
+        return Some(out);
+    }
+    let (scale, width) = (scale + 1, *x.size().last()?);
+    if scale.numel() as i64 == width && shift.numel() as i64 == width {
+        let [scale, shift] = [&scale, shift].map(|x| x.reshape([width]));
+        return Some(x.layer_norm([width], Some(scale), Some(shift), eps, true));
+    }
+    Some(shift.addcmul(&norm.forward(x), &scale))
+}
+
+/// See [`super::linear_gated_residual_modulate`], if it is ours.
+pub(super) fn linear_gated_residual_modulate(
+    layer: &Linear,
+    y: &Tensor,
+    gate: &Tensor,
+    x: &Tensor,
+    norm: &LayerNorm,
+    [scale, shift]: [&Tensor; 2],
+) -> Option<(Tensor, Tensor)> {
+    let eps = norm.plain_eps().filter(|_| ours([x, gate, scale, shift]))?;
+    let y = linear(layer, y, &End::default())?;
+    if let Some(both) = cuda::gated_modulate(x, gate, &y, [scale, shift], eps) {
+        return Some(both);
+    }
+    let x = gated_residual(x, gate, &y);
+    let modulated = modulate(norm, &x, scale, shift)?;
+    Some((x, modulated))
+}
+
+/// See [`super::joint_attention`], if it is ours: every stream's q, k and v are written to their place in joint tensors
+/// `[B, S, H, d]`, whose heads attention takes as strided views. `pe` must be rotations.
+pub(super) fn joint_attention(streams: &[Qkv], num_heads: i64, pe: &Tensor) -> Option<Tensor> {
+    let scales = streams.iter().flat_map(|s| s.norm.scales());
+    if !ours(streams.iter().map(|s| s.qkv).chain(scales).collect::<Vec<_>>()) || !is_fast([pe]) {
+        return None;
+    }
+    let first = streams.first()?.qkv;
+    let (batch, width) = (first.size()[0], first.size()[2] / 3 / num_heads);
+    let length: i64 = streams.iter().map(|s| s.qkv.size()[1]).sum();
+    let fits = pe.size().get(2..) == Some(&[length, width / 2, 2, 2]) && pe.kind() == Kind::Float;
+    if !fits || width % 2 != 0 {
+        return None;
+    }
+    let joint = [(); 3].map(|()| {
+        Tensor::empty([batch, length, num_heads, width], (first.kind(), first.device())) // [B, S, H, d]
+    });
+    let turns = OnceCell::new();
+    let mut start = 0;
+    for Qkv { qkv, norm } in streams {
+        let scales = norm.scales();
+        if !cuda::pack_heads(qkv, scales, pe, [&joint[0], &joint[1], &joint[2]], start) {
+            pack_heads(qkv, scales, turns.get_or_init(|| as_complex(pe)), &joint, start);
+        }
+        start += qkv.size()[1];
+    }
+    let [q, k, v] = joint.map(|x| x.transpose(1, 2)); // [B, H, S, d]
+    Some(math::merge_heads(&math::scaled_dot_product_attention(&q, &k, &v, None, false, None)))
+}
+
+/// Rotations `[B, 1, S, d/2, 2, 2]` as complex numbers `[B, S, 1, d/2]`: a first column is the cosine and the sine.
+fn as_complex(pe: &Tensor) -> Tensor {
+    pe.select(-1, 0).contiguous().view_as_complex().transpose(1, 2)
+}
+
+/// See [`cuda::pack_heads`].
+fn pack_heads(qkv: &Tensor, scales: [&Tensor; 2], turns: &Tensor, joint: &[Tensor; 3], start: i64) {
+    let (b, l, heads, width) = (qkv.size()[0], qkv.size()[1], joint[0].size()[2], joint[0].size()[3]);
+    let parts = qkv.reshape([b, l, 3, heads, width]);
+    let turns = turns.narrow(1, start, l); // [B, L, 1, d/2]
+    let place = |i: usize| joint[i].narrow(1, start, l);
+    for (i, scale) in scales.into_iter().enumerate() {
+        let x = parts.select(2, i as i64).to_kind(Kind::Float);
+        let x = x.rms_norm([width], Some(scale.to_kind(Kind::Float)), 1e-6); // [B, L, H, d]
+        let x = x.reshape([b, l, heads, width / 2, 2]).view_as_complex() * &turns;
+        place(i).copy_(&x.view_as_real().flatten(3, 4));
+    }
+    place(2).copy_(&parts.select(2, 2));
+}
+
+/// See [`ParallelBlock::forward`], if it is ours: the MLP's part of the first layer has GELU behind it, and the second
+/// layer is two products that add up, so that nothing is put side by side.
+pub(super) fn parallel_block(
+    block: &ParallelBlock,
+    x_mod: &Tensor,
+    pe: &Tensor,
+    gate: &Tensor,
+    x: &Tensor,
+) -> Option<Tensor> {
+    let ParallelBlock { linear1, linear2, .. } = block;
+    let biases = [&linear1.bias, &linear2.bias].into_iter().flatten();
+    let tensors = [x_mod, gate, x, &linear1.weight, &linear2.weight].into_iter().chain(biases);
+    if !ours(tensors.collect::<Vec<_>>()) || linear1.has_beside() {
+        return None;
+    }
+    let hidden = block.hidden_size;
+    let (qkv, mlp) = linear1.with(|_, weight, bias| {
+        let cut = 3 * hidden;
+        let rows = [0..cut, cut..weight.len()];
+        let bias = |rows: &super::Rows| bias.map(|bias| bias.narrow(0, rows.start, rows.end - rows.start));
+        let [qkv, mlp] = rows.map(|rows| weight.rows(&rows).map(|weight| (weight, bias(&rows))));
+        let ((qkv, qkv_bias), (mlp, mlp_bias)) = (qkv?, mlp?);
+        Some((product(x_mod, &qkv, qkv_bias.as_ref()), product_gelu(x_mod, &mlp, mlp_bias.as_ref())))
+    })?;
+    let stream = Qkv { qkv: &qkv, norm: block.norm };
+    let attn = joint_attention(&[stream], block.num_heads, pe)?;
+    drop(qkv);
+    let summed = linear2.with(|beside, weight, bias| match (beside, weight, bias) {
+        (None, Weight::Dense(weight), Some(bias)) => {
+            let part = |from: i64, x: &Tensor| weight.narrow(1, from, x.size()[2]).tr();
+            let mut sum = bias.addmm(&as_rows(&attn), &part(0, &attn));
+            let _ = sum.addmm_(&as_rows(&mlp), &part(hidden, &mlp));
+            Some(sum.view_as(x))
+        }
+        _ => None,
+    });
+    match summed {
+        Some(y) => Some(gated_residual(x, gate, &y)),
+        None => {
+            let end = End { gate: Some(gate), residual: Some(x), ..End::default() };
+            linear(linear2, &Tensor::cat(&[attn, mlp], 2), &end)
+        }
+    }
+}

@@ -12,7 +12,7 @@ use crate::layers::{
     timestep_embedding,
 };
 use crate::nn::{Linear, Linears, Parameters, check_kind, check_sizes};
-use crate::ops::{self, Numerics};
+use crate::ops::{self, Numerics, Quantize};
 
 /// The sizes of a FLUX.1 transformer, in the official names.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -344,17 +344,29 @@ impl Flux1 {
         self.parameters.ops().release();
     }
 
+    /// [`Flux1::quantize_int8`] or [`Flux1::quantize_fp8`], as is asked.
+    ///
+    /// # Errors
+    /// Theirs.
+    pub fn quantize(&self, quantize: Quantize) -> Result<()> {
+        match quantize {
+            Quantize::None => Ok(()),
+            Quantize::Int8 => self.quantize_int8(),
+            Quantize::Fp8 => self.quantize_fp8(),
+        }
+    }
+
     /// Makes int8 of the weights of the blocks' linear layers, with a scale for each row; the numbers before are let go.
     /// Products of them are of int8, too, each token's activations with a scale of their own. What is small, or sensitive
     /// (the embedders, the modulation, the last layer) stays as it is. On the CPU, in [`Numerics::Fast`]; the exact form
     /// computes with the numbers that the int8 stand for.
     ///
     /// # Errors
-    /// [`Error::Tch`] where the memory is not to be had, [`Error::Config`] on another device.
+    /// [`Error::Tch`] where the memory is not to be had, [`Error::Request`] on another device.
     pub fn quantize_int8(&self) -> Result<()> {
         self.parameters.check()?;
         if self.img_in.weight.device() != tch::Device::Cpu {
-            return Err(Error::Config("int8 weights are for the CPU; on CUDA quantise to fp8".into()));
+            return Err(Error::Request("int8 weights are for the CPU; on CUDA quantise to fp8".into()));
         }
         self.linears().quantize_int8(Self::quantizes)
     }
@@ -362,7 +374,7 @@ impl Flux1 {
     /// The same with fp8, on CUDA from SM 8.9 on. Weights whose sides are no multiples of 16 stay as they are.
     ///
     /// # Errors
-    /// [`Error::Tch`] where the memory is not to be had, [`Error::Config`] on a device without products of fp8.
+    /// [`Error::Tch`] where the memory is not to be had, [`Error::Request`] on a device without products of fp8.
     pub fn quantize_fp8(&self) -> Result<()> {
         self.parameters.check()?;
         ops::cuda::check_fp8(self.img_in.weight.device())?;
@@ -373,7 +385,9 @@ impl Flux1 {
     /// modulation's.
     pub(crate) fn quantizes(name: &str) -> bool {
         let layer = ["attn.qkv", "attn.proj", "mlp.0", "mlp.2", "linear1", "linear2"];
-        let Some(name) = name.strip_suffix(".weight").filter(|name| name.contains("_blocks.")) else { return false };
+        let Some(name) = name.strip_suffix(".weight").filter(|name| name.contains("_blocks.")) else {
+            return false;
+        };
         layer.iter().any(|layer| name.ends_with(layer))
     }
 

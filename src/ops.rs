@@ -41,6 +41,19 @@ pub enum Numerics {
     Fast,
 }
 
+/// Numbers of fewer bits for the weights of a transformer's blocks, and for the products with them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Quantize {
+    /// As they were loaded.
+    #[default]
+    None,
+    /// On the CPU: a scale for each row of a weight and for each token.
+    Int8,
+    /// e4m3 on CUDA from SM 8.9 on, scaled likewise.
+    Fp8,
+}
+
 /// What follows a linear layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Activation {

@@ -33,8 +33,8 @@ use crate::layers::{
     SelfAttention, SingleStreamBlock, timestep_embedding,
 };
 use crate::math::{apply_rope, attention, rope};
-use crate::pipeline::{Conditions, denoise};
 use crate::ops::{self, Numerics};
+use crate::pipeline::{Conditions, denoise};
 use crate::sampling::{Prepared, get_noise, get_schedule, prepare, unpack};
 use crate::shim;
 use crate::text::{ClipConfig, ClipText, T5Config, T5Encoder};
@@ -555,7 +555,9 @@ impl Case {
         let name = format!("in.{name}");
         let tensor = self.tensors.shape(&name).map(|_| self.tensors.tensor(&name)).transpose()?;
         Ok(match tensor {
-            Some(tensor) if self.in_f64.get() && tensor.is_floating_point() => Some(tensor.f_to_kind(Kind::Double)?),
+            Some(tensor) if self.in_f64.get() && tensor.is_floating_point() => {
+                Some(tensor.f_to_kind(Kind::Double)?)
+            }
             tensor => tensor,
         })
     }

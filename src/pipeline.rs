@@ -23,8 +23,8 @@ use crate::checkpoint::lora::{Lora, Model, Placed};
 use crate::checkpoint::{Access, Checkpoint};
 use crate::error::{Error, Result};
 use crate::flux1::{Flux1, Flux1Input, Flux1Params, Steps};
-use crate::ops::Numerics;
 use crate::image::Image;
+use crate::ops::{Numerics, Quantize};
 use crate::sampling::{self, NoiseRule, Prepared, get_noise, get_schedule, prepare, unpack};
 use crate::shim;
 use crate::text::{ClipText, T5Encoder, Tokenizer};
@@ -54,17 +54,6 @@ pub struct Settings {
     pub allow_partial_lora: bool,
     /// Decodes in tiles of so many pixels a side where memory is short; a quarter of each is shared with its neighbour.
     pub vae_tile: Option<i64>,
-}
-
-/// Numbers of fewer bits for the weights of the transformer's blocks, and for the products with them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Quantize {
-    /// As they were loaded.
-    #[default]
-    None,
-    /// See [`Flux1::quantize_int8`]; on the CPU.
-    Int8,
 }
 
 impl Default for Settings {
@@ -391,6 +380,7 @@ impl Pipeline {
         let quantized = match self.settings.quantize {
             Quantize::None => None,
             Quantize::Int8 => Some(("I8", 1)),
+            Quantize::Fp8 => Some(("F8_E4M3", 1)),
         };
         let blocks = transformer.names().filter(|name| Flux1::quantizes(name));
         let numbers: u64 =
@@ -528,10 +518,7 @@ impl Pipeline {
     fn load_transformer(&mut self) -> Result<()> {
         if self.transformer.is_none() {
             let transformer = self.parts.load_transformer(&self.settings, self.kind, &self.params)?;
-            match self.settings.quantize {
-                Quantize::None => {}
-                Quantize::Int8 => transformer.model.quantize_int8()?,
-            }
+            transformer.model.quantize(self.settings.quantize)?;
             self.transformer = Some(transformer.adapt(&self.loras.transformer)?);
         }
         Ok(())

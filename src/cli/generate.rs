@@ -17,12 +17,13 @@ use serde_json::json;
 use tch::Device;
 use tch_flux::Error;
 use tch_flux::image::Image;
-use tch_flux::ops::{Numerics, cpu, cuda};
-use tch_flux::pipeline::{
-    Generated, LoraFile, Parts, Phase, Pipeline, Progress, Quantize, Request, Settings, Weights,
-};
+use tch_flux::ops::{Numerics, Quantize, cpu, cuda};
+use tch_flux::pipeline::{Generated, LoraFile, Parts, Phase, Pipeline, Progress, Request, Settings, Weights};
 
-use super::{KindArg, ModelArgs, NumericsArg, QuantizeArg, Saying, access, human_bytes, kind_name, parse_device, print_json};
+use super::{
+    KindArg, ModelArgs, NumericsArg, QuantizeArg, Saying, access, human_bytes, kind_name, parse_device,
+    print_json,
+};
 
 /// The key of our own text in a PNG.
 const TEXT_KEY: &str = "tch-flux";
@@ -85,7 +86,7 @@ pub(super) struct Generate {
     /// The official bits, or speed with no larger an error. [default: fast]
     #[arg(long, value_enum)]
     numerics: Option<NumericsArg>,
-    /// Numbers of fewer bits for the weights of the transformer's blocks: int8 on the CPU. [default: none]
+    /// Numbers of fewer bits for the weights of the transformer's blocks: int8 on the CPU, fp8 on CUDA. [default: none]
     #[arg(long, value_enum)]
     quantize: Option<QuantizeArg>,
     /// A LoRA, and its strength where it is not 1; may be given several times.
@@ -151,9 +152,9 @@ impl Generate {
             (None, Some(recipe)) => parse_kind(&recipe.kind)?,
             (None, None) => None,
         };
-        let (numerics, quantize) = recipe.as_ref().map_or((Numerics::Fast, Quantize::None), |recipe| {
-            (recipe.numerics, recipe.quantize)
-        });
+        let (numerics, quantize) = recipe
+            .as_ref()
+            .map_or((Numerics::Fast, Quantize::None), |recipe| (recipe.numerics, recipe.quantize));
         let settings = Settings {
             device: self.device,
             kind,

@@ -18,8 +18,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tch::{Cuda, Device, Kind};
 use tch_flux::Error;
 use tch_flux::checkpoint::Access;
-use tch_flux::ops::Numerics;
-use tch_flux::pipeline::{OwnParts, Parts, Quantize};
+use tch_flux::ops::{Numerics, Quantize};
+use tch_flux::pipeline::{OwnParts, Parts};
 
 /// FLUX on libtorch: official weights, official bits.
 #[derive(Parser)]
@@ -186,6 +186,7 @@ impl From<NumericsArg> for Numerics {
 enum QuantizeArg {
     None,
     Int8,
+    Fp8,
 }
 
 impl From<QuantizeArg> for Quantize {
@@ -193,6 +194,7 @@ impl From<QuantizeArg> for Quantize {
         match quantize {
             QuantizeArg::None => Quantize::None,
             QuantizeArg::Int8 => Quantize::Int8,
+            QuantizeArg::Fp8 => Quantize::Fp8,
         }
     }
 }

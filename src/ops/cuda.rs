@@ -55,15 +55,15 @@ pub fn arithmetic(device: usize) -> Arithmetic {
 /// The compute capability that multiplies fp8.
 const FP8_PRODUCTS: i32 = 89;
 
-/// [`Error::Config`] unless the device multiplies fp8.
+/// [`Error::Request`] unless the device multiplies fp8.
 pub(crate) fn check_fp8(device: Device) -> Result<()> {
     let Device::Cuda(index) = device else {
-        return Err(Error::Config("fp8 weights are for CUDA; on the CPU quantise to int8".into()));
+        return Err(Error::Request("fp8 weights are for CUDA; on the CPU quantise to int8".into()));
     };
     let capability = kernels::capability(index).map_err(Error::Config)?;
     if capability < FP8_PRODUCTS {
         let found = dotted(capability);
-        return Err(Error::Config(format!("products of fp8 want SM 8.9, and the device is SM {found}")));
+        return Err(Error::Request(format!("products of fp8 want SM 8.9, and the device is SM {found}")));
     }
     Ok(())
 }

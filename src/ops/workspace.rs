@@ -76,6 +76,7 @@ impl Workspace {
     }
 
     /// How many blocks came fresh from the system.
+    #[cfg(test)]
     pub(crate) fn fresh(&self) -> u64 {
         self.fresh.load(Ordering::Relaxed)
     }

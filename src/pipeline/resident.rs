@@ -47,7 +47,14 @@ impl Parts {
     ) -> Result<Resident<Flux1>> {
         let (checkpoint, _) = self.open_transformer(settings.access)?;
         let checkpoint = checkpoint.widened("img_in.weight", params.in_channels);
-        Resident::fill(settings, kind, checkpoint, |vs| Flux1::new(vs.root(), params), Some(Flux1::linears), Flux1::set_numerics)
+        Resident::fill(
+            settings,
+            kind,
+            checkpoint,
+            |vs| Flux1::new(vs.root(), params),
+            Some(Flux1::linears),
+            Flux1::set_numerics,
+        )
     }
 
     pub(super) fn load_clip(&self, settings: &Settings, kind: Kind) -> Result<Resident<ClipText>> {
@@ -77,7 +84,14 @@ pub(super) fn load_autoencoder(
     checkpoint: Checkpoint,
 ) -> Result<Resident<AutoEncoder>> {
     let params = AutoEncoderParams::from_shapes(|name| checkpoint.shape(name))?;
-    Resident::fill(settings, kind, checkpoint, |vs| AutoEncoder::new(vs.root(), &params), None, AutoEncoder::set_numerics)
+    Resident::fill(
+        settings,
+        kind,
+        checkpoint,
+        |vs| AutoEncoder::new(vs.root(), &params),
+        None,
+        AutoEncoder::set_numerics,
+    )
 }
 
 /// Opens a part under its official names, if the file holds one.

@@ -45,7 +45,7 @@ pub(super) fn normal(size: &[i64], kind: Kind, vs: &VarStore) -> anyhow::Result<
     Ok(Tensor::f_randn(size, (Kind::Float, vs.device()))?.f_to_kind(kind)?)
 }
 
-/// What the weights take: a parameter that is kept as int8 one byte a number, and a scale and a sum for each row.
+/// What the weights take: a parameter that is kept as int8 or fp8 one byte a number, and a scale and a sum for each row.
 pub(super) fn bytes(vs: &VarStore, linears: Option<&Linears>) -> u64 {
     let stored = |name: &str| linears.is_some_and(|linears| linears.is_stored(name));
     let of = |(name, variable): (&String, &Tensor)| match stored(name) {

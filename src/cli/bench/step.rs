@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use anyhow::bail;
 use clap::builder::TypedValueParser;
 use clap::{Args, ValueEnum};
 use serde_json::json;
@@ -13,6 +12,7 @@ use tch_flux::sampling::image_ids;
 
 use super::measure::Measure;
 use super::random;
+use crate::cli::QuantizeArg;
 
 #[derive(Args)]
 pub(in crate::cli) struct Step {
@@ -36,7 +36,7 @@ pub(in crate::cli) struct Step {
     text_tokens: i64,
     /// What the weights of the blocks become: int8 is for the CPU, fp8 for CUDA.
     #[arg(long, default_value = "none")]
-    quantize: Quantize,
+    quantize: QuantizeArg,
     #[command(flatten)]
     measure: Measure,
 }
@@ -45,13 +45,6 @@ pub(in crate::cli) struct Step {
 enum Preset {
     Flux1Dev,
     Flux1Schnell,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Quantize {
-    None,
-    Int8,
-    Fp8,
 }
 
 /// The word for a value, as its flag takes it.
@@ -80,27 +73,18 @@ impl Step {
         })
     }
 
-    fn quantize(&self, model: &Flux1) -> anyhow::Result<()> {
-        match self.quantize {
-            Quantize::None => {}
-            Quantize::Int8 => model.quantize_int8()?,
-            Quantize::Fp8 => bail!("fp8 weights are not built yet"),
-        }
-        Ok(())
-    }
-
     /// What a step of the sampling loop costs: what all steps share is computed before the loop, where the numerics
     /// allow it.
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let params = self.params()?;
         let device = self.measure.device();
         match (self.quantize, device) {
-            (Quantize::Fp8, Device::Cpu) => {
+            (QuantizeArg::Fp8, Device::Cpu) => {
                 return Err(
                     Error::Request("fp8 weights need CUDA; on the CPU quantise to int8".into()).into()
                 );
             }
-            (Quantize::Int8, Device::Cuda(_)) => {
+            (QuantizeArg::Int8, Device::Cuda(_)) => {
                 return Err(
                     Error::Request("int8 weights are for the CPU; on CUDA quantise to fp8".into()).into()
                 );
@@ -112,7 +96,7 @@ impl Step {
         let model = Flux1::new(vs.root(), &params)?;
         random::fill(&mut vs)?;
         model.set_numerics(self.measure.numerics());
-        self.quantize(&model)?;
+        model.quantize(self.quantize.into())?;
 
         let (li, lt) = (self.image_tokens, self.text_tokens);
         let side = (li as f64).sqrt().ceil() as i64;
@@ -138,7 +122,7 @@ impl Step {
         let Flux1Params { depth, depth_single_blocks: single, hidden_size, .. } = params;
         let (preset, quantize) = (word(self.preset), word(self.quantize));
         let weights = match self.quantize {
-            Quantize::None => String::new(),
+            QuantizeArg::None => String::new(),
             _ => format!(", {quantize} weights"),
         };
         self.measure.report(

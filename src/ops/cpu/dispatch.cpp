@@ -3,6 +3,9 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 
+#include <dlfcn.h>
+
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 
@@ -22,18 +25,34 @@ extern const Kernels tch_flux_kernels_avx512_bf16;
 
 namespace {
 
-void run(int64_t count, void (*task)(void* context, int64_t i, int64_t thread), void* context) {
-  int64_t threads = std::min<int64_t>(count, at::get_num_threads());
-  if (threads <= 1 || at::in_parallel_region()) {
-    for (int64_t i = 0; i < count; i++) task(context, i, 0);
-    return;
-  }
+// A call's tasks, and who takes part in it.
+struct Work {
+  int64_t count;
+  void (*task)(void* context, int64_t i, int64_t thread);
+  void* context;
+  std::atomic<int64_t> next{0}, threads{0};
+
   // Who is done takes the next one: cores are seldom equally free.
-  std::atomic<int64_t> next{0};
-  at::parallel_for(0, threads, 1, [&](int64_t from, int64_t to) {
-    for (int64_t thread = from; thread < to; thread++)
-      for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) task(context, i, thread);
-  });
+  static void take_part(void* self) {
+    Work& work = *static_cast<Work*>(self);
+    int64_t thread = work.threads.fetch_add(1, std::memory_order_relaxed);
+    for (int64_t i; (i = work.next.fetch_add(1, std::memory_order_relaxed)) < work.count;) {
+      work.task(work.context, i, thread);
+    }
+  }
+};
+
+// libtorch's threads are those of the OpenMP library that it brings. `at::parallel_for` is a template that runs on one
+// thread unless this file is compiled for OpenMP, and then with the compiler's own library; so the library that is there
+// is asked itself. All of them have this entry.
+typedef void (*Parallel)(void (*f)(void*), void* data, unsigned threads, unsigned flags);
+
+void run(int64_t count, void (*task)(void* context, int64_t i, int64_t thread), void* context) {
+  static const Parallel parallel = reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  int64_t threads = std::min<int64_t>(count, at::get_num_threads());
+  Work work{count, task, context};
+  if (threads > 1 && parallel && !at::in_parallel_region()) parallel(Work::take_part, &work, unsigned(threads), 0);
+  else Work::take_part(&work);
 }
 
 Pool pool() { return {run, at::get_num_threads()}; }

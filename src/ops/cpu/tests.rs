@@ -158,7 +158,8 @@ fn nan_and_infinity_are_not_lost() {
 fn inputs(hidden: i64, heads: i64, kind: Kind) -> [Tensor; 4] {
     let ids = Tensor::arange(96, OPTIONS).unsqueeze(-1).expand([96, 1], false).unsqueeze(0);
     let pe = crate::math::rope(&ids.select(-1, 0), hidden / heads, 10_000).unwrap().unsqueeze(1);
-    let [img, txt, vec] = [[1, 64, hidden].as_slice(), &[1, 32, hidden], &[1, hidden]].map(|size| random(size, 7));
+    let [img, txt, vec] =
+        [[1, 64, hidden].as_slice(), &[1, 32, hidden], &[1, hidden]].map(|size| random(size, 7));
     [img.to_kind(kind), txt.to_kind(kind), vec.to_kind(kind), pe]
 }
 
@@ -174,7 +175,8 @@ fn blocks_are_as_accurate_as_exact_ones() {
         crate::nn::init(&vs, 5).unwrap();
         vs.set_kind(kind);
         let run = || {
-            let [img, txt, vec, pe] = inputs(hidden, heads, kind).map(|x| x.to_kind(if x.dim() == 6 { Kind::Float } else { kind }));
+            let [img, txt, vec, pe] =
+                inputs(hidden, heads, kind).map(|x| x.to_kind(if x.dim() == 6 { Kind::Float } else { kind }));
             let (img, txt) = double.forward(&img, &txt, &vec, &pe);
             let x = single.forward(&Tensor::cat(&[&txt, &img], 1), &vec, &pe);
             [img, txt, x]
@@ -214,7 +216,8 @@ fn gradients_flow_in_fast_numerics() {
 #[test]
 fn int8_blocks_are_near_and_smaller() {
     let _no_grad = tch::no_grad_guard();
-    let params = Flux1Params { hidden_size: 256, num_heads: 2, depth: 1, depth_single_blocks: 1, ..Flux1Params::DEV };
+    let params =
+        Flux1Params { hidden_size: 256, num_heads: 2, depth: 1, depth_single_blocks: 1, ..Flux1Params::DEV };
     let vs = VarStore::new(Device::Cpu);
     let model = Flux1::new(vs.root(), &params).unwrap();
     crate::nn::init(&vs, 1).unwrap();
@@ -274,9 +277,14 @@ fn a_fast_block_makes_few_calls_and_no_fresh_memory() {
         let bounds = [DOUBLE_CALLS, SINGLE_CALLS];
         assert!(calls[0] <= bounds[0] && calls[1] <= bounds[1], "{calls:?} calls, at most {bounds:?}");
     });
-    let exact = [shim::operator_calls(&|| drop(double.run(&img, &txt, &double_mod, &pe))), 
-        shim::operator_calls(&|| drop(single.run(&x, &single_mod, &pe)))];
-    assert!(exact[0] > 3 * DOUBLE_CALLS / 2 && exact[1] > 3 * SINGLE_CALLS / 2, "the count counts: {exact:?}");
+    let exact = [
+        shim::operator_calls(&|| drop(double.run(&img, &txt, &double_mod, &pe))),
+        shim::operator_calls(&|| drop(single.run(&x, &single_mod, &pe))),
+    ];
+    assert!(
+        exact[0] > 3 * DOUBLE_CALLS / 2 && exact[1] > 3 * SINGLE_CALLS / 2,
+        "the count counts: {exact:?}"
+    );
 }
 
 /// Calls of libtorch's operators in a double block.

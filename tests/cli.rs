@@ -50,6 +50,36 @@ fn a_seed_is_chosen_where_none_is_given_and_the_picture_says_it() {
 }
 
 #[test]
+fn numerics_are_fast_unless_told_otherwise_and_a_picture_says_which() {
+    let folder = folder();
+    let draw = |more: &[&str], name: &str| {
+        let call = [&["generate", CIRCLE, "--seed", "9", "--kind", "f32", "-o", name], more].concat();
+        stdout(&run(folder.path(), &call));
+        Image::read_png(folder.path().join(name)).unwrap()
+    };
+    let (fast, texts) = draw(&[], "fast.png");
+    assert!(texts["tch-flux"].contains(r#""numerics":"fast""#), "{texts:?}");
+    let (exact, texts) = draw(&["--numerics", "exact"], "exact.png");
+    assert!(texts["tch-flux"].contains(r#""numerics":"exact""#), "{texts:?}");
+    let (int8, texts) = draw(&["--quantize", "int8"], "int8.png");
+    assert!(texts["tch-flux"].contains(r#""quantize":"int8""#), "{texts:?}");
+    assert_ne!(int8, exact);
+    let far = |a: &Image, b: &Image| {
+        let far = |(a, b): (&u8, &u8)| f64::from(a.abs_diff(*b));
+        a.rgb.iter().zip(&b.rgb).map(far).sum::<f64>() / a.rgb.len() as f64
+    };
+    assert!(far(&fast, &exact) < 0.1, "{}", far(&fast, &exact));
+    assert!(far(&int8, &exact) < 8.0, "{}", far(&int8, &exact));
+    // As it was drawn.
+    stdout(&run(folder.path(), &["generate", "--from-image", "exact.png", "-o", "again.png"]));
+    assert_eq!(Image::read_png(folder.path().join("again.png")).unwrap().0, exact);
+    let plan = ["generate", CIRCLE, "--quantize", "int8", "--dry-run"];
+    let plan: Value = serde_json::from_str(&stdout(&run(folder.path(), &plan))).unwrap();
+    let transformer = &plan["weights"][0]["in_memory"];
+    assert!(transformer["I8"].as_u64().unwrap() > transformer["BF16"].as_u64().unwrap(), "{plan}");
+}
+
+#[test]
 fn from_image_draws_the_same_picture_again_and_flags_change_it() {
     let folder = folder();
     let first = ["generate", CIRCLE, "--seed", "9", "--steps", "3", "--kind", "f32", "-o", "first.png"];
@@ -104,6 +134,7 @@ fn calls_that_cannot_be_right_end_with_2_and_failures_with_1() {
     };
     ends(&["generate", CIRCLE, "--width", "100"], 2, "the nearest are 96 and 112");
     ends(&["generate", CIRCLE, "--steps", "many"], 2, "invalid value");
+    ends(&["generate", CIRCLE, "--quantize", "fp8"], 2, "on the CPU quantise to int8");
     ends(&["generate"], 2, "nothing to draw");
     ends(&["generate", CIRCLE, "-o", "picture.jpg"], 2, ".png");
     ends(&["generate", CIRCLE, "--device", "tpu"], 2, "expected cpu, cuda, cuda:N or mps");

@@ -40,6 +40,21 @@ fn matches(name: &str) {
     }
 }
 
+/// Fast numerics, against the same module in f64: at most 1.1 times the error of the exact ones.
+#[test]
+fn fast_numerics_are_no_less_accurate() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut compared = 0;
+    for entry in std::fs::read_dir(folder()).unwrap() {
+        let case = Case::open(entry.unwrap().path()).unwrap();
+        for accuracy in case.accuracy().unwrap().expect("the module is known") {
+            assert!(accuracy.passes(), "{}: {accuracy:?}", case.name());
+            compared += usize::from(accuracy.fast != accuracy.exact);
+        }
+    }
+    assert!(compared > 40, "the two forms differ in {compared} outputs");
+}
+
 macro_rules! cases {
     ($($name:ident => $test:ident,)*) => {
         $(#[test] fn $test() { matches(stringify!($name)); })*

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde::Serialize;
 use tch::{Cuda, Kind, Tensor};
+use tch_flux::ops::cpu;
 use tch_flux::ops::cuda::{self, Arithmetic};
 use tch_flux::parity::Machine;
 
@@ -30,6 +31,8 @@ struct Findings {
     linked: Vec<PathBuf>,
     /// The version that stands beside the libraries that run.
     running: Option<String>,
+    /// What the fast numerics compute with on the CPU.
+    cpu_kernels: cpu::Arithmetic,
     cuda_devices: i64,
     cudnn: bool,
     /// What each of the devices computes with; of a first one, where there is none, for what it says of NVRTC and the driver.
@@ -95,6 +98,7 @@ impl Findings {
             built_with,
             linked,
             running,
+            cpu_kernels: cpu::arithmetic(),
             cuda_devices: Cuda::device_count(),
             cudnn: Cuda::cudnn_is_available(),
             cuda: (0..Cuda::device_count().max(1) as usize).map(cuda::arithmetic).collect(),
@@ -111,6 +115,10 @@ impl Findings {
         self.linked.iter().for_each(|lib| println!("linked {}", lib.display()));
         let bf16 = if *avx512_bf16 { "with" } else { "without" };
         println!("cpu: {cpu_capability}, {threads} threads, {bf16} bf16 instructions");
+        let cpu::Arithmetic { instructions, bf16_products, int8_products } = self.cpu_kernels;
+        let bf16 = if bf16_products { "as such" } else { "as f32" };
+        let int8 = if int8_products { "four at a time" } else { "as int16" };
+        println!("cpu, fast numerics: {instructions}; bf16 is multiplied {bf16}, int8 {int8}");
         println!("cuda: {} devices, cuDNN {}", self.cuda_devices, if self.cudnn { "yes" } else { "no" });
         for (i, Arithmetic { capability, nvrtc, fp8_products, problem }) in self.cuda.iter().enumerate() {
             let sm =

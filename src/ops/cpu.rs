@@ -13,6 +13,7 @@ mod tests;
 use std::ffi::CStr;
 use std::sync::OnceLock;
 
+use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 
 use super::scope::{is_fast, stock_everywhere, workspace};
@@ -47,7 +48,7 @@ impl Build {
 }
 
 /// What the fast form computes with on this CPU.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Arithmetic {
     /// The instruction set: `plain`, `avx2`, `avx512` or `avx512_bf16`.
     pub instructions: &'static str,

@@ -15,6 +15,9 @@ const WORTH_KEEPING: usize = 256 << 10;
 /// Blocks are multiples of this, so that one fits many sizes.
 const STEP: usize = 2 << 20;
 
+/// Free blocks that are kept, at most.
+const MOST: usize = 32;
+
 /// Blocks of memory that are free at present.
 #[derive(Debug, Default)]
 pub(crate) struct Workspace {
@@ -57,6 +60,10 @@ impl Workspace {
             Some(i) => free.swap_remove(i),
             None => {
                 self.fresh.fetch_add(1, Ordering::Relaxed);
+                if free.len() >= MOST {
+                    // Other sizes than before: what fits no more would lie here for good.
+                    free.clear();
+                }
                 pages(len)?
             }
         };

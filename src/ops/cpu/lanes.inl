@@ -160,17 +160,18 @@ INLINE vf activate(int32_t activation, vf x) {
 }
 
 // What a 32-bit word of the packed matrices holds, and how it is multiplied: `dot` adds to each lane of `sums` the
-// product of the words of `a` and `b`, PIECE words at most before the sums are added to others. Every kind runs in every instruction set, so that all can be tested in each.
+// product of the words of `a` and `b`, PIECE words at most before the sums are added to
+// others, or SHORT ones where there are not so many. Every kind runs in every instruction set, so that all can be tested in each.
 struct F32Words {
   typedef vf Sums;
-  static constexpr int NUMBERS = 1, PIECE = 128;
+  static constexpr int NUMBERS = 1, PIECE = 128, SHORT = 16;
   static INLINE vf dot(vf sums, vu a, vu b) { return sums + (vf)a * (vf)b; }
 };
 
 // Two bf16, the first in the lower half.
 struct Bf16Words {
   typedef vf Sums;
-  static constexpr int NUMBERS = 2, PIECE = 1 << 20;
+  static constexpr int NUMBERS = 2, PIECE = 1 << 20, SHORT = PIECE;
 #if defined(__AVX512BF16__)
   static INLINE vf dot(vf sums, vu a, vu b) {
     return (vf)_mm512_dpbf16_ps((__m512)sums, (__m512bh)a, (__m512bh)b);
@@ -186,7 +187,7 @@ struct Bf16Words {
 // Two int16.
 struct I16Words {
   typedef vi Sums;
-  static constexpr int NUMBERS = 2, PIECE = 1 << 20;
+  static constexpr int NUMBERS = 2, PIECE = 1 << 20, SHORT = PIECE;
 #if defined(__AVX512BW__)
   static INLINE vi dot(vi sums, vu a, vu b) { return sums + (vi)_mm512_madd_epi16((__m512i)a, (__m512i)b); }
 #elif defined(__AVX2__)
@@ -203,7 +204,7 @@ struct I16Words {
 // Four int8; those of `a` have 128 added and no sign.
 struct I8Words {
   typedef vi Sums;
-  static constexpr int NUMBERS = 4, PIECE = 1 << 20;
+  static constexpr int NUMBERS = 4, PIECE = 1 << 20, SHORT = PIECE;
 #if defined(__AVX512VNNI__)
   static INLINE vi dot(vi sums, vu a, vu b) {
     return (vi)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)a, (__m512i)b);
@@ -306,8 +307,9 @@ INLINE void piece_of_rows(int64_t k, int64_t kc, const uint32_t* const* a, const
 
 template <class W, int rows>
 INLINE void tile(int64_t kc, const uint32_t* a, int64_t lda, const uint32_t* b, float* c, int64_t ldc, bool fresh) {
-  for (int64_t k = 0; k < kc; k += W::PIECE) {
-    piece<W, rows>(k, k + W::PIECE < kc ? k + W::PIECE : kc, a, lda, b, c, ldc, fresh && k == 0);
+  int64_t length = kc < W::PIECE ? W::SHORT : W::PIECE;
+  for (int64_t k = 0; k < kc; k += length) {
+    piece<W, rows>(k, k + length < kc ? k + length : kc, a, lda, b, c, ldc, fresh && k == 0);
   }
 }
 template <class W, int rows>

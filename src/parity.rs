@@ -165,6 +165,8 @@ pub struct Case {
     tensors: Checkpoint,
     /// Whether weights and inputs become f64, as the yardstick of the fast numerics has them.
     in_f64: Cell<bool>,
+    /// Which draw of weights near the case's own is run; 0 for these themselves.
+    draw: Cell<u64>,
 }
 
 /// The fast numerics beside the exact ones, both measured against the same module in f64.
@@ -181,6 +183,8 @@ pub struct Accuracy {
 impl Accuracy {
     /// The largest error that the fast numerics may have, over that of the exact ones.
     pub const BOUND: f64 = 1.1;
+    /// How many draws of weights are measured, the case's own among them.
+    pub const DRAWS: u64 = 8;
 
     /// Whether the fast numerics keep to it.
     pub fn passes(&self) -> bool {
@@ -221,6 +225,7 @@ impl Case {
             tensors,
             path,
             in_f64: Cell::new(false),
+            draw: Cell::new(0),
         })
     }
 
@@ -246,12 +251,35 @@ impl Case {
         Ok(Some(compared.collect::<Result<_>>()?))
     }
 
-    /// Runs the module in fast and in exact numerics and in f64, and says how far the first two are from the last. `None`
-    /// where the module is not known here.
+    /// Runs the module in fast and in exact numerics and in f64, and says how far the first two are from the last: the
+    /// root mean square over [`Accuracy::DRAWS`] draws of weights near the case's own, since the error of one small case
+    /// is chance as much as anything. `None` where the module is not known here.
     ///
     /// # Errors
     /// As [`Case::run`].
     pub fn accuracy(&self) -> Result<Option<Vec<Accuracy>>> {
+        let mut sums: BTreeMap<String, [f64; 2]> = BTreeMap::new();
+        for draw in 0..Accuracy::DRAWS {
+            self.draw.set(draw);
+            let errors = self.errors();
+            self.draw.set(0);
+            let Some(errors) = errors? else { return Ok(None) };
+            for (name, [exact, fast]) in errors {
+                let sum = sums.entry(name).or_default();
+                *sum = [sum[0] + exact * exact, sum[1] + fast * fast];
+            }
+        }
+        let mean = |sum: f64| (sum / Accuracy::DRAWS as f64).sqrt();
+        let accuracy = |(output, [exact, fast]): (String, [f64; 2])| Accuracy {
+            output,
+            exact: mean(exact),
+            fast: mean(fast),
+        };
+        Ok(Some(sums.into_iter().map(accuracy).collect()))
+    }
+
+    /// The relative L2 errors of one draw, exact and fast.
+    fn errors(&self) -> Result<Option<Vec<(String, [f64; 2])>>> {
         let Some(exact) = self.compute()? else { return Ok(None) };
         let Some(fast) = ops::with_numerics(Numerics::Fast, || self.compute())? else { return Ok(None) };
         self.in_f64.set(true);
@@ -263,7 +291,7 @@ impl Case {
                 let ours = of.get(name).ok_or_else(|| self.lacks(&format!("out.{name}")))?;
                 Comparison::distance(ours, reference)
             };
-            Ok(Accuracy { output: name.clone(), exact: error(&exact)?, fast: error(&fast)? })
+            Ok((name.clone(), [error(&exact)?, error(&fast)?]))
         });
         Ok(Some(measured.collect::<Result<_>>()?))
     }
@@ -472,7 +500,8 @@ impl Case {
         let model = Flux1::new(vs.root(), &params.flux)?;
         let of_the_lora: Vec<String> =
             all.names().filter(|name| name.starts_with("lora.")).map(str::to_string).collect();
-        all.without(&of_the_lora).official().load(&vs, self.options())?;
+        all.without(&of_the_lora).official().load(&vs, LoadOptions::default())?;
+        self.drawn(&vs)?;
         let lora = Lora::from_checkpoint(self.weights()?.under("lora."))?;
         let shapes = vs.variables();
         let shape = |_: Model, name: &str| Some(shapes.get(name)?.size());
@@ -499,7 +528,8 @@ impl Case {
     ) -> Result<BTreeMap<String, Tensor>> {
         let vs = store();
         let model = AutoEncoder::new(vs.root(), params)?;
-        weights.load(&vs, self.options())?;
+        weights.load(&vs, LoadOptions::default())?;
+        self.drawn(&vs)?;
         let mut outputs = BTreeMap::new();
         if let Some(x) = self.optional("x")? {
             outputs.insert("encode".to_string(), model.encode(&x)?);
@@ -535,11 +565,27 @@ impl Case {
     }
 
     fn load(&self, vs: &VarStore) -> Result<()> {
-        self.weights()?.official().load(vs, self.options()).map(drop)
+        self.weights()?.official().load(vs, LoadOptions::default())?;
+        self.drawn(vs)
     }
 
-    fn options(&self) -> LoadOptions<'static> {
-        LoadOptions { kind: self.in_f64.get().then_some(Kind::Double), ..LoadOptions::default() }
+    /// The weights of the present draw, in their own kind or in f64: each number a hundredth off or so.
+    fn drawn(&self, vs: &VarStore) -> Result<()> {
+        let mut variables: Vec<_> = vs.variables().into_iter().collect();
+        variables.sort_by(|(a, _), (b, _)| a.cmp(b));
+        for (i, (_, mut variable)) in variables.into_iter().enumerate() {
+            let mut value = variable.f_detach()?;
+            if self.draw.get() > 0 {
+                let noise = shim::randn(&value.size(), self.draw.get() * 100_000 + i as u64)?;
+                let near = value.f_to_kind(Kind::Float)? * (noise * 0.01 + 1.0);
+                value = near.f_to_kind(variable.kind())?;
+            }
+            if self.in_f64.get() {
+                value = value.f_to_kind(Kind::Double)?;
+            }
+            variable.f_set_data(&value)?;
+        }
+        Ok(())
     }
 
     fn input(&self, name: &str) -> Result<Tensor> {

@@ -121,19 +121,25 @@ fn against_wide(kind: Kind, vs: &mut VarStore, x: &Tensor, run: &dyn Fn(&Tensor)
     [distance(&exact, &wide), distance(&fast, &wide)]
 }
 
+/// The same as root mean squares over several pictures: the error of one is chance as much as anything.
+fn over_pictures(kind: Kind, vs: &mut VarStore, channels: i64, run: &dyn Fn(&Tensor) -> Tensor) -> [f64; 2] {
+    let squares = (1..=8).fold([0.0, 0.0], |sums, seed| {
+        let x = random(&[2, channels, 13, 22], kind, seed);
+        let [exact, fast] = against_wide(kind, vs, &x, run);
+        [sums[0] + exact * exact, sums[1] + fast * fast]
+    });
+    squares.map(f64::sqrt)
+}
+
 #[test]
 fn the_fast_blocks_are_no_less_accurate_than_the_exact_ones() {
     for kind in [Kind::Float, Kind::BFloat16] {
         let (mut vs, block) = filled(kind, |vs| ResnetBlock::new(vs.root(), 64, 96));
-        let x = random(&[2, 64, 13, 22], kind, 1);
-        let [exact, fast] = against_wide(kind, &mut vs, &x, &|x| block.forward(x));
+        let [exact, fast] = over_pictures(kind, &mut vs, 64, &|x| block.forward(x));
         assert!(fast <= 1.1 * exact, "ResnetBlock, {kind:?}: {fast} against {exact}");
         let (mut vs, block) = filled(kind, |vs| AttnBlock::new(vs.root(), 128));
-        let x = random(&[2, 128, 13, 22], kind, 1);
-        let [exact, fast] = against_wide(kind, &mut vs, &x, &|x| block.forward(x));
-        // Both are the last place's rounding of `x +` little. In f32 1.103 was measured: the rule's 1.1 is to be reached.
-        let most = if kind == Kind::Float { 1.15 } else { 1.1 };
-        assert!(fast <= most * exact, "AttnBlock, {kind:?}: {fast} against {exact}");
+        let [exact, fast] = over_pictures(kind, &mut vs, 128, &|x| block.forward(x));
+        assert!(fast <= 1.1 * exact, "AttnBlock, {kind:?}: {fast} against {exact}");
     }
 }
 

@@ -279,7 +279,7 @@ impl Case {
     }
 
     /// The relative L2 errors of one draw, exact and fast.
-    fn errors(&self) -> Result<Option<Vec<(String, [f64; 2])>>> {
+    fn errors(&self) -> Result<Option<BTreeMap<String, [f64; 2]>>> {
         let Some(exact) = self.compute()? else { return Ok(None) };
         let Some(fast) = ops::with_numerics(Numerics::Fast, || self.compute())? else { return Ok(None) };
         self.in_f64.set(true);

@@ -197,6 +197,25 @@ fn blocks_are_as_accurate_as_exact_ones() {
     }
 }
 
+/// The kernels read as far as they are told: what does not fit must be refused before.
+#[test]
+fn sizes_that_do_not_fit_are_refused() {
+    let _no_grad = tch::no_grad_guard();
+    let vs = VarStore::new(Device::Cpu);
+    let block = SingleStreamBlock::new(vs.root(), 64, 2, 4.0).unwrap();
+    crate::nn::init(&vs, 5).unwrap();
+    let [img, txt, vec, pe] = inputs(64, 2, Kind::Float);
+    let x = Tensor::cat(&[&txt, &img], 1);
+    let run = |x: &Tensor, vec: &Tensor, pe: &Tensor| {
+        let run = || with_numerics(Numerics::Fast, || block.forward(x, vec, pe));
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_ok()
+    };
+    assert!(run(&x, &vec, &pe));
+    assert!(!run(&x.narrow(-1, 0, 48), &vec, &pe));
+    assert!(!run(&x, &vec.narrow(-1, 0, 48), &pe));
+    assert!(!run(&x, &vec, &pe.narrow(2, 0, 90)));
+}
+
 #[test]
 fn gradients_flow_in_fast_numerics() {
     let vs = VarStore::new(Device::Cpu);

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -24,10 +25,15 @@ typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LANES)));
 typedef uint32_t vu __attribute__((vector_size(4 * LANES)));
 typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
+typedef int16_t vs __attribute__((vector_size(4 * LANES)));
+typedef int8_t vb __attribute__((vector_size(LANES)));
 // The same, anywhere in memory.
 typedef float vf_any __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint32_t vu_any __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint16_t vh_any __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+typedef int8_t vb_any __attribute__((vector_size(LANES), aligned(1), may_alias));
+// Twice as many small numbers: as bytes they fill half a vector.
+typedef int8_t vb2_any __attribute__((vector_size(2 * LANES), aligned(1), may_alias));
 
 #define INLINE inline __attribute__((always_inline))
 
@@ -88,6 +94,36 @@ template <class T>
 INLINE void store_some(T* p, vf x, int64_t n) {
   if (n >= LANES) return store(p, x);
   for (int i = 0; i < n; i++) put(p + i, x[i]);
+}
+
+// Where lane i of a vector comes from, of two that follow one another, when the first's odd blocks of S lanes change
+// places with the second's even ones.
+template <int S, bool second>
+constexpr int source(int i) {
+  return second ? (i & S ? LANES + i : i + S) : (i & S ? LANES + i - S : i);
+}
+template <int S, bool second, int... i>
+INLINE vu exchanged(vu a, vu b, std::integer_sequence<int, i...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, source<S, second>(i)...);
+#else
+  return __builtin_shuffle(a, b, vu{uint32_t(source<S, second>(i))...});
+#endif
+}
+
+// Rows become columns: of LANES vectors, block by block of half the size.
+template <int S = LANES / 2>
+INLINE void transpose(vu (&x)[LANES]) {
+  if constexpr (S > 0) {
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) {
+      if (i & S) continue;
+      vu a = x[i], b = x[i + S];
+      x[i] = exchanged<S, false>(a, b, std::make_integer_sequence<int, LANES>());
+      x[i + S] = exchanged<S, true>(a, b, std::make_integer_sequence<int, LANES>());
+    }
+    transpose<S / 2>(x);
+  }
 }
 
 // y · 2^n; the whole numbers n lie in the lowest bits of `shifted`, to which 1.5 · 2²³ was added.

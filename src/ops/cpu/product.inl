@@ -69,20 +69,43 @@ INLINE uint32_t word(I8Words, const int8_t* p, int64_t k, int64_t end) {
   return bits;
 }
 
-// Words from `k0` on of `count` ≤ `width` rows, so that those of one place stand together: out[kc][width].
-template <class W, class T>
-void pack(const T* rows, int64_t stride, int64_t count, int64_t width, int64_t k0, int64_t kc, int64_t k_end,
-          uint32_t* out) {
-  constexpr int G = W::NUMBERS;
-  for (int64_t j = 0; j < count; j++) {
-    const T* p = rows + j * stride;
-    int64_t whole = k_end / G - k0;
-    if (whole > kc) whole = kc;
-    for (int64_t k = 0; k < whole; k++) out[k * width + j] = word(W(), p, (k0 + k) * G, k_end);
-    for (int64_t k = whole; k < kc; k++) out[k * width + j] = word(W(), p, (k0 + k) * G, k_end);
+// LANES whole words.
+template <class T>
+INLINE vu words(F32Words, const T* p) { return (vu)load(p); }
+INLINE vu words(Bf16Words, const uint16_t* p) { return *reinterpret_cast<const vu_any*>(p); }
+INLINE vu words(Bf16Words, const float* p) {
+  uint16_t narrowed[2 * LANES];
+  store(narrowed, load(p));
+  store(narrowed + LANES, load(p + LANES));
+  return words(Bf16Words(), narrowed);
+}
+INLINE vu words(I16Words, const int8_t* p) {
+  return (vu)__builtin_convertvector(*reinterpret_cast<const vb2_any*>(p), vs);
+}
+INLINE vu words(I8Words, const int8_t* p) { return *reinterpret_cast<const vu_any*>(p); }
+
+// Words from `k0` on of `count` ≤ WIDTH rows, so that those of one place stand together: out[kc][WIDTH]. The columns
+// from COLUMN on.
+template <class W, int WIDTH, int COLUMN = 0, class T>
+void pack(const T* rows, int64_t stride, int64_t count, int64_t k0, int64_t kc, int64_t k_end, uint32_t* out) {
+  constexpr int G = W::NUMBERS, COLUMNS = WIDTH - COLUMN < LANES ? WIDTH - COLUMN : LANES;
+  int64_t k = 0, whole = COLUMN + COLUMNS <= count ? smaller(k_end / G - k0, kc) : 0;
+  for (; k + LANES <= whole; k += LANES) {
+    vu block[LANES];
+#pragma GCC unroll 16
+    for (int j = 0; j < LANES; j++) {
+      block[j] = j < COLUMNS ? words(W(), rows + (COLUMN + j) * stride + (k0 + k) * G) : vu{};
+    }
+    transpose(block);
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) std::memcpy(out + (k + i) * WIDTH + COLUMN, &block[i], COLUMNS * 4);
   }
-  for (int64_t j = count; j < width; j++)
-    for (int64_t k = 0; k < kc; k++) out[k * width + j] = 0;
+  for (; k < kc; k++) {
+    for (int j = COLUMN; j < COLUMN + COLUMNS; j++) {
+      out[k * WIDTH + j] = j < count ? word(W(), rows + j * stride, (k0 + k) * G, k_end) : 0;
+    }
+  }
+  if constexpr (COLUMN + COLUMNS < WIDTH) pack<W, WIDTH, COLUMN + COLUMNS>(rows, stride, count, k0, kc, k_end, out);
 }
 
 // ---- the end of a product
@@ -117,7 +140,8 @@ void finish_row(const Product& p, int64_t m, int64_t n0, int64_t n, const float*
 
 // ---- one matrix product
 
-// Activations of one token as int8: its largest number becomes 127. Returns what a unit is worth.
+// Activations of one token as int8: its largest number becomes 127. Returns what a unit is worth. Writes whole vectors,
+// so up to LANES − 1 bytes behind the row.
 template <class T>
 float quantize_row(const T* x, int64_t k, int8_t* out) {
   vf most{};
@@ -131,7 +155,7 @@ float quantize_row(const T* x, int64_t k, int8_t* out) {
   for (int64_t i = 0; i < k; i += LANES) {
     // Adding 1.5 · 2²³ rounds to the nearest whole number, which is then in the lowest bits.
     vi whole = (vi)(load_some(x + i, k - i) * inverse + 12582912.0f) - 0x4b400000;
-    for (int j = 0; j < LANES && i + j < k; j++) out[i + j] = int8_t(whole[j]);
+    *reinterpret_cast<vb_any*>(out + i) = __builtin_convertvector(whole, vb);
   }
   return largest / 127.0f;
 }
@@ -152,7 +176,8 @@ struct Plan {
     tasks = blocks * splits;
     left = aligned(size_t(rows) * words * 4);
     scales = aligned(rows * 4);
-    quantized = INTEGER ? aligned(size_t(MR) * (p.k + 64)) : 0;
+    // Rows one after the other, and what a vector writes behind the last.
+    quantized = INTEGER ? aligned(size_t(MR) * p.k + 4 * LANES) : 0;
     right = aligned(size_t(KC) * NB * 4);
     sums = aligned(size_t(ceil_div(rows / MR, splits)) * MR * NB * 4);
     per_thread = quantized + right + sums;
@@ -188,7 +213,7 @@ struct MatrixProduct {
       for (int64_t k0 = 0; k0 < plan.words; k0 += KC) {
         int64_t kc = smaller(KC, plan.words - k0);
         uint32_t* out = panel(i, k0, kc);
-        pack<W>(bytes, stride, count, MR, k0, kc, p.k, out);
+        pack<W, MR>(bytes, stride, count, k0, kc, p.k, out);
         if constexpr (W::NUMBERS == 4) {
           // Without a sign: 128 more, which the sums of the weights' rows take off again.
           for (int64_t k = 0; k < kc * MR; k++) out[k] ^= 0x80808080u;
@@ -197,7 +222,7 @@ struct MatrixProduct {
     } else {
       for (int64_t k0 = 0; k0 < plan.words; k0 += KC) {
         int64_t kc = smaller(KC, plan.words - k0);
-        pack<W>(row<A>(p.a, first), p.a.stride, count, MR, k0, kc, p.k, panel(i, k0, kc));
+        pack<W, MR>(row<A>(p.a, first), p.a.stride, count, k0, kc, p.k, panel(i, k0, kc));
       }
     }
   }
@@ -213,7 +238,7 @@ struct MatrixProduct {
     for (int64_t k0 = 0; k0 < plan.words; k0 += KC) {
       int64_t kc = smaller(KC, plan.words - k0);
       for (int64_t j = 0; j < columns; j += NR) {
-        pack<W>(row<B>(p.w, n0 + j), p.w.stride, smaller(NR, columns - j), NR, k0, kc, p.k, right + j * kc);
+        pack<W, NR>(row<B>(p.w, n0 + j), p.w.stride, smaller(NR, columns - j), k0, kc, p.k, right + j * kc);
       }
       for (int64_t i = from; i < to; i++) {
         int64_t count = smaller(MR, rows - i * MR);

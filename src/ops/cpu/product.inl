@@ -84,6 +84,9 @@ INLINE vu words(I16Words, const int8_t* p) {
 }
 INLINE vu words(I8Words, const int8_t* p) { return *reinterpret_cast<const vu_any*>(p); }
 
+// How many words ahead memory is asked for: so many rows at once are more than a core foresees.
+constexpr int64_t AHEAD = 256;
+
 // Words from `k0` on of `count` ≤ WIDTH rows, so that those of one place stand together: out[kc][WIDTH]. The columns
 // from COLUMN on.
 template <class W, int WIDTH, int COLUMN = 0, class T>
@@ -94,7 +97,9 @@ void pack(const T* rows, int64_t stride, int64_t count, int64_t k0, int64_t kc, 
     vu block[LANES];
 #pragma GCC unroll 16
     for (int j = 0; j < LANES; j++) {
-      block[j] = j < COLUMNS ? words(W(), rows + (COLUMN + j) * stride + (k0 + k) * G) : vu{};
+      const T* p = rows + (COLUMN + j) * stride + (k0 + k) * G;
+      if (j < COLUMNS) __builtin_prefetch(p + AHEAD * G);
+      block[j] = j < COLUMNS ? words(W(), p) : vu{};
     }
     transpose(block);
 #pragma GCC unroll 16

@@ -198,10 +198,16 @@ impl Mid {
     }
 }
 
-impl Module for Mid {
-    fn forward(&self, h: &Tensor) -> Tensor {
-        h.apply(&self.block_1).apply(&self.attn_1).apply(&self.block_2)
+impl Mid {
+    fn forward(&self, h: &Tensor) -> Result<Tensor> {
+        let layers: [&dyn Module; 3] = [&self.block_1, &self.attn_1, &self.block_2];
+        one_by_one(h.shallow_clone(), layers)
     }
+}
+
+/// Layer after layer, as long as the result is wanted.
+fn one_by_one<'a>(h: Tensor, layers: impl IntoIterator<Item = &'a dyn Module>) -> Result<Tensor> {
+    layers.into_iter().try_fold(h, |h, layer| ops::go_on().map(|()| layer.forward(&h)))
 }
 
 /// One level: its blocks, then the change of size.
@@ -217,12 +223,13 @@ impl<R: Module> Level<R> {
             widths.iter().zip(0..).map(|(&(from, to), i)| ResnetBlock::new(vs / "block" / i, from, to));
         Self { block: block.collect(), resample }
     }
-}
 
-impl<R: Module> Module for Level<R> {
-    fn forward(&self, h: &Tensor) -> Tensor {
-        let h = self.block.iter().fold(h.shallow_clone(), |h, block| block.forward(&h));
-        h.apply_opt(&self.resample)
+    fn forward(&self, h: &Tensor) -> Result<Tensor> {
+        let layers = self.block.iter().map(|block| block as &dyn Module);
+        one_by_one(
+            h.shallow_clone(),
+            layers.chain(self.resample.iter().map(|resample| resample as &dyn Module)),
+        )
     }
 }
 
@@ -262,15 +269,13 @@ impl Encoder {
             conv_out: Conv2d::new(&vs / "conv_out", block_in, 2 * p.z_channels, 3, 1, 1),
         }
     }
-}
 
-impl Module for Encoder {
-    fn forward(&self, x: &Tensor) -> Tensor {
-        ops::on_picture(x, self.conv_in.weight(), |x| {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        ops::try_on_picture(x, self.conv_in.weight(), |x| {
             let h = ops::conv2d(&self.conv_in, x, Before::Nothing, None);
-            let h = self.down.iter().fold(h, |h, level| level.forward(&h));
-            let h = ops::group_norm_silu(&self.norm_out, &self.mid.forward(&h));
-            ops::conv2d(&self.conv_out, &h, Before::Nothing, None)
+            let h = self.down.iter().try_fold(h, |h, level| level.forward(&h))?;
+            let h = ops::group_norm_silu(&self.norm_out, &self.mid.forward(&h)?);
+            Ok(ops::conv2d(&self.conv_out, &h, Before::Nothing, None))
         })
     }
 }
@@ -311,15 +316,13 @@ impl Decoder {
             conv_out: Conv2d::new(&vs / "conv_out", block_in, p.out_ch, 3, 1, 1),
         }
     }
-}
 
-impl Module for Decoder {
-    fn forward(&self, z: &Tensor) -> Tensor {
-        ops::on_picture(z, self.conv_in.weight(), |z| {
-            let h = self.mid.forward(&ops::conv2d(&self.conv_in, z, Before::Nothing, None));
+    fn forward(&self, z: &Tensor) -> Result<Tensor> {
+        ops::try_on_picture(z, self.conv_in.weight(), |z| {
+            let h = self.mid.forward(&ops::conv2d(&self.conv_in, z, Before::Nothing, None))?;
             let h = ops::as_weights(&h, self.conv_in.weight());
-            let h = self.up.iter().rev().fold(h, |h, level| level.forward(&h));
-            ops::conv2d(&self.conv_out, &ops::group_norm_silu(&self.norm_out, &h), Before::Nothing, None)
+            let h = self.up.iter().rev().try_fold(h, |h, level| level.forward(&h))?;
+            Ok(ops::conv2d(&self.conv_out, &ops::group_norm_silu(&self.norm_out, &h), Before::Nothing, None))
         })
     }
 }
@@ -391,7 +394,7 @@ impl AutoEncoder {
     pub fn encode(&self, x: &Tensor) -> Result<Tensor> {
         self.check("x", x, self.params.in_channels)?;
         let _ops = self.parameters.ops().enter();
-        let mean = self.encoder.forward(x).chunk(2, 1).swap_remove(0);
+        let mean = self.encoder.forward(x)?.chunk(2, 1).swap_remove(0);
         Ok((mean - self.params.shift_factor) * self.params.scale_factor)
     }
 
@@ -403,7 +406,7 @@ impl AutoEncoder {
         self.check("z", z, self.params.z_channels)?;
         let _ops = self.parameters.ops().enter();
         let z = z / self.params.scale_factor + self.params.shift_factor;
-        Ok(self.decoder.forward(&z))
+        self.decoder.forward(&z)
     }
 
     /// As [`AutoEncoder::encode`], in tiles of `tile` × `tile` pixels, neighbours of which share `overlap` pixels and

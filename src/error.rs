@@ -3,7 +3,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// What this crate's functions return.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Everything that can go wrong, with what is needed to mend it.
 #[derive(Debug, thiserror::Error)]
@@ -132,13 +132,63 @@ pub enum Error {
     #[error("{0}")]
     Request(String),
 
-    /// The caller's progress function asked to stop.
+    /// The caller asked to stop.
     #[error("cancelled")]
     Cancelled,
+
+    /// An engine has as many jobs waiting as it may.
+    #[error("{waiting} jobs are waiting, as many as may: try again later")]
+    Full {
+        /// How many.
+        waiting: usize,
+    },
+
+    /// An engine that was shut down, or whose devices are all lost, was given a job.
+    #[error("the engine has stopped")]
+    Stopped,
+
+    /// A job would need more memory than there is.
+    #[error("this needs {} of memory on {device:?} at once, of which {} are free; {advice}", bytes(*needed), bytes(*free))]
+    TooLarge {
+        /// Bytes at its peak.
+        needed: u64,
+        /// Bytes that are free.
+        free: u64,
+        /// Where.
+        device: tch::Device,
+        /// What would make it fit.
+        advice: String,
+    },
+
+    /// The memory ran out in the middle of a job.
+    #[error("out of memory: {0}")]
+    OutOfMemory(String),
+
+    /// A device that computes no more until the process is started anew.
+    #[error("{device:?} is lost: {reason}")]
+    DeviceLost {
+        /// Which.
+        device: tch::Device,
+        /// In the driver's words.
+        reason: String,
+    },
+
+    /// A fault in this crate or in libtorch ended a job.
+    #[error("a fault ended this job: {0}")]
+    Panicked(String),
 
     /// A parity case does not hold what its module needs.
     #[error("parity case: {0}")]
     Case(String),
+}
+
+/// `6.25 GB`.
+fn bytes(count: u64) -> String {
+    if count < 1_000_000_000 {
+        format!("{:.1} MB", count as f64 / 1e6)
+    } else {
+        format!("{:.2} GB", count as f64 / 1e9)
+    }
 }
 
 impl Error {

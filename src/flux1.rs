@@ -286,14 +286,14 @@ impl Flux1 {
     ///
     /// # Errors
     /// [`Error::Shape`] and [`Error::Kind`] where an input does not fit the model or the others, [`Error::MissingGuidance`],
-    /// [`Error::Unfilled`] before a checkpoint was loaded.
+    /// [`Error::Unfilled`] before a checkpoint was loaded, [`Error::Cancelled`] within [`ops::with_cancel`].
     pub fn forward(&self, input: &Flux1Input) -> Result<Tensor> {
         self.check(input)?;
         let _ops = self.parameters.ops().enter();
         let vec = self.vec(input.timesteps, input.guidance, input.y)?;
         let ids = Tensor::cat(&[input.txt_ids, input.img_ids], 1);
         let pe = self.pe_embedder.forward(&ids);
-        Ok(self.run(input, &Modulations::of(self, &vec), &pe))
+        self.run(input, &Modulations::of(self, &vec), &pe)
     }
 
     /// What all steps of a picture share, computed once: `timesteps` are those of every step, the other inputs those of
@@ -330,7 +330,7 @@ impl Flux1 {
         let modulations = steps.steps.get(step).ok_or_else(|| {
             Error::Config(format!("step {step} was not prepared: there are {}", steps.steps.len()))
         })?;
-        Ok(self.run(input, modulations, &steps.pe))
+        self.run(input, modulations, &steps.pe)
     }
 
     /// Chooses between the official bits and speed. Without it the model does as [`ops::with_numerics`] around it says,
@@ -403,20 +403,22 @@ impl Flux1 {
         Ok(vec + self.vector_in.forward(y))
     }
 
-    fn run(&self, input: &Flux1Input, modulations: &Modulations, pe: &Tensor) -> Tensor {
+    fn run(&self, input: &Flux1Input, modulations: &Modulations, pe: &Tensor) -> Result<Tensor> {
         let (img_len, txt_len) = (input.img.size()[1], input.txt.size()[1]);
         let mut img = ops::linear(&self.img_in, input.img, ops::End::default());
         let mut txt = ops::linear(&self.txt_in, input.txt, ops::End::default());
         for (block, modulation) in self.double_blocks.iter().zip(&modulations.double) {
+            ops::go_on()?;
             (img, txt) = block.run(&img, &txt, modulation, pe);
         }
 
         let mut x = Tensor::cat(&[txt, img], 1);
         for (block, modulation) in self.single_blocks.iter().zip(&modulations.single) {
+            ops::go_on()?;
             x = block.run(&x, modulation, pe);
         }
         let img = x.narrow(1, txt_len, img_len);
-        self.final_layer.run(&img, &modulations.last)
+        Ok(self.final_layer.run(&img, &modulations.last))
     }
 
     fn check(&self, input: &Flux1Input) -> Result<()> {

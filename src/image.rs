@@ -59,24 +59,36 @@ impl Image {
         written
     }
 
+    /// A PNG with the given texts in it, in memory.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for a text's key that PNG does not allow.
+    pub fn to_png(&self, texts: &BTreeMap<String, String>) -> Result<Vec<u8>> {
+        let mut png = Vec::new();
+        self.encode(&mut png, texts).map_err(|problem| Error::Request(format!("PNG: {problem}")))?;
+        Ok(png)
+    }
+
     fn write_to(&self, path: &Path, texts: &BTreeMap<String, String>) -> Result<()> {
-        let file = File::create(path).map_err(Error::io(path))?;
-        let encoded = |e: png::EncodingError| match e {
-            png::EncodingError::IoError(source) => Error::Io { path: path.to_path_buf(), source },
-            other => Error::Io { path: path.to_path_buf(), source: std::io::Error::other(other) },
-        };
-        let mut out = BufWriter::new(file);
-        let mut encoder = png::Encoder::new(&mut out, self.width, self.height);
+        let mut out = BufWriter::new(File::create(path).map_err(Error::io(path))?);
+        self.encode(&mut out, texts).map_err(|problem| match problem {
+            png::EncodingError::IoError(source) => Error::io(path)(source),
+            other => Error::io(path)(std::io::Error::other(other)),
+        })?;
+        out.flush().map_err(Error::io(path))?;
+        out.get_ref().sync_all().map_err(Error::io(path))
+    }
+
+    fn encode(&self, out: impl Write, texts: &BTreeMap<String, String>) -> Result<(), png::EncodingError> {
+        let mut encoder = png::Encoder::new(out, self.width, self.height);
         encoder.set_color(png::ColorType::Rgb);
         encoder.set_depth(png::BitDepth::Eight);
         for (key, text) in texts {
-            encoder.add_itxt_chunk(key.clone(), text.clone()).map_err(encoded)?;
+            encoder.add_itxt_chunk(key.clone(), text.clone())?;
         }
-        let mut writer = encoder.write_header().map_err(encoded)?;
-        writer.write_image_data(&self.rgb).map_err(encoded)?;
-        writer.finish().map_err(encoded)?;
-        out.flush().map_err(Error::io(path))?;
-        out.get_ref().sync_all().map_err(Error::io(path))
+        let mut writer = encoder.write_header()?;
+        writer.write_image_data(&self.rgb)?;
+        writer.finish()
     }
 
     /// Reads a PNG of eight bits a channel in colour, with its texts.

@@ -5,6 +5,7 @@
 //! | module | what it holds |
 //! | --- | --- |
 //! | `hub` | models by their names, fetched into the cache that Python shares (feature `hub`) |
+//! | [`engine`] | a pipeline on its own thread: a queue before it, events out of it |
 //! | [`pipeline`] | a request in, pictures out |
 //! | [`convert`] | weight files into other names, other numbers and other sizes of file |
 //! | [`flux1`] | the transformer, its sizes and variants |
@@ -29,6 +30,7 @@
 pub mod autoencoder;
 pub mod checkpoint;
 pub mod convert;
+pub mod engine;
 mod error;
 pub mod flux1;
 #[cfg(feature = "hub")]

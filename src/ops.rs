@@ -17,6 +17,7 @@ mod stock;
 mod tests;
 mod workspace;
 
+use std::convert::Infallible;
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
@@ -27,8 +28,8 @@ use crate::math;
 use crate::nn::{Conv2d, GroupNorm, LayerNorm, Linear};
 
 use scope::fitting;
-pub use scope::with_numerics;
-pub(crate) use scope::{Setting, at_least_f32, is_fast, wide};
+pub(crate) use scope::{Setting, at_least_f32, go_on, is_fast, wide};
+pub use scope::{with_cancel, with_numerics};
 
 /// How numbers come about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -237,6 +238,15 @@ pub(crate) struct ParallelBlock<'a> {
 }
 
 impl ParallelBlock<'_> {
+    /// All that a fast form of it reads beside these; `None` where the first layer is more than its weight, and cannot be
+    /// taken apart.
+    fn tensors<'a>(&'a self, inputs: [&'a Tensor; 3]) -> Option<Vec<&'a Tensor>> {
+        let Self { linear1, linear2, .. } = self;
+        let biases = [&linear1.bias, &linear2.bias].into_iter().flatten();
+        let all = inputs.into_iter().chain([&linear1.weight, &linear2.weight]).chain(biases);
+        (!linear1.has_beside()).then(|| all.collect())
+    }
+
     /// Attention and MLP side by side, from `x_mod` `[B, L, D]`, and back: `x + gate * linear2([attention, mlp])`.
     pub(crate) fn forward(&self, x_mod: &Tensor, pe: &Tensor, gate: &Tensor, x: &Tensor) -> Tensor {
         let fast = cpu::parallel_block(self, x_mod, pe, gate, x)
@@ -275,10 +285,17 @@ pub(crate) enum Before {
 /// Runs layers on a picture `[B, C, H, W]`, the first of which has this weight. Between them the fast form has pictures
 /// in an order and a kind of its own; what comes back is as the exact form has it.
 pub(crate) fn on_picture(x: &Tensor, weight: &Tensor, layers: impl Fn(&Tensor) -> Tensor) -> Tensor {
-    match cpu::image::between(x, weight, &layers) {
-        Some(out) => out,
-        None => layers(x),
-    }
+    let Ok(out) = try_on_picture::<Infallible>(x, weight, |x| Ok(layers(x)));
+    out
+}
+
+/// The same of layers that can stop.
+pub(crate) fn try_on_picture<E>(
+    x: &Tensor,
+    weight: &Tensor,
+    layers: impl Fn(&Tensor) -> Result<Tensor, E>,
+) -> Result<Tensor, E> {
+    cpu::image::between(x, weight, &layers).unwrap_or_else(|| layers(x))
 }
 
 /// A picture between layers in the kind of this weight, which under autocast it need not have; the fast form's keep

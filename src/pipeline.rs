@@ -2,35 +2,40 @@
 //!
 //! prompt → tokens → text states → noise and positions → times → velocity steps → latents → pixels.
 
+mod denoise;
+mod memory;
 mod parts;
+mod request;
 mod resident;
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use resident::Resident;
 
+pub use denoise::{Conditions, denoise};
+pub use memory::Memory;
 #[cfg(feature = "hub")]
 pub(crate) use parts::Part;
 pub use parts::{OwnParts, Parts};
+pub use request::Request;
 
 use crate::autoencoder::AutoEncoder;
 use crate::checkpoint::lora::{Lora, Model, Placed};
 use crate::checkpoint::{Access, Checkpoint};
 use crate::error::{Error, Result};
-use crate::flux1::{Flux1, Flux1Input, Flux1Params, Steps};
+use crate::flux1::{Flux1, Flux1Params};
 use crate::image::Image;
 use crate::ops::{Numerics, Quantize};
-use crate::sampling::{self, NoiseRule, Prepared, get_noise, get_schedule, prepare, unpack};
+use crate::sampling::{NoiseRule, get_noise, get_schedule, prepare, unpack};
 use crate::shim;
 use crate::text::{ClipText, T5Encoder, Tokenizer};
 
-/// The longest side of a picture, in pixels.
-const MAX_SIDE: i64 = 16_384;
+/// The longest side of a preview's latent.
+const PREVIEW_SIDE: i64 = 32;
 
 /// Where and in which kind a pipeline computes.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -72,103 +77,6 @@ impl Default for Settings {
     }
 }
 
-/// What is to be drawn. What is `None` is taken from the model's variant.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Request {
-    /// One picture, or `num_images` of them, for each.
-    pub prompts: Vec<String>,
-    /// Pixels, a multiple of 16.
-    pub width: i64,
-    /// Pixels, a multiple of 16.
-    pub height: i64,
-    /// Steps from noise to picture.
-    pub steps: Option<usize>,
-    /// Guidance strength, for models that were distilled for it.
-    pub guidance: Option<f64>,
-    /// The first picture's noise; the following ones count on from it.
-    pub seed: u64,
-    /// Pictures of each prompt.
-    pub num_images: usize,
-    /// Tokens of T5, padding included.
-    pub max_sequence_length: Option<usize>,
-    /// Draws bf16 noise as torch up to 2.11 did.
-    #[serde(default)]
-    pub legacy_noise: bool,
-}
-
-impl Request {
-    /// One picture of the prompt, with the model's own settings.
-    pub fn new(prompt: impl Into<String>, width: i64, height: i64) -> Self {
-        Self {
-            prompts: vec![prompt.into()],
-            width,
-            height,
-            steps: None,
-            guidance: None,
-            seed: 0,
-            num_images: 1,
-            max_sequence_length: None,
-            legacy_noise: false,
-        }
-    }
-
-    /// Sets the steps from noise to picture.
-    pub fn steps(mut self, steps: usize) -> Self {
-        self.steps = Some(steps);
-        self
-    }
-
-    /// Sets the guidance strength.
-    pub fn guidance(mut self, guidance: f64) -> Self {
-        self.guidance = Some(guidance);
-        self
-    }
-
-    /// Sets the seed of the first picture.
-    pub fn seed(mut self, seed: u64) -> Self {
-        self.seed = seed;
-        self
-    }
-
-    /// Sets how many pictures of each prompt are drawn.
-    pub fn num_images(mut self, num_images: usize) -> Self {
-        self.num_images = num_images;
-        self
-    }
-
-    /// # Errors
-    /// [`Error::Request`] with what is wrong and what would be right.
-    pub fn check(&self) -> Result<()> {
-        let wrong = |text: String| Err(Error::Request(text));
-        for (what, pixels) in [("width", self.width), ("height", self.height)] {
-            if pixels > MAX_SIDE {
-                return wrong(format!("{what} {pixels} is more than {MAX_SIDE}"));
-            }
-            if pixels < 16 || pixels % 16 != 0 {
-                let below = pixels.max(0) / 16 * 16;
-                let nearest = if below < 16 { "16".into() } else { format!("{below} and {}", below + 16) };
-                return wrong(format!("{what} {pixels} is no multiple of 16; the nearest are {nearest}"));
-            }
-        }
-        if self.prompts.is_empty() {
-            return wrong("no prompt".into());
-        }
-        if self.num_images == 0 {
-            return wrong("num_images must be at least 1".into());
-        }
-        if self.steps == Some(0) {
-            return wrong("steps must be at least 1".into());
-        }
-        if self.guidance.is_some_and(|g| !g.is_finite()) {
-            return wrong("guidance must be a finite number".into());
-        }
-        if self.max_sequence_length.is_some_and(|n| !(2..=512).contains(&n)) {
-            return wrong("max_sequence_length must be between 2 and 512".into());
-        }
-        Ok(())
-    }
-}
-
 /// What a pipeline is at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
@@ -183,7 +91,7 @@ pub enum Phase {
 }
 
 /// How far a pipeline is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Progress {
     /// A phase begins.
     Phase(Phase),
@@ -197,6 +105,15 @@ pub enum Progress {
         step: usize,
         /// Of how many.
         steps: usize,
+    },
+    /// What a picture will look like, as far as it can be told: see [`Request::previews`].
+    Preview {
+        /// Which picture, from 0.
+        image: usize,
+        /// After which step, from 1.
+        step: usize,
+        /// At most 256 pixels a side.
+        picture: Image,
     },
 }
 
@@ -300,6 +217,19 @@ impl Pipeline {
     /// The sizes of the transformer.
     pub fn params(&self) -> &Flux1Params {
         &self.params
+    }
+
+    /// What it was opened with.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Lets go of every model. The next request loads them anew.
+    pub fn release(&mut self) {
+        (self.clip, self.t5, self.transformer, self.autoencoder) = (None, None, None, None);
+        if self.settings.device != Device::Cpu {
+            shim::empty_cache();
+        }
     }
 
     /// The kind of the transformer and of the latents.
@@ -440,6 +370,9 @@ impl Pipeline {
 
         begin(on_progress, Phase::Load)?;
         self.load_transformer()?;
+        if request.previews > 0 {
+            self.load_autoencoder()?;
+        }
 
         begin(on_progress, Phase::Denoise)?;
         let images = request.prompts.len() * request.num_images;
@@ -449,8 +382,13 @@ impl Pipeline {
                 let seed = request.seed.wrapping_add(i as u64);
                 let mine = Request { prompts: vec![prompt.clone()], num_images: 1, seed, ..request.clone() };
                 let image = drawn.len();
-                let latent = self.latent(&mine, text, &mut |step, steps| {
-                    report(on_progress, Progress::Step { image, images, step, steps })
+                let latent = self.latent(&mine, text, &mut |step, steps, expected| {
+                    report(on_progress, Progress::Step { image, images, step, steps })?;
+                    if mine.previews_after(step, steps) {
+                        let picture = self.preview(&expected()?, &mine)?;
+                        report(on_progress, Progress::Preview { image, step, picture })?;
+                    }
+                    Ok(())
                 })?;
                 drawn.push((mine, latent, text.warnings.clone()));
             }
@@ -533,12 +471,13 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Noise to latent.
+    /// Noise to latent. `on_step` hears of each step that is done, of how many, and may ask for the patches that the
+    /// last velocity leads to.
     fn latent(
         &self,
         request: &Request,
         text: &Encoded,
-        on_step: &mut dyn FnMut(usize, usize) -> Result<()>,
+        on_step: &mut dyn FnMut(usize, usize, &dyn Fn() -> Result<Tensor>) -> Result<()>,
     ) -> Result<Tensor> {
         let Some(transformer) = &self.transformer else { return Err(not_loaded()) };
         transformer.checkpoint.check_unchanged()?;
@@ -550,9 +489,16 @@ impl Pipeline {
         let timesteps = get_schedule(steps, prepared.img.size()[1], 0.5, 1.15, self.params.guidance_embed);
         let guidance = request.guidance.unwrap_or(0.0);
         let none = Conditions::default();
-        let latent = denoise(&transformer.model, &prepared, &timesteps, guidance, &none, &mut |step, _| {
-            on_step(step, steps)
-        })?;
+        let mut before = prepared.img.shallow_clone();
+        let latent =
+            denoise(&transformer.model, &prepared, &timesteps, guidance, &none, &mut |step, img| {
+                let (t_curr, t_prev) = (timesteps[step - 1], timesteps[step]);
+                let way = t_curr / (t_prev - t_curr);
+                let expected = || Ok(before.f_sub(&img.f_sub(&before)?.f_mul_scalar(way)?)?);
+                on_step(step, steps, &expected)?;
+                before = img.shallow_clone();
+                Ok(())
+            })?;
         if !bool::try_from(latent.isfinite().all())? {
             let hint = "a weight file is damaged, or the kind is too narrow: try bf16 or f32";
             return Err(Error::NotFinite { what: "the latent", hint });
@@ -560,16 +506,29 @@ impl Pipeline {
         Ok(latent)
     }
 
+    /// Patches to pixels.
+    fn decode(&self, patches: &Tensor, request: &Request) -> Result<Tensor> {
+        self.decode_latent(&unpack(&patches.f_to_kind(Kind::Float)?, request.height, request.width)?)
+    }
+
+    /// Patches to a small picture: of their means, so that it costs little.
+    fn preview(&self, patches: &Tensor, request: &Request) -> Result<Image> {
+        let latent = unpack(&patches.f_to_kind(Kind::Float)?, request.height, request.width)?;
+        let (height, width) = (latent.size()[2], latent.size()[3]);
+        let times = (height.max(width) + PREVIEW_SIDE - 1) / PREVIEW_SIDE;
+        let small = latent.f_adaptive_avg_pool2d([(height / times).max(1), (width / times).max(1)])?;
+        Image::from_tensor(&self.decode_latent(&small)?)
+    }
+
     /// Latent to pixels, as the official code does it: in f32, under bf16 autocast unless the pipeline is f32.
-    fn decode(&self, latent: &Tensor, request: &Request) -> Result<Tensor> {
+    fn decode_latent(&self, latent: &Tensor) -> Result<Tensor> {
         let Some(autoencoder) = &self.autoencoder else { return Err(not_loaded()) };
         autoencoder.checkpoint.check_unchanged()?;
-        let latent = unpack(&latent.f_to_kind(Kind::Float)?, request.height, request.width)?;
         let autocast = !self.decodes_in_f32(autoencoder.kind);
         let _autocast = autocast.then(|| shim::Autocast::bf16(self.settings.device));
         let picture = match self.settings.vae_tile {
-            Some(tile) => autoencoder.model.decode_tiled(&latent, tile, tile / 4)?,
-            None => autoencoder.model.decode(&latent)?,
+            Some(tile) => autoencoder.model.decode_tiled(latent, tile, tile / 4)?,
+            None => autoencoder.model.decode(latent)?,
         };
         Ok(picture.f_get(0)?)
     }
@@ -593,72 +552,6 @@ fn begin(on_progress: &mut OnProgress, phase: Phase) -> Result<()> {
 
 fn report(on_progress: &mut OnProgress, progress: Progress) -> Result<()> {
     if on_progress(progress).is_break() { Err(Error::Cancelled) } else { Ok(()) }
-}
-
-/// What a picture is drawn from beside text.
-#[derive(Debug, Default)]
-pub struct Conditions {
-    /// More channels of every patch `[B, Li, …]`: Fill's image and mask, Canny's edges, the depth.
-    pub img_cond: Option<Tensor>,
-    /// More patches along the sequence `[B, Lc, …]` with their positions `[B, Lc, 3]`: Kontext's reference.
-    pub img_cond_seq: Option<(Tensor, Tensor)>,
-}
-
-/// The official loop over FLUX.1: every step calls the model with the time and the guidance in the latents' kind, and
-/// with the conditions beside the noisy patches. `on_step` hears of each step that is done, from 1, with the patches.
-///
-/// Source: `black-forest-labs/flux` at 802fb47, `src/flux/sampling.py` lines 314–354.
-///
-/// # Errors
-/// [`Error::Shape`], [`Error::Unfilled`], and whatever `on_step` returns.
-pub fn denoise(
-    model: &Flux1,
-    prepared: &Prepared,
-    timesteps: &[f64],
-    guidance: f64,
-    conditions: &Conditions,
-    on_step: &mut dyn FnMut(usize, &Tensor) -> Result<()>,
-) -> Result<Tensor> {
-    let Prepared { img, img_ids, txt, txt_ids, vec } = prepared;
-    let guidance_vec = Tensor::f_full([img.size()[0]], guidance, (img.kind(), img.device()))?;
-    let len = img.size()[1];
-    let mut steps: Option<Option<Steps>> = None;
-    sampling::denoise(img, timesteps, |img, t_vec, step| {
-        if step > 0 {
-            on_step(step, img)?;
-        }
-        let mut img_input = img.shallow_clone();
-        let mut img_input_ids = img_ids.shallow_clone();
-        if let Some(img_cond) = &conditions.img_cond {
-            img_input = Tensor::f_cat(&[&img_input, img_cond], -1)?;
-        }
-        if let Some((img_cond_seq, img_cond_seq_ids)) = &conditions.img_cond_seq {
-            img_input = Tensor::f_cat(&[&img_input, img_cond_seq], 1)?;
-            img_input_ids = Tensor::f_cat(&[&img_input_ids, img_cond_seq_ids], 1)?;
-        }
-        let input = Flux1Input {
-            img: &img_input,
-            img_ids: &img_input_ids,
-            txt,
-            txt_ids,
-            timesteps: t_vec,
-            y: vec,
-            guidance: Some(&guidance_vec),
-        };
-        let prepared = match &mut steps {
-            Some(prepared) => prepared,
-            None => {
-                let times = &timesteps[..timesteps.len() - 1];
-                steps.insert(model.prepare_steps(&input, times)?)
-            }
-        };
-        let pred = match prepared {
-            Some(steps) => model.forward_step(&input, steps, step)?,
-            None => model.forward(&input)?,
-        };
-        Ok(pred.f_narrow(1, 0, len)?)
-    })
-    .and_then(|img| on_step(timesteps.len().saturating_sub(1), &img).map(|()| img))
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/DeviceAccelerator.h>
 #include <ATen/Version.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/record_function.h>
@@ -50,6 +51,28 @@ at::Tensor* tch_flux_borrow(void* data, const int64_t* sizes, size_t dims, int k
 
 // The version of libtorch's headers.
 const char* tch_flux_torch_version() { return TORCH_VERSION; }
+
+// Bytes of an accelerator that the next tensors may take: what is free, and what libtorch keeps for them. -1 where it
+// cannot be told.
+int64_t tch_flux_free_bytes(int8_t device) {
+  try {
+    auto stats = at::accelerator::getDeviceStats(device);
+    auto of = [](const auto& stat) { return stat[size_t(c10::CachingAllocator::StatType::AGGREGATE)].current; };
+    auto kept = of(stats.reserved_bytes) - of(stats.allocated_bytes);
+    return int64_t(at::accelerator::getMemoryInfo(device).first) + kept;
+  } catch (const std::exception&) {
+    return -1;
+  }
+}
+
+// Gives what libtorch keeps for the next tensors of an accelerator back to it.
+void tch_flux_empty_cache() {
+  try {
+    at::accelerator::emptyCache();
+  } catch (const std::exception&) {
+    // There is none, or it answers no more: then there is nothing to give back.
+  }
+}
 
 // The instruction set that libtorch's CPU kernels run with: "DEFAULT", "AVX2", "AVX512", ...
 void tch_flux_cpu_capability(char* text, size_t text_len) {

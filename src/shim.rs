@@ -26,6 +26,8 @@ unsafe extern "C" {
     fn tch_flux_count_end(handle: u64) -> u64;
     fn tch_flux_autocast_leave(cuda: bool, enabled: bool, kind: c_int);
     fn tch_flux_torch_version() -> *const c_char;
+    fn tch_flux_free_bytes(device: i8) -> i64;
+    fn tch_flux_empty_cache();
     fn tch_flux_cpu_capability(text: *mut c_char, text_len: usize);
     fn tch_flux_copy(
         out: *const C_tensor,
@@ -195,6 +197,18 @@ pub(crate) fn operator_calls(f: &dyn Fn()) -> u64 {
 pub(crate) fn torch_version() -> String {
     // SAFETY: a constant text of the library.
     unsafe { CStr::from_ptr(tch_flux_torch_version()) }.to_string_lossy().into_owned()
+}
+
+/// Bytes that the next tensors may take on a CUDA device, what libtorch keeps for them included, if that can be told.
+pub(crate) fn free_bytes(device: usize) -> Option<u64> {
+    // SAFETY: reads numbers; an index that is none is answered with -1.
+    u64::try_from(unsafe { tch_flux_free_bytes(i8::try_from(device).ok()?) }).ok()
+}
+
+/// Gives back what libtorch keeps of the accelerators' memory for the next tensors.
+pub(crate) fn empty_cache() {
+    // SAFETY: touches no tensor.
+    unsafe { tch_flux_empty_cache() }
 }
 
 /// The instruction set that libtorch's CPU kernels run with, such as `AVX512`.

@@ -457,6 +457,7 @@ impl Bars {
                     bar.set_position((image * steps + step) as u64);
                 }
             }
+            Progress::Preview { .. } => {}
         }
         ControlFlow::Continue(())
     }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Args;
 use serde_json::json;
-use tch_flux::parity::{Accuracy, Case};
+use tch_flux::parity::{Accuracy, Case, Comparison};
 
 use super::{NumericsArg, print_json};
 
@@ -27,115 +27,99 @@ pub(super) struct Parity {
     paths: Vec<PathBuf>,
 }
 
+/// What there is to say of an output.
+struct Line {
+    passes: bool,
+    json: serde_json::Value,
+    text: String,
+}
+
+fn verdict(passes: bool) -> &'static str {
+    if passes { "pass" } else { "FAIL" }
+}
+
 impl Parity {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let (mut passed, mut failed, mut skipped) = (0, 0, 0);
         for path in cases(&self.paths)? {
             let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            if let NumericsArg::Fast = self.numerics {
-                let outcome = Case::open(&path).and_then(|case| Ok((case.accuracy()?, case.module)));
-                let counts = self.report_accuracy(&name, outcome)?;
-                (passed, failed, skipped) = (passed + counts[0], failed + counts[1], skipped + counts[2]);
-                continue;
-            }
-            let outcome = Case::open(&path).and_then(|case| Ok((case.run()?, case.module)));
-            match outcome {
-                Ok((Some(comparisons), _)) => {
-                    for c in comparisons {
-                        let passes = c.passes(self.exact);
-                        if passes {
-                            passed += 1
-                        } else {
-                            failed += 1
-                        };
-                        let verdict = if passes { "pass" } else { "FAIL" };
-                        if self.json {
-                            print_json(&json!({
-                                "case": name, "output": c.output, "max_abs": c.max_abs, "relative_l2": c.relative_l2,
-                                "equal_bits": c.equal_bits, "problem": c.problem, "verdict": verdict.to_lowercase(),
-                            }))?;
-                        } else {
-                            let problem = c.problem.map(|p| format!(" ({p})")).unwrap_or_default();
-                            println!(
-                                "{name} {} max_abs {:.3e} relative_l2 {:.3e} equal_bits {:.2}% {verdict}{problem}",
-                                c.output,
-                                c.max_abs,
-                                c.relative_l2,
-                                100.0 * c.equal_bits
-                            );
-                        }
-                    }
-                }
+            let lines = match Case::open(&path).and_then(|case| Ok((self.lines(&name, &case)?, case.module)))
+            {
+                Ok((Some(lines), _)) => lines,
                 Ok((None, module)) => {
                     skipped += 1;
-                    if self.json {
-                        print_json(&json!({ "case": name, "module": module, "verdict": "skip" }))?;
-                    } else {
-                        println!("{name} skip (module {module} is not known)");
-                    }
+                    let json = json!({ "case": name, "module": module, "verdict": "skip" });
+                    self.say(&json, &format!("{name} skip (module {module} is not known)"))?;
+                    continue;
                 }
                 Err(error) => {
-                    failed += 1;
-                    if self.json {
-                        let problem = error.to_string();
-                        print_json(&json!({ "case": name, "problem": problem, "verdict": "fail" }))?;
-                    } else {
-                        println!("{name} FAIL ({error})");
-                    }
+                    let json = json!({ "case": name, "problem": error.to_string(), "verdict": "fail" });
+                    vec![Line { passes: false, json, text: format!("{name} FAIL ({error})") }]
                 }
+            };
+            for Line { passes, json, text } in lines {
+                *(if passes { &mut passed } else { &mut failed }) += 1;
+                self.say(&json, &text)?;
             }
         }
         println!("{passed} passed, {failed} failed, {skipped} skipped");
         // An empty folder is no proof.
         Ok(if failed == 0 && passed + skipped > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
+
+    fn say(&self, json: &serde_json::Value, text: &str) -> anyhow::Result<()> {
+        if self.json {
+            return print_json(json);
+        }
+        println!("{text}");
+        Ok(())
+    }
+
+    /// A line for each output; `None` for a module that is not known.
+    fn lines(&self, name: &str, case: &Case) -> tch_flux::Result<Option<Vec<Line>>> {
+        if let NumericsArg::Fast = self.numerics {
+            let accuracies = case.accuracy()?;
+            return Ok(accuracies.map(|all| all.into_iter().map(|a| accuracy_line(name, a)).collect()));
+        }
+        let comparisons = case.run()?;
+        let line = |c| comparison_line(name, c, self.exact);
+        Ok(comparisons.map(|all| all.into_iter().map(line).collect()))
+    }
 }
 
-impl Parity {
-    /// Prints a case in fast numerics, and counts what passed, failed and was skipped.
-    fn report_accuracy(
-        &self,
-        name: &str,
-        outcome: tch_flux::Result<(Option<Vec<Accuracy>>, String)>,
-    ) -> anyhow::Result<[usize; 3]> {
-        let (accuracies, module) = match outcome {
-            Ok(outcome) => outcome,
-            Err(error) => {
-                if self.json {
-                    let problem = error.to_string();
-                    print_json(&json!({ "case": name, "problem": problem, "verdict": "fail" }))?;
-                } else {
-                    println!("{name} FAIL ({error})");
-                }
-                return Ok([0, 1, 0]);
-            }
-        };
-        let Some(accuracies) = accuracies else {
-            if self.json {
-                print_json(&json!({ "case": name, "module": module, "verdict": "skip" }))?;
-            } else {
-                println!("{name} skip (module {module} is not known)");
-            }
-            return Ok([0, 0, 1]);
-        };
-        let mut counts = [0, 0, 0];
-        for accuracy in accuracies {
-            let passes = accuracy.passes();
-            counts[usize::from(!passes)] += 1;
-            let Accuracy { output, exact, fast } = accuracy;
-            let verdict = if passes { "pass" } else { "FAIL" };
-            let ratio = if exact > 0.0 { Some(fast / exact) } else { None };
-            if self.json {
-                print_json(&json!({
-                    "case": name, "output": output, "numerics": "fast", "error_exact": exact, "error_fast": fast,
-                    "ratio": ratio, "verdict": verdict.to_lowercase(),
-                }))?;
-            } else {
-                let ratio = ratio.map_or("-".into(), |ratio| format!("{ratio:.3}"));
-                println!("{name} {output} fast {fast:.3e} exact {exact:.3e} ratio {ratio} {verdict}");
-            }
-        }
-        Ok(counts)
+/// How near an output is to the reference's.
+fn comparison_line(name: &str, c: Comparison, exact: bool) -> Line {
+    let passes = c.passes(exact);
+    let verdict = verdict(passes);
+    let problem = c.problem.as_ref().map(|problem| format!(" ({problem})")).unwrap_or_default();
+    let (output, percent) = (&c.output, 100.0 * c.equal_bits);
+    Line {
+        passes,
+        text: format!(
+            "{name} {output} max_abs {:.3e} relative_l2 {:.3e} equal_bits {percent:.2}% {verdict}{problem}",
+            c.max_abs, c.relative_l2
+        ),
+        json: json!({
+            "case": name, "output": output, "max_abs": c.max_abs, "relative_l2": c.relative_l2,
+            "equal_bits": c.equal_bits, "problem": c.problem, "verdict": verdict.to_lowercase(),
+        }),
+    }
+}
+
+/// The errors of both numerics.
+fn accuracy_line(name: &str, accuracy: Accuracy) -> Line {
+    let passes = accuracy.passes();
+    let verdict = verdict(passes);
+    let Accuracy { output, exact, fast } = accuracy;
+    let ratio = if exact > 0.0 { Some(fast / exact) } else { None };
+    let shown = ratio.map_or("-".into(), |ratio| format!("{ratio:.3}"));
+    Line {
+        passes,
+        text: format!("{name} {output} fast {fast:.3e} exact {exact:.3e} ratio {shown} {verdict}"),
+        json: json!({
+            "case": name, "output": output, "numerics": "fast", "error_exact": exact, "error_fast": fast,
+            "ratio": ratio, "verdict": verdict.to_lowercase(),
+        }),
     }
 }
 

@@ -415,9 +415,7 @@ pub(super) fn parallel_block(
     x: &Tensor,
 ) -> Option<Tensor> {
     let ParallelBlock { linear1, linear2, .. } = block;
-    let biases = [&linear1.bias, &linear2.bias].into_iter().flatten();
-    let tensors = [x_mod, gate, x, &linear1.weight, &linear2.weight].into_iter().chain(biases);
-    if !ours(tensors.collect::<Vec<_>>()) || linear1.has_beside() {
+    if !block.tensors([x_mod, gate, x]).is_some_and(ours) {
         return None;
     }
     let [b, l, hidden] = x_mod.size()[..] else { return None };

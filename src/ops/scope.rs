@@ -2,11 +2,13 @@
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tch::{Kind, Tensor};
 
 use super::Numerics;
 use super::workspace::Workspace;
+use crate::error::{Error, Result};
 use crate::shim;
 
 /// What runs, one more than what a user chooses between.
@@ -25,6 +27,7 @@ enum Mode {
 thread_local! {
     static MODE: Cell<Mode> = const { Cell::new(Mode::Exact) };
     static WORKSPACE: RefCell<Option<Arc<Workspace>>> = const { RefCell::new(None) };
+    static CANCEL: RefCell<Option<Arc<AtomicBool>>> = const { RefCell::new(None) };
 }
 
 /// Puts back what was chosen before, also after a panic.
@@ -57,6 +60,34 @@ fn enter(mode: Mode, workspace: Option<Arc<Workspace>>) -> Guard {
 pub fn with_numerics<R>(numerics: Numerics, f: impl FnOnce() -> R) -> R {
     let _guard = enter(numerics.into(), Some(Arc::default()));
     f()
+}
+
+/// Runs `f`, in which a model stops between two of its blocks with [`Error::Cancelled`] once `cancel` is true.
+///
+/// ```
+/// # use std::sync::{Arc, atomic::{AtomicBool, Ordering}};
+/// use tch_flux::ops::with_cancel;
+/// let cancel = Arc::new(AtomicBool::new(false));
+/// let elsewhere = cancel.clone();
+/// std::thread::spawn(move || elsewhere.store(true, Ordering::Relaxed));
+/// with_cancel(&cancel, || { /* a model's forward */ });
+/// ```
+pub fn with_cancel<R>(cancel: &Arc<AtomicBool>, f: impl FnOnce() -> R) -> R {
+    struct Restore(Option<Arc<AtomicBool>>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            CANCEL.set(self.0.take());
+        }
+    }
+    let _restore = Restore(CANCEL.replace(Some(cancel.clone())));
+    f()
+}
+
+/// Between two blocks of a model: [`Error::Cancelled`] where the work is not wanted any more.
+pub(crate) fn go_on() -> Result<()> {
+    let cancelled =
+        |cancel: &Option<Arc<AtomicBool>>| cancel.as_ref().is_some_and(|c| c.load(Ordering::Relaxed));
+    if CANCEL.with_borrow(cancelled) { Err(Error::Cancelled) } else { Ok(()) }
 }
 
 /// Runs `f` as the yardstick: see [`Mode::Wide`].

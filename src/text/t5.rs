@@ -293,7 +293,10 @@ impl T5Encoder {
         let _ops = self.parameters.ops().enter();
         let position_bias = self.position_bias(input_ids.size()[1], input_ids.device());
         let x = self.shared.forward(input_ids);
-        let x = self.block.iter().fold(x, |x, block| block.forward(&x, &position_bias));
+        let x = self
+            .block
+            .iter()
+            .try_fold(x, |x, block| ops::go_on().map(|()| block.forward(&x, &position_bias)))?;
         Ok(self.final_layer_norm.forward(&x))
     }
 

@@ -35,11 +35,11 @@ fn picture(pixels: &Tensor) -> Tensor {
 
 /// Runs `f` on a picture between layers, and gives back what the exact form would: without gaps in the order of
 /// `[B, C, H, W]`, in the kind that it would have. `None` where the layers run in their exact form.
-pub(in crate::ops) fn between(
+pub(in crate::ops) fn between<E>(
     x: &Tensor,
     weight: &Tensor,
-    f: impl FnOnce(&Tensor) -> Tensor,
-) -> Option<Tensor> {
+    f: impl FnOnce(&Tensor) -> Result<Tensor, E>,
+) -> Option<Result<Tensor, E>> {
     if !ours([x, weight]) {
         return None;
     }
@@ -49,7 +49,7 @@ pub(in crate::ops) fn between(
         return None;
     }
     let kind = if shim::autocast_is_enabled(Device::Cpu) { Kind::BFloat16 } else { x.kind() };
-    Some(f(&picture(&inside)).contiguous().to_kind(kind))
+    Some(f(&picture(&inside)).map(|out| out.contiguous().to_kind(kind)))
 }
 
 /// Whether the layers around this picture run in their fast form.

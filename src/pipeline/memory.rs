@@ -1,0 +1,152 @@
+//! What a request takes of memory, and what there is.
+
+use tch::Device;
+
+use super::{Pipeline, Request, Settings, Weights};
+use crate::checkpoint::Access;
+use crate::error::{Error, Result};
+use crate::ops::{Numerics, Quantize};
+use crate::shim;
+
+/// Bytes that a request takes beyond what the pipeline holds already, at the peak of each phase. Weights that are borrowed
+/// from a mapped file are not counted: the system can drop them and read them again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Memory {
+    /// Text encoders.
+    pub text: u64,
+    /// Transformer.
+    pub denoise: u64,
+    /// Autoencoder.
+    pub decode: u64,
+}
+
+impl Memory {
+    /// Of the phase that takes most.
+    pub fn peak(&self) -> u64 {
+        self.text.max(self.denoise).max(self.decode)
+    }
+}
+
+/// Numbers that a step holds at once for each token and each of the transformer's channels: measured with one double
+/// and two single blocks of FLUX.1's width and 1280 tokens, with a tenth added.
+const DENOISE: [u64; 2] = [32, 29];
+/// Numbers that decoding holds at once for each pixel and each of the first level's channels: measured at 512 × 512,
+/// with a tenth added.
+const DECODE: [u64; 2] = [14, 8];
+
+/// Which of two the numerics take: exact, fast.
+fn form(numbers: [u64; 2], numerics: Numerics) -> u64 {
+    numbers[usize::from(numerics == Numerics::Fast)]
+}
+
+impl Pipeline {
+    /// What a request takes, from the sizes of the models and of the picture.
+    ///
+    /// # Errors
+    /// What is wrong with the files.
+    pub fn memory(&self, request: &Request) -> Result<Memory> {
+        let request = self.complete(request);
+        let weights = self.weights()?;
+        let settings = &self.settings;
+        let resident =
+            [self.transformer.is_some(), self.t5.is_some(), self.clip.is_some(), self.autoencoder.is_some()];
+        let own: Vec<u64> = weights
+            .iter()
+            .zip(resident)
+            .map(|(weights, resident)| if resident { 0 } else { own_bytes(weights, settings) })
+            .collect();
+        let &[transformer, t5, clip, autoencoder] = &own[..] else {
+            return Err(Error::Config("a pipeline has four parts".into()));
+        };
+        let text = t5 + clip;
+        let kept = if settings.keep_text_encoders { text } else { 0 };
+        let previews = if request.previews > 0 { autoencoder } else { 0 };
+
+        let p = &self.params;
+        let number = self.kind.elt_size_in_bytes() as u64;
+        let side = |pixels: i64| (pixels.max(0) as u64).div_ceil(16);
+        let text_tokens = request.max_sequence_length.unwrap_or(512) as u64;
+        let tokens = side(request.width) * side(request.height) + text_tokens;
+        let step = tokens * p.hidden_size.unsigned_abs() * number * form(DENOISE, settings.numerics);
+        // The wider of T5's two: its MLP. In the kinds that the fast form widens, f32.
+        let encoding = text_tokens * p.context_in_dim.unsigned_abs() * 4 * 16;
+        let tile = settings.vae_tile.map_or(u64::MAX, |tile| tile.max(0).unsigned_abs());
+        let pixels = (side(request.width) * 16).min(tile) * (side(request.height) * 16).min(tile);
+        let decoding = pixels * AUTOENCODER_CHANNELS * 4 * form(DECODE, settings.numerics);
+        Ok(Memory {
+            text: text + encoding,
+            denoise: kept + previews + transformer + step,
+            decode: kept + transformer + autoencoder + decoding,
+        })
+    }
+
+    /// [`Error::TooLarge`] where less is free than a request takes. Where the system does not say what is free, nothing
+    /// is refused.
+    ///
+    /// # Errors
+    /// That, and what is wrong with the files.
+    pub fn check_memory(&self, request: &Request) -> Result<()> {
+        let device = self.settings.device;
+        let Some(free) = free_bytes(device) else { return Ok(()) };
+        let memory = self.memory(request)?;
+        if memory.peak() <= free {
+            return Ok(());
+        }
+        Err(Error::TooLarge { needed: memory.peak(), free, device, advice: self.advice(&memory, free) })
+    }
+
+    /// What would make it fit.
+    fn advice(&self, memory: &Memory, free: u64) -> String {
+        let settings = &self.settings;
+        let mut advice = vec!["a smaller picture takes less"];
+        if memory.decode > free && settings.vae_tile.is_none() {
+            advice.push("so does decoding in tiles (vae_tile, --vae-tile)");
+        }
+        if settings.keep_text_encoders {
+            advice.push("so do text encoders that are released (keep_text_encoders)");
+        }
+        if memory.denoise > free && !settings.keep_quantized && settings.quantize == Quantize::None {
+            advice.push("so do quantised weights (a GGUF or fp8 file with keep_quantized, or quantize)");
+        }
+        advice.join(", ")
+    }
+}
+
+/// Of the first level of FLUX.1's autoencoder.
+const AUTOENCODER_CHANNELS: u64 = 128;
+
+/// What a part's weights take of memory of their own.
+fn own_bytes(weights: &Weights, settings: &Settings) -> u64 {
+    let borrowed = settings.device == Device::Cpu
+        && settings.access == Access::Map
+        && weights.in_memory.keys().all(|kind| weights.on_disk.contains_key(kind));
+    if borrowed { 0 } else { weights.in_memory.values().sum() }
+}
+
+/// Bytes that are free on a device, if the system says.
+pub(crate) fn free_bytes(device: Device) -> Option<u64> {
+    match device {
+        Device::Cpu => free_host_bytes(),
+        Device::Cuda(index) => shim::free_bytes(index),
+        _ => None,
+    }
+}
+
+/// What programs may still take: what the machine has, and what the control group allows where there is one.
+fn free_host_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let machine = line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024;
+    Some(group_bytes("/sys/fs/cgroup").map_or(machine, |group| group.min(machine)))
+}
+
+/// What the control group at this path leaves; `None` without a limit.
+fn group_bytes(path: &str) -> Option<u64> {
+    let read = |name: &str| std::fs::read_to_string(format!("{path}/{name}")).ok();
+    let number = |name: &str| read(name)?.trim().parse::<u64>().ok();
+    let (most, current) = (number("memory.max")?, number("memory.current")?);
+    // Of what it holds, files can be dropped.
+    let stat = read("memory.stat").unwrap_or_default();
+    let files = stat.lines().find_map(|line| line.strip_prefix("inactive_file ")?.parse::<u64>().ok());
+    Some(most.saturating_sub(current.saturating_sub(files.unwrap_or(0))))
+}

@@ -1,0 +1,121 @@
+//! What is asked of a pipeline.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// The longest side of a picture, in pixels.
+const MAX_SIDE: i64 = 16_384;
+
+/// What is to be drawn. What is `None` is taken from the model's variant.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Request {
+    /// One picture, or `num_images` of them, for each.
+    pub prompts: Vec<String>,
+    /// Pixels, a multiple of 16.
+    pub width: i64,
+    /// Pixels, a multiple of 16.
+    pub height: i64,
+    /// Steps from noise to picture.
+    pub steps: Option<usize>,
+    /// Guidance strength, for models that were distilled for it.
+    pub guidance: Option<f64>,
+    /// The first picture's noise; the following ones count on from it.
+    pub seed: u64,
+    /// Pictures of each prompt.
+    pub num_images: usize,
+    /// Tokens of T5, padding included.
+    pub max_sequence_length: Option<usize>,
+    /// Draws bf16 noise as torch up to 2.11 did.
+    #[serde(default)]
+    pub legacy_noise: bool,
+    /// Small pictures on the way, evenly spaced over the steps of each picture. They change no bit of it.
+    #[serde(skip)]
+    pub previews: usize,
+}
+
+impl Request {
+    /// One picture of the prompt, with the model's own settings.
+    pub fn new(prompt: impl Into<String>, width: i64, height: i64) -> Self {
+        Self {
+            prompts: vec![prompt.into()],
+            width,
+            height,
+            steps: None,
+            guidance: None,
+            seed: 0,
+            num_images: 1,
+            max_sequence_length: None,
+            legacy_noise: false,
+            previews: 0,
+        }
+    }
+
+    /// Sets the steps from noise to picture.
+    pub fn steps(mut self, steps: usize) -> Self {
+        self.steps = Some(steps);
+        self
+    }
+
+    /// Sets the guidance strength.
+    pub fn guidance(mut self, guidance: f64) -> Self {
+        self.guidance = Some(guidance);
+        self
+    }
+
+    /// Sets the seed of the first picture.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// Sets how many pictures of each prompt are drawn.
+    pub fn num_images(mut self, num_images: usize) -> Self {
+        self.num_images = num_images;
+        self
+    }
+
+    /// Sets how many previews of each picture are made on the way.
+    pub fn previews(mut self, previews: usize) -> Self {
+        self.previews = previews;
+        self
+    }
+
+    /// Whether a preview is made after a step, counted from 1, of so many.
+    pub(super) fn previews_after(&self, step: usize, steps: usize) -> bool {
+        let place = |i: usize| (i * steps).div_ceil(self.previews + 1);
+        step < steps && (1..=self.previews.min(steps)).any(|i| place(i) == step)
+    }
+
+    /// # Errors
+    /// [`Error::Request`] with what is wrong and what would be right.
+    pub fn check(&self) -> Result<()> {
+        let wrong = |text: String| Err(Error::Request(text));
+        for (what, pixels) in [("width", self.width), ("height", self.height)] {
+            if pixels > MAX_SIDE {
+                return wrong(format!("{what} {pixels} is more than {MAX_SIDE}"));
+            }
+            if pixels < 16 || pixels % 16 != 0 {
+                let below = pixels.max(0) / 16 * 16;
+                let nearest = if below < 16 { "16".into() } else { format!("{below} and {}", below + 16) };
+                return wrong(format!("{what} {pixels} is no multiple of 16; the nearest are {nearest}"));
+            }
+        }
+        if self.prompts.is_empty() {
+            return wrong("no prompt".into());
+        }
+        if self.num_images == 0 {
+            return wrong("num_images must be at least 1".into());
+        }
+        if self.steps == Some(0) {
+            return wrong("steps must be at least 1".into());
+        }
+        if self.guidance.is_some_and(|g| !g.is_finite()) {
+            return wrong("guidance must be a finite number".into());
+        }
+        if self.max_sequence_length.is_some_and(|n| !(2..=512).contains(&n)) {
+            return wrong("max_sequence_length must be between 2 and 512".into());
+        }
+        Ok(())
+    }
+}

@@ -120,6 +120,9 @@ pub enum Progress {
 /// Hears of the progress, and stops the work with `Break`.
 pub type OnProgress<'a> = dyn FnMut(Progress) -> ControlFlow<()> + 'a;
 
+/// Hears of a step that is done, of how many there are, and may ask for the patches that the last velocity leads to.
+type OnStep<'a> = dyn FnMut(usize, usize, &dyn Fn() -> Result<Tensor>) -> Result<()> + 'a;
+
 /// A picture and how it came about.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Generated {
@@ -471,14 +474,8 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Noise to latent. `on_step` hears of each step that is done, of how many, and may ask for the patches that the
-    /// last velocity leads to.
-    fn latent(
-        &self,
-        request: &Request,
-        text: &Encoded,
-        on_step: &mut dyn FnMut(usize, usize, &dyn Fn() -> Result<Tensor>) -> Result<()>,
-    ) -> Result<Tensor> {
+    /// Noise to latent.
+    fn latent(&self, request: &Request, text: &Encoded, on_step: &mut OnStep) -> Result<Tensor> {
         let Some(transformer) = &self.transformer else { return Err(not_loaded()) };
         transformer.checkpoint.check_unchanged()?;
         let (height, width) = (request.height, request.width);

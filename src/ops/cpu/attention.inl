@@ -15,10 +15,13 @@ static_assert(KEYS % MR == 0 && KEYS % 2 == 0, "whole panels and whole words");
 // Tokens of a task of the packing.
 constexpr int64_t TOKENS = 16;
 constexpr int64_t WIDEST = 512;
+// Bytes of the packed heads that are in memory at once, unless one head takes more.
+constexpr int64_t PACKED = 48 << 20;
 
 template <class W>
 struct AttentionPlan {
   int64_t words, query_panels, key_panels, value_rows;
+  int64_t group;  // heads that are packed, and then attended to, together
   size_t queries, keys, values;  // of one head, in words
   size_t rotation, scores, probabilities, results, per_thread;
 
@@ -35,8 +38,10 @@ struct AttentionPlan {
     probabilities = size_t(KEYS) * NR * 4;
     results = size_t(ceil_div(p.width, MR)) * MR * NR * 4;
     per_thread = aligned(rotation + scores + probabilities + results);
+    int64_t head = (queries + keys + values) * 4, groups = ceil_div(head * p.heads, PACKED);
+    group = ceil_div(p.heads, smaller(groups, p.heads));
   }
-  size_t packed(int64_t heads) const { return aligned((queries + keys + values) * heads * 4); }
+  size_t packed() const { return aligned((queries + keys + values) * group * 4); }
 };
 
 template <class W>
@@ -44,12 +49,14 @@ struct AttentionRun {
   const Attention& p;
   AttentionPlan<W> plan;
   char* scratch;
+  int64_t first, heads;  // of the present group
 
+  // Of a head of the group.
   uint32_t* queries(int64_t head) const { return reinterpret_cast<uint32_t*>(scratch) + plan.queries * head; }
-  uint32_t* keys(int64_t head) const { return queries(p.heads) + plan.keys * head; }
-  uint32_t* values(int64_t head) const { return keys(p.heads) + plan.values * head; }
+  uint32_t* keys(int64_t head) const { return queries(plan.group) + plan.keys * head; }
+  uint32_t* values(int64_t head) const { return keys(plan.group) + plan.values * head; }
   float* mine(int64_t thread) const {
-    return reinterpret_cast<float*>(scratch + plan.packed(p.heads) + thread * plan.per_thread);
+    return reinterpret_cast<float*>(scratch + plan.packed() + thread * plan.per_thread);
   }
 
   // Normalises and rotates one head of one token: `x` in, `y` out, both of `width` numbers.
@@ -89,9 +96,9 @@ struct AttentionRun {
       }
     }
     const T* qkv = row<T>(s.qkv, i);
-    for (int64_t head = 0; head < p.heads; head++) {
+    for (int64_t head = 0; head < heads; head++) {
       auto numbers = [&](int64_t part) {
-        const T* from = qkv + (part * p.heads + head) * width;
+        const T* from = qkv + (part * p.heads + first + head) * width;
         for (int64_t j = 0; j < width; j += LANES) store(x + j, load_some(from + j, width - j));
       };
       numbers(0);
@@ -204,7 +211,7 @@ struct AttentionRun {
     for (int64_t i = 0; i < smaller(NR, p.length - panel * NR); i++) {
       with_kind(p.out.kind, [&](auto kind) {
         typedef decltype(kind) T;
-        T* out = row_mut<T>(p.out, panel * NR + i) + head * p.width;
+        T* out = row_mut<T>(p.out, panel * NR + i) + (first + head) * p.width;
         for (int64_t j = 0; j < p.width; j++) put(out + j, results[j * NR + i] * inverse[i]);
       });
     }
@@ -213,15 +220,18 @@ struct AttentionRun {
   void run(const Pool& pool) {
     int64_t packs = 0;
     for (int64_t i = 0; i < p.stream_count; i++) packs += ceil_div(p.streams[i].length, TOKENS);
-    pool.run(p.heads, [](void* self, int64_t head, int64_t) {
-      static_cast<AttentionRun*>(self)->clear_ends(head);
-    }, this);
-    pool.run(packs, [](void* self, int64_t i, int64_t thread) {
-      static_cast<AttentionRun*>(self)->pack_task(i, thread);
-    }, this);
-    pool.run(p.heads * plan.query_panels, [](void* self, int64_t i, int64_t thread) {
-      static_cast<AttentionRun*>(self)->task(i, thread);
-    }, this);
+    for (first = 0; first < p.heads; first += plan.group) {
+      heads = smaller(plan.group, p.heads - first);
+      pool.run(heads, [](void* self, int64_t head, int64_t) {
+        static_cast<AttentionRun*>(self)->clear_ends(head);
+      }, this);
+      pool.run(packs, [](void* self, int64_t i, int64_t thread) {
+        static_cast<AttentionRun*>(self)->pack_task(i, thread);
+      }, this);
+      pool.run(heads * plan.query_panels, [](void* self, int64_t i, int64_t thread) {
+        static_cast<AttentionRun*>(self)->task(i, thread);
+      }, this);
+    }
   }
 };
 
@@ -235,14 +245,14 @@ auto with_words(const Attention& p, F f) {
 size_t attention_scratch(const Attention* attention, int64_t threads) {
   return with_words(*attention, [&](auto words) {
     AttentionPlan<decltype(words)> plan(*attention);
-    return plan.packed(attention->heads) + threads * plan.per_thread;
+    return plan.packed() + threads * plan.per_thread;
   });
 }
 
 void attention(const Attention* attention, const Pool* pool, void* scratch) {
   with_words(*attention, [&](auto words) {
     typedef decltype(words) W;
-    AttentionRun<W>{*attention, AttentionPlan<W>(*attention), static_cast<char*>(scratch)}.run(*pool);
+    AttentionRun<W>{*attention, AttentionPlan<W>(*attention), static_cast<char*>(scratch), 0, 0}.run(*pool);
     return 0;
   });
 }

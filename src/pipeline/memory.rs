@@ -29,10 +29,10 @@ impl Memory {
 
 /// Numbers that a step holds at once for each token and each of the transformer's channels: measured with one double
 /// and two single blocks of FLUX.1's width and 1280 tokens, with a tenth added.
-const DENOISE: [u64; 2] = [32, 29];
+const DENOISE: [u64; 2] = [32, 19];
 /// Numbers that decoding holds at once for each pixel and each of the first level's channels: measured at 512 × 512,
 /// with a tenth added.
-const DECODE: [u64; 2] = [14, 8];
+const DECODE: [u64; 2] = [10, 7];
 
 /// Which of two the numerics take: exact, fast.
 fn form(numbers: [u64; 2], numerics: Numerics) -> u64 {

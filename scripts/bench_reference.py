@@ -128,15 +128,33 @@ def decode(args):
 
 
 def text(args):
+    return clip(args) if args.encoder == "clip" else t5(args)
+
+
+def clip(args):
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    layers, tokens = args.layers or 12, args.tokens or 77
+    config = CLIPTextConfig(
+        vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=layers, num_attention_heads=12,
+        max_position_embeddings=77,
+    )  # fmt: skip
+    model = build(args, lambda: CLIPTextModel(config))
+    ids = torch.randint(config.vocab_size, (1, tokens), device=args.device)
+    return {"encoder": "clip", "layers": layers, "tokens": tokens}, model, model, {"input_ids": ids}
+
+
+def t5(args):
     from transformers import T5Config, T5EncoderModel
 
+    layers, tokens = args.layers or 24, args.tokens or 512
     config = T5Config(
-        vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=args.layers, num_heads=64,
+        vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=layers, num_heads=64,
         feed_forward_proj="gated-gelu", is_encoder_decoder=False, use_cache=False,
     )  # fmt: skip
     model = build(args, lambda: T5EncoderModel(config))
-    ids = torch.randint(config.vocab_size, (1, args.tokens), device=args.device)
-    return {"layers": args.layers, "tokens": args.tokens}, model, model, {"input_ids": ids}
+    ids = torch.randint(config.vocab_size, (1, tokens), device=args.device)
+    return {"encoder": "t5", "layers": layers, "tokens": tokens}, model, model, {"input_ids": ids}
 
 
 # ---------------------------------------------------------------- the clock and the memory
@@ -246,9 +264,10 @@ def arguments():
     command = what.add_parser("decode", parents=[official], help="from latents to a picture")
     command.add_argument("--width", type=int, default=512)
     command.add_argument("--height", type=int, default=512)
-    command = what.add_parser("text", parents=[passes], help="T5's states of a prompt")
-    command.add_argument("--layers", type=int, default=24)
-    command.add_argument("--tokens", type=int, default=512)
+    command = what.add_parser("text", parents=[passes], help="a text encoder's states of a prompt")
+    command.add_argument("--encoder", choices=["t5", "clip"], default="t5")
+    command.add_argument("--layers", type=int, help="T5 24, CLIP 12 without it")
+    command.add_argument("--tokens", type=int, help="T5 512, CLIP 77 without it")
     command = what.add_parser("generate", parents=[common], help="a picture; its time is that of the whole pipeline")
     command.add_argument("prompt")
     command.add_argument("--model", type=Path, default=ROOT / "fixtures/tiny")

@@ -21,7 +21,7 @@ pub struct Conditions {
 /// Source: `black-forest-labs/flux` at 802fb47, `src/flux/sampling.py` lines 314–354.
 ///
 /// # Errors
-/// [`Error::Shape`], [`Error::Unfilled`], and whatever `on_step` returns.
+/// [`Error::Shape`](crate::Error::Shape), [`Error::Unfilled`](crate::Error::Unfilled), and whatever `on_step` returns.
 pub fn denoise(
     model: &Flux1,
     prepared: &Prepared,

@@ -141,7 +141,9 @@ def clip(args):
     )  # fmt: skip
     model = build(args, lambda: CLIPTextModel(config))
     ids = torch.randint(config.vocab_size, (1, tokens), device=args.device)
-    return {"encoder": "clip", "layers": layers, "tokens": tokens}, model, model, {"input_ids": ids}
+    # A model that is built without memory has no positions of its own.
+    inputs = {"input_ids": ids, "position_ids": torch.arange(tokens, device=args.device).unsqueeze(0)}
+    return {"encoder": "clip", "layers": layers, "tokens": tokens}, model, model, inputs
 
 
 def t5(args):

@@ -196,9 +196,7 @@ impl Mid {
             block_2: ResnetBlock::new(&vs / "block_2", channels, channels),
         }
     }
-}
 
-impl Mid {
     fn forward(&self, h: &Tensor) -> Result<Tensor> {
         let layers: [&dyn Module; 3] = [&self.block_1, &self.attn_1, &self.block_2];
         one_by_one(h.shallow_clone(), layers)

@@ -454,7 +454,8 @@ fn draw<D: Draw>(
     outcome.map_err(|problem| {
         let problem = trouble::named(problem, artist.device());
         if matches!(problem, Error::Panicked(_) | Error::OutOfMemory(_)) {
-            artist.release();
+            // What is let go of may fail in its turn: the thread lives on, and the job's own fault is told.
+            let _ = catch_unwind(AssertUnwindSafe(|| artist.release()));
         }
         problem
     })

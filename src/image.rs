@@ -20,6 +20,17 @@ pub struct Image {
     pub rgb: Vec<u8>,
 }
 
+/// One byte for each pixel, rows from the top: 255 is chosen, 0 is not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mask {
+    /// Pixels in a row.
+    pub width: u32,
+    /// Rows.
+    pub height: u32,
+    /// `width · height` bytes.
+    pub chosen: Vec<u8>,
+}
+
 impl Image {
     /// One decoded picture `[3, H, W]` in −1..1: clamped, and rounded down as the official code does it
     /// (`(127.5 * (x + 1.0)).byte()`, `black-forest-labs/flux` 802fb47, `src/flux/util.py` line 261).

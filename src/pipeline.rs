@@ -21,7 +21,7 @@ pub use memory::Memory;
 #[cfg(feature = "hub")]
 pub(crate) use parts::Part;
 pub use parts::{OwnParts, Parts};
-pub use request::Request;
+pub use request::{Edit, Request};
 
 use crate::autoencoder::AutoEncoder;
 use crate::checkpoint::lora::{Lora, Model, Placed};

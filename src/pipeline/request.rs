@@ -1,11 +1,46 @@
 //! What is asked of a pipeline.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::image::{Image, Mask};
 
 /// The longest side of a picture, in pixels.
 const MAX_SIDE: i64 = 16_384;
+
+/// Pictures that a request begins with.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Edit {
+    /// Of any size: they are resized to the request's. A model that draws from text alone takes one.
+    pub images: Vec<Image>,
+    /// What is drawn anew; without it, all of the picture. Of the first picture's size.
+    pub mask: Option<Mask>,
+    /// How much of the way from noise to picture is walked: 1 forgets the picture, near 0 it stays as it is.
+    pub strength: f64,
+}
+
+impl Edit {
+    fn check(&self) -> Result<()> {
+        let wrong = |text: String| Err(Error::Request(text));
+        let Some(first) = self.images.first() else { return wrong("no picture to begin with".into()) };
+        if !(self.strength > 0.0 && self.strength <= 1.0) {
+            return wrong(format!("strength {} is not above 0 and at most 1", self.strength));
+        }
+        if let Some(mask) = &self.mask
+            && (mask.width, mask.height) != (first.width, first.height)
+        {
+            let size = |width, height| format!("{width}x{height}");
+            return wrong(format!(
+                "the mask is {} and the picture {}: they must be of one size",
+                size(mask.width, mask.height),
+                size(first.width, first.height)
+            ));
+        }
+        Ok(())
+    }
+}
 
 /// What is to be drawn. What is `None` is taken from the model's variant.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -20,6 +55,15 @@ pub struct Request {
     pub steps: Option<usize>,
     /// Guidance strength, for models that were distilled for it.
     pub guidance: Option<f64>,
+    /// What the picture shall not show: with [`Request::true_cfg_scale`], and at twice the work.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub negative_prompt: Option<String>,
+    /// How far each velocity is led away from the negative prompt's; above 1, else there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub true_cfg_scale: Option<f64>,
+    /// The pictures that it begins with.
+    #[serde(skip)]
+    pub edit: Option<Arc<Edit>>,
     /// The first picture's noise; the following ones count on from it.
     pub seed: u64,
     /// Pictures of each prompt.
@@ -43,6 +87,9 @@ impl Request {
             height,
             steps: None,
             guidance: None,
+            negative_prompt: None,
+            true_cfg_scale: None,
+            edit: None,
             seed: 0,
             num_images: 1,
             max_sequence_length: None,
@@ -112,6 +159,15 @@ impl Request {
         }
         if self.guidance.is_some_and(|g| !g.is_finite()) {
             return wrong("guidance must be a finite number".into());
+        }
+        if self.true_cfg_scale.is_some_and(|scale| !scale.is_finite()) {
+            return wrong("true_cfg_scale must be a finite number".into());
+        }
+        if self.true_cfg_scale.is_some_and(|scale| scale > 1.0) && self.negative_prompt.is_none() {
+            return wrong("true_cfg_scale above 1 needs a negative_prompt".into());
+        }
+        if let Some(edit) = &self.edit {
+            edit.check()?;
         }
         if self.max_sequence_length.is_some_and(|n| !(2..=512).contains(&n)) {
             return wrong("max_sequence_length must be between 2 and 512".into());

@@ -10,6 +10,7 @@ mod parts;
 mod request;
 mod resident;
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -174,6 +175,8 @@ pub struct Pipeline {
     t5: Option<Resident<T5Encoder>>,
     transformer: Option<Resident<Flux1>>,
     autoencoder: Option<Resident<AutoEncoder>>,
+    /// See [`Pipeline::memory`].
+    own_bytes: OnceCell<[u64; 4]>,
 }
 
 impl Pipeline {
@@ -203,6 +206,7 @@ impl Pipeline {
             t5: None,
             transformer: None,
             autoencoder: None,
+            own_bytes: OnceCell::new(),
         })
     }
 

@@ -195,7 +195,7 @@ impl Pipeline {
         let request = self.complete(request);
         let (image, text) = self.tokens(&request);
         let most = (TOGETHER / (image + text)).max(1) as usize;
-        (1..=most).rev().find(|&count| count == 1 || self.fits(&request, count)).unwrap_or(1)
+        self.fitting(&request, most)
     }
 
     /// Whether two requests can be drawn together.

@@ -48,27 +48,22 @@ impl Pipeline {
         self.memory_of(request, 1)
     }
 
-    /// Whether so many pictures of a request can be computed at a time.
-    pub(super) fn fits(&self, request: &Request, pictures: usize) -> bool {
-        let free = free_bytes(self.settings.device);
-        free.is_none_or(|free| self.memory_of(request, pictures).is_ok_and(|memory| memory.peak() <= free))
+    /// How many pictures of a request the memory allows at a time, at least one and at most so many.
+    pub(super) fn fitting(&self, request: &Request, most: usize) -> usize {
+        let Some(free) = free_bytes(self.settings.device) else { return most };
+        let fits = |&count: &usize| self.memory_of(request, count).is_ok_and(|memory| memory.peak() <= free);
+        (2..=most).rev().find(fits).unwrap_or(1)
     }
 
     /// What so many pictures take that are computed together.
     fn memory_of(&self, request: &Request, pictures: usize) -> Result<Memory> {
         let request = self.complete(request);
-        let weights = self.weights()?;
         let settings = &self.settings;
         let resident =
             [self.transformer.is_some(), self.t5.is_some(), self.clip.is_some(), self.autoencoder.is_some()];
-        let own: Vec<u64> = weights
-            .iter()
-            .zip(resident)
-            .map(|(weights, resident)| if resident { 0 } else { own_bytes(weights, settings) })
-            .collect();
-        let &[transformer, t5, clip, autoencoder] = &own[..] else {
-            return Err(Error::Config("a pipeline has four parts".into()));
-        };
+        let mut own = self.own_bytes()?;
+        own.iter_mut().zip(resident).filter(|(_, resident)| *resident).for_each(|(own, _)| *own = 0);
+        let [transformer, t5, clip, autoencoder] = own;
         let text = t5 + clip;
         let kept = if settings.keep_text_encoders { text } else { 0 };
         let previews = if request.previews > 0 || request.edit.is_some() { autoencoder } else { 0 };
@@ -90,6 +85,17 @@ impl Pipeline {
             denoise: kept + previews + transformer + step,
             decode: kept + transformer + autoencoder + decoding,
         })
+    }
+
+    /// What the weights of each part take of memory of their own, read from the headers once.
+    fn own_bytes(&self) -> Result<[u64; 4]> {
+        if let Some(own) = self.own_bytes.get() {
+            return Ok(*own);
+        }
+        let weights = self.weights()?;
+        let own: Vec<u64> = weights.iter().map(|weights| own_bytes(weights, &self.settings)).collect();
+        let own = own.try_into().map_err(|_| Error::Config("a pipeline has four parts".into()))?;
+        Ok(*self.own_bytes.get_or_init(|| own))
     }
 
     /// [`Error::TooLarge`] where less is free than a request takes. Where the system does not say what is free, nothing

@@ -20,14 +20,14 @@ fn main() {
         eprintln!("torch-sys published no libtorch folder: this target is not supported");
         process::exit(1);
     };
-    compile(&lib);
-    compile_kernels();
+    let amx = compile_kernels();
+    compile(&lib, amx);
     link(&lib);
     println!("cargo:libtorch_lib={}", lib.display());
     println!("cargo:rustc-env=TCH_FLUX_LIBTORCH_LIB={}", lib.display());
 }
 
-fn compile(lib: &Path) {
+fn compile(lib: &Path, amx: bool) {
     let root = env::var_os("LIBTORCH_INCLUDE")
         .map(PathBuf::from)
         .or_else(|| lib.parent().map(Path::to_path_buf))
@@ -36,6 +36,9 @@ fn compile(lib: &Path) {
     let mut build = cc::Build::new();
     if is_x86() {
         build.define("TCH_FLUX_X86", None);
+    }
+    if amx {
+        build.define("TCH_FLUX_AMX", None);
     }
     build
         .cpp(true)
@@ -54,23 +57,33 @@ fn is_x86() -> bool {
 }
 
 /// The kernels, once for each instruction set: which of them runs is decided when the program does. Always optimised,
-/// since a debug build of them would take minutes for what is tested in seconds.
-fn compile_kernels() {
+/// since a debug build of them would take minutes for what is tested in seconds. Says whether the compiler knows AMX.
+fn compile_kernels() -> bool {
     let avx512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx2", "-mfma"];
-    let builds: &[(&str, Vec<&str>)] = &[
-        ("plain", vec![]),
-        ("avx2", vec!["-mavx2", "-mfma"]),
-        ("avx512", avx512.to_vec()),
-        ("avx512_bf16", [&avx512[..], &["-mavx512vnni", "-mavx512bf16"]].concat()),
-    ];
-    for (name, flags) in builds.iter().take(if is_x86() { builds.len() } else { 1 }) {
-        let mut build = cc::Build::new();
-        build.cpp(true).std("c++17").opt_level(3).debug(false).file(format!("src/ops/cpu/{name}.cpp"));
-        for flag in flags {
-            build.flag(flag);
-        }
-        build.compile(&format!("tch_flux_kernels_{name}"));
+    let bf16 = [&avx512[..], &["-mavx512vnni", "-mavx512bf16"]].concat();
+    let tiles = ["-mamx-tile", "-mamx-bf16", "-mamx-int8"];
+    compile_build("plain", &[]);
+    if !is_x86() {
+        return false;
     }
+    compile_build("avx2", &["-mavx2", "-mfma"]);
+    compile_build("avx512", &avx512);
+    compile_build("avx512_bf16", &bf16);
+    let probe = cc::Build::new();
+    let amx = tiles.iter().all(|flag| probe.is_flag_supported(flag).unwrap_or(false));
+    if amx {
+        compile_build("amx", &[&bf16[..], &tiles].concat());
+    }
+    amx
+}
+
+fn compile_build(name: &str, flags: &[&str]) {
+    let mut build = cc::Build::new();
+    build.cpp(true).std("c++17").opt_level(3).debug(false).file(format!("src/ops/cpu/{name}.cpp"));
+    for flag in flags {
+        build.flag(flag);
+    }
+    build.compile(&format!("tch_flux_kernels_{name}"));
 }
 
 fn link(lib: &Path) {

@@ -1,5 +1,5 @@
 //! The operations on the CPU: kernels of our own in C++ (`cpu/*.inl`), built for plain x86-64 or ARM, for AVX2, AVX-512,
-//! and AVX-512 with bf16 and VNNI. The fastest that the CPU runs is taken when the program runs.
+//! AVX-512 with bf16 and VNNI, and AMX. The fastest that the CPU runs is taken when the program runs.
 //!
 //! Weights stay as they are, in the variable store and in the mapped file: a piece of a matrix is put into the order
 //! that the registers want when it is multiplied, in a core's cache. For a thousand rows and more this is one to two
@@ -50,7 +50,7 @@ impl Build {
 /// What the fast form computes with on this CPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Arithmetic {
-    /// The instruction set: `plain`, `avx2`, `avx512` or `avx512_bf16`.
+    /// The instruction set: `plain`, `avx2`, `avx512`, `avx512_bf16` or `amx`.
     pub instructions: &'static str,
     /// Whether bf16 numbers are multiplied as such; otherwise they become f32 on their way into the registers.
     pub bf16_products: bool,

@@ -11,32 +11,103 @@ using tch_flux::Stream;
 
 // Keys whose scores are computed together.
 constexpr int64_t KEYS = 192;
-static_assert(KEYS % MR == 0 && KEYS % 2 == 0, "whole panels and whole words");
 // Tokens of a task of the packing.
 constexpr int64_t TOKENS = 16;
 constexpr int64_t WIDEST = 512;
 // Bytes of the packed heads that are in memory at once, unless one head takes more.
 constexpr int64_t PACKED = 48 << 20;
 
+// How keys and values stand in memory, and how they are multiplied: a panel of keys by a panel of queries, and the values
+// of some keys by their probabilities.
 template <class W>
+struct InRegisters {
+  typedef W Words;
+  struct Hold {};
+  static constexpr int64_t KEY_PANEL = MR, STEP = W::NUMBERS;
+  static_assert(KEYS % MR == 0 && KEYS % 2 == 0, "whole panels and whole words");
+  static int64_t words(int64_t width) { return width / W::NUMBERS; }
+  static int64_t values(int64_t length, int64_t width) { return ceil_div(length, W::NUMBERS) * width; }
+  static int64_t results(int64_t width) { return ceil_div(width, MR) * MR; }
+
+  // Key `i` of its panel.
+  static void put_key(const float* x, int64_t width, int64_t i, uint32_t* panel) {
+    for (int64_t w = 0; w < width / W::NUMBERS; w++) panel[w * MR + i] = word(W(), x, w * W::NUMBERS, width);
+  }
+  static void put_value(const float* x, int64_t width, int64_t key, uint32_t* values) {
+    if constexpr (W::NUMBERS == 1) {
+      std::memcpy(values + key * width, x, width * 4);
+    } else {
+      uint16_t* v = reinterpret_cast<uint16_t*>(values + key / 2 * width) + key % 2;
+      for (int64_t j = 0; j < width; j++) v[2 * j] = narrow(x[j]);
+    }
+  }
+
+  static void score(int64_t, int64_t, int64_t words, const uint32_t* keys, const uint32_t* queries, float* scores) {
+    tile<W, MR>(words, keys, MR, queries, scores, NR, true);
+  }
+  static void sum_up(int64_t width, int64_t, int64_t key0, int64_t count, const uint32_t* values,
+                     const uint32_t* probabilities, float* results, bool fresh) {
+    const uint32_t* value = values + key0 / W::NUMBERS * width;
+    for (int64_t i = 0; i < width; i += MR) {
+      some_tile<W>(smaller(MR, width - i), ceil_div(count, W::NUMBERS), value + i, width, probabilities, results + i * NR,
+                   NR, fresh);
+    }
+  }
+};
+
+#if defined(__AMX_TILE__)
+// Keys and values are the left matrices: a row of the one is a token, and of the other a place in the head.
+struct InTiles {
+  typedef Bf16Words Words, W;
+  typedef Tiles Hold;
+  static constexpr int64_t KEY_PANEL = PANEL, STEP = TILE * W::NUMBERS;
+  static_assert(KEYS % PANEL == 0 && KEYS % STEP == 0, "whole panels and whole steps");
+  static int64_t words(int64_t width) { return ceil_div(width, STEP) * TILE; }
+  static int64_t values(int64_t length, int64_t width) { return ceil_div(length, STEP) * results(width) * TILE; }
+  static int64_t results(int64_t width) { return ceil_div(width, TILE) * TILE; }
+
+  static void put_key(const float* x, int64_t width, int64_t i, uint32_t* panel) {
+    copy_words<W>(x, 0, width, ceil_div(width, STEP), panel + i * TILE, PANEL * TILE);
+  }
+  static void put_value(const float* x, int64_t width, int64_t key, uint32_t* values) {
+    uint16_t* v = reinterpret_cast<uint16_t*>(values + key / STEP * results(width) * TILE) + key % STEP;
+    for (int64_t j = 0; j < width; j++) v[j * STEP] = narrow(x[j]);
+  }
+
+  static void score(int64_t count, int64_t columns, int64_t words, const uint32_t* keys, const uint32_t* queries,
+                    float* scores) {
+    some_tile_product<W>(count, columns, words / TILE, {keys, TILE * 4, PANEL * TILE * 4}, queries, scores, NR, true);
+  }
+  static void sum_up(int64_t width, int64_t columns, int64_t key0, int64_t count, const uint32_t* values,
+                     const uint32_t* probabilities, float* results_, bool fresh) {
+    int64_t rows = results(width);
+    const uint32_t* value = values + key0 / STEP * rows * TILE;
+    for (int64_t i = 0; i < rows; i += PANEL) {
+      some_tile_product<W>(rows - i, columns, ceil_div(count, STEP), {value + i * TILE, TILE * 4, rows * TILE * 4},
+                           probabilities, results_ + i * NR, NR, fresh);
+    }
+  }
+};
+#endif
+
+template <class L>
 struct AttentionPlan {
-  int64_t words, query_panels, key_panels, value_rows;
+  int64_t words, query_panels, key_panels;
   int64_t group;  // heads that are packed, and then attended to, together
   size_t queries, keys, values;  // of one head, in words
   size_t rotation, scores, probabilities, results, per_thread;
 
   explicit AttentionPlan(const Attention& p) {
-    words = p.width / W::NUMBERS;
+    words = L::words(p.width);
     query_panels = ceil_div(p.length, NR);
-    key_panels = ceil_div(p.length, MR);
-    value_rows = ceil_div(p.length, W::NUMBERS);
+    key_panels = ceil_div(p.length, L::KEY_PANEL);
     queries = size_t(query_panels) * words * NR;
-    keys = size_t(key_panels) * words * MR;
-    values = size_t(value_rows) * p.width;
+    keys = size_t(key_panels) * words * L::KEY_PANEL;
+    values = L::values(p.length, p.width);
     rotation = 2 * p.width * 4 + 2 * WIDEST * 4;
     scores = size_t(KEYS) * NR * 4;
     probabilities = size_t(KEYS) * NR * 4;
-    results = size_t(ceil_div(p.width, MR)) * MR * NR * 4;
+    results = size_t(L::results(p.width)) * NR * 4;
     per_thread = aligned(rotation + scores + probabilities + results);
     int64_t head = (queries + keys + values) * 4, groups = ceil_div(head * p.heads, PACKED);
     group = ceil_div(p.heads, smaller(groups, p.heads));
@@ -44,10 +115,11 @@ struct AttentionPlan {
   size_t packed() const { return aligned((queries + keys + values) * group * 4); }
 };
 
-template <class W>
+template <class L>
 struct AttentionRun {
+  typedef typename L::Words W;
   const Attention& p;
-  AttentionPlan<W> plan;
+  AttentionPlan<L> plan;
   char* scratch;
   int64_t first, heads;  // of the present group
 
@@ -105,18 +177,14 @@ struct AttentionRun {
       // The softmax is taken to the base 2.
       turn(x, s.q_scale, p.scale * 1.4426950408889634f, straight, crossed, y);
       uint32_t* q = queries(head) + (at / NR) * plan.words * NR + at % NR;
-      for (int64_t w = 0; w < plan.words; w++) q[w * NR] = word(W(), y, w * W::NUMBERS, width);
+      for (int64_t w = 0; w < plan.words; w++) {
+        q[w * NR] = w * W::NUMBERS < width ? word(W(), y, w * W::NUMBERS, width) : 0;
+      }
       numbers(1);
       turn(x, s.k_scale, 1.0f, straight, crossed, y);
-      uint32_t* k = keys(head) + (at / MR) * plan.words * MR + at % MR;
-      for (int64_t w = 0; w < plan.words; w++) k[w * MR] = word(W(), y, w * W::NUMBERS, width);
+      L::put_key(y, width, at % L::KEY_PANEL, keys(head) + at / L::KEY_PANEL * plan.words * L::KEY_PANEL);
       numbers(2);
-      if constexpr (W::NUMBERS == 1) {
-        std::memcpy(values(head) + at * width, x, width * 4);
-      } else {
-        uint16_t* v = reinterpret_cast<uint16_t*>(values(head) + at / 2 * width) + at % 2;
-        for (int64_t j = 0; j < width; j++) v[2 * j] = narrow(x[j]);
-      }
+      L::put_value(x, width, at, values(head));
     }
   }
 
@@ -137,19 +205,20 @@ struct AttentionRun {
 
   // What stands behind the last token.
   void clear_ends(int64_t head) {
-    auto clear = [&](uint32_t* panels, int64_t panel) {
-      if (p.length % panel == 0) return;
-      uint32_t* last = panels + (p.length / panel) * plan.words * panel;
-      for (int64_t w = 0; w < plan.words; w++)
-        for (int64_t i = p.length % panel; i < panel; i++) last[w * panel + i] = 0;
-    };
-    clear(queries(head), NR);
-    clear(keys(head), MR);
-    if (p.length % W::NUMBERS != 0) std::memset(values(head) + (plan.value_rows - 1) * p.width, 0, p.width * 4);
+    uint32_t* q = queries(head) + (plan.query_panels - 1) * plan.words * NR;
+    for (int64_t w = 0; w < plan.words; w++)
+      for (int64_t i = p.length - (plan.query_panels - 1) * NR; i < NR; i++) q[w * NR + i] = 0;
+    int64_t panel = (plan.key_panels - 1) * L::KEY_PANEL;
+    std::memset(keys(head) + panel * plan.words, 0, size_t(plan.words) * L::KEY_PANEL * 4);
+    size_t last = L::values(p.length % L::STEP == 0 ? 0 : p.length % L::STEP, p.width);
+    std::memset(values(head) + plan.values - last, 0, last * 4);
   }
 
   void task(int64_t index, int64_t thread) {
     int64_t head = index / plan.query_panels, panel = index % plan.query_panels;
+    typename L::Hold hold;
+    (void)hold;
+    int64_t columns = smaller(NR, p.length - panel * NR);
     const uint32_t* q = queries(head) + panel * plan.words * NR;
     float* scores = mine(thread) + plan.rotation / 4;
     uint32_t* probabilities = reinterpret_cast<uint32_t*>(scores + plan.scores / 4);
@@ -158,9 +227,9 @@ struct AttentionRun {
     for (int v = 0; v < NV; v++) largest[v] = splat(-INFINITY), total[v] = vf{};
     for (int64_t key0 = 0; key0 < p.length; key0 += KEYS) {
       int64_t count = smaller(KEYS, p.length - key0);
-      for (int64_t i = 0; i < count; i += MR) {
-        const uint32_t* k = keys(head) + (key0 + i) / MR * plan.words * MR;
-        tile<W, MR>(plan.words, k, MR, q, scores + i * NR, NR, true);
+      for (int64_t i = 0; i < count; i += L::KEY_PANEL) {
+        const uint32_t* k = keys(head) + (key0 + i) * plan.words;
+        L::score(count - i, columns, plan.words, k, q, scores + i * NR);
       }
       vf most[NV], factor[NV], block[NV];
       for (int v = 0; v < NV; v++) most[v] = largest[v];
@@ -201,14 +270,13 @@ struct AttentionRun {
             store(at, load(at) * factor[v]);
           }
       }
-      const uint32_t* value = values(head) + key0 / W::NUMBERS * p.width;
-      for (int64_t i = 0; i < p.width; i += MR) {
-        some_tile<W>(smaller(MR, p.width - i), words, value + i, p.width, probabilities, results + i * NR, NR, key0 == 0);
-      }
+      int64_t whole = ceil_div(count, L::STEP) * L::STEP / W::NUMBERS;
+      std::memset(probabilities + words * NR, 0, size_t(whole - words) * NR * 4);
+      L::sum_up(p.width, columns, key0, count, values(head), probabilities, results, key0 == 0);
     }
     float inverse[NR];
     for (int v = 0; v < NV; v++) store(inverse + v * LANES, 1.0f / total[v]);
-    for (int64_t i = 0; i < smaller(NR, p.length - panel * NR); i++) {
+    for (int64_t i = 0; i < columns; i++) {
       with_kind(p.out.kind, [&](auto kind) {
         typedef decltype(kind) T;
         T* out = row_mut<T>(p.out, panel * NR + i) + (first + head) * p.width;
@@ -235,24 +303,30 @@ struct AttentionRun {
   }
 };
 
+#if defined(__AMX_TILE__)
+typedef InTiles InNarrow;
+#else
+typedef InRegisters<Bf16Words> InNarrow;
+#endif
+
 template <class F>
-auto with_words(const Attention& p, F f) {
+auto with_layout(const Attention& p, F f) {
   bool narrow = p.words == tch_flux::BF16_WORDS || (p.words == tch_flux::OWN_WORDS && HAS_BF16 && p.out.kind == tch_flux::BF16);
-  if (narrow && p.width % 2 == 0) return f(Bf16Words());
-  return f(F32Words());
+  if (narrow && p.width % 2 == 0) return f(InNarrow());
+  return f(InRegisters<F32Words>());
 }
 
 size_t attention_scratch(const Attention* attention, int64_t threads) {
-  return with_words(*attention, [&](auto words) {
-    AttentionPlan<decltype(words)> plan(*attention);
+  return with_layout(*attention, [&](auto layout) {
+    AttentionPlan<decltype(layout)> plan(*attention);
     return plan.packed() + threads * plan.per_thread;
   });
 }
 
 void attention(const Attention* attention, const Pool* pool, void* scratch) {
-  with_words(*attention, [&](auto words) {
-    typedef decltype(words) W;
-    AttentionRun<W>{*attention, AttentionPlan<W>(*attention), static_cast<char*>(scratch), 0, 0}.run(*pool);
+  with_layout(*attention, [&](auto layout) {
+    typedef decltype(layout) L;
+    AttentionRun<L>{*attention, AttentionPlan<L>(*attention), static_cast<char*>(scratch), 0, 0}.run(*pool);
     return 0;
   });
 }

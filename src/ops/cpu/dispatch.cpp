@@ -4,6 +4,11 @@
 #include <ATen/core/grad_mode.h>
 
 #include <dlfcn.h>
+#ifdef TCH_FLUX_AMX
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
@@ -20,6 +25,9 @@ extern const Kernels tch_flux_kernels_plain;
 extern const Kernels tch_flux_kernels_avx2;
 extern const Kernels tch_flux_kernels_avx512;
 extern const Kernels tch_flux_kernels_avx512_bf16;
+#endif
+#ifdef TCH_FLUX_AMX
+extern const Kernels tch_flux_kernels_amx;
 #endif
 }
 
@@ -55,6 +63,32 @@ void run(int64_t count, void (*task)(void* context, int64_t i, int64_t thread), 
   else Work::take_part(&work);
 }
 
+#ifdef TCH_FLUX_X86
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512dq");
+}
+bool has_avx512_bf16() {
+  return has_avx512() && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
+}
+#endif
+
+#ifdef TCH_FLUX_AMX
+// Whether the CPU has tiles of bf16 and int8, and the system lets this process use them: it keeps their 8 kB of a thread
+// only for those who ask.
+bool has_amx() {
+#ifdef __linux__
+  constexpr unsigned BF16 = 1u << 22, TILE = 1u << 24, INT8 = 1u << 25, ALL = BF16 | TILE | INT8;
+  constexpr long REQUEST = 0x1023, TILE_DATA = 18;
+  unsigned a, b, c, d;
+  if (!has_avx512_bf16() || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & ALL) != ALL) return false;
+  return syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+#else
+  return false;
+#endif
+}
+#endif
+
 Pool pool() { return {run, at::get_num_threads()}; }
 
 }  // namespace
@@ -63,17 +97,16 @@ extern "C" {
 
 // The build of this name, if this CPU runs it; without a name, the fastest that it runs.
 const Kernels* tch_flux_kernels(const char* name) {
+#ifdef TCH_FLUX_AMX
+  static const bool amx = has_amx();
+#endif
   const Kernels* builds[] = {
+#ifdef TCH_FLUX_AMX
+      amx ? &tch_flux_kernels_amx : nullptr,
+#endif
 #ifdef TCH_FLUX_X86
-      __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") &&
-              __builtin_cpu_supports("avx512bf16")
-          ? &tch_flux_kernels_avx512_bf16
-          : nullptr,
-      __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-              __builtin_cpu_supports("avx512dq")
-          ? &tch_flux_kernels_avx512
-          : nullptr,
+      has_avx512_bf16() ? &tch_flux_kernels_avx512_bf16 : nullptr,
+      has_avx512() ? &tch_flux_kernels_avx512 : nullptr,
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? &tch_flux_kernels_avx2 : nullptr,
 #endif
       &tch_flux_kernels_plain,

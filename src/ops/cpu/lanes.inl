@@ -43,8 +43,13 @@ INLINE vi splat(int32_t x) { return x - vi{}; }
 INLINE vf load(const float* p) { return *reinterpret_cast<const vf_any*>(p); }
 INLINE void store(float* p, vf x) { *reinterpret_cast<vf_any*>(p) = x; }
 INLINE vf select(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
+#if defined(__AVX512F__)
+INLINE vf max(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
+INLINE vf min(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
+#else
 INLINE vf max(vf a, vf b) { return select(a > b, a, b); }
 INLINE vf min(vf a, vf b) { return select(a < b, a, b); }
+#endif
 
 // By halves, which loses less than one after the other.
 INLINE float sum(vf x) {
@@ -60,12 +65,19 @@ INLINE float wide(uint16_t x) {
   std::memcpy(&y, &bits, 4);
   return y;
 }
+#if defined(__AVX512BF16__)
+// What is smaller than the smallest normal number becomes zero.
+INLINE vh narrowed(vf x) { return (vh)_mm512_cvtneps_pbh((__m512)x); }
+INLINE vu rounded(vf x) { return __builtin_convertvector(narrowed(x), vu); }
+#else
 INLINE vu rounded(vf x) {
   vu bits = (vu)x;
   vu up = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   vi nan = x != x;
   return ((vu)nan & 0x7fc0u) | (~(vu)nan & up);
 }
+INLINE vh narrowed(vf x) { return __builtin_convertvector(rounded(x), vh); }
+#endif
 INLINE uint16_t narrow(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, 4);
@@ -74,7 +86,7 @@ INLINE uint16_t narrow(float x) {
 INLINE vf load(const uint16_t* p) {
   return (vf)(__builtin_convertvector(*reinterpret_cast<const vh_any*>(p), vu) << 16);
 }
-INLINE void store(uint16_t* p, vf x) { *reinterpret_cast<vh_any*>(p) = __builtin_convertvector(rounded(x), vh); }
+INLINE void store(uint16_t* p, vf x) { *reinterpret_cast<vh_any*>(p) = narrowed(x); }
 
 // A number's place in a row of either kind.
 INLINE float number(const float* p) { return *p; }
@@ -128,10 +140,14 @@ INLINE void transpose(vu (&x)[LANES]) {
 
 // y · 2^n; the whole numbers n lie in the lowest bits of `shifted`, to which 1.5 · 2²³ was added.
 INLINE vf scaled(vf y, vf shifted) {
+#if defined(__AVX512F__)
+  return (vf)_mm512_scalef_ps((__m512)y, (__m512)(shifted - 12582912.0f));
+#else
   // Two factors, since the smallest and the largest powers are no single f32.
   vi n = (vi)shifted - 0x4b400000;
   vi half = n >> 1;
   return y * (vf)((half + 127) << 23) * (vf)((n - half + 127) << 23);
+#endif
 }
 
 // 2^x, within two units of the last place; 0 far below and infinity far above.

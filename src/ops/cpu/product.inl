@@ -279,6 +279,9 @@ struct MatrixProduct {
 
 }  // namespace
 
+#if defined(__AMX_TILE__)
+#include "tiles.inl"
+#endif
 #include "convolution.inl"
 #include "winograd.inl"
 
@@ -319,6 +322,19 @@ struct FewRows {
 
 constexpr int64_t FEW = 4;
 
+// How bf16 and int8 words are multiplied.
+#if defined(__AMX_TILE__)
+template <class W>
+using NarrowPlan = TilePlan<W>;
+template <class W, class A, class B>
+using NarrowProduct = TileProduct<W, A, B>;
+#else
+template <class W>
+using NarrowPlan = Plan<W>;
+template <class W, class A, class B>
+using NarrowProduct = MatrixProduct<W, A, B>;
+#endif
+
 // The words that a product is computed in.
 enum Words { AS_F32, AS_BF16, AS_I16, AS_I8 };
 Words words_of(const Product& p) {
@@ -342,15 +358,15 @@ size_t product_scratch(const Product* p, int64_t threads) {
   }
   switch (words) {
     case AS_F32: return Plan<F32Words>(*p, threads).bytes();
-    case AS_BF16: return Plan<Bf16Words>(*p, threads).bytes();
+    case AS_BF16: return NarrowPlan<Bf16Words>(*p, threads).bytes();
     case AS_I16: return Plan<I16Words>(*p, threads).bytes();
-    default: return Plan<I8Words>(*p, threads).bytes();
+    default: return NarrowPlan<I8Words>(*p, threads).bytes();
   }
 }
 
-template <class W, class A, class B>
+template <template <class, class, class> class Run, template <class> class Plan, class W, class A, class B>
 void multiply(const Product& p, const Pool& pool, void* scratch) {
-  MatrixProduct<W, A, B>{p, Plan<W>(p, pool.threads), static_cast<char*>(scratch), 0, 0}.run(pool);
+  Run<W, A, B>{p, Plan<W>(p, pool.threads), static_cast<char*>(scratch), 0, 0}.run(pool);
 }
 
 void product(const Product* product, const Pool* pool, void* scratch) {
@@ -370,12 +386,12 @@ void product(const Product* product, const Pool* pool, void* scratch) {
   } else {
     with_kind(p.a.kind, [&](auto a) {
       typedef decltype(a) A;
-      if (words == AS_I8) return multiply<I8Words, A, int8_t>(p, *pool, scratch);
-      if (words == AS_I16) return multiply<I16Words, A, int8_t>(p, *pool, scratch);
+      if (words == AS_I8) return multiply<NarrowProduct, NarrowPlan, I8Words, A, int8_t>(p, *pool, scratch);
+      if (words == AS_I16) return multiply<MatrixProduct, Plan, I16Words, A, int8_t>(p, *pool, scratch);
       with_kind(p.w.kind, [&](auto b) {
         typedef decltype(b) B;
-        if (words == AS_BF16) multiply<Bf16Words, A, B>(p, *pool, scratch);
-        else multiply<F32Words, A, B>(p, *pool, scratch);
+        if (words == AS_BF16) multiply<NarrowProduct, NarrowPlan, Bf16Words, A, B>(p, *pool, scratch);
+        else multiply<MatrixProduct, Plan, F32Words, A, B>(p, *pool, scratch);
       });
     });
   }

@@ -19,7 +19,7 @@ fn random(size: &[i64], seed: u64) -> Tensor {
 }
 
 fn builds() -> Vec<Build> {
-    let names = ["plain", "avx2", "avx512", "avx512_bf16"];
+    let names = ["plain", "avx2", "avx512", "avx512_bf16", "amx"];
     names.iter().filter_map(|name| Build::find(Some(&CString::new(*name).unwrap()))).collect()
 }
 

@@ -36,7 +36,7 @@ fn filled<T>(kind: Kind, build: impl FnOnce(&VarStore) -> T) -> (VarStore, T) {
 }
 
 fn builds() -> Vec<Build> {
-    [c"plain", c"avx2", c"avx512", c"avx512_bf16"]
+    [c"plain", c"avx2", c"avx512", c"avx512_bf16", c"amx"]
         .into_iter()
         .filter_map(|name| Build::find(Some(name)))
         .collect()

@@ -1,0 +1,2 @@
+#define BUILD amx
+#include "build.inl"

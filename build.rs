@@ -49,6 +49,7 @@ fn compile(lib: &Path, amx: bool) {
         .define("_GLIBCXX_USE_CXX11_ABI", abi.as_str())
         .file("src/shim.cpp")
         .file("src/ops/cpu/dispatch.cpp")
+        .file("src/ops/cpu/threads.cpp")
         .compile("tch_flux_shim");
 }
 

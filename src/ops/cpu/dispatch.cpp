@@ -3,7 +3,6 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 
-#include <dlfcn.h>
 #ifdef TCH_FLUX_AMX
 #include <cpuid.h>
 #include <sys/syscall.h>
@@ -33,34 +32,9 @@ extern const Kernels tch_flux_kernels_amx;
 
 namespace {
 
-// A call's tasks, and who takes part in it.
-struct Work {
-  int64_t count;
-  void (*task)(void* context, int64_t i, int64_t thread);
-  void* context;
-  std::atomic<int64_t> next{0}, threads{0};
-
-  // Who is done takes the next one: cores are seldom equally free.
-  static void take_part(void* self) {
-    Work& work = *static_cast<Work*>(self);
-    int64_t thread = work.threads.fetch_add(1, std::memory_order_relaxed);
-    for (int64_t i; (i = work.next.fetch_add(1, std::memory_order_relaxed)) < work.count;) {
-      work.task(work.context, i, thread);
-    }
-  }
-};
-
-// libtorch's threads are those of the OpenMP library that it brings. `at::parallel_for` is a template that runs on one
-// thread unless this file is compiled for OpenMP, and then with the compiler's own library; so the library that is there
-// is asked itself. All of them have this entry.
-typedef void (*Parallel)(void (*f)(void*), void* data, unsigned threads, unsigned flags);
-
+// On as many threads as libtorch takes here.
 void run(int64_t count, void (*task)(void* context, int64_t i, int64_t thread), void* context) {
-  static const Parallel parallel = reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
-  int64_t threads = std::min<int64_t>(count, at::get_num_threads());
-  Work work{count, task, context};
-  if (threads > 1 && parallel && !at::in_parallel_region()) parallel(Work::take_part, &work, unsigned(threads), 0);
-  else Work::take_part(&work);
+  tch_flux::share(count, at::in_parallel_region() ? 1 : at::get_num_threads(), task, context);
 }
 
 #ifdef TCH_FLUX_X86

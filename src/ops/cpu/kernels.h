@@ -96,6 +96,9 @@ struct Pool {
   int64_t threads;
 };
 
+// Runs `task(context, i, thread)` for every i below `count`, on at most so many threads, of which this is the first.
+void share(int64_t count, int64_t most, void (*task)(void* context, int64_t i, int64_t thread), void* context);
+
 struct Kernels {
   const char* name;
   int32_t has_bf16_products, has_int8_products;

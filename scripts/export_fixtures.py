@@ -4,6 +4,8 @@
     scripts/with-libtorch --reference python scripts/export_fixtures.py OUT_DIR [--seed N] [--reference flux,...]
     cargo run --release -- parity OUT_DIR
 
+With `--device cuda` on both, the bits of PyTorch on a GPU are compared.
+
 Each case is one safetensors file: the weights (`w.<state_dict name>`), the inputs (`in.<argument>`), the results
 (`out.<result>`), and in its metadata what was run, with which arguments, by which implementation, on which machine.
 
@@ -28,6 +30,8 @@ from unittest.mock import MagicMock
 import torch
 from safetensors.torch import save_file
 
+# Where the references run. Weights and inputs are drawn on the CPU, so that they are the same everywhere.
+DEVICE = "cpu"
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 # Keeps an f32 file below 3 MB.
 MAX_PARAMETERS = 700_000
@@ -52,7 +56,7 @@ class Exporter:
         groups = {"w": weights or {}, "in": inputs or {}, "out": outputs}
         tensors = {
             # A clone, since safetensors refuses tensors that share memory.
-            f"{group}.{key}": tensor.detach().clone().contiguous()
+            f"{group}.{key}": tensor.detach().cpu().clone().contiguous()
             for group, items in groups.items()
             for key, tensor in items.items()
             if tensor is not None
@@ -67,7 +71,7 @@ class Exporter:
             "format": "parity-case/1",
             "module": module,
             "params": json.dumps(params),
-            "reference": f"{self.reference}, torch {torch.__version__} CPU",
+            "reference": f"{self.reference}, torch {torch.__version__} {DEVICE.upper()}",
             "machine": json.dumps(machine),
         }
         save_file(tensors, self.out / f"{name}.safetensors", metadata)
@@ -86,7 +90,7 @@ def randomise(model: torch.nn.Module, dtype: torch.dtype = torch.float32) -> tor
         else:
             value = 0.2 * noise + (0.0 if name.endswith("bias") else 1.0)
         parameter.data = value.to(dtype)
-    return model.eval()
+    return model.eval().to(DEVICE)
 
 
 def draw_fitting(rng: random.Random, draw, build):
@@ -130,7 +134,7 @@ def transformer_inputs(rng: random.Random, channels: int, context: int, pooled: 
 def cast(inputs: dict, dtype: torch.dtype) -> dict:
     """Positions stay f32 whatever the model runs in, and so does what is made from them."""
     exact = ("ids", "pe", "freqs_cis", "pos")
-    return {k: v if v is None or k.endswith(exact) else v.to(dtype) for k, v in inputs.items()}
+    return {k: v if v is None else v.to(DEVICE, None if k.endswith(exact) else dtype) for k, v in inputs.items()}
 
 
 # ---------------------------------------------------------------- the official code
@@ -182,22 +186,22 @@ def flux_functions(ex: Exporter, math_, layers, sampling):
     for index in range(2):
         rng = ex.start(name := f"rope_{index}")
         dim, theta = 2 * rng.randint(2, 40), rng.choice([10000, 2000, 300])
-        pos = torch.randint(0, 64, (rng.randint(1, 3), rng.randint(2, 20))).float()
+        pos = torch.randint(0, 64, (rng.randint(1, 3), rng.randint(2, 20))).float().to(DEVICE)
         params = {"dim": dim, "theta": theta}
         ex.write(name, "flux.math.rope", params, {"pos": pos}, math_.rope(pos, dim, theta))
 
     rng = ex.start(name := "embed_nd")
     heads, head_dim, axes = draw_heads(rng)
     params = {"dim": head_dim, "theta": rng.choice([10000, 500]), "axes_dim": axes}
-    ids = grid_ids(rng.randint(1, 3), rng.randint(2, 5), rng.randint(2, 6), index=rng.randint(0, 2))
+    ids = grid_ids(rng.randint(1, 3), rng.randint(2, 5), rng.randint(2, 6), index=rng.randint(0, 2)).to(DEVICE)
     ex.write(name, "flux.modules.layers.EmbedND", params, {"ids": ids}, layers.EmbedND(**params)(ids))
 
     for kind, dtype in DTYPES.items():
         rng = ex.start("attention")
         heads, head_dim, axes = draw_heads(rng)
         batch, height, width = rng.randint(1, 3), rng.randint(2, 5), rng.randint(2, 6)
-        pe = layers.EmbedND(head_dim, 10000, axes)(grid_ids(batch, height, width))
-        q, k, v = (torch.randn(batch, heads, height * width, head_dim).to(dtype) for _ in range(3))
+        pe = layers.EmbedND(head_dim, 10000, axes)(grid_ids(batch, height, width).to(DEVICE))
+        q, k, v = (torch.randn(batch, heads, height * width, head_dim).to(DEVICE, dtype) for _ in range(3))
         rotated = math_.apply_rope(q, k, pe)
         inputs, outputs = {"xq": q, "xk": k, "freqs_cis": pe}, dict(zip("qk", rotated))
         ex.write(f"apply_rope_{kind}", "flux.math.apply_rope", {}, inputs, outputs)
@@ -211,6 +215,7 @@ def flux_functions(ex: Exporter, math_, layers, sampling):
         if kind == "period":
             params |= {"max_period": rng.choice([100, 5000]), "time_factor": rng.choice([1.0, 10.0])}
         t = torch.randint(0, 50, (rng.randint(1, 9),)) if kind == "int" else torch.rand(rng.randint(1, 9)).to(dtype)
+        t = t.to(DEVICE)
         ex.write(name, embedding, params, {"t": t}, layers.timestep_embedding(t, **params))
 
     for index, dtype in enumerate(["bfloat16", "bfloat16", "float32", "float32"]):
@@ -268,9 +273,9 @@ def flux_layers(ex: Exporter, math_, layers):
         heads, head_dim, axes = draw_heads(rng)
         dim, batch, height, width, words = heads * head_dim, rng.randint(1, 3), 3, rng.randint(2, 6), rng.randint(1, 9)
         tokens, mlp_ratio = height * width, rng.choice([2.0, 3.0, 4.0])
-        ids = grid_ids(batch, height, width)
+        ids = grid_ids(batch, height, width).to(DEVICE)
         embed = layers.EmbedND(head_dim, 10000, axes)
-        pe, joint_pe = embed(ids), embed(torch.cat((torch.zeros(batch, words, 3), ids), dim=1))
+        pe, joint_pe = embed(ids), embed(torch.cat((torch.zeros(batch, words, 3, device=DEVICE), ids), dim=1))
         x, vec = torch.randn(batch, tokens, dim), torch.randn(batch, dim)
         q, k, v = (torch.randn(batch, heads, tokens, head_dim) for _ in range(3))
         narrow = rng.randint(8, 40)
@@ -310,7 +315,7 @@ def flux_autoencoder(ex: Exporter, ae):
     for kind, dtype in DTYPES.items():
         rng = ex.start("ae_blocks")
         shape = rng.randint(1, 2), 32 * rng.randint(1, 2), rng.randint(2, 7), rng.randint(2, 7)
-        x, params = torch.randn(shape).to(dtype), {"in_channels": shape[1]}
+        x, params = torch.randn(shape).to(DEVICE, dtype), {"in_channels": shape[1]}
         block = randomise(ae.AttnBlock(**params), dtype)
         ex.write(f"ae_attn_block_{kind}", f"{module}.AttnBlock", params, {"x": x}, block(x), block.state_dict())
         params |= {"out_channels": 32 * rng.randint(1, 2)}
@@ -445,7 +450,7 @@ def export_diffusers(ex: Exporter):
         "use_post_quant_conv": False,
     }
     auto = randomise(AutoencoderKL(**params))
-    inputs = autoencoder_inputs(rng, len(ch_mult), params["latent_channels"])
+    inputs = cast(autoencoder_inputs(rng, len(ch_mult), params["latent_channels"]), torch.float32)
     scale, shift = params["scaling_factor"], params["shift_factor"]
     outputs = {
         "encode": (auto.encode(inputs["x"]).latent_dist.mean - shift) * scale,
@@ -476,7 +481,7 @@ def export_transformers(ex: Exporter):
         }
         encoder = randomise(T5EncoderModel(T5Config(**params)), dtype)
         # Long enough for the last bucket, which all greater distances share.
-        ids = torch.randint(0, params["vocab_size"], (rng.randint(1, 3), rng.randint(8, 160)))
+        ids = torch.randint(0, params["vocab_size"], (rng.randint(1, 3), rng.randint(8, 160))).to(DEVICE)
         output = {"last_hidden_state": encoder(input_ids=ids).last_hidden_state}
         # The embedding has two names in memory; files hold one.
         weights = {k: v for k, v in encoder.state_dict().items() if k != "encoder.embed_tokens.weight"}
@@ -503,7 +508,7 @@ def export_transformers(ex: Exporter):
         ids[:, 0] = params["bos_token_id"]
         for row in ids:
             row[rng.randint(1, length - 1) :] = params["eos_token_id"]
-        result = encoder(input_ids=ids)
+        result = encoder(input_ids=ids.to(DEVICE))
         outputs = {"last_hidden_state": result.last_hidden_state, "pooler_output": result.pooler_output}
         # Published files have the prefix; transformers 5 drops it in memory.
         weights = {f"text_model.{k.removeprefix('text_model.')}": v for k, v in encoder.state_dict().items()}
@@ -535,7 +540,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="default: a new one each time; it is printed")
     parser.add_argument("--reference", help=f"comma-separated: {', '.join(exports)}; default: all that are installed")
     parser.add_argument("--threads", type=int, default=2, help="results depend on it in their last bits")
+    parser.add_argument("--device", default=DEVICE, help="where the references run: cpu or cuda")
     args = parser.parse_args()
+    globals()["DEVICE"] = args.device
 
     wanted = args.reference.split(",") if args.reference else list(exports)
     if unknown := [name for name in wanted if name not in exports]:

@@ -205,7 +205,7 @@ impl Mid {
 
 /// Layer after layer, as long as the result is wanted.
 fn one_by_one<'a>(h: Tensor, layers: impl IntoIterator<Item = &'a dyn Module>) -> Result<Tensor> {
-    layers.into_iter().try_fold(h, |h, layer| ops::go_on().map(|()| layer.forward(&h)))
+    layers.into_iter().try_fold(h, |h, layer| ops::go_on(&h).map(|()| layer.forward(&h)))
 }
 
 /// One level: its blocks, then the change of size.

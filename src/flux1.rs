@@ -436,13 +436,13 @@ impl Flux1 {
         let mut img = ops::linear(&self.img_in, input.img, ops::End::default());
         let mut txt = ops::linear(&self.txt_in, input.txt, ops::End::default());
         for (block, modulation) in self.double_blocks.iter().zip(&modulations.double) {
-            ops::go_on()?;
+            ops::go_on(&img)?;
             (img, txt) = block.run(&img, &txt, modulation, pe);
         }
 
         let mut x = Tensor::cat(&[txt, img], 1);
         for (block, modulation) in self.single_blocks.iter().zip(&modulations.single) {
-            ops::go_on()?;
+            ops::go_on(&x)?;
             x = block.run(&x, modulation, pe);
         }
         let img = x.narrow(1, txt_len, img_len);

@@ -9,7 +9,7 @@ use tch::{Kind, Tensor};
 use crate::error::{Error, Result};
 use crate::math::rope_even;
 use crate::nn::{LayerNorm, Linear, check_sizes, declare};
-use crate::ops::{self, ParallelBlock, Qkv, at_least_f32};
+use crate::ops::{self, ParallelBlock, Qkv, ResidualMlp, at_least_f32};
 
 /// Rotation matrices for positions with several axes: ids `[B, L, n]` to `[B, 1, L, dim/2, 2, 2]` in f32.
 ///
@@ -201,13 +201,6 @@ pub struct ModulationOut {
     pub gate: Tensor,
 }
 
-impl ModulationOut {
-    /// `(1 + scale) * norm(x) + shift`.
-    fn modulate(&self, norm: &LayerNorm, x: &Tensor) -> Tensor {
-        ops::modulate(norm, x, &self.scale, &self.shift)
-    }
-}
-
 /// The conditioning vector `[B, D]` as `N` modulations: two in a double block, one in a single one.
 ///
 /// Source: `layers.py` lines 114–127.
@@ -279,15 +272,20 @@ impl Stream {
     }
 
     fn qkv(&self, x: &Tensor, mod1: &ModulationOut) -> Tensor {
-        ops::linear(&self.attn.qkv, &mod1.modulate(&self.norm1, x), ops::End::default())
+        ops::modulate_linear(&self.norm1, x, [&mod1.scale, &mod1.shift], &self.attn.qkv)
     }
 
     fn finish(&self, x: &Tensor, attn: &Tensor, [mod1, mod2]: &[ModulationOut; 2]) -> Tensor {
-        let (proj, modulation) = (&self.attn.proj, [&mod2.scale, &mod2.shift]);
-        let (x, x_mod) =
-            ops::linear_gated_residual_modulate(proj, attn, &mod1.gate, x, &self.norm2, modulation);
-        let hidden = ops::linear_gelu(&self.mlp.up, &x_mod);
-        ops::linear_gated_residual(&self.mlp.down, &hidden, &mod2.gate, &x)
+        let block = ResidualMlp {
+            proj: &self.attn.proj,
+            gate: &mod1.gate,
+            norm: &self.norm2,
+            modulation: [&mod2.scale, &mod2.shift],
+            up: &self.mlp.up,
+            down: &self.mlp.down,
+            mlp_gate: &mod2.gate,
+        };
+        block.forward(attn, x)
     }
 }
 
@@ -392,18 +390,15 @@ impl SingleStreamBlock {
     }
 
     pub(crate) fn run(&self, x: &Tensor, modulation: &ModulationOut, pe: &Tensor) -> Tensor {
-        let x_mod = modulation.modulate(&self.pre_norm, x);
-        self.parallel().forward(&x_mod, pe, &modulation.gate, x)
-    }
-
-    fn parallel(&self) -> ParallelBlock<'_> {
-        ParallelBlock {
+        let block = ParallelBlock {
             linear1: &self.linear1,
             linear2: &self.linear2,
+            pre_norm: &self.pre_norm,
             norm: &self.norm,
             num_heads: self.num_heads,
             hidden_size: self.hidden_size,
-        }
+        };
+        block.forward(x, modulation, pe)
     }
 }
 

@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use tch::nn::Module;
 use tch::{Kind, Tensor};
 
+use crate::layers::ModulationOut;
 use crate::math;
 use crate::nn::{Conv2d, GroupNorm, LayerNorm, Linear};
 
@@ -140,28 +141,50 @@ pub(crate) fn linear_gated_residual(layer: &Linear, y: &Tensor, gate: &Tensor, x
     linear(layer, y, End { gate: Some(gate), residual: Some(x), ..End::default() })
 }
 
-/// [`linear_gated_residual`], and that modulated by `[scale, shift]`.
-pub(crate) fn linear_gated_residual_modulate(
-    layer: &Linear,
-    y: &Tensor,
-    gate: &Tensor,
-    x: &Tensor,
-    norm: &LayerNorm,
-    [scale, shift]: [&Tensor; 2],
-) -> (Tensor, Tensor) {
-    if let Some(both) = stock::linear_gated_residual_modulate(layer, y, gate, x, norm, [scale, shift]) {
-        return both;
-    }
-    let x = linear_gated_residual(layer, y, gate, x);
-    let modulated = modulate(norm, &x, scale, shift);
-    (x, modulated)
-}
-
 /// `(1 + scale) * norm(x) + shift`: `x` `[B, L, D]`, `scale` and `shift` `[B, 1, D]`, `norm` without parameters.
 pub(crate) fn modulate(norm: &LayerNorm, x: &Tensor, scale: &Tensor, shift: &Tensor) -> Tensor {
     match cpu::modulate(norm, x, scale, shift).or_else(|| stock::modulate(norm, x, scale, shift)) {
         Some(out) => out,
         None => (scale + 1) * norm.forward(x) + shift,
+    }
+}
+
+/// A linear layer of [`modulate`]'s result; `modulation` is scale and shift.
+pub(crate) fn modulate_linear(
+    norm: &LayerNorm,
+    x: &Tensor,
+    [scale, shift]: [&Tensor; 2],
+    layer: &Linear,
+) -> Tensor {
+    match stock::modulate_linear(norm, x, [scale, shift], layer) {
+        Some(out) => out,
+        None => linear(layer, &modulate(norm, x, scale, shift), End::default()),
+    }
+}
+
+/// What a double block does to a stream once attention is done.
+#[derive(Clone, Copy)]
+pub(crate) struct ResidualMlp<'a> {
+    pub(crate) proj: &'a Linear,
+    pub(crate) gate: &'a Tensor,
+    pub(crate) norm: &'a LayerNorm,
+    /// Scale and shift.
+    pub(crate) modulation: [&'a Tensor; 2],
+    pub(crate) up: &'a Linear,
+    pub(crate) down: &'a Linear,
+    pub(crate) mlp_gate: &'a Tensor,
+}
+
+impl ResidualMlp<'_> {
+    /// `x + gate * proj(attn)`, and to that its modulated MLP: `x + mlp_gate * down(gelu(up(modulated x)))`.
+    pub(crate) fn forward(&self, attn: &Tensor, x: &Tensor) -> Tensor {
+        if let Some(out) = stock::residual_mlp(self, attn, x) {
+            return out;
+        }
+        let [scale, shift] = self.modulation;
+        let x = linear_gated_residual(self.proj, attn, self.gate, x);
+        let hidden = linear_gelu(self.up, &modulate(self.norm, &x, scale, shift));
+        linear_gated_residual(self.down, &hidden, self.mlp_gate, &x)
     }
 }
 
@@ -196,7 +219,7 @@ pub(crate) struct Qkv<'a> {
 }
 
 /// Attention over the streams one after the other, each with norms of its own, rotated by `pe`
-/// `[B, 1, ΣL, d/2, 2, 2]`: `[B, ΣL, H·d]`.
+/// `[B, 1, ΣL, d/2, 2, 2]`: `[B, ΣL, H·d]`. What a single stream's `qkv` holds afterwards is not said.
 pub(crate) fn joint_attention(streams: &[Qkv], num_heads: i64, pe: &Tensor) -> Tensor {
     let fast = cpu::joint_attention(streams, num_heads, pe, None)
         .or_else(|| stock::joint_attention(streams, num_heads, pe));
@@ -231,6 +254,7 @@ pub(crate) struct ParallelBlock<'a> {
     pub(crate) linear1: &'a Linear,
     /// From the attention's output and the activated hidden values.
     pub(crate) linear2: &'a Linear,
+    pub(crate) pre_norm: &'a LayerNorm,
     pub(crate) norm: &'a crate::layers::QkNorm,
     pub(crate) num_heads: i64,
     /// `D`.
@@ -247,8 +271,13 @@ impl ParallelBlock<'_> {
         (!linear1.has_beside()).then(|| all.collect())
     }
 
-    /// Attention and MLP side by side, from `x_mod` `[B, L, D]`, and back: `x + gate * linear2([attention, mlp])`.
-    pub(crate) fn forward(&self, x_mod: &Tensor, pe: &Tensor, gate: &Tensor, x: &Tensor) -> Tensor {
+    /// Attention and MLP side by side, from the modulated `x` `[B, L, D]`, and back: `x + gate * linear2([attention, mlp])`.
+    pub(crate) fn forward(&self, x: &Tensor, modulation: &ModulationOut, pe: &Tensor) -> Tensor {
+        if let Some(out) = stock::parallel_block_fp8(self, x, modulation, pe) {
+            return out;
+        }
+        let ModulationOut { shift, scale, gate } = modulation;
+        let x_mod = &modulate(self.pre_norm, x, scale, shift);
         let fast = cpu::parallel_block(self, x_mod, pe, gate, x)
             .or_else(|| stock::parallel_block(self, x_mod, pe, gate, x));
         if let Some(out) = fast {

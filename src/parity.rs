@@ -99,10 +99,14 @@ impl Comparison {
         self.problem.is_none() && close
     }
 
-    fn of(output: &str, ours: &Tensor, theirs: &Tensor) -> Result<Self> {
-        let tolerance = match theirs.kind() {
-            Kind::BFloat16 | Kind::Half => 1e-2,
-            _ => 1e-5,
+    /// `device` is where ours was computed. On CUDA cuDNN convolves f32 in TF32 unless it is told otherwise, which the
+    /// official code does not.
+    fn of(output: &str, ours: &Tensor, theirs: &Tensor, device: Device) -> Result<Self> {
+        let tolerance = match (theirs.kind(), device) {
+            (Kind::BFloat16 | Kind::Half, Device::Cpu) => 1e-2,
+            (Kind::BFloat16 | Kind::Half, _) => 2e-2,
+            (_, Device::Cpu) => 1e-5,
+            _ => 1e-3,
         };
         let mut comparison = Self {
             output: output.to_string(),
@@ -163,6 +167,7 @@ pub struct Case {
     pub machine: Option<Machine>,
     params: Value,
     tensors: Checkpoint,
+    device: Device,
     /// Whether weights and inputs become f64, as the yardstick of the fast numerics has them.
     in_f64: Cell<bool>,
     /// Which draw of weights near the case's own is run; 0 for these themselves.
@@ -224,9 +229,15 @@ impl Case {
             params: json(&entry("params")?)?,
             tensors,
             path,
+            device: Device::Cpu,
             in_f64: Cell::new(false),
             draw: Cell::new(0),
         })
+    }
+
+    /// Runs on this device from now on; without it, on the CPU.
+    pub fn on(self, device: Device) -> Self {
+        Self { device, ..self }
     }
 
     /// The file's name without its ending.
@@ -246,7 +257,7 @@ impl Case {
             let ours = outputs
                 .get(name)
                 .ok_or_else(|| self.lacks(&format!("out.{name}, which is not computed here")))?;
-            Comparison::of(name, ours, &self.tensors.tensor(&format!("out.{name}"))?)
+            Comparison::of(name, ours, &self.tensors.tensor(&format!("out.{name}"))?, self.device)
         });
         Ok(Some(compared.collect::<Result<_>>()?))
     }
@@ -306,7 +317,8 @@ impl Case {
         let outputs = catch_unwind(AssertUnwindSafe(|| self.outputs()))
             .unwrap_or_else(|_| Err(self.lacks("inputs that fit the module: libtorch refused them")));
         tch::set_num_threads(threads);
-        outputs
+        let on_the_cpu = |(name, output): (String, Tensor)| Ok((name, output.f_to_device(Device::Cpu)?));
+        outputs?.map(|all| all.into_iter().map(on_the_cpu).collect()).transpose()
     }
 
     fn outputs(&self) -> Result<Option<BTreeMap<String, Tensor>>> {
@@ -337,21 +349,21 @@ impl Case {
             }
             "flux.modules.layers.MLPEmbedder" => {
                 let p: MlpParams = self.params()?;
-                let vs = store();
+                let vs = self.store();
                 let layer = MlpEmbedder::new(vs.root(), p.in_dim, p.hidden_dim);
                 self.load(&vs)?;
                 output(layer.forward(&input("x")?))
             }
             "flux.modules.layers.RMSNorm" => {
                 let p: DimParams = self.params()?;
-                let vs = store();
+                let vs = self.store();
                 let layer = RmsNorm::new(vs.root(), p.dim);
                 self.load(&vs)?;
                 output(layer.forward(&input("x")?))
             }
             "flux.modules.layers.QKNorm" => {
                 let p: DimParams = self.params()?;
-                let vs = store();
+                let vs = self.store();
                 let layer = QkNorm::new(vs.root(), p.dim);
                 self.load(&vs)?;
                 let (q, k) = layer.forward(&input("q")?, &input("k")?, &input("v")?);
@@ -359,7 +371,7 @@ impl Case {
             }
             "flux.modules.layers.SelfAttention" => {
                 let p: AttentionParams = self.params()?;
-                let vs = store();
+                let vs = self.store();
                 let layer = SelfAttention::new(vs.root(), p.dim, p.num_heads, p.qkv_bias)?;
                 self.load(&vs)?;
                 output(layer.forward(&input("x")?, &input("pe")?))
@@ -370,7 +382,7 @@ impl Case {
             }
             "flux.modules.layers.DoubleStreamBlock" => {
                 let p: BlockParams = self.params()?;
-                let vs = store();
+                let vs = self.store();
                 let layer =
                     DoubleStreamBlock::new(vs.root(), p.hidden_size, p.num_heads, p.mlp_ratio, p.qkv_bias)?;
                 self.load(&vs)?;
@@ -379,21 +391,21 @@ impl Case {
             }
             "flux.modules.layers.SingleStreamBlock" => {
                 let p: BlockParams = self.params()?;
-                let vs = store();
+                let vs = self.store();
                 let layer = SingleStreamBlock::new(vs.root(), p.hidden_size, p.num_heads, p.mlp_ratio)?;
                 self.load(&vs)?;
                 output(layer.forward(&input("x")?, &input("vec")?, &input("pe")?))
             }
             "flux.modules.layers.LastLayer" => {
                 let p: LastParams = self.params()?;
-                let vs = store();
+                let vs = self.store();
                 let layer = LastLayer::new(vs.root(), p.hidden_size, p.patch_size, p.out_channels);
                 self.load(&vs)?;
                 output(layer.forward(&input("x")?, &input("vec")?))
             }
             "flux.modules.lora.LinearLora" => {
                 let p: LoraParams = self.params()?;
-                let vs = store();
+                let vs = self.store();
                 let (i, o) = (p.in_features, p.out_features);
                 let layer = LinearLora::new(vs.root(), i, o, p.bias, p.rank, p.lora_bias, p.scale);
                 self.load(&vs)?;
@@ -407,14 +419,14 @@ impl Case {
             }
             "flux.modules.autoencoder.AttnBlock" => {
                 let p: ConvParams = self.params()?;
-                let vs = store();
+                let vs = self.store();
                 let layer = AttnBlock::new(vs.root(), p.in_channels);
                 self.load(&vs)?;
                 output(layer.forward(&input("x")?))
             }
             "flux.modules.autoencoder.ResnetBlock" => {
                 let p: ConvParams = self.params()?;
-                let vs = store();
+                let vs = self.store();
                 let layer =
                     ResnetBlock::new(vs.root(), p.in_channels, p.out_channels.unwrap_or(p.in_channels));
                 self.load(&vs)?;
@@ -459,13 +471,13 @@ impl Case {
             }
             "flux.sampling.denoise" => output(self.denoise()?),
             "transformers.T5EncoderModel" => {
-                let vs = store();
+                let vs = self.store();
                 let model = T5Encoder::new(vs.root(), &self.params::<T5Config>()?)?;
                 self.load(&vs)?;
                 named(vec![("last_hidden_state", model.forward(&input("input_ids")?)?)])
             }
             "transformers.CLIPTextModel" => {
-                let vs = store();
+                let vs = self.store();
                 let model = ClipText::new(vs.root(), &self.params::<ClipConfig>()?)?;
                 self.load(&vs)?;
                 let out = model.forward(&input("input_ids")?)?;
@@ -477,7 +489,7 @@ impl Case {
     }
 
     fn modulation<const N: usize>(&self, dim: i64) -> Result<BTreeMap<String, Tensor>> {
-        let vs = store();
+        let vs = self.store();
         let layer = Modulation::<N>::new(vs.root(), dim);
         self.load(&vs)?;
         let parts = layer.forward(&self.input("vec")?).into_iter().enumerate().flat_map(|(i, out)| {
@@ -488,7 +500,7 @@ impl Case {
     }
 
     fn flux(&self, params: &Flux1Params) -> Result<Tensor> {
-        let vs = store();
+        let vs = self.store();
         let model = Flux1::new(vs.root(), params)?;
         self.load(&vs)?;
         self.run_flux(&model)
@@ -496,7 +508,7 @@ impl Case {
 
     /// The official code keeps its LoRA in the model; ours lie under `w.lora.`, as its files have them.
     fn flux_lora(&self, params: &WrapperParams) -> Result<Tensor> {
-        let (vs, all) = (store(), self.weights()?);
+        let (vs, all) = (self.store(), self.weights()?);
         let model = Flux1::new(vs.root(), &params.flux)?;
         let of_the_lora: Vec<String> =
             all.names().filter(|name| name.starts_with("lora.")).map(str::to_string).collect();
@@ -526,7 +538,7 @@ impl Case {
         params: &AutoEncoderParams,
         weights: Checkpoint,
     ) -> Result<BTreeMap<String, Tensor>> {
-        let vs = store();
+        let vs = self.store();
         let model = AutoEncoder::new(vs.root(), params)?;
         weights.load(&vs, LoadOptions::default())?;
         self.drawn(&vs)?;
@@ -542,7 +554,7 @@ impl Case {
 
     fn denoise(&self) -> Result<Tensor> {
         let p: DenoiseParams = self.params()?;
-        let vs = store();
+        let vs = self.store();
         let model = Flux1::new(vs.root(), &self.params()?)?;
         self.load(&vs)?;
         let prepared = Prepared {
@@ -558,6 +570,10 @@ impl Case {
             img_cond_seq: self.optional("img_cond_seq")?.zip(self.optional("img_cond_seq_ids")?),
         };
         denoise(&model, &prepared, &timesteps, p.guidance, &conditions, &mut |_, _| Ok(()))
+    }
+
+    fn store(&self) -> VarStore {
+        VarStore::new(self.device)
     }
 
     fn weights(&self) -> Result<Checkpoint> {
@@ -577,6 +593,7 @@ impl Case {
             let mut value = variable.f_detach()?;
             if self.draw.get() > 0 {
                 let noise = shim::randn(&value.size(), self.draw.get() * 100_000 + i as u64)?;
+                let noise = noise.f_to_device(self.device)?;
                 let near = value.f_to_kind(Kind::Float)? * (noise * 0.01 + 1.0);
                 value = near.f_to_kind(variable.kind())?;
             }
@@ -600,6 +617,7 @@ impl Case {
     fn optional(&self, name: &str) -> Result<Option<Tensor>> {
         let name = format!("in.{name}");
         let tensor = self.tensors.shape(&name).map(|_| self.tensors.tensor(&name)).transpose()?;
+        let tensor = tensor.map(|tensor| tensor.f_to_device(self.device)).transpose()?;
         Ok(match tensor {
             Some(tensor) if self.in_f64.get() && tensor.is_floating_point() => {
                 Some(tensor.f_to_kind(Kind::Double)?)
@@ -616,8 +634,4 @@ impl Case {
     fn lacks(&self, what: &str) -> Error {
         Error::Case(format!("{}: it lacks {what}", self.path.display()))
     }
-}
-
-fn store() -> VarStore {
-    VarStore::new(Device::Cpu)
 }

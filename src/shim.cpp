@@ -6,12 +6,16 @@
 #include <ATen/Version.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/record_function.h>
+#include <c10/core/Event.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/version.h>
 
 #include <cstdint>
 #include <cstring>
 #include <exception>
 #include <memory>
+#include <optional>
+#include <utility>
 
 namespace {
 
@@ -27,6 +31,7 @@ at::Tensor* guarded(char* error, size_t error_len, F f) {
 }
 
 thread_local uint64_t calls = 0;
+thread_local std::optional<c10::Event> before;
 
 }  // namespace
 
@@ -72,6 +77,34 @@ void tch_flux_empty_cache() {
   } catch (const std::exception&) {
     // There is none, or it answers no more: then there is nothing to give back.
   }
+}
+
+// Waits until a CUDA device has done what this thread had queued when it called this the last time.
+void tch_flux_pace(int8_t device) {
+  try {
+    c10::impl::VirtualGuardImpl guard(c10::DeviceType::CUDA);
+    c10::Event now(c10::DeviceType::CUDA);
+    now.record(guard.getStream({c10::DeviceType::CUDA, device}));
+    auto last = std::exchange(before, std::move(now));
+    if (last) last->synchronize();
+  } catch (const std::exception&) {
+    // A device that answers no more says so in what comes next.
+  }
+}
+
+// `gelu(bias + x @ weight)`, with tanh on CUDA. tch hands its `use_gelu` over in the place of `beta`.
+at::Tensor* tch_flux_addmm_gelu(const at::Tensor* bias, const at::Tensor* x, const at::Tensor* weight, char* error,
+                                size_t error_len) {
+  return guarded(error, error_len, [&] {
+    return at::_addmm_activation(*bias, *x, *weight, /*beta=*/1, /*alpha=*/1, /*use_gelu=*/true);
+  });
+}
+
+// Bytes on the CPU that an accelerator reads without a detour. tch names a device for it, which libtorch warns of.
+at::Tensor* tch_flux_pinned(int64_t len, char* error, size_t error_len) {
+  return guarded(error, error_len, [&] {
+    return at::empty({len}, at::TensorOptions().dtype(at::kByte).pinned_memory(true));
+  });
 }
 
 // The instruction set that libtorch's CPU kernels run with: "DEFAULT", "AVX2", "AVX512", ...

@@ -28,6 +28,15 @@ unsafe extern "C" {
     fn tch_flux_torch_version() -> *const c_char;
     fn tch_flux_free_bytes(device: i8) -> i64;
     fn tch_flux_empty_cache();
+    fn tch_flux_pace(device: i8);
+    fn tch_flux_addmm_gelu(
+        bias: *const C_tensor,
+        x: *const C_tensor,
+        weight: *const C_tensor,
+        error: *mut c_char,
+        error_len: usize,
+    ) -> *mut C_tensor;
+    fn tch_flux_pinned(len: i64, error: *mut c_char, error_len: usize) -> *mut C_tensor;
     fn tch_flux_cpu_capability(text: *mut c_char, text_len: usize);
     fn tch_flux_copy(
         out: *const C_tensor,
@@ -209,6 +218,32 @@ pub(crate) fn free_bytes(device: usize) -> Option<u64> {
 pub(crate) fn empty_cache() {
     // SAFETY: touches no tensor.
     unsafe { tch_flux_empty_cache() }
+}
+
+/// Waits until a CUDA device has done what this thread had queued when it called this the last time, so that it is never
+/// further ahead of the device than from one call to the next.
+pub(crate) fn pace(device: usize) {
+    let Ok(device) = i8::try_from(device) else { return };
+    // SAFETY: touches no tensor.
+    unsafe { tch_flux_pace(device) }
+}
+
+/// `gelu(bias + x @ weight)`, with tanh on CUDA: the product's epilogue.
+pub(crate) fn addmm_gelu(bias: &Tensor, x: &Tensor, weight: &Tensor) -> Result<Tensor, TchError> {
+    let mut error = [0 as c_char; 512];
+    // SAFETY: three live tensors and a buffer that outlives the call.
+    let out = unsafe {
+        let (bias, x, weight) = (bias.as_ptr(), x.as_ptr(), weight.as_ptr());
+        tch_flux_addmm_gelu(bias, x, weight, error.as_mut_ptr(), error.len())
+    };
+    owned(out, &error)
+}
+
+/// Bytes on the CPU that an accelerator reads without a detour.
+pub(crate) fn pinned(len: usize) -> Result<Tensor, TchError> {
+    let mut error = [0 as c_char; 512];
+    // SAFETY: a number and a buffer that outlives the call.
+    owned(unsafe { tch_flux_pinned(len as i64, error.as_mut_ptr(), error.len()) }, &error)
 }
 
 /// The instruction set that libtorch's CPU kernels run with, such as `AVX512`.

@@ -34,10 +34,7 @@ impl Staging {
     pub(super) fn copy(&mut self, out: &Tensor, fill: impl FnOnce(&Tensor) -> Result<()>) -> Result<()> {
         let buffer = match &mut self.buffers[self.next] {
             Some(buffer) => buffer,
-            none => {
-                let bytes = Tensor::f_empty([BUFFER as i64], (Kind::Uint8, Device::Cpu))?;
-                none.insert(bytes.f_pin_memory(self.device)?)
-            }
+            none => none.insert(shim::pinned(BUFFER)?),
         };
         let len = (out.numel() * out.kind().elt_size_in_bytes()) as i64;
         let numbers = buffer.f_narrow(0, 0, len)?.f_view_dtype(out.kind())?;

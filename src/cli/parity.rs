@@ -6,9 +6,10 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Args;
 use serde_json::json;
+use tch::Device;
 use tch_flux::parity::{Accuracy, Case, Comparison};
 
-use super::{NumericsArg, print_json};
+use super::{NumericsArg, parse_device, print_json};
 
 #[derive(Args)]
 pub(super) struct Parity {
@@ -19,6 +20,9 @@ pub(super) struct Parity {
     /// exact.
     #[arg(long, value_enum, default_value_t = NumericsArg::Exact, conflicts_with = "exact")]
     numerics: NumericsArg,
+    /// cpu, cuda, cuda:N or mps.
+    #[arg(long, default_value = "cpu", value_parser = parse_device)]
+    device: Device,
     /// Print a line of JSON for each output.
     #[arg(long)]
     json: bool,
@@ -43,8 +47,8 @@ impl Parity {
         let (mut passed, mut failed, mut skipped) = (0, 0, 0);
         for path in cases(&self.paths)? {
             let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            let lines = match Case::open(&path).and_then(|case| Ok((self.lines(&name, &case)?, case.module)))
-            {
+            let case = Case::open(&path).map(|case| case.on(self.device));
+            let lines = match case.and_then(|case| Ok((self.lines(&name, &case)?, case.module))) {
                 Ok((Some(lines), _)) => lines,
                 Ok((None, module)) => {
                     skipped += 1;

@@ -164,7 +164,7 @@ fn a_job_that_is_dropped_is_cancelled_while_it_is_drawn() {
     let artist = artist(move |_, _| {
         begun.send(()).map_err(|_| Error::Stopped)?;
         loop {
-            ops::go_on()?;
+            ops::go_on(&tch::Tensor::from(0.0))?;
             thread::sleep(Duration::from_millis(1));
         }
     });

@@ -87,6 +87,15 @@ impl Linear {
         f(held.beside.as_ref(), &weight, self.bias.as_ref())
     }
 
+    /// The weight, where it is fp8 on CUDA and nothing runs beside it.
+    pub(crate) fn fp8(&self) -> Option<Fp8> {
+        let held = held(&self.slot, &self.weight);
+        match (&held.stored, &held.beside) {
+            (Some(Stored::Fp8(fp8)), None) if self.weight.device().is_cuda() => Some(fp8.shallow_clone()),
+            _ => None,
+        }
+    }
+
     /// Whether something runs beside the weight.
     pub(crate) fn has_beside(&self) -> bool {
         held(&self.slot, &self.weight).beside.is_some()

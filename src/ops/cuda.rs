@@ -19,6 +19,7 @@ use tch::{Device, Kind, Tensor};
 use super::cpu::Rows;
 use super::scope::is_fast;
 use crate::error::{Error, Result};
+use crate::quant::Fp8;
 use kernels::{Argument, Kernel, Kernels, THREADS, dotted, of_device};
 
 /// Keeps compiled kernels in this folder, for kernels that are not loaded yet; without one each process compiles them
@@ -108,10 +109,20 @@ fn vectors(tensor: &Tensor, samples: i64) -> Option<(Rows, i64)> {
     (rows.count == 1 || rows.count == samples).then_some((rows, stride))
 }
 
+/// Packs of a row that one thread holds.
+const HELD: i64 = 4;
+
 /// Whether a row of so many numbers stays in the registers of a block.
 fn is_held(width: i64, kind: Kind) -> bool {
-    const HELD: i64 = 4;
     width <= HELD * THREADS * pack(kind)
+}
+
+/// The threads for a row of so many numbers: whole warps whose threads hold [`HELD`] packs, where so few are enough. Few
+/// threads with much to read are faster than many with little.
+fn threads(width: i64, kind: Kind) -> i64 {
+    const WARP: i64 = 32;
+    let of_a_warp = WARP * HELD * pack(kind);
+    ((width + of_a_warp - 1) / of_a_warp * WARP).min(THREADS)
 }
 
 /// `x` `[B, L, D]` of how many samples, and the rows of each.
@@ -130,71 +141,102 @@ fn empty_like(x: &Tensor) -> Tensor {
     Tensor::empty(x.size(), (x.kind(), x.device()))
 }
 
-/// `(1 + scale) * norm(x) + shift` in one pass, if it is ours.
-pub(super) fn modulate(x: &Tensor, scale: &Tensor, shift: &Tensor, eps: f64) -> Option<Tensor> {
-    with(Kernel::Modulate, &[x, scale, shift], |kernels, kind| {
+/// What [`run_modulate`] gives.
+struct Modulated {
+    /// Of a gated kernel.
+    sum: Option<Tensor>,
+    out: Tensor,
+    /// Of a kernel whose result is fp8.
+    scales: Option<Tensor>,
+}
+
+/// `(1 + scale) * norm(x) + shift` by this kernel, where `x` is `x + gate * y` with `gated` `[gate, y]`.
+fn run_modulate(
+    kernel: Kernel,
+    x: &Tensor,
+    gated: Option<[&Tensor; 2]>,
+    [scale, shift]: [&Tensor; 2],
+    eps: f64,
+) -> Option<Modulated> {
+    let tensors: Vec<&Tensor> = [x, scale, shift].into_iter().chain(gated.into_iter().flatten()).collect();
+    with(kernel, &tensors, |kernels, kind| {
         let (b, every) = samples(x)?;
-        let (x_rows, out) = (rows(x).filter(|x| is_held(x.width, kind))?, empty_like(x));
-        let ((scale, scale_stride), (shift, shift_stride)) = (vectors(scale, b)?, vectors(shift, b)?);
-        if [&scale, &shift].iter().any(|vector| vector.width != x_rows.width) {
-            return None;
+        let x_rows = rows(x).filter(|x| is_held(x.width, kind))?;
+        let vector = |tensor: &Tensor| vectors(tensor, b).filter(|(vector, _)| vector.width == x_rows.width);
+        let ((scale, scale_stride), (shift, shift_stride)) = (vector(scale)?, vector(shift)?);
+        let gated = match gated {
+            Some([gate, y]) if x.size() == y.size() => Some((vector(gate)?, rows(y)?, empty_like(x))),
+            Some(_) => return None,
+            None => None,
+        };
+        let (out, scales) = match kernel.is_fp8() {
+            true => {
+                let (out, scales) = empty_fp8(x_rows.count, x_rows.width, x.device());
+                (out, Some(scales))
+            }
+            false => (empty_like(x), None),
+        };
+        let mut arguments = vec![Argument::from(&x_rows.tensor), x_rows.stride.into()];
+        if let Some(((gate, gate_stride), y_rows, sum)) = &gated {
+            arguments.extend([
+                Argument::from(&y_rows.tensor),
+                y_rows.stride.into(),
+                (&gate.tensor).into(),
+                (*gate_stride).into(),
+                sum.into(),
+            ]);
         }
-        let arguments = [
-            Argument::from(&x_rows.tensor),
-            x_rows.stride.into(),
-            (&scale.tensor).into(),
+        arguments.extend([
+            Argument::from(&scale.tensor),
             scale_stride.into(),
             (&shift.tensor).into(),
             shift_stride.into(),
             (&out).into(),
+            scales.as_ref().map_or(Argument::NULL, Argument::from),
             every.into(),
             x_rows.width.into(),
             (eps as f32).into(),
-        ];
-        // SAFETY: the arguments of `modulate`; every tensor lives until it is queued and was checked for its size.
-        unsafe { kernels.launch(Kernel::Modulate, kind, x_rows.count, &arguments) };
-        Some(out)
+        ]);
+        let grid = [x_rows.count, threads(x_rows.width, kind)];
+        // SAFETY: the arguments of the kernels that modulate, gated or not; every tensor lives until it is queued and was
+        // checked for its size.
+        unsafe { kernels.launch(kernel, kind, grid, &arguments) };
+        Some(Modulated { sum: gated.map(|(.., sum)| sum), out, scales })
     })
+}
+
+/// `(1 + scale) * norm(x) + shift` in one pass, if it is ours.
+pub(super) fn modulate(x: &Tensor, modulation: [&Tensor; 2], eps: f64) -> Option<Tensor> {
+    Some(run_modulate(Kernel::Modulate, x, None, modulation, eps)?.out)
+}
+
+/// The rows of [`modulate`] as fp8.
+pub(super) fn modulate_fp8(x: &Tensor, modulation: [&Tensor; 2], eps: f64) -> Option<Fp8> {
+    let Modulated { out, scales, .. } = run_modulate(Kernel::ModulateFp8, x, None, modulation, eps)?;
+    Some(Fp8 { weight: out, scale: scales? })
 }
 
 /// `x + gate * y`, and that modulated, in one pass, if it is ours.
 pub(super) fn gated_modulate(
     x: &Tensor,
-    gate: &Tensor,
-    y: &Tensor,
-    [scale, shift]: [&Tensor; 2],
+    gated: [&Tensor; 2],
+    modulation: [&Tensor; 2],
     eps: f64,
 ) -> Option<(Tensor, Tensor)> {
-    with(Kernel::GatedModulate, &[x, gate, y, scale, shift], |kernels, kind| {
-        let (b, every) = samples(x).filter(|_| x.size() == y.size())?;
-        let (x_rows, y_rows) = (rows(x).filter(|x| is_held(x.width, kind))?, rows(y)?);
-        let [(gate, gate_stride), (scale, scale_stride), (shift, shift_stride)] =
-            [vectors(gate, b)?, vectors(scale, b)?, vectors(shift, b)?];
-        if [&gate, &scale, &shift].iter().any(|vector| vector.width != x_rows.width) {
-            return None;
-        }
-        let (sum, out) = (empty_like(x), empty_like(x));
-        let arguments = [
-            Argument::from(&x_rows.tensor),
-            x_rows.stride.into(),
-            (&y_rows.tensor).into(),
-            y_rows.stride.into(),
-            (&gate.tensor).into(),
-            gate_stride.into(),
-            (&sum).into(),
-            (&scale.tensor).into(),
-            scale_stride.into(),
-            (&shift.tensor).into(),
-            shift_stride.into(),
-            (&out).into(),
-            every.into(),
-            x_rows.width.into(),
-            (eps as f32).into(),
-        ];
-        // SAFETY: the arguments of `gated_modulate`; otherwise as in `modulate`.
-        unsafe { kernels.launch(Kernel::GatedModulate, kind, x_rows.count, &arguments) };
-        Some((sum, out))
-    })
+    let Modulated { sum, out, .. } = run_modulate(Kernel::GatedModulate, x, Some(gated), modulation, eps)?;
+    Some((sum?, out))
+}
+
+/// The same, the second as fp8.
+pub(super) fn gated_modulate_fp8(
+    x: &Tensor,
+    gated: [&Tensor; 2],
+    modulation: [&Tensor; 2],
+    eps: f64,
+) -> Option<(Tensor, Fp8)> {
+    let Modulated { sum, out, scales } =
+        run_modulate(Kernel::GatedModulateFp8, x, Some(gated), modulation, eps)?;
+    Some((sum?, Fp8 { weight: out, scale: scales? }))
 }
 
 /// `x + gate * y` in one pass and with one rounding, if it is ours.
@@ -216,24 +258,28 @@ pub(super) fn gated_residual(x: &Tensor, gate: &Tensor, y: &Tensor) -> Option<Te
             x_rows.width.into(),
         ];
         let blocks = blocks(x_rows.count * x_rows.width / pack(kind), THREADS)?;
-        // SAFETY: the arguments of `gated_residual`; otherwise as in `modulate`.
-        unsafe { kernels.launch(Kernel::GatedResidual, kind, blocks, &arguments) };
+        // SAFETY: the arguments of `gated_residual`; otherwise as in `run_modulate`.
+        unsafe { kernels.launch(Kernel::GatedResidual, kind, [blocks, THREADS], &arguments) };
         Some(out)
     })
 }
 
 /// One stream's queries and keys, normalised and rotated, and its values, into the joint q, k and v `[B, S, H, d]` from
-/// token `start` on, in one pass; `false` if it is not ours. `qkv` `[B, L, 3·H·d]`, `pe` `[B, 1, S, d/2, 2, 2]`.
+/// token `start` on, in one pass; `false` if it is not ours. `qkv` `[B, L, 3·H·d]`, `pe` `[B, 1, S, d/2, 2, 2]`. Without
+/// `v` the values stay where they are, and q and k may be views into `qkv`, of its own queries and keys.
 pub(super) fn pack_heads(
     qkv: &Tensor,
     [q_scale, k_scale]: [&Tensor; 2],
     pe: &Tensor,
-    [q, k, v]: [&Tensor; 3],
+    [q, k]: [&Tensor; 2],
+    v: Option<&Tensor>,
     start: i64,
 ) -> bool {
     /// What the kernel holds of a head.
     const WIDEST: i64 = 256;
-    let packed = with(Kernel::PackHeads, &[qkv, q_scale, k_scale, q, k, v], |kernels, kind| {
+    let outs: Vec<&Tensor> = [q, k].into_iter().chain(v).collect();
+    let tensors: Vec<&Tensor> = [qkv, q_scale, k_scale].into_iter().chain(outs.iter().copied()).collect();
+    let packed = with(Kernel::PackHeads, &tensors, |kernels, kind| {
         let (&[b, total, heads, width], &[_, length, hidden]) = (&q.size()[..], &qkv.size()[..]) else {
             return None;
         };
@@ -246,13 +292,19 @@ pub(super) fn pack_heads(
             return None;
         }
         let aligned = |x: &Tensor| (x.data_ptr() as usize).is_multiple_of(16);
+        let whole = |stride: &[i64]| stride[1] % n == 0 && (b == 1 || stride[0] % n == 0);
         let strides = qkv.stride();
-        let dense = strides[2] == 1 && strides[1] % n == 0 && (b == 1 || strides[0] % n == 0) && aligned(qkv);
+        let dense = strides[2] == 1 && whole(&strides) && aligned(qkv);
+        if !dense && v.is_none() {
+            return None;
+        }
         let qkv = if dense { qkv.shallow_clone() } else { qkv.copy().contiguous() };
         let (pe, q_scale, k_scale) = (pe.contiguous(), q_scale.contiguous(), k_scale.contiguous());
         let sized = q_scale.numel() as i64 == width && k_scale.numel() as i64 == width;
-        let outs_dense = [q, k, v].iter().all(|x| x.is_contiguous() && x.size() == q.size());
-        if !sized || !outs_dense || ![&qkv, &q_scale, &k_scale, &pe, q, k, v].into_iter().all(aligned) {
+        let to = q.stride();
+        let outs_fit = outs.iter().all(|x| x.size() == q.size() && x.stride() == to && aligned(x));
+        let heads_dense = to[3] == 1 && (heads == 1 || to[2] == width) && whole(&to);
+        if !sized || !outs_fit || !heads_dense || ![&qkv, &q_scale, &k_scale, &pe].into_iter().all(aligned) {
             return None;
         }
         // As many lanes as packs, a power of two within a warp.
@@ -268,38 +320,54 @@ pub(super) fn pack_heads(
             pe_stride.into(),
             q.into(),
             k.into(),
-            v.into(),
+            v.map_or(Argument::NULL, Argument::from),
+            to[0].into(),
+            to[1].into(),
             b.into(),
             length.into(),
             start.into(),
-            total.into(),
             heads.into(),
             width.into(),
             group.into(),
         ];
-        let blocks = blocks(b * length * 3 * heads, THREADS / group)?;
-        // SAFETY: the arguments of `pack_heads`; otherwise as in `modulate`.
-        unsafe { kernels.launch(Kernel::PackHeads, kind, blocks, &arguments) };
+        let blocks = blocks(b * length * heads, THREADS / group)?;
+        // SAFETY: the arguments of `pack_heads`; otherwise as in `run_modulate`.
+        unsafe { kernels.launch(Kernel::PackHeads, kind, [blocks, THREADS], &arguments) };
         Some(())
     });
     packed.is_some()
 }
 
-/// Rows `[M, K]` as e4m3fn with a scale for each, `[M, 1]`, in one pass, if it is ours.
-pub(super) fn quantize_rows(x: &Tensor) -> Option<(Tensor, Tensor)> {
-    with(Kernel::QuantizeRows, &[x], |kernels, kind| {
-        let rows = rows(x)?;
-        let out = Tensor::empty([rows.count, rows.width], (Kind::Float8e4m3fn, x.device()));
-        let scales = Tensor::empty([rows.count, 1], (Kind::Float, x.device()));
-        let arguments = [
-            Argument::from(&rows.tensor),
-            rows.stride.into(),
-            (&out).into(),
-            (&scales).into(),
-            rows.width.into(),
-        ];
-        // SAFETY: the arguments of `quantize_rows`; otherwise as in `modulate`.
-        unsafe { kernels.launch(Kernel::QuantizeRows, kind, rows.count, &arguments) };
-        Some((out, scales))
+/// Room for rows of fp8 and for their scales.
+fn empty_fp8(count: i64, width: i64, device: Device) -> (Tensor, Tensor) {
+    let rows = Tensor::empty([count, width], (Kind::Float8e4m3fn, device));
+    (rows, Tensor::empty([count, 1], (Kind::Float, device)))
+}
+
+/// The rows of `[x, gelu(y)]` as e4m3fn with a scale for each, in one pass, if it is ours. GELU is with tanh.
+pub(super) fn quantize_rows(x: Option<&Tensor>, y: Option<&Tensor>) -> Option<Fp8> {
+    let tensors: Vec<&Tensor> = [x, y].into_iter().flatten().collect();
+    with(Kernel::QuantizeRows, &tensors, |kernels, kind| {
+        let part = |part: Option<&Tensor>| match part {
+            Some(tensor) => Some(Some(rows(tensor)?)),
+            None => Some(None),
+        };
+        let (x_rows, y_rows) = (part(x)?, part(y)?);
+        let parts = [&x_rows, &y_rows];
+        let count = parts.iter().find_map(|part| Some(part.as_ref()?.count))?;
+        if parts.into_iter().flatten().any(|part| part.count != count) {
+            return None;
+        }
+        let width = parts.into_iter().flatten().map(|part| part.width).sum();
+        let (out, scales) = empty_fp8(count, width, tensors.first()?.device());
+        let arguments = |part: &Option<Rows>| match part {
+            Some(rows) => [Argument::from(&rows.tensor), rows.stride.into(), rows.width.into()],
+            None => [Argument::NULL; 3],
+        };
+        let arguments =
+            [&arguments(&x_rows)[..], &arguments(&y_rows), &[(&out).into(), (&scales).into()]].concat();
+        // SAFETY: the arguments of `quantize_rows`; otherwise as in `run_modulate`.
+        unsafe { kernels.launch(Kernel::QuantizeRows, kind, [count, threads(width, kind)], &arguments) };
+        Some(Fp8 { weight: out, scale: scales })
     })
 }

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::Numerics;
 use super::workspace::Workspace;
@@ -83,11 +83,14 @@ pub fn with_cancel<R>(cancel: &Arc<AtomicBool>, f: impl FnOnce() -> R) -> R {
     f()
 }
 
-/// Between two blocks of a model: [`Error::Cancelled`] where the work is not wanted any more.
-pub(crate) fn go_on() -> Result<()> {
-    let cancelled =
-        |cancel: &Option<Arc<AtomicBool>>| cancel.as_ref().is_some_and(|c| c.load(Ordering::Relaxed));
-    if CANCEL.with_borrow(cancelled) { Err(Error::Cancelled) } else { Ok(()) }
+/// Between two blocks of a model, before the one that takes `x`: [`Error::Cancelled`] where the work is not wanted any
+/// more. A GPU works through a queue, so where it can be cancelled this waits until it is at the block before.
+pub(crate) fn go_on(x: &Tensor) -> Result<()> {
+    let Some(cancel) = CANCEL.with_borrow(Clone::clone) else { return Ok(()) };
+    if let Device::Cuda(index) = x.device() {
+        shim::pace(index);
+    }
+    if cancel.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(()) }
 }
 
 /// Runs `f` as the yardstick: see [`Mode::Wide`].

@@ -7,7 +7,8 @@ use tch::nn::Module;
 use tch::{Device, Kind, Tensor};
 
 use super::scope::{is_fast, stock_everywhere};
-use super::{Activation, End, ParallelBlock, Qkv, cuda};
+use super::{Activation, End, ParallelBlock, Qkv, ResidualMlp, cuda};
+use crate::layers::ModulationOut;
 use crate::nn::{LayerNorm, Linear, Weight};
 use crate::quant::Fp8;
 use crate::{math, shim};
@@ -51,11 +52,13 @@ fn product(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Tensor {
     }
 }
 
-/// The product with tanh-GELU behind it: on CUDA in the product's epilogue. On a CPU that would be the other GELU.
+/// The product with tanh-GELU behind it: on CUDA in the product's epilogue, which for f32 is not accurate enough. On a CPU
+/// that would be the other GELU.
 fn product_gelu(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Tensor {
     match (weight, bias) {
-        (Weight::Dense(weight), Some(bias)) if x.device().is_cuda() => {
-            let out = bias.internal_addmm_activation(&as_rows(x), &weight.tr(), true);
+        (Weight::Dense(weight), Some(bias)) if x.device().is_cuda() && x.kind() != Kind::Float => {
+            let out =
+                shim::addmm_gelu(bias, &as_rows(x), &weight.tr()).unwrap_or_else(|error| panic!("{error}"));
             out.view(&with_width(x, weight.size()[0])[..])
         }
         _ => product(x, weight, bias).gelu("tanh"),
@@ -65,12 +68,17 @@ fn product_gelu(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Tensor {
 /// Each row of `x` becomes fp8 with a scale of its own, and so does each row of the weight: the sums are put back by both.
 fn product_fp8(x: &Tensor, weight: &Fp8, bias: Option<&Tensor>) -> Tensor {
     let rows = as_rows(x);
-    let (a, a_scale) = cuda::quantize_rows(&rows).unwrap_or_else(|| Fp8::quantize(&rows).into());
+    let rows = cuda::quantize_rows(Some(&rows), None).unwrap_or_else(|| Fp8::quantize(&rows));
+    product_rows(&rows, weight, bias, x)
+}
+
+/// The product of rows that are fp8 already, of the kind of `like` and of its size but for the last axis.
+fn product_rows(rows: &Fp8, weight: &Fp8, bias: Option<&Tensor>, like: &Tensor) -> Tensor {
     let (w, w_scale) = (weight.weight.tr(), weight.scale.tr());
     // libtorch scales by rows into bf16 alone.
     let (bias, none) = (bias.map(|bias| bias.to_kind(Kind::BFloat16)), None::<Tensor>);
-    let out = a.internal_scaled_mm(&w, &a_scale, &w_scale, bias, none, Kind::BFloat16, true);
-    out.to_kind(x.kind()).view(&with_width(x, weight.weight.size()[0])[..])
+    let out = rows.weight.internal_scaled_mm(&w, &rows.scale, &w_scale, bias, none, Kind::BFloat16, true);
+    out.to_kind(like.kind()).view(&with_width(like, weight.weight.size()[0])[..])
 }
 
 /// `[…, in]` as a matrix.
@@ -104,7 +112,7 @@ fn gated_residual(x: &Tensor, gate: &Tensor, y: &Tensor) -> Tensor {
 /// See [`super::modulate`], if it is ours. For one sample, scale and shift are the norm's own.
 pub(super) fn modulate(norm: &LayerNorm, x: &Tensor, scale: &Tensor, shift: &Tensor) -> Option<Tensor> {
     let eps = norm.plain_eps().filter(|_| ours([x, scale, shift]))?;
-    if let Some(out) = cuda::modulate(x, scale, shift, eps) {
+    if let Some(out) = cuda::modulate(x, [scale, shift], eps) {
         return Some(out);
     }
     let (scale, width) = (scale + 1, *x.size().last()?);
@@ -115,23 +123,45 @@ pub(super) fn modulate(norm: &LayerNorm, x: &Tensor, scale: &Tensor, shift: &Ten
     Some(shift.addcmul(&norm.forward(x), &scale))
 }
 
-/// See [`super::linear_gated_residual_modulate`], if it is ours.
-pub(super) fn linear_gated_residual_modulate(
-    layer: &Linear,
-    y: &Tensor,
-    gate: &Tensor,
-    x: &Tensor,
+/// See [`super::modulate_linear`], where that is one product of fp8 whose rows come from the norm.
+pub(super) fn modulate_linear(
     norm: &LayerNorm,
+    x: &Tensor,
     [scale, shift]: [&Tensor; 2],
-) -> Option<(Tensor, Tensor)> {
-    let eps = norm.plain_eps().filter(|_| ours([x, gate, scale, shift]))?;
-    let y = linear(layer, y, &End::default())?;
-    if let Some(both) = cuda::gated_modulate(x, gate, &y, [scale, shift], eps) {
-        return Some(both);
+    layer: &Linear,
+) -> Option<Tensor> {
+    let eps = norm.plain_eps().filter(|_| ours([x, scale, shift]))?;
+    let weight = layer.fp8()?;
+    let rows = cuda::modulate_fp8(x, [scale, shift], eps)?;
+    Some(product_rows(&rows, &weight, layer.bias.as_ref(), x))
+}
+
+/// See [`ResidualMlp::forward`], if it is ours.
+pub(super) fn residual_mlp(block: &ResidualMlp, attn: &Tensor, x: &Tensor) -> Option<Tensor> {
+    let ResidualMlp { proj, gate, norm, modulation, up, down, mlp_gate } = *block;
+    let [scale, shift] = modulation;
+    let eps = norm.plain_eps().filter(|_| ours([x, gate, scale, shift, mlp_gate]))?;
+    let y = linear(proj, attn, &End::default())?;
+    if let (Some(up8), Some(down8)) = (up.fp8(), down.fp8())
+        && let Some((x, rows)) = cuda::gated_modulate_fp8(x, [gate, &y], modulation, eps)
+    {
+        let hidden = product_rows(&rows, &up8, up.bias.as_ref(), &x);
+        if let Some(rows) = cuda::quantize_rows(None, Some(&hidden)) {
+            let y = product_rows(&rows, &down8, down.bias.as_ref(), &x);
+            return Some(gated_residual(&x, mlp_gate, &y));
+        }
     }
-    let x = gated_residual(x, gate, &y);
-    let modulated = modulate(norm, &x, scale, shift)?;
-    Some((x, modulated))
+    let (x, x_mod) = match cuda::gated_modulate(x, [gate, &y], modulation, eps) {
+        Some(both) => both,
+        None => {
+            let x = gated_residual(x, gate, &y);
+            let x_mod = modulate(norm, &x, scale, shift)?;
+            (x, x_mod)
+        }
+    };
+    drop(y);
+    let hidden = linear(up, &x_mod, &End { activation: Activation::GeluTanh, ..End::default() })?;
+    linear(down, &hidden, &End { gate: Some(mlp_gate), residual: Some(&x), ..End::default() })
 }
 
 /// See [`super::joint_attention`], if it is ours: every stream's q, k and v are written to their place in joint tensors
@@ -148,20 +178,36 @@ pub(super) fn joint_attention(streams: &[Qkv], num_heads: i64, pe: &Tensor) -> O
     if !fits || width % 2 != 0 {
         return None;
     }
-    let joint = [(); 3].map(|()| {
-        Tensor::empty([batch, length, num_heads, width], (first.kind(), first.device())) // [B, S, H, d]
-    });
-    let turns = OnceCell::new();
-    let mut start = 0;
-    for Qkv { qkv, norm } in streams {
-        let scales = norm.scales();
-        if !cuda::pack_heads(qkv, scales, pe, [&joint[0], &joint[1], &joint[2]], start) {
-            pack_heads(qkv, scales, turns.get_or_init(|| as_complex(pe)), &joint, start);
+    let joint = match streams {
+        [Qkv { qkv, norm }] => in_place(qkv, norm.scales(), pe, num_heads),
+        _ => None,
+    };
+    let joint = joint.unwrap_or_else(|| {
+        let joint = [(); 3].map(|()| {
+            Tensor::empty([batch, length, num_heads, width], (first.kind(), first.device())) // [B, S, H, d]
+        });
+        let turns = OnceCell::new();
+        let mut start = 0;
+        for Qkv { qkv, norm } in streams {
+            let ([q, k, v], scales) = (&joint, norm.scales());
+            if !cuda::pack_heads(qkv, scales, pe, [q, k], Some(v), start) {
+                pack_heads(qkv, scales, turns.get_or_init(|| as_complex(pe)), &joint, start);
+            }
+            start += qkv.size()[1];
         }
-        start += qkv.size()[1];
-    }
+        joint
+    });
     let [q, k, v] = joint.map(|x| x.transpose(1, 2)); // [B, H, S, d]
     Some(math::merge_heads(&math::scaled_dot_product_attention(&q, &k, &v, None, false, None)))
+}
+
+/// One stream's q, k and v `[B, L, H, d]` as views into `qkv`, where queries and keys were normalised and rotated.
+fn in_place(qkv: &Tensor, scales: [&Tensor; 2], pe: &Tensor, num_heads: i64) -> Option<[Tensor; 3]> {
+    let [b, l, hidden] = qkv.size()[..] else { return None };
+    let width = hidden / 3;
+    let [q, k, v] =
+        [0, 1, 2].map(|i| qkv.narrow(-1, i * width, width).view([b, l, num_heads, width / num_heads]));
+    cuda::pack_heads(qkv, scales, pe, [&q, &k], None, 0).then_some([q, k, v])
 }
 
 /// Rotations `[B, 1, S, d/2, 2, 2]` as complex numbers `[B, S, 1, d/2]`: a first column is the cosine and the sine.
@@ -182,6 +228,25 @@ fn pack_heads(qkv: &Tensor, scales: [&Tensor; 2], turns: &Tensor, joint: &[Tenso
         place(i).copy_(&x.view_as_real().flatten(3, 4));
     }
     place(2).copy_(&parts.select(2, 2));
+}
+
+/// See [`ParallelBlock::forward`], where both layers are products of fp8: the rows of the first come from the norm, and
+/// attention, GELU and MLP become the rows of the second in one pass.
+pub(super) fn parallel_block_fp8(
+    block: &ParallelBlock,
+    x: &Tensor,
+    modulation: &ModulationOut,
+    pe: &Tensor,
+) -> Option<Tensor> {
+    let ParallelBlock { linear1, linear2, .. } = block;
+    let weight = linear2.fp8()?;
+    let both = modulate_linear(block.pre_norm, x, [&modulation.scale, &modulation.shift], linear1)?;
+    let cut = 3 * block.hidden_size;
+    let [qkv, mlp] = [(0, cut), (cut, both.size()[2] - cut)].map(|(from, len)| both.narrow(-1, from, len));
+    let attn = joint_attention(&[Qkv { qkv: &qkv, norm: block.norm }], block.num_heads, pe)?;
+    let rows = cuda::quantize_rows(Some(&attn), Some(&mlp))?;
+    let y = product_rows(&rows, &weight, linear2.bias.as_ref(), x);
+    Some(gated_residual(x, &modulation.gate, &y))
 }
 
 /// See [`ParallelBlock::forward`], if it is ours: the MLP's part of the first layer has GELU behind it, and the second

@@ -71,12 +71,6 @@ impl Fp8 {
     }
 }
 
-impl From<Fp8> for (Tensor, Tensor) {
-    fn from(Fp8 { weight, scale }: Fp8) -> Self {
-        (weight, scale)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

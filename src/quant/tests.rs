@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use safetensors::SafeTensors;
-use tch::{Device, Kind, Tensor};
+use tch::{Cuda, Device, Kind, Tensor};
 
 use super::lanes::Processor;
 use super::*;
@@ -62,16 +62,20 @@ fn assert_same_bits(found: &[u8], expected: &[f32]) {
     }
 }
 
-/// All of it at once, and from every unit on, in every way that this processor knows.
+/// All of it at once, and from every unit on, in every way that this processor knows; and by operations of tensors, on
+/// the CPU and on CUDA where it is.
 fn check_recipe(code: &Code, bytes: &[u8], numbers: &[f32]) {
     assert_eq!(code.check(numbers.len(), bytes.len()), Ok(()));
     let count = numbers.len();
+    let cuda = (Cuda::device_count() > 0).then_some(Device::Cuda(0));
+    for device in [Device::Cpu].into_iter().chain(cuda) {
+        let there = device::numbers(code, &Tensor::from_slice(bytes).to_device(device), count).unwrap();
+        assert_same_bits(crate::shim::bytes(&there.to_device(Device::Cpu)), numbers);
+    }
     for way in Processor::ways() {
         for first in (0..count).step_by(code.unit().0).take(40) {
             assert_same_bits(&decoded_on(way, code, bytes, first..count, Kind::Float), &numbers[first..]);
         }
-        let on_device = device::numbers(code, &Tensor::from_slice(bytes), count).unwrap();
-        assert_same_bits(crate::shim::bytes(&on_device), numbers);
         // And rounded, as libtorch rounds what was just compared.
         let theirs = Tensor::from_slice(numbers);
         for to in [Kind::BFloat16, Kind::Half, Kind::Double] {

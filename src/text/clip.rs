@@ -275,7 +275,7 @@ impl ClipText {
         let (b, l) = (input_ids.size()[0], input_ids.size()[1]);
         let position_ids = Tensor::arange(l, (Kind::Int64, input_ids.device())).unsqueeze(0);
         let x = self.token_embedding.forward(input_ids) + self.position_embedding.forward(&position_ids);
-        let x = self.layers.iter().try_fold(x, |x, layer| ops::go_on().map(|()| layer.forward(&x)))?;
+        let x = self.layers.iter().try_fold(x, |x, layer| ops::go_on(&x).map(|()| layer.forward(&x)))?;
         let last_hidden_state = self.final_layer_norm.forward(&x);
 
         let end = match self.config.eos_token_id {

@@ -296,7 +296,7 @@ impl T5Encoder {
         let x = self
             .block
             .iter()
-            .try_fold(x, |x, block| ops::go_on().map(|()| block.forward(&x, &position_bias)))?;
+            .try_fold(x, |x, block| ops::go_on(&x).map(|()| block.forward(&x, &position_bias)))?;
         Ok(self.final_layer_norm.forward(&x))
     }
 

@@ -42,6 +42,12 @@ struct Pack {
   __device__ void store(T* to) const { *reinterpret_cast<uint4*>(to) = raw; }
   __device__ float get(int i) const { return widen(of[i]); }
   __device__ void set(int i, float x) { narrow(x, of[i]); }
+  __device__ float largest() const {
+    float most = 0;
+#pragma unroll
+    for (int i = 0; i < N; ++i) most = fmaxf(most, fabsf(get(i)));
+    return most;
+  }
 };
 
 struct Sum {
@@ -65,3 +71,51 @@ __device__ inline float across_block(float x) {
   __syncthreads();
   return x;
 }
+
+// How a row is written whose largest number in this thread is `most`: as it is.
+template <typename Out>
+struct Store {
+  __device__ Store(float, float*, u32) {}
+  __device__ void pack(const Pack<Out>& pack, Out* to) const { pack.store(to); }
+};
+
+#if __CUDA_ARCH__ >= 890
+
+// e4m3fn. The conversion is an instruction of SM 8.9, so before that there is no such kernel.
+struct Fp8 {
+  u8 bits;
+};
+
+// Or as fp8 with a scale, so that its largest number is the largest of e4m3fn.
+template <>
+struct Store<Fp8> {
+  float inverse;
+  __device__ Store(float most, float* scales, u32 row) {
+    most = across_block<Max>(most);
+    // A row of zeros has no scale; 1 keeps it zero.
+    const float scale = most > 0 ? most / 448.0f : 1.0f;
+    if (threadIdx.x == 0) scales[row] = scale;
+    inverse = 1.0f / scale;
+  }
+  // Two numbers at a time; the first of the instruction's operands goes to the upper byte.
+  template <typename T>
+  __device__ void pack(const Pack<T>& pack, Fp8* to) const {
+    union {
+      u16 pairs[Pack<T>::N / 2];
+      u32 words[Pack<T>::N / 4];
+    };
+#pragma unroll
+    for (int j = 0; j < Pack<T>::N; j += 2) {
+      asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;"
+          : "=h"(pairs[j / 2])
+          : "f"(pack.get(j + 1) * inverse), "f"(pack.get(j) * inverse));
+    }
+    if constexpr (Pack<T>::N == 8) {
+      *reinterpret_cast<uint2*>(to) = make_uint2(words[0], words[1]);
+    } else {
+      *reinterpret_cast<u32*>(to) = words[0];
+    }
+  }
+};
+
+#endif

@@ -1,40 +1,39 @@
 // Rows as e4m3fn with a scale for each: one block of threads for each row, which is read once where it fits the
-// registers. The conversion is an instruction of SM 8.9, so before that there is no such kernel.
+// registers.
 
 #if __CUDA_ARCH__ >= 890
 
 constexpr int FP8_HELD = 8;
-// The largest number of e4m3fn.
-constexpr float FP8_MOST = 448.0f;
 
-template <typename T>
-__device__ inline float largest(const Pack<T>& pack) {
-  float most = 0;
-#pragma unroll
-  for (int j = 0; j < Pack<T>::N; ++j) most = fmaxf(most, fabsf(pack.get(j)));
-  return most;
+// GELU with tanh: x / (1 + exp(-2u)) is x / 2 * (1 + tanh(u)).
+__device__ inline float gelu(float x) {
+  const float u = 0.7978845608028654f * fmaf(0.044715f * x * x, x, x);
+  return __fdividef(x, 1.0f + __expf(-2.0f * u));
 }
 
-// Two numbers at a time; the first of the instruction's operands goes to the upper byte.
+// The row `[x, gelu(y)]`; a width of 0 stands for nothing. GELU is rounded as if it were written.
 template <typename T>
-__device__ inline void store_fp8(const Pack<T>& pack, float inverse, u8* to) {
+struct Joined {
+  const T *x, *y;
+  int x_packs;
+  __device__ Pack<T> load(int p) const {
+    constexpr int N = Pack<T>::N;
+    if (p < x_packs) return Pack<T>::load(x + p * N);
+    Pack<T> pack = Pack<T>::load(y + (p - x_packs) * N);
 #pragma unroll
-  for (int j = 0; j < Pack<T>::N; j += 2) {
-    u16 both;
-    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;"
-        : "=h"(both)
-        : "f"(pack.get(j + 1) * inverse), "f"(pack.get(j) * inverse));
-    *reinterpret_cast<u16*>(to + j) = both;
+    for (int j = 0; j < N; ++j) pack.set(j, gelu(pack.get(j)));
+    return pack;
   }
-}
+};
 
 template <typename T>
-__device__ void quantize_rows(const T* x, i64 x_stride, u8* out, float* scales, i64 width) {
+__device__ void quantize_rows(const T* x, i64 x_stride, i64 x_width, const T* y, i64 y_stride, i64 y_width, Fp8* out,
+                              float* scales) {
   constexpr int N = Pack<T>::N;
-  const i64 row = blockIdx.x;
+  const i64 row = blockIdx.x, width = x_width + y_width;
   const int packs = static_cast<int>(width / N);
-  const T* from = x + row * x_stride;
-  u8* to = out + row * width;
+  const Joined<T> from{x + row * x_stride, y + row * y_stride, static_cast<int>(x_width / N)};
+  Fp8* to = out + row * width;
 
   Pack<T> held[FP8_HELD];
   float most = 0;
@@ -42,32 +41,28 @@ __device__ void quantize_rows(const T* x, i64 x_stride, u8* out, float* scales, 
   for (int i = 0; i < FP8_HELD; ++i) {
     const int p = i * blockDim.x + threadIdx.x;
     if (p >= packs) continue;
-    held[i] = Pack<T>::load(from + p * N);
-    most = fmaxf(most, largest(held[i]));
+    held[i] = from.load(p);
+    most = fmaxf(most, held[i].largest());
   }
   for (int p = FP8_HELD * blockDim.x + threadIdx.x; p < packs; p += blockDim.x) {
-    most = fmaxf(most, largest(Pack<T>::load(from + p * N)));
+    most = fmaxf(most, from.load(p).largest());
   }
-  most = across_block<Max>(most);
-  // A row of zeros has no scale; 1 keeps it zero.
-  const float scale = most > 0 ? most / FP8_MOST : 1.0f;
-  if (threadIdx.x == 0) scales[row] = scale;
-
-  const float inverse = 1.0f / scale;
+  const Store<Fp8> store(most, scales, row);
 #pragma unroll
   for (int i = 0; i < FP8_HELD; ++i) {
     const int p = i * blockDim.x + threadIdx.x;
-    if (p < packs) store_fp8(held[i], inverse, to + p * N);
+    if (p < packs) store.pack(held[i], to + p * N);
   }
   for (int p = FP8_HELD * blockDim.x + threadIdx.x; p < packs; p += blockDim.x) {
-    store_fp8(Pack<T>::load(from + p * N), inverse, to + p * N);
+    store.pack(from.load(p), to + p * N);
   }
 }
 
-#define FP8(T, NAME)                                                                                        \
-  extern "C" __global__ void __launch_bounds__(256)                                                         \
-      quantize_rows_##NAME(const T* x, i64 x_stride, u8* out, float* scales, i64 width) {                   \
-    quantize_rows<T>(x, x_stride, out, scales, width);                                                      \
+#define FP8(T, NAME)                                                                                                   \
+  extern "C" __global__ void __launch_bounds__(256)                                                                    \
+      quantize_rows_##NAME(const T* x, i64 x_stride, i64 x_width, const T* y, i64 y_stride, i64 y_width, Fp8* out,     \
+                           float* scales) {                                                                            \
+    quantize_rows<T>(x, x_stride, x_width, y, y_stride, y_width, out, scales);                                         \
   }
 
 FP8(Bf16, bf16)

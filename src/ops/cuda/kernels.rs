@@ -10,7 +10,7 @@ use tch::{Kind, Tensor};
 use super::compile::{Target, kernels};
 use super::library::{Driver, current_stream, driver, nvrtc};
 
-/// Threads of a block, as every kernel is compiled for.
+/// The most threads of a block, as every kernel is compiled for.
 pub(super) const THREADS: i64 = 256;
 
 /// A kernel, for each of the kinds.
@@ -20,13 +20,22 @@ pub(super) enum Kernel {
     GatedModulate,
     GatedResidual,
     PackHeads,
-    /// From SM 8.9 on.
+    /// From SM 8.9 on, as the next two.
+    ModulateFp8,
+    GatedModulateFp8,
     QuantizeRows,
 }
 
 impl Kernel {
-    pub(super) const ALL: [Self; 5] =
-        [Self::Modulate, Self::GatedModulate, Self::GatedResidual, Self::PackHeads, Self::QuantizeRows];
+    pub(super) const ALL: [Self; 7] = [
+        Self::Modulate,
+        Self::GatedModulate,
+        Self::GatedResidual,
+        Self::PackHeads,
+        Self::ModulateFp8,
+        Self::GatedModulateFp8,
+        Self::QuantizeRows,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -34,13 +43,20 @@ impl Kernel {
             Self::GatedModulate => "gated_modulate",
             Self::GatedResidual => "gated_residual",
             Self::PackHeads => "pack_heads",
+            Self::ModulateFp8 => "modulate_fp8",
+            Self::GatedModulateFp8 => "gated_modulate_fp8",
             Self::QuantizeRows => "quantize_rows",
         }
     }
 
+    /// Whether its result is fp8.
+    pub(super) fn is_fp8(self) -> bool {
+        matches!(self, Self::ModulateFp8 | Self::GatedModulateFp8 | Self::QuantizeRows)
+    }
+
     /// The least compute capability.
     pub(super) fn since(self) -> c_int {
-        if self == Self::QuantizeRows { 89 } else { LEAST }
+        if self.is_fp8() { 89 } else { LEAST }
     }
 }
 
@@ -76,6 +92,11 @@ pub(super) struct Kernels {
 /// What a kernel takes, 8 bytes each.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Argument(u64);
+
+impl Argument {
+    /// No tensor, or nothing of one.
+    pub(super) const NULL: Self = Self(0);
+}
 
 impl From<&Tensor> for Argument {
     fn from(tensor: &Tensor) -> Self {
@@ -180,7 +201,8 @@ impl Kernels {
         self.functions.get(&(kernel, ending)).copied()
     }
 
-    /// Queues a kernel behind what libtorch has queued on this device. `blocks` must be at least 1.
+    /// Queues a kernel behind what libtorch has queued on this device: `blocks`, at least 1, of so many threads, at most
+    /// [`THREADS`].
     ///
     /// # Safety
     /// The arguments are those of the kernel, in its order, and the tensors are on this device, as large as it takes
@@ -188,7 +210,13 @@ impl Kernels {
     ///
     /// # Panics
     /// As tch's operators do, where the driver refuses.
-    pub(super) unsafe fn launch(&self, kernel: Kernel, kind: Kind, blocks: i64, arguments: &[Argument]) {
+    pub(super) unsafe fn launch(
+        &self,
+        kernel: Kernel,
+        kind: Kind,
+        [blocks, threads]: [i64; 2],
+        arguments: &[Argument],
+    ) {
         let Some(function) = self.function(kernel, kind) else {
             panic!("there is no kernel {kernel:?} for {kind:?}");
         };
@@ -200,7 +228,7 @@ impl Kernels {
             // SAFETY: the driver copies the arguments before it returns; the caller vouches for what they say. A tensor
             // that is freed meanwhile is given to later work of the same stream alone.
             let code = unsafe {
-                let (blocks, threads) = (blocks as u32, THREADS as u32);
+                let (blocks, threads) = (blocks as u32, threads as u32);
                 let (arguments, none) = (places.as_mut_ptr(), std::ptr::null_mut());
                 (self.driver.cuLaunchKernel)(
                     function.0, blocks, 1, 1, threads, 1, 1, 0, stream, arguments, none,

@@ -1,5 +1,5 @@
 // LayerNorm without parameters, modulated, and the residual before it: one block of threads for each row, which stays in
-// registers between the passes over it.
+// registers between the passes over it. The result is of the input's kind, or fp8 with a scale for each row.
 
 // Packs of a row that one thread holds. The host takes no row that is wider than that many for every thread.
 constexpr int HELD = 4;
@@ -11,11 +11,11 @@ __device__ inline const T* vector_of(const T* vectors, i64 stride, u32 row, i64 
 }
 
 // out = (1 + scale) * norm(x) + shift. GATED: x becomes x + gate * y first, which is written to `sum`, and normalised as
-// it was written, so that both results belong together.
-template <typename T, bool GATED>
+// it was written, so that both results belong together. `scales` are of fp8 alone.
+template <typename T, bool GATED, typename Out>
 __device__ void modulate(const T* x, i64 x_stride, const T* y, i64 y_stride, const T* gate, i64 gate_stride, T* sum,
-                         const T* scale, i64 scale_stride, const T* shift, i64 shift_stride, T* out, i64 every,
-                         i64 width, float eps) {
+                         const T* scale, i64 scale_stride, const T* shift, i64 shift_stride, Out* out, float* scales,
+                         i64 every, i64 width, float eps) {
   constexpr int N = Pack<T>::N;
   const u32 row = blockIdx.x;
   const int packs = static_cast<int>(width / N);
@@ -56,17 +56,24 @@ __device__ void modulate(const T* x, i64 x_stride, const T* y, i64 y_stride, con
 
   const T* scale_row = vector_of(scale, scale_stride, row, every);
   const T* shift_row = vector_of(shift, shift_stride, row, every);
+  Pack<T> results[HELD];
+  float most = 0;
 #pragma unroll
   for (int i = 0; i < HELD; ++i) {
     const int p = i * blockDim.x + threadIdx.x;
     if (p >= packs) continue;
     const Pack<T> by = Pack<T>::load(scale_row + p * N), plus = Pack<T>::load(shift_row + p * N);
-    Pack<T> result;
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-      result.set(j, fmaf(1.0f + by.get(j), (held[i][j] - mean) * rstd, plus.get(j)));
+      results[i].set(j, fmaf(1.0f + by.get(j), (held[i][j] - mean) * rstd, plus.get(j)));
     }
-    result.store(out + row * width + p * N);
+    most = fmaxf(most, results[i].largest());
+  }
+  const Store<Out> store(most, scales, row);
+#pragma unroll
+  for (int i = 0; i < HELD; ++i) {
+    const int p = i * blockDim.x + threadIdx.x;
+    if (p < packs) store.pack(results[i], out + row * width + p * N);
   }
 }
 
@@ -87,25 +94,35 @@ __device__ void gated_residual(const T* x, i64 x_stride, const T* y, i64 y_strid
   mine.store(out + row * width + column);
 }
 
-#define NORMS(T, NAME)                                                                                                 \
+#define MODULATE(T, OUT, NAME)                                                                                         \
   extern "C" __global__ void __launch_bounds__(256) modulate_##NAME(                                                   \
-      const T* x, i64 x_stride, const T* scale, i64 scale_stride, const T* shift, i64 shift_stride, T* out, i64 every, \
-      i64 width, float eps) {                                                                                          \
-    modulate<T, false>(x, x_stride, nullptr, 0, nullptr, 0, nullptr, scale, scale_stride, shift, shift_stride, out,    \
-                       every, width, eps);                                                                             \
+      const T* x, i64 x_stride, const T* scale, i64 scale_stride, const T* shift, i64 shift_stride, OUT* out,          \
+      float* scales, i64 every, i64 width, float eps) {                                                                \
+    modulate<T, false, OUT>(x, x_stride, nullptr, 0, nullptr, 0, nullptr, scale, scale_stride, shift, shift_stride,    \
+                            out, scales, every, width, eps);                                                           \
   }                                                                                                                    \
   extern "C" __global__ void __launch_bounds__(256) gated_modulate_##NAME(                                             \
       const T* x, i64 x_stride, const T* y, i64 y_stride, const T* gate, i64 gate_stride, T* sum, const T* scale,      \
-      i64 scale_stride, const T* shift, i64 shift_stride, T* out, i64 every, i64 width, float eps) {                   \
-    modulate<T, true>(x, x_stride, y, y_stride, gate, gate_stride, sum, scale, scale_stride, shift, shift_stride, out, \
-                      every, width, eps);                                                                              \
-  }                                                                                                                    \
+      i64 scale_stride, const T* shift, i64 shift_stride, OUT* out, float* scales, i64 every, i64 width, float eps) {  \
+    modulate<T, true, OUT>(x, x_stride, y, y_stride, gate, gate_stride, sum, scale, scale_stride, shift, shift_stride, \
+                           out, scales, every, width, eps);                                                            \
+  }
+
+#define GATED_RESIDUAL(T, NAME)                                                                                        \
   extern "C" __global__ void __launch_bounds__(256) gated_residual_##NAME(                                             \
       const T* x, i64 x_stride, const T* y, i64 y_stride, const T* gate, i64 gate_stride, T* out, i64 rows, i64 every, \
       i64 width) {                                                                                                     \
     gated_residual<T>(x, x_stride, y, y_stride, gate, gate_stride, out, rows, every, width);                           \
   }
 
-NORMS(Bf16, bf16)
-NORMS(F16, f16)
-NORMS(float, f32)
+MODULATE(Bf16, Bf16, bf16)
+MODULATE(F16, F16, f16)
+MODULATE(float, float, f32)
+GATED_RESIDUAL(Bf16, bf16)
+GATED_RESIDUAL(F16, f16)
+GATED_RESIDUAL(float, f32)
+#if __CUDA_ARCH__ >= 890
+MODULATE(Bf16, Fp8, fp8_bf16)
+MODULATE(F16, Fp8, fp8_f16)
+MODULATE(float, Fp8, fp8_f32)
+#endif

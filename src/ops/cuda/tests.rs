@@ -1,5 +1,5 @@
-//! What can be said of the kernels without a GPU: that NVRTC compiles them for every architecture, and that the files
-//! which keep them are read, mended and done without.
+//! What can be said of the kernels without a GPU (`ops/tests.rs` runs them on one): that NVRTC compiles them for every
+//! architecture, and that the files which keep them are read, mended and done without.
 
 use std::io::Write;
 

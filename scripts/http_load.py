@@ -197,7 +197,7 @@ def free_port():
 
 def release_binary():
     """The binary of this tree, built if it is not."""
-    subprocess.run(["cargo", "build", "--release", "--locked", "--features", "serve"], cwd=ROOT, check=True)
+    subprocess.run(["cargo", "build", "--release", "--locked"], cwd=ROOT, check=True)
     return Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve() / "release/tch-flux"
 
 

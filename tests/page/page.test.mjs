@@ -406,7 +406,7 @@ test("takes a picture from a file, and says so where it is none", async () => {
   await page.locator("#source").waitFor();
   await draw(page, CIRCLE);
   await drawn(page);
-  assert.equal((await facts(page)).Strength, "0.75");
+  assert.equal((await facts(page)).Strength, "0.6");
   await page.click("#take-away");
   await draw(page, CIRCLE);
   await drawn(page);

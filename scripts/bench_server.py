@@ -52,15 +52,16 @@ async def client(address, numbers, until, answers):
     connection.leave()
 
 
-async def load(address, clients, args, numbers):
-    """What so many clients saw: pictures per second, and seconds of each."""
-    started = time.perf_counter() + args.warmup
+async def load(server, clients, args, numbers):
+    """What so many clients saw: pictures per second, and seconds of each; and what a picture cost the server."""
+    cpu, started = server.cpu_seconds(), time.perf_counter() + args.warmup
     until, answers = started + args.seconds, []
-    await asyncio.gather(*(client(address, numbers, until, answers) for _ in range(clients)))
+    await asyncio.gather(*(client(server.address, numbers, until, answers) for _ in range(clients)))
+    cpu = (server.cpu_seconds() - cpu) / len(answers)
     # What was under way when the time was up has a latency, but is no throughput of that time.
     counted = [(at, took) for at, took in answers if at >= started]
     in_time = sum(at < until for at, _ in counted)
-    return {"per_s": in_time / args.seconds, "latencies": [took for _, took in counted]}
+    return {"per_s": in_time / args.seconds, "latencies": [took for _, took in counted], "cpu_s": cpu}
 
 
 def command(side, args, port):
@@ -82,7 +83,7 @@ def measure(args):
             log = args.logs / f"{side}-{turn}.log" if args.logs else None
             with serving(command(side, args, port), port, environment, log) as server:
                 for clients in args.clients:
-                    found[side][clients].append(asyncio.run(load(server.address, clients, args, numbers)))
+                    found[side][clients].append(asyncio.run(load(server, clients, args, numbers)))
                     print(f"round {turn + 1}, {side}, {clients} clients: {found[side][clients][-1]['per_s']:.2f}/s", file=sys.stderr)
     return found
 
@@ -96,6 +97,7 @@ def summary(rounds):
         "per_s_max": max(rates),
         "p50_s": percentile(latencies, 50),
         "p99_s": percentile(latencies, 99),
+        "cpu_s": median([found["cpu_s"] for found in rounds]),
         "pictures": len(latencies),
     }
 
@@ -123,8 +125,8 @@ def machine():
 
 def markdown(result, sides):
     lines = [
-        "| clients | server | pictures/s | rounds | p50 | p99 | throughput | p99 | bar |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| clients | server | pictures/s | rounds | p50 | p99 | CPU a picture | throughput | p99 | bar |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in result["rows"]:
         for side in sides:
@@ -134,7 +136,7 @@ def markdown(result, sides):
                 verdict = "met" if row["passed"] else "**missed**"
                 ratios = [f"{row['throughput_ratio']:.2f} ×", f"{row['p99_ratio']:.2f} ×", verdict]
             spread = f"{one['per_s_min']:.2f} to {one['per_s_max']:.2f}"
-            times = [f"{1000 * one[key]:.0f} ms" for key in ("p50_s", "p99_s")]
+            times = [f"{1000 * one[key]:.0f} ms" for key in ("p50_s", "p99_s", "cpu_s")]
             cells = [str(row["clients"]), side, f"{one['per_s']:.2f}", spread, *times, *ratios]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

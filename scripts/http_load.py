@@ -235,8 +235,14 @@ class Server:
         raise RuntimeError(f"{self.process.args[0]} is not ready after {limit:g} s")
 
     def memory(self):
-        """Resident bytes."""
-        return memory(self.process.pid)
+        """Resident bytes: all, and those that are not of a file."""
+        text = Path(f"/proc/{self.process.pid}/status").read_text()
+        return [int(re.search(rf"^{name}:\s+(\d+) kB$", text, re.MULTILINE)[1]) * 1024 for name in ("VmRSS", "RssAnon")]
+
+    def cpu_seconds(self):
+        """Of all threads, since it was started."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def stop(self):
         """Asks it to end; its exit status."""
@@ -247,12 +253,6 @@ class Server:
         except subprocess.TimeoutExpired:
             self.process.kill()
             return self.process.wait()
-
-
-def memory(pid):
-    """Resident bytes of a process."""
-    text = Path(f"/proc/{pid}/status").read_text()
-    return int(re.search(r"^VmRSS:\s+(\d+) kB$", text, re.MULTILINE)[1]) * 1024
 
 
 @contextmanager

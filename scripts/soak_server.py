@@ -83,7 +83,7 @@ def streams():
     common = {"prompt": prompt(3), "size": "64x64", "num_inference_steps": 6, "stream": True}
     small = [Ask.generation(f"{n} partial", **common, partial_images=n, seed=n) for n in range(4)]
     # More than the buffers between a server and a slow client hold.
-    return small, Ask.generation("large partial", **(common | {"size": "256x256"}), partial_images=3)
+    return small, Ask.generation("large partial", **(common | {"size": "256x256", "seed": 8}), partial_images=3)
 
 
 def edits(picture, mask):
@@ -206,11 +206,16 @@ class Soak:
 
     # ------------------------------------------------------------ the kinds of clients
 
-    async def picture(self, asks):
+    async def picture(self, asks, what="pictures"):
         ask = self.random.choice(asks)
         answer = await self.post(ask)
-        if not await self.refused("pictures", answer):
-            self.check("pictures", ask, digests(answer.json()))
+        if not await self.refused(what, answer):
+            self.check(what, ask, digests(answer.json()))
+
+    async def burst(self, asks):
+        """More at once than may wait."""
+        await asyncio.sleep(self.random.uniform(20, 60))
+        await asyncio.gather(*(self.picture(asks[:1], "bursts") for _ in range(100)))
 
     async def normal_picture(self, ask):
         """The one whose latency is watched; a short pause, so that it meets the load in every state."""
@@ -324,7 +329,8 @@ class Soak:
     async def sample(self, server, every):
         while self.now() < self.seconds:
             numbers = await metrics(self.address)
-            sample = {"at_s": round(self.now(), 1), "bytes": server.memory()}
+            resident, anonymous = server.memory()
+            sample = {"at_s": round(self.now(), 1), "bytes": resident, "anonymous_bytes": anonymous}
             self.samples.append(sample | {"waiting": numbers[WAITING], "running": numbers[RUNNING]})
             await asyncio.sleep(every)
 
@@ -339,7 +345,8 @@ class Soak:
         self.started, self.seconds = time.perf_counter(), args.seconds
         clients = [
             *[("pictures", lambda: self.picture(asks))] * 4,
-            ("edits", lambda: self.picture(edited)),
+            ("edits", lambda: self.picture(edited, "edits")),
+            ("bursts", lambda: self.burst(asks)),
             ("normal", lambda: self.normal_picture(asks[0])),
             ("addresses", lambda: self.address_of(self.random.choice(asks[:4]))),
             *[("streams", lambda: self.stream(self.random.choice(streamed)))] * 2,
@@ -376,13 +383,15 @@ def growth(samples, seconds, settle):
     """Of the memory, from the first window after `settle` to the last."""
     settle = min(settle, seconds / 3)
     window = min(300.0, (seconds - settle) / 5)
-    first = [s["bytes"] for s in samples if settle <= s["at_s"] < settle + window]
-    last = [s["bytes"] for s in samples if s["at_s"] >= seconds - window]
+    first = [s for s in samples if settle <= s["at_s"] < settle + window]
+    last = [s for s in samples if s["at_s"] >= seconds - window]
     if not first or not last:
         return None
-    a, b = median(first), median(last)
-    peak = max(s["bytes"] for s in samples)
-    return {"settle_s": settle, "window_s": window, "first_bytes": a, "last_bytes": b, "growth": b / a - 1, "peak_bytes": peak}
+    found = {"settle_s": settle, "window_s": window, "peak_bytes": max(s["bytes"] for s in samples)}
+    for key, of in (("", "bytes"), ("anonymous_", "anonymous_bytes")):
+        a, b = (median([s[of] for s in part]) for part in (first, last))
+        found |= {f"{key}first_bytes": a, f"{key}last_bytes": b, f"{key}growth": b / a - 1}
+    return found
 
 
 def latency(normal):
@@ -397,7 +406,7 @@ def paragraph(result):
     memory, slow = result["memory"], result["latency"]["all"]
     grown = "not known" if memory is None else (
         f"{100 * memory['growth']:+.2f} % (from {memory['first_bytes'] / 1e6:.1f} to {memory['last_bytes'] / 1e6:.1f} MB,"
-        f" windows of {memory['window_s']:.0f} s after {memory['settle_s']:.0f} s; peak {memory['peak_bytes'] / 1e6:.1f} MB)"
+        f" windows of {memory['window_s']:.0f} s after {memory['settle_s']:.0f} s; peak {memory['peak_bytes'] / 1e6:.1f} MB), and what is not of a file by {100 * memory['anonymous_growth']:+.2f} %"
     )  # fmt: skip
     totals = collections.Counter()
     for what, count in result["counts"].items():
@@ -423,7 +432,7 @@ async def soak(server, args):
     return {
         "seconds": run.seconds,
         "seed": args.seed,
-        "memory": growth(run.samples, run.seconds, args.settle),
+        "memory": growth(run.samples, args.seconds, args.settle),
         "counts": dict(sorted(run.counts.items())),
         "problems": dict(run.problems.most_common(50)),
         "latency": latency(run.normal),

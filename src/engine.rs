@@ -128,7 +128,7 @@ pub struct Stats {
 }
 
 /// What a worker draws with.
-trait Draw: Send + 'static {
+pub(crate) trait Draw: Send + 'static {
     fn device(&self) -> Device;
     fn draw(&mut self, request: &Request, on_progress: &mut OnProgress) -> Result<Vec<Generated>>;
     /// Lets go of all that an error may have left half-done.
@@ -175,7 +175,7 @@ impl Engine {
         Self::start_with(pipelines, options)
     }
 
-    fn start_with<D: Draw>(artists: impl IntoIterator<Item = D>, options: Options) -> Result<Self> {
+    pub(crate) fn start_with<D: Draw>(artists: impl IntoIterator<Item = D>, options: Options) -> Result<Self> {
         let shared = Arc::new(Shared::new(options));
         // From here on an early return ends the threads that were started.
         let engine = Self { inner: Arc::new(Inner { shared: shared.clone() }) };

@@ -42,6 +42,7 @@ mod shelf;
 mod state;
 mod status;
 mod stream;
+mod upload;
 
 use std::future::Future;
 use std::io;

@@ -11,12 +11,13 @@ use futures_util::stream;
 use multer::Multipart;
 
 use super::body::Reader;
-use super::coding::{self, Bounds};
+use super::coding;
 use super::fields::{Asked, Values, nearest_side};
 use super::generations::draw;
 use super::jobs;
 use super::problem::Problem;
 use super::state::{Charge, Shared};
+use super::upload::{self, Bounds};
 use crate::pipeline::Edit;
 
 /// Pictures of one request.
@@ -48,6 +49,10 @@ pub(super) async fn edit(State(shared): State<Arc<Shared>>, request: Request) ->
     let asked = form.values.asked()?;
     let model = &shared.served()?.model;
     model.check_name(asked.model.as_deref())?;
+    if form.images.len() > model.images {
+        let text = format!("this model takes at most {} images", model.images);
+        return Err(Problem::invalid("too_many_images", text).param("image"));
+    }
     let (asked, edit) = decode(&shared, asked, form.images, form.mask, charge.clone()).await?;
     let (width, height) = (edit.images[0].width, edit.images[0].height);
     let mut request = jobs::request(&asked, model);
@@ -127,9 +132,9 @@ async fn decode(
     }
     let mut bounds = Bounds { pixels: shared.options.image_pixels, charge };
     let work = move || {
-        let decode = |file: &Bytes| coding::decode_image(file, "image", &mut bounds);
+        let decode = |file: &Bytes| upload::image(file, &mut bounds);
         let pictures = images.iter().map(decode).collect::<Result<Vec<_>, _>>()?;
-        let mask = mask.map(|file| coding::decode_mask(&file, &mut bounds)).transpose()?;
+        let mask = mask.map(|file| upload::mask(&file, &mut bounds)).transpose()?;
         let first = &pictures[0];
         if let Some(mask) = &mask
             && (mask.width, mask.height) != (first.width, first.height)

@@ -199,7 +199,7 @@ impl Values {
         };
         let asked = Asked {
             prompt: prompt.into(),
-            model: text("model").map(str::to_string),
+            model: text("model").filter(|name| !name.is_empty()).map(str::to_string),
             n: whole("n").unwrap_or(1) as usize,
             size: text("size").and_then(|size| parse_size(size).ok()).flatten(),
             url: text("response_format") == Some("url"),

@@ -43,6 +43,6 @@ pub(super) async fn draw(
     if asked.stream {
         return Ok(stream::answer(shared, asked, kind, size, given, job));
     }
-    let pictures = jobs::finish(shared, job, |_, _| {}).await?;
+    let pictures = jobs::finish(shared, job, drop).await?;
     answer::answer(shared, asked, pictures, given, headers).await
 }

@@ -12,7 +12,6 @@ use super::problem::Problem;
 use super::shelf::random_seed;
 use super::state::Shared;
 use crate::engine::{Event, Job};
-use crate::image::Image;
 use crate::pipeline::{Generated, Phase, Request};
 
 /// What is drawn for what is asked.
@@ -38,21 +37,20 @@ pub(super) fn submit(shared: &Shared, request: Request) -> Result<Job, Problem> 
     Ok(job)
 }
 
-/// Waits for the pictures, and hears of the previews on the way. Dropping this drops the job.
+/// Waits for the pictures, and tells of all that happens on the way. Dropping this drops the job.
 pub(super) async fn finish(
     shared: &Shared,
     mut job: Job,
-    mut on_preview: impl FnMut(usize, Image),
+    mut on_event: impl FnMut(Event),
 ) -> Result<Vec<Generated>, Problem> {
     let mut clock = Clock::new(&shared.metrics);
     let drawn = async {
         while let Some(event) = job.next().await {
             clock.hear(&event);
             match event {
-                Event::Preview { image, picture, .. } => on_preview(image, picture),
                 Event::Finished(pictures) => return Ok(pictures),
                 Event::Failed(error) => return Err(Problem::of_job(&error, shared.wait())),
-                Event::Queued { .. } | Event::Phase(_) | Event::Step { .. } => {}
+                event => on_event(event),
             }
         }
         Err(Problem::unavailable("stopping", "the server is stopping").again(1))

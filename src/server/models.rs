@@ -29,6 +29,8 @@ pub struct Model {
     pub created: u64,
     /// The side of the pictures that it was trained for: what the size `auto` is.
     pub side: i64,
+    /// How many pictures an edit may begin with.
+    pub images: usize,
     /// What the files of pictures say.
     pub means: Means,
     /// Where it computes.
@@ -51,6 +53,7 @@ impl Model {
             aliases: BUILT_IN.map(str::to_string).into(),
             created: created.map_or(0, |time| time.as_secs()),
             side,
+            images: 1,
             means: Means {
                 model: file.file_name().unwrap_or(file.as_os_str()).to_string_lossy().into_owned(),
                 kind: kind_name(pipeline.kind()),

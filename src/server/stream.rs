@@ -23,16 +23,26 @@ use super::fields::Asked;
 use super::jobs;
 use super::problem::Problem;
 use super::state::Shared;
-use crate::engine::Job;
+use crate::engine::{Event, Job};
 use crate::image::Image;
 use crate::pipeline::Generated;
 
 const KEEP_ALIVE: &[u8] = b": keep-alive\n\n";
 
-/// A picture on the way, or the whole outcome: of the first kind there are 30 at most, and one of the second.
+/// What a job has told. How far it is comes a thousand times at most, a picture on the way thirty times, and the outcome
+/// once: a client that does not read makes no more of them wait.
 enum Item {
+    Progress(Progress),
     Partial(Image),
     Outcome(Result<Vec<Generated>, Problem>),
+}
+
+/// How far a job is. A stream says it in a comment, which the dialect's clients pass over.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Progress {
+    Queued { queued: usize },
+    Step { step: usize, steps: usize, image: usize, images: usize },
 }
 
 #[derive(Serialize)]
@@ -119,8 +129,18 @@ pub(super) fn answer(
 /// Hears of the job at once, however slowly the client reads.
 async fn listen(shared: Arc<Shared>, job: Job, send: UnboundedSender<Item>) {
     // Who does not listen any more has dropped the stream, and with it this task.
-    let on_preview = |_, picture| drop(send.send(Item::Partial(picture)));
-    let outcome = jobs::finish(&shared, job, on_preview).await;
+    let on_event = |event| {
+        let item = match event {
+            Event::Queued { ahead } => Item::Progress(Progress::Queued { queued: ahead }),
+            Event::Step { image, images, step, steps } => {
+                Item::Progress(Progress::Step { step, steps, image, images })
+            }
+            Event::Preview { picture, .. } => Item::Partial(picture),
+            Event::Phase(_) | Event::Finished(_) | Event::Failed(_) => return,
+        };
+        let _ = send.send(item);
+    };
+    let outcome = jobs::finish(&shared, job, on_event).await;
     let _ = send.send(Item::Outcome(outcome));
 }
 
@@ -139,6 +159,7 @@ impl Rest {
             return Some(Bytes::from_static(KEEP_ALIVE));
         };
         let event = match item {
+            Some(Item::Progress(progress)) => comment(&progress),
             Some(Item::Partial(picture)) => self.partial(picture).await,
             Some(Item::Outcome(Ok(pictures))) => {
                 self.pictures = pictures.into();
@@ -199,6 +220,14 @@ impl Rest {
         self.usage = Some(usage);
         Ok(event)
     }
+}
+
+fn comment(progress: &Progress) -> Result<Bytes, Problem> {
+    let mut comment = b": ".to_vec();
+    serde_json::to_writer(&mut comment, progress)
+        .map_err(|error| Problem::internal("encoding", error.to_string()))?;
+    comment.extend_from_slice(b"\n\n");
+    Ok(comment.into())
 }
 
 fn event(name: &str, data: &impl Serialize) -> Result<Bytes, Problem> {

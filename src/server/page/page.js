@@ -89,8 +89,9 @@ function showError(error) {
   note.className = "error";
   note.id = "wrong";
   note.setAttribute("role", "alert");
-  // In the page's words: the server knows the fields by their names in the dialect.
-  note.textContent = message.replace(error.field, input.labels?.[0]?.textContent ?? error.field);
+  // The server knows the fields by their names in the dialect, of which some are words of the language, too.
+  const name = new RegExp(error.field.includes("_") ? error.field : `^${error.field}(?= must)`, "i");
+  note.textContent = message.replace(name, input.labels?.[0]?.textContent ?? error.field);
   const marked = input.value === "own" ? [$("width"), $("height")] : [input];
   (marked[0].closest(".row") ?? marked[0].closest(".field").lastElementChild).after(note);
   const panel = input.closest("details");

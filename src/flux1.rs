@@ -190,7 +190,7 @@ struct Modulations {
 }
 
 impl Modulations {
-    /// `vec` `[B, D]`.
+    /// `vec` `[B, D]`: tensors of `[B, 1, D]`.
     fn of(model: &Flux1, vec: &Tensor) -> Self {
         Self {
             double: model.double_blocks.iter().map(|block| block.modulation(vec)).collect(),
@@ -199,28 +199,55 @@ impl Modulations {
         }
     }
 
-    /// One of the rows of `vec`.
-    fn of_step(&self, i: i64) -> Self {
-        let one = |x: &Tensor| x.narrow(0, i, 1);
-        let out = |m: &ModulationOut| ModulationOut {
-            shift: one(&m.shift),
-            scale: one(&m.scale),
-            gate: one(&m.gate),
+    /// One tensor of each place.
+    fn join(all: &[&Self], join: impl Fn(&[&Tensor]) -> Result<Tensor>) -> Result<Self> {
+        let tensor = |of: &dyn Fn(&Self) -> &Tensor| join(&all.iter().map(|one| of(one)).collect::<Vec<_>>());
+        let out = |of: &dyn Fn(&Self) -> &ModulationOut| {
+            Ok::<_, Error>(ModulationOut {
+                shift: tensor(&|one| &of(one).shift)?,
+                scale: tensor(&|one| &of(one).scale)?,
+                gate: tensor(&|one| &of(one).gate)?,
+            })
         };
-        let stream = |[mod1, mod2]: &[ModulationOut; 2]| [out(mod1), out(mod2)];
-        Self {
-            double: self.double.iter().map(|[img, txt]| [stream(img), stream(txt)]).collect(),
-            single: self.single.iter().map(out).collect(),
-            last: [one(&self.last[0]), one(&self.last[1])],
-        }
+        let [first, ..] = all else { return Err(Error::Config("no steps were prepared".into())) };
+        let stream = |i: usize, stream: usize| {
+            Ok::<_, Error>([out(&|one| &one.double[i][stream][0])?, out(&|one| &one.double[i][stream][1])?])
+        };
+        let double = (0..first.double.len()).map(|i| Ok([stream(i, 0)?, stream(i, 1)?]));
+        Ok(Self {
+            double: double.collect::<Result<_>>()?,
+            single: (0..first.single.len()).map(|i| out(&|one| &one.single[i])).collect::<Result<_>>()?,
+            last: [tensor(&|one| &one.last[0])?, tensor(&|one| &one.last[1])?],
+        })
     }
 }
 
-/// What the steps of a picture share: the modulation of every step and the rotations. See [`Flux1::prepare_steps`].
+/// What the steps of some pictures share: the modulation of every step and the rotations. See [`Flux1::prepare_steps`].
 #[derive(Debug)]
 pub struct Steps {
+    /// Tensors of `[B, 1, D]`.
     steps: Vec<Modulations>,
+    /// Of one picture: all are alike.
     pe: Tensor,
+}
+
+impl Steps {
+    /// Those of several pictures, side by side along the batch: as many steps of each, prepared for the same positions.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where there are none, or not as many of each.
+    pub fn together(all: &[&Self]) -> Result<Self> {
+        let Some(first) = all.first() else { return Err(Error::Config("no steps were prepared".into())) };
+        let len = first.steps.len();
+        if all.iter().any(|one| one.steps.len() != len || one.pe.size() != first.pe.size()) {
+            return Err(Error::Config("the pictures' steps or positions are not as many".into()));
+        }
+        let step = |i: usize| {
+            let modulations: Vec<_> = all.iter().map(|one| &one.steps[i]).collect();
+            Modulations::join(&modulations, |tensors| Ok(Tensor::f_cat(tensors, 0)?))
+        };
+        Ok(Self { steps: (0..len).map(step).collect::<Result<_>>()?, pe: first.pe.shallow_clone() })
+    }
 }
 
 impl Flux1 {
@@ -314,7 +341,8 @@ impl Flux1 {
         let times = times.f_to_device(input.img.device())?;
         let vec = self.vec(&times, input.guidance, input.y)?;
         let all = Modulations::of(self, &vec);
-        let steps = (0..timesteps.len() as i64).map(|i| all.of_step(i)).collect();
+        let step = |i| Modulations::join(&[&all], |all| Ok(all[0].f_narrow(0, i, 1)?));
+        let steps = (0..timesteps.len() as i64).map(step).collect::<Result<_>>()?;
         let ids = Tensor::cat(&[input.txt_ids, input.img_ids], 1);
         Ok(Some(Steps { steps, pe: self.pe_embedder.forward(&ids) }))
     }

@@ -1,5 +1,9 @@
 //! Pictures: eight bits a channel, and PNG files that know how they were made.
 
+mod resize;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Write};
@@ -31,6 +35,33 @@ pub struct Mask {
     pub chosen: Vec<u8>,
 }
 
+impl Mask {
+    /// The mask in another size, as Pillow's `resize` with `LANCZOS` makes it of grey values; sides are at least 1.
+    pub fn resize(&self, width: u32, height: u32) -> Self {
+        let size = |width: u32, height: u32| (width.max(1) as usize, height.max(1) as usize);
+        let (from, to) = (size(self.width, self.height), size(width, height));
+        Self {
+            width: width.max(1),
+            height: height.max(1),
+            chosen: resize::resize(&self.chosen, 1, from, to, resize::LANCZOS),
+        }
+    }
+
+    /// `[1, 1, H, W]`: 1 where a pixel is chosen, else 0. A value from the middle on counts as chosen.
+    ///
+    /// # Errors
+    /// [`Error::Tch`] where the memory is not to be had.
+    pub fn to_tensor(&self) -> Result<Tensor> {
+        let bytes = Tensor::f_from_slice(&self.chosen)?;
+        Ok(bytes.f_ge(128)?.f_to_kind(Kind::Float)?.f_reshape([
+            1,
+            1,
+            i64::from(self.height),
+            i64::from(self.width),
+        ])?)
+    }
+}
+
 impl Image {
     /// One decoded picture `[3, H, W]` in −1..1: clamped, and rounded down as the official code does it
     /// (`(127.5 * (x + 1.0)).byte()`, `black-forest-labs/flux` 802fb47, `src/flux/util.py` line 261).
@@ -51,6 +82,27 @@ impl Image {
         let mut rgb = vec![0; bytes.numel()];
         bytes.f_copy_data_u8(&mut rgb, bytes.numel())?;
         Ok(Self { width: width as u32, height: height as u32, rgb })
+    }
+
+    /// `[1, 3, H, W]` in −1..1, as diffusers' `VaeImageProcessor` makes it.
+    ///
+    /// # Errors
+    /// [`Error::Tch`] where the memory is not to be had.
+    pub fn to_tensor(&self) -> Result<Tensor> {
+        let size = [1, i64::from(self.height), i64::from(self.width), 3];
+        let bytes = Tensor::f_from_slice(&self.rgb)?.f_reshape(size)?.permute([0, 3, 1, 2]);
+        Ok(bytes.f_to_kind(Kind::Float)?.f_div_scalar(255.0)?.f_mul_scalar(2.0)?.f_sub_scalar(1.0)?)
+    }
+
+    /// The picture in another size, as Pillow's `resize` with `LANCZOS` makes it; sides are at least 1.
+    pub fn resize(&self, width: u32, height: u32) -> Self {
+        let size = |width: u32, height: u32| (width.max(1) as usize, height.max(1) as usize);
+        let (from, to) = (size(self.width, self.height), size(width, height));
+        Self {
+            width: width.max(1),
+            height: height.max(1),
+            rgb: resize::resize(&self.rgb, 3, from, to, resize::LANCZOS),
+        }
     }
 
     /// Writes a PNG with the given texts in it. The file appears whole or not at all: it is written beside and renamed.

@@ -3,6 +3,8 @@
 //! prompt → tokens → text states → noise and positions → times → velocity steps → latents → pixels.
 
 mod denoise;
+mod draw;
+mod edit;
 mod memory;
 mod parts;
 mod request;
@@ -17,6 +19,7 @@ use tch::{Device, Kind, Tensor};
 use resident::Resident;
 
 pub use denoise::{Conditions, denoise};
+pub use draw::OnTogether;
 pub use memory::Memory;
 #[cfg(feature = "hub")]
 pub(crate) use parts::Part;
@@ -30,12 +33,8 @@ use crate::error::{Error, Result};
 use crate::flux1::{Flux1, Flux1Params};
 use crate::image::Image;
 use crate::ops::{Numerics, Quantize};
-use crate::sampling::{NoiseRule, get_noise, get_schedule, prepare, unpack};
 use crate::shim;
 use crate::text::{ClipText, T5Encoder, Tokenizer};
-
-/// The longest side of a preview's latent.
-const PREVIEW_SIDE: i64 = 32;
 
 /// Where and in which kind a pipeline computes.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -120,9 +119,6 @@ pub enum Progress {
 /// Hears of the progress, and stops the work with `Break`.
 pub type OnProgress<'a> = dyn FnMut(Progress) -> ControlFlow<()> + 'a;
 
-/// Hears of a step that is done, of how many there are, and may ask for the patches that the last velocity leads to.
-type OnStep<'a> = dyn FnMut(usize, usize, &dyn Fn() -> Result<Tensor>) -> Result<()> + 'a;
-
 /// A picture and how it came about.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Generated {
@@ -178,13 +174,6 @@ pub struct Pipeline {
     t5: Option<Resident<T5Encoder>>,
     transformer: Option<Resident<Flux1>>,
     autoencoder: Option<Resident<AutoEncoder>>,
-}
-
-/// A prompt as the transformer takes it.
-struct Encoded {
-    txt: Tensor,
-    vec: Tensor,
-    warnings: Vec<String>,
 }
 
 impl Pipeline {
@@ -347,188 +336,6 @@ impl Pipeline {
         }
         request
     }
-
-    /// Draws the pictures, prompt by prompt and seed by seed. Each is computed on its own, so its bits do not depend on
-    /// the others.
-    ///
-    /// # Errors
-    /// [`Error::Request`], [`Error::Cancelled`], [`Error::NotFinite`], and what is wrong with the files.
-    pub fn generate(&mut self, request: &Request, on_progress: &mut OnProgress) -> Result<Vec<Generated>> {
-        request.check()?;
-        let _no_grad = tch::no_grad_guard();
-        let request = self.complete(request);
-        if self.params.in_channels != self.params.out_channels {
-            return Err(Error::Request(format!(
-                "FLUX.1 {} draws from a picture ({} input channels); only text to image is built so far",
-                self.params.variant(),
-                self.params.in_channels
-            )));
-        }
-        begin(on_progress, Phase::Text)?;
-        let length = request.max_sequence_length.unwrap_or(512);
-        let encoded = request.prompts.iter().map(|p| self.encode(p, length)).collect::<Result<Vec<_>>>()?;
-        if !self.settings.keep_text_encoders {
-            (self.clip, self.t5) = (None, None);
-        }
-
-        begin(on_progress, Phase::Load)?;
-        self.load_transformer()?;
-        if request.previews > 0 {
-            self.load_autoencoder()?;
-        }
-
-        begin(on_progress, Phase::Denoise)?;
-        let images = request.prompts.len() * request.num_images;
-        let mut drawn = Vec::with_capacity(images);
-        for (prompt, text) in request.prompts.iter().zip(&encoded) {
-            for i in 0..request.num_images {
-                let seed = request.seed.wrapping_add(i as u64);
-                let mine = Request { prompts: vec![prompt.clone()], num_images: 1, seed, ..request.clone() };
-                let image = drawn.len();
-                let latent = self.latent(&mine, text, &mut |step, steps, expected| {
-                    report(on_progress, Progress::Step { image, images, step, steps })?;
-                    if mine.previews_after(step, steps) {
-                        let picture = self.preview(&expected()?, &mine)?;
-                        report(on_progress, Progress::Preview { image, step, picture })?;
-                    }
-                    Ok(())
-                })?;
-                drawn.push((mine, latent, text.warnings.clone()));
-            }
-        }
-
-        begin(on_progress, Phase::Decode)?;
-        self.transformer.iter().for_each(|transformer| transformer.model.release_workspace());
-        self.load_autoencoder()?;
-        let pictures = drawn
-            .into_iter()
-            .map(|(request, latent, warnings)| {
-                let picture = self.decode(&latent, &request)?;
-                Ok(Generated { image: Image::from_tensor(&picture)?, request, warnings })
-            })
-            .collect();
-        self.autoencoder.iter().for_each(|autoencoder| autoencoder.model.release_workspace());
-        pictures
-    }
-
-    /// The states of T5 and the pooled vector of CLIP.
-    fn encode(&mut self, prompt: &str, length: usize) -> Result<Encoded> {
-        let device = self.settings.device;
-        let mut warnings = Vec::new();
-        let mut tokens = |tokenizer: &Tokenizer, name: &str, length: usize| {
-            let tokens = tokenizer.encode(prompt, length)?;
-            if tokens.cut > 0 {
-                warnings.push(format!(
-                    "{name} reads {length} tokens: the last {} of the prompt were cut off",
-                    tokens.cut
-                ));
-            }
-            Ok::<_, Error>(Tensor::f_from_slice(&tokens.ids)?.f_unsqueeze(0)?.f_to_device(device)?)
-        };
-        let kind = self.text_kind();
-        if self.t5.is_none() {
-            self.t5 = Some(self.parts.load_t5(&self.settings, kind)?.adapt(&self.loras.t5)?);
-        }
-        if self.clip.is_none() {
-            self.clip = Some(self.parts.load_clip(&self.settings, kind)?.adapt(&self.loras.clip)?);
-        }
-        let (Some(t5), Some(clip)) = (&self.t5, &self.clip) else { return Err(not_loaded()) };
-        t5.checkpoint.check_unchanged()?;
-        clip.checkpoint.check_unchanged()?;
-        let txt = t5.model.forward(&tokens(&self.t5_tokenizer, "T5", length)?)?;
-        let most = clip.model.config().max_position_embeddings.clamp(2, 77) as usize;
-        let vec = clip.model.forward(&tokens(&self.clip_tokenizer, "CLIP", most)?)?.pooler_output;
-        Ok(Encoded { txt: txt.f_to_kind(self.kind)?, vec: vec.f_to_kind(self.kind)?, warnings })
-    }
-
-    /// T5 overflows in f16, so there the text encoders run in bf16.
-    fn text_kind(&self) -> Kind {
-        if self.kind == Kind::Half { Kind::BFloat16 } else { self.kind }
-    }
-
-    /// In the kind of its file, unless the pipeline computes in f32 throughout.
-    fn autoencoder_kind(&self, autoencoder: &Checkpoint) -> Kind {
-        if self.kind == Kind::Float { self.kind } else { autoencoder.main_kind().unwrap_or(self.kind) }
-    }
-
-    /// Whether the autoencoder with weights of this kind decodes in f32; otherwise it does under bf16 autocast.
-    fn decodes_in_f32(&self, autoencoder: Kind) -> bool {
-        autoencoder == Kind::Float && self.kind == Kind::Float
-    }
-
-    fn load_transformer(&mut self) -> Result<()> {
-        if self.transformer.is_none() {
-            let transformer = self.parts.load_transformer(&self.settings, self.kind, &self.params)?;
-            transformer.model.quantize(self.settings.quantize)?;
-            self.transformer = Some(transformer.adapt(&self.loras.transformer)?);
-        }
-        Ok(())
-    }
-
-    fn load_autoencoder(&mut self) -> Result<()> {
-        if self.autoencoder.is_none() {
-            let checkpoint = self.parts.open_autoencoder(self.settings.access)?;
-            let kind = self.autoencoder_kind(&checkpoint);
-            self.autoencoder = Some(resident::load_autoencoder(&self.settings, kind, checkpoint)?);
-        }
-        Ok(())
-    }
-
-    /// Noise to latent.
-    fn latent(&self, request: &Request, text: &Encoded, on_step: &mut OnStep) -> Result<Tensor> {
-        let Some(transformer) = &self.transformer else { return Err(not_loaded()) };
-        transformer.checkpoint.check_unchanged()?;
-        let (height, width) = (request.height, request.width);
-        let rule = if request.legacy_noise { NoiseRule::Legacy } else { NoiseRule::Current };
-        let noise = get_noise(1, height, width, self.kind, request.seed, rule)?;
-        let prepared = prepare(&noise.f_to_device(self.settings.device)?, &text.txt, &text.vec)?;
-        let steps = request.steps.unwrap_or(1);
-        let timesteps = get_schedule(steps, prepared.img.size()[1], 0.5, 1.15, self.params.guidance_embed);
-        let guidance = request.guidance.unwrap_or(0.0);
-        let none = Conditions::default();
-        let mut before = prepared.img.shallow_clone();
-        let latent =
-            denoise(&transformer.model, &prepared, &timesteps, guidance, &none, &mut |step, img| {
-                let (t_curr, t_prev) = (timesteps[step - 1], timesteps[step]);
-                let way = t_curr / (t_prev - t_curr);
-                let expected = || Ok(before.f_sub(&img.f_sub(&before)?.f_mul_scalar(way)?)?);
-                on_step(step, steps, &expected)?;
-                before = img.shallow_clone();
-                Ok(())
-            })?;
-        if !bool::try_from(latent.isfinite().all())? {
-            let hint = "a weight file is damaged, or the kind is too narrow: try bf16 or f32";
-            return Err(Error::NotFinite { what: "the latent", hint });
-        }
-        Ok(latent)
-    }
-
-    /// Patches to pixels.
-    fn decode(&self, patches: &Tensor, request: &Request) -> Result<Tensor> {
-        self.decode_latent(&unpack(&patches.f_to_kind(Kind::Float)?, request.height, request.width)?)
-    }
-
-    /// Patches to a small picture: of their means, so that it costs little.
-    fn preview(&self, patches: &Tensor, request: &Request) -> Result<Image> {
-        let latent = unpack(&patches.f_to_kind(Kind::Float)?, request.height, request.width)?;
-        let (height, width) = (latent.size()[2], latent.size()[3]);
-        let times = (height.max(width) + PREVIEW_SIDE - 1) / PREVIEW_SIDE;
-        let small = latent.f_adaptive_avg_pool2d([(height / times).max(1), (width / times).max(1)])?;
-        Image::from_tensor(&self.decode_latent(&small)?)
-    }
-
-    /// Latent to pixels, as the official code does it: in f32, under bf16 autocast unless the pipeline is f32.
-    fn decode_latent(&self, latent: &Tensor) -> Result<Tensor> {
-        let Some(autoencoder) = &self.autoencoder else { return Err(not_loaded()) };
-        autoencoder.checkpoint.check_unchanged()?;
-        let autocast = !self.decodes_in_f32(autoencoder.kind);
-        let _autocast = autocast.then(|| shim::Autocast::bf16(self.settings.device));
-        let picture = match self.settings.vae_tile {
-            Some(tile) => autoencoder.model.decode_tiled(latent, tile, tile / 4)?,
-            None => autoencoder.model.decode(latent)?,
-        };
-        Ok(picture.f_get(0)?)
-    }
 }
 
 /// The kind that a device computes in: the one that is wanted if it can, else f32. Asked of the device itself, since
@@ -536,19 +343,6 @@ impl Pipeline {
 fn kind_on(device: Device, wanted: Kind) -> Kind {
     let product = |kind| Tensor::f_ones([2, 2], (kind, device)).and_then(|ones| ones.f_matmul(&ones));
     if product(wanted).is_err() && product(Kind::Float).is_ok() { Kind::Float } else { wanted }
-}
-
-/// For a state that the order of the phases rules out.
-fn not_loaded() -> Error {
-    Error::Config("a part of the pipeline is not loaded".into())
-}
-
-fn begin(on_progress: &mut OnProgress, phase: Phase) -> Result<()> {
-    report(on_progress, Progress::Phase(phase))
-}
-
-fn report(on_progress: &mut OnProgress, progress: Progress) -> Result<()> {
-    if on_progress(progress).is_break() { Err(Error::Cancelled) } else { Ok(()) }
 }
 
 #[cfg(test)]

@@ -30,40 +30,115 @@ pub fn denoise(
     conditions: &Conditions,
     on_step: &mut dyn FnMut(usize, &Tensor) -> Result<()>,
 ) -> Result<Tensor> {
-    let Prepared { img, img_ids, txt, txt_ids, vec } = prepared;
-    let guidance_vec = Tensor::f_full([img.size()[0]], guidance, (img.kind(), img.device()))?;
-    let len = img.size()[1];
-    let mut steps: Option<Steps> = None;
-    sampling::denoise(img, timesteps, |img, t_vec, step| {
-        if step > 0 {
-            on_step(step, img)?;
-        }
-        let mut img_input = img.shallow_clone();
-        let mut img_input_ids = img_ids.shallow_clone();
-        if let Some(img_cond) = &conditions.img_cond {
-            img_input = Tensor::f_cat(&[&img_input, img_cond], -1)?;
-        }
-        if let Some((img_cond_seq, img_cond_seq_ids)) = &conditions.img_cond_seq {
-            img_input = Tensor::f_cat(&[&img_input, img_cond_seq], 1)?;
-            img_input_ids = Tensor::f_cat(&[&img_input_ids, img_cond_seq_ids], 1)?;
-        }
-        let input = Flux1Input {
-            img: &img_input,
-            img_ids: &img_input_ids,
-            txt,
-            txt_ids,
-            timesteps: t_vec,
-            y: vec,
-            guidance: Some(&guidance_vec),
+    let course = Course::new(model, prepared, timesteps, guidance, conditions)?;
+    let mut img = prepared.img.shallow_clone();
+    for (step, times) in timesteps.windows(2).enumerate() {
+        img = sampling::denoise(&img, times, |img, t_vec, _| course.velocity(model, img, t_vec, step))?;
+        on_step(step + 1, &img)?;
+    }
+    Ok(img)
+}
+
+/// What the steps of some pictures share: all that the model reads beside the noisy patches and the time.
+#[derive(Debug)]
+pub(super) struct Course {
+    img_ids: Tensor,
+    txt: Tensor,
+    txt_ids: Tensor,
+    vec: Tensor,
+    guidance: Tensor,
+    img_cond: Option<Tensor>,
+    img_cond_seq: Option<Tensor>,
+    /// Where the numerics allow it: what is computed before the first step.
+    steps: Option<Steps>,
+}
+
+impl Course {
+    pub(super) fn new(
+        model: &Flux1,
+        prepared: &Prepared,
+        timesteps: &[f64],
+        guidance: f64,
+        conditions: &Conditions,
+    ) -> Result<Self> {
+        let Prepared { img, img_ids, txt, txt_ids, vec } = prepared;
+        let guidance = Tensor::f_full([img.size()[0]], guidance, (img.kind(), img.device()))?;
+        let img_ids = match &conditions.img_cond_seq {
+            Some((_, ids)) => Tensor::f_cat(&[img_ids, ids], 1)?,
+            None => img_ids.shallow_clone(),
         };
-        if step == 0 {
-            steps = model.prepare_steps(&input, &timesteps[..timesteps.len() - 1])?;
+        let mut course = Self {
+            img_ids,
+            txt: txt.shallow_clone(),
+            txt_ids: txt_ids.shallow_clone(),
+            vec: vec.shallow_clone(),
+            guidance,
+            img_cond: conditions.img_cond.as_ref().map(Tensor::shallow_clone),
+            img_cond_seq: conditions.img_cond_seq.as_ref().map(|(patches, _)| patches.shallow_clone()),
+            steps: None,
+        };
+        if let Some(times) = timesteps.split_last().map(|(_, times)| times).filter(|times| !times.is_empty())
+        {
+            let first = Tensor::f_full([img.size()[0]], times[0], (img.kind(), img.device()))?;
+            course.steps = model.prepare_steps(&course.input(&course.beside(img)?, &first), times)?;
         }
-        let pred = match &steps {
+        Ok(course)
+    }
+
+    /// Those of several pictures, side by side along the batch. All must have been made for the same times, from inputs
+    /// of the same shapes.
+    pub(super) fn together(courses: &[&Self]) -> Result<Self> {
+        let cat = |of: fn(&Self) -> &Tensor| {
+            Tensor::f_cat(&courses.iter().map(|course| of(course)).collect::<Vec<_>>(), 0)
+        };
+        let cat_some = |of: fn(&Self) -> Option<&Tensor>| {
+            let some: Option<Vec<_>> = courses.iter().map(|course| of(course)).collect();
+            some.filter(|some| !some.is_empty()).map(|some| Tensor::f_cat(&some, 0)).transpose()
+        };
+        let steps: Option<Vec<_>> = courses.iter().map(|course| course.steps.as_ref()).collect();
+        Ok(Self {
+            img_ids: cat(|course| &course.img_ids)?,
+            txt: cat(|course| &course.txt)?,
+            txt_ids: cat(|course| &course.txt_ids)?,
+            vec: cat(|course| &course.vec)?,
+            guidance: cat(|course| &course.guidance)?,
+            img_cond: cat_some(|course| course.img_cond.as_ref())?,
+            img_cond_seq: cat_some(|course| course.img_cond_seq.as_ref())?,
+            steps: steps.map(|steps| Steps::together(&steps)).transpose()?,
+        })
+    }
+
+    /// Of the noisy patches alone, though the conditions are read beside them.
+    pub(super) fn velocity(
+        &self,
+        model: &Flux1,
+        img: &Tensor,
+        t_vec: &Tensor,
+        step: usize,
+    ) -> Result<Tensor> {
+        let img_input = self.beside(img)?;
+        let input = self.input(&img_input, t_vec);
+        let pred = match &self.steps {
             Some(steps) => model.forward_step(&input, steps, step)?,
             None => model.forward(&input)?,
         };
-        Ok(pred.f_narrow(1, 0, len)?)
-    })
-    .and_then(|img| on_step(timesteps.len().saturating_sub(1), &img).map(|()| img))
+        Ok(pred.f_narrow(1, 0, img.size()[1])?)
+    }
+
+    /// The patches with the conditions beside them.
+    fn beside(&self, img: &Tensor) -> Result<Tensor> {
+        let mut img_input = img.shallow_clone();
+        if let Some(img_cond) = &self.img_cond {
+            img_input = Tensor::f_cat(&[&img_input, img_cond], -1)?;
+        }
+        if let Some(img_cond_seq) = &self.img_cond_seq {
+            img_input = Tensor::f_cat(&[&img_input, img_cond_seq], 1)?;
+        }
+        Ok(img_input)
+    }
+
+    fn input<'a>(&'a self, img: &'a Tensor, timesteps: &'a Tensor) -> Flux1Input<'a> {
+        let Self { img_ids, txt, txt_ids, vec, guidance, .. } = self;
+        Flux1Input { img, img_ids, txt, txt_ids, timesteps, y: vec, guidance: Some(guidance) }
+    }
 }

@@ -45,6 +45,17 @@ impl Pipeline {
     /// # Errors
     /// What is wrong with the files.
     pub fn memory(&self, request: &Request) -> Result<Memory> {
+        self.memory_of(request, 1)
+    }
+
+    /// Whether so many pictures of a request can be computed at a time.
+    pub(super) fn fits(&self, request: &Request, pictures: usize) -> bool {
+        let free = free_bytes(self.settings.device);
+        free.is_none_or(|free| self.memory_of(request, pictures).is_ok_and(|memory| memory.peak() <= free))
+    }
+
+    /// What so many pictures take that are computed together.
+    fn memory_of(&self, request: &Request, pictures: usize) -> Result<Memory> {
         let request = self.complete(request);
         let weights = self.weights()?;
         let settings = &self.settings;
@@ -60,13 +71,14 @@ impl Pipeline {
         };
         let text = t5 + clip;
         let kept = if settings.keep_text_encoders { text } else { 0 };
-        let previews = if request.previews > 0 { autoencoder } else { 0 };
+        let previews = if request.previews > 0 || request.edit.is_some() { autoencoder } else { 0 };
 
         let p = &self.params;
         let number = self.kind.elt_size_in_bytes() as u64;
         let side = |pixels: i64| (pixels.max(0) as u64).div_ceil(16);
-        let text_tokens = request.max_sequence_length.unwrap_or(512) as u64;
-        let tokens = side(request.width) * side(request.height) + text_tokens;
+        let (image_tokens, text_tokens) = self.tokens(&request);
+        let (image_tokens, text_tokens) = (image_tokens.unsigned_abs(), text_tokens.unsigned_abs());
+        let tokens = (image_tokens + text_tokens) * pictures as u64;
         let step = tokens * p.hidden_size.unsigned_abs() * number * form(DENOISE, settings.numerics);
         // The wider of T5's two: its MLP. In the kinds that the fast form widens, f32.
         let encoding = text_tokens * p.context_in_dim.unsigned_abs() * 4 * 16;

@@ -116,6 +116,19 @@ impl Request {
         self
     }
 
+    /// Sets what the picture shall not show, and how far it is led away from that.
+    pub fn negative_prompt(mut self, prompt: impl Into<String>, true_cfg_scale: f64) -> Self {
+        self.negative_prompt = Some(prompt.into());
+        self.true_cfg_scale = Some(true_cfg_scale);
+        self
+    }
+
+    /// Sets the pictures that it begins with.
+    pub fn edit(mut self, edit: Edit) -> Self {
+        self.edit = Some(Arc::new(edit));
+        self
+    }
+
     /// Sets how many pictures of each prompt are drawn.
     pub fn num_images(mut self, num_images: usize) -> Self {
         self.num_images = num_images;
@@ -126,6 +139,11 @@ impl Request {
     pub fn previews(mut self, previews: usize) -> Self {
         self.previews = previews;
         self
+    }
+
+    /// The scale of the true guidance, where there is one.
+    pub(super) fn scale(&self) -> Option<f64> {
+        self.true_cfg_scale.filter(|&scale| scale > 1.0 && self.negative_prompt.is_some())
     }
 
     /// Whether a preview is made after a step, counted from 1, of so many.

@@ -1,0 +1,565 @@
+//! From requests to pictures, phase by phase; pictures of one shape are computed together where that changes no bit.
+
+use std::ops::ControlFlow;
+
+use tch::{Device, Kind, Tensor};
+
+use super::denoise::Course;
+use super::edit::Start;
+use super::resident;
+use super::{Conditions, Generated, OnProgress, Phase, Pipeline, Progress, Request};
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Result};
+use crate::flux1::Flux1;
+use crate::image::Image;
+use crate::ops::Numerics;
+use crate::sampling::{self, NoiseRule, Prepared, get_noise, get_schedule, prepare, unpack};
+use crate::shim;
+use crate::text::Tokenizer;
+
+/// The longest side of a preview's latent.
+const PREVIEW_SIDE: i64 = 32;
+
+/// Tokens that a step computes together at most: measured, more are no faster.
+const TOGETHER: i64 = 2048;
+
+/// Hears of the progress of each request by its place, and stops that one's work with `Break`.
+pub type OnTogether<'a> = dyn FnMut(usize, Progress) -> ControlFlow<()> + 'a;
+
+/// A prompt as the transformer takes it.
+struct Encoded {
+    txt: Tensor,
+    vec: Tensor,
+    warnings: Vec<String>,
+}
+
+/// A prompt, and what the picture shall not show.
+struct Text {
+    prompt: Encoded,
+    negative: Option<Encoded>,
+}
+
+/// A picture on its way.
+struct Drawing<'a> {
+    /// Whose it is: a place among the requests.
+    job: usize,
+    /// Which of that request's pictures.
+    image: usize,
+    /// Of how many.
+    images: usize,
+    /// What draws it alone.
+    request: Request,
+    text: &'a Text,
+    start: Option<&'a Start>,
+}
+
+/// What pictures that are computed together have in common.
+#[derive(Debug, PartialEq)]
+struct Shape {
+    size: (i64, i64),
+    steps: Option<usize>,
+    text: Option<usize>,
+    true_cfg_scale: Option<f64>,
+    /// Of a picture that is begun with: its strength, and whether there is a mask.
+    start: Option<(f64, bool)>,
+}
+
+impl Shape {
+    fn of(request: &Request) -> Self {
+        Self {
+            size: (request.width, request.height),
+            steps: request.steps,
+            text: request.max_sequence_length,
+            true_cfg_scale: request.scale(),
+            start: request.edit.as_ref().map(|edit| (edit.strength, edit.mask.is_some())),
+        }
+    }
+}
+
+/// How the requests fare: each goes on until an error of its own.
+struct Jobs<'a> {
+    failed: Vec<Option<Error>>,
+    on_progress: &'a mut OnTogether<'a>,
+}
+
+impl Jobs<'_> {
+    fn lives(&self, job: usize) -> bool {
+        self.failed[job].is_none()
+    }
+
+    fn living(&self) -> Vec<usize> {
+        (0..self.failed.len()).filter(|&job| self.lives(job)).collect()
+    }
+
+    fn report(&mut self, job: usize, progress: Progress) {
+        if self.lives(job) && (self.on_progress)(job, progress).is_break() {
+            self.failed[job] = Some(Error::Cancelled);
+        }
+    }
+
+    fn begin(&mut self, phase: Phase) {
+        self.living().into_iter().for_each(|job| self.report(job, Progress::Phase(phase)));
+    }
+
+    /// The value, or `None` and the job is done for.
+    fn or_fails<T>(&mut self, job: usize, result: Result<T>) -> Option<T> {
+        result.map_err(|error| self.failed[job] = Some(error)).ok()
+    }
+}
+
+impl Pipeline {
+    /// Draws the pictures, prompt by prompt and seed by seed. The bits of each are those that it has when it is drawn
+    /// alone.
+    ///
+    /// # Errors
+    /// [`Error::Request`], [`Error::Cancelled`], [`Error::NotFinite`], and what is wrong with the files.
+    pub fn generate(&mut self, request: &Request, on_progress: &mut OnProgress) -> Result<Vec<Generated>> {
+        let mut outcomes = self.generate_together(&[request], &mut |_, progress| on_progress(progress))?;
+        outcomes.pop().unwrap_or(Err(Error::Cancelled))
+    }
+
+    /// Draws several requests, those of one shape together: up to [`Pipeline::together`] pictures at a time. Each has its
+    /// own outcome, in the order of the requests, and the bits of its pictures are those that they have alone.
+    ///
+    /// # Errors
+    /// What goes wrong for all of them.
+    pub fn generate_together(
+        &mut self,
+        requests: &[&Request],
+        on_progress: &mut OnTogether,
+    ) -> Result<Vec<Result<Vec<Generated>>>> {
+        let _no_grad = tch::no_grad_guard();
+        let mut jobs =
+            Jobs { failed: requests.iter().map(|_| None).collect(), on_progress: &mut *on_progress };
+        let requests: Vec<Request> = requests.iter().map(|request| self.complete(request)).collect();
+        for (job, request) in requests.iter().enumerate() {
+            jobs.or_fails(job, self.check(request));
+        }
+
+        jobs.begin(Phase::Text);
+        let texts = self.texts(&requests, &mut jobs);
+        if !self.settings.keep_text_encoders {
+            (self.clip, self.t5) = (None, None);
+        }
+
+        jobs.begin(Phase::Load);
+        let living = jobs.living();
+        if !living.is_empty() {
+            self.load_transformer()?;
+        }
+        if living.iter().any(|&job| requests[job].previews > 0 || requests[job].edit.is_some()) {
+            self.load_autoencoder()?;
+        }
+        let starts: Vec<_> = requests.iter().map(|request| self.start(request)).collect();
+        let starts: Vec<_> =
+            starts.into_iter().enumerate().map(|(job, start)| jobs.or_fails(job, start).flatten()).collect();
+
+        jobs.begin(Phase::Denoise);
+        let drawings = drawings(&requests, &texts, &starts, &jobs);
+        let mut latents: Vec<Option<Tensor>> = drawings.iter().map(|_| None).collect();
+        for group in self.groups(&drawings) {
+            for (i, latent) in self.latents(&drawings, group, &mut jobs)? {
+                latents[i] = Some(latent);
+            }
+        }
+
+        jobs.begin(Phase::Decode);
+        self.transformer.iter().for_each(|transformer| transformer.model.release_workspace());
+        if !jobs.living().is_empty() {
+            self.load_autoencoder()?;
+        }
+        let mut pictures: Vec<Vec<Generated>> = requests.iter().map(|_| Vec::new()).collect();
+        for (drawing, latent) in drawings.into_iter().zip(latents) {
+            let Some(latent) = latent.filter(|_| jobs.lives(drawing.job)) else { continue };
+            let picture = self.decode(&latent, &drawing.request).and_then(|x| Image::from_tensor(&x));
+            if let Some(image) = jobs.or_fails(drawing.job, picture) {
+                let warnings = drawing.text.warnings();
+                pictures[drawing.job].push(Generated { image, request: drawing.request, warnings });
+            }
+        }
+        self.autoencoder.iter().for_each(|autoencoder| autoencoder.model.release_workspace());
+        let outcome = |(failed, pictures): (Option<Error>, _)| failed.map_or(Ok(pictures), Err);
+        Ok(jobs.failed.into_iter().zip(pictures).map(outcome).collect())
+    }
+
+    /// How many pictures of such a request are computed at a time: several where that is faster, changes no bit of them,
+    /// and the memory allows it. The kernels of the fast numerics on the CPU give a row of a product the same bits
+    /// whatever rows are beside it; libtorch's do not.
+    pub fn together(&self, request: &Request) -> usize {
+        let settings = &self.settings;
+        let ours = settings.device == Device::Cpu && settings.numerics == Numerics::Fast;
+        let beside = !self.loras.transformer.linears.is_empty();
+        if !ours || beside || !matches!(self.kind, Kind::Float | Kind::BFloat16) {
+            return 1;
+        }
+        let request = self.complete(request);
+        let (image, text) = self.tokens(&request);
+        let most = (TOGETHER / (image + text)).max(1) as usize;
+        (1..=most).rev().find(|&count| count == 1 || self.fits(&request, count)).unwrap_or(1)
+    }
+
+    /// Whether two requests can be drawn together.
+    pub fn alike(&self, one: &Request, other: &Request) -> bool {
+        Shape::of(&self.complete(one)) == Shape::of(&self.complete(other))
+    }
+
+    /// Tokens of a picture, and of its text.
+    pub(super) fn tokens(&self, request: &Request) -> (i64, i64) {
+        let side = |pixels: i64| sampling::latent_size(pixels.max(0)) / 2;
+        (side(request.width) * side(request.height), request.max_sequence_length.unwrap_or(512) as i64)
+    }
+
+    fn check(&self, request: &Request) -> Result<()> {
+        request.check()?;
+        if self.params.in_channels != self.params.out_channels {
+            return Err(Error::Request(format!(
+                "FLUX.1 {} draws from a picture ({} input channels); only text to image is built so far",
+                self.params.variant(),
+                self.params.in_channels
+            )));
+        }
+        Ok(())
+    }
+
+    /// The prompts of each request that lives.
+    fn texts(&mut self, requests: &[Request], jobs: &mut Jobs) -> Vec<Vec<Text>> {
+        let mut all = Vec::new();
+        for (job, request) in requests.iter().enumerate() {
+            let texts = match jobs.lives(job) {
+                true => request.prompts.iter().map(|prompt| self.text(prompt, request)).collect(),
+                false => Ok(Vec::new()),
+            };
+            all.push(jobs.or_fails(job, texts).unwrap_or_default());
+        }
+        all
+    }
+
+    fn text(&mut self, prompt: &str, request: &Request) -> Result<Text> {
+        let length = request.max_sequence_length.unwrap_or(512);
+        let prompt = self.encode(prompt, length)?;
+        let negative = request.scale().and(request.negative_prompt.as_deref());
+        let negative = negative.map(|negative| self.encode(negative, length)).transpose()?;
+        Ok(Text { prompt, negative })
+    }
+
+    /// The states of T5 and the pooled vector of CLIP.
+    fn encode(&mut self, prompt: &str, length: usize) -> Result<Encoded> {
+        let device = self.settings.device;
+        let mut warnings = Vec::new();
+        let mut tokens = |tokenizer: &Tokenizer, name: &str, length: usize| {
+            let tokens = tokenizer.encode(prompt, length)?;
+            if tokens.cut > 0 {
+                warnings.push(format!(
+                    "{name} reads {length} tokens: the last {} of the prompt were cut off",
+                    tokens.cut
+                ));
+            }
+            Ok::<_, Error>(Tensor::f_from_slice(&tokens.ids)?.f_unsqueeze(0)?.f_to_device(device)?)
+        };
+        let kind = self.text_kind();
+        if self.t5.is_none() {
+            self.t5 = Some(self.parts.load_t5(&self.settings, kind)?.adapt(&self.loras.t5)?);
+        }
+        if self.clip.is_none() {
+            self.clip = Some(self.parts.load_clip(&self.settings, kind)?.adapt(&self.loras.clip)?);
+        }
+        let (Some(t5), Some(clip)) = (&self.t5, &self.clip) else { return Err(not_loaded()) };
+        t5.checkpoint.check_unchanged()?;
+        clip.checkpoint.check_unchanged()?;
+        let txt = t5.model.forward(&tokens(&self.t5_tokenizer, "T5", length)?)?;
+        let most = clip.model.config().max_position_embeddings.clamp(2, 77) as usize;
+        let vec = clip.model.forward(&tokens(&self.clip_tokenizer, "CLIP", most)?)?.pooler_output;
+        Ok(Encoded { txt: txt.f_to_kind(self.kind)?, vec: vec.f_to_kind(self.kind)?, warnings })
+    }
+
+    /// T5 overflows in f16, so there the text encoders run in bf16.
+    pub(super) fn text_kind(&self) -> Kind {
+        if self.kind == Kind::Half { Kind::BFloat16 } else { self.kind }
+    }
+
+    /// In the kind of its file, unless the pipeline computes in f32 throughout.
+    pub(super) fn autoencoder_kind(&self, autoencoder: &Checkpoint) -> Kind {
+        if self.kind == Kind::Float { self.kind } else { autoencoder.main_kind().unwrap_or(self.kind) }
+    }
+
+    /// Whether the autoencoder with weights of this kind decodes in f32; otherwise it does under bf16 autocast.
+    pub(super) fn decodes_in_f32(&self, autoencoder: Kind) -> bool {
+        autoencoder == Kind::Float && self.kind == Kind::Float
+    }
+
+    fn load_transformer(&mut self) -> Result<()> {
+        if self.transformer.is_none() {
+            let transformer = self.parts.load_transformer(&self.settings, self.kind, &self.params)?;
+            transformer.model.quantize(self.settings.quantize)?;
+            self.transformer = Some(transformer.adapt(&self.loras.transformer)?);
+        }
+        Ok(())
+    }
+
+    fn load_autoencoder(&mut self) -> Result<()> {
+        if self.autoencoder.is_none() {
+            let checkpoint = self.parts.open_autoencoder(self.settings.access)?;
+            let kind = self.autoencoder_kind(&checkpoint);
+            self.autoencoder = Some(resident::load_autoencoder(&self.settings, kind, checkpoint)?);
+        }
+        Ok(())
+    }
+
+    /// The drawings that are computed together, by their places.
+    fn groups(&self, drawings: &[Drawing]) -> Vec<Vec<usize>> {
+        let mut groups: Vec<(Shape, usize, Vec<usize>)> = Vec::new();
+        for (i, Drawing { request, .. }) in drawings.iter().enumerate() {
+            let shape = Shape::of(request);
+            match groups.iter_mut().find(|(other, most, group)| *other == shape && group.len() < *most) {
+                Some((_, _, group)) => group.push(i),
+                None => groups.push((shape, self.together(request), vec![i])),
+            }
+        }
+        groups.into_iter().map(|(_, _, group)| group).collect()
+    }
+
+    /// Noise to latents of drawings of one shape: those that nobody stopped, with their places.
+    fn latents(
+        &self,
+        drawings: &[Drawing],
+        mut group: Vec<usize>,
+        jobs: &mut Jobs,
+    ) -> Result<Vec<(usize, Tensor)>> {
+        group.retain(|&i| jobs.lives(drawings[i].job));
+        let Some(&first) = group.first() else { return Ok(Vec::new()) };
+        let Some(transformer) = &self.transformer else { return Err(not_loaded()) };
+        transformer.checkpoint.check_unchanged()?;
+        let model = &transformer.model;
+        let times = self.times(&drawings[first].request);
+        let steps = times.len() - 1;
+        let rows = group.iter().map(|&i| Row::new(self, model, i, &drawings[i], &times));
+        let mut rows = rows.collect::<Result<Vec<_>>>()?;
+        let mut beside = Beside::of(&rows)?;
+        for step in 0..steps {
+            let (t_curr, t_prev) = (times[step], times[step + 1]);
+            let before = beside.img.shallow_clone();
+            let velocity = |img: &Tensor, t_vec: &Tensor| beside.velocity(model, img, t_vec, step);
+            let mut img =
+                sampling::denoise(&before, &times[step..step + 2], |img, t_vec, _| velocity(img, t_vec))?;
+            let expected =
+                || Ok(before.f_sub(&img.f_sub(&before)?.f_mul_scalar(t_curr / (t_prev - t_curr))?)?);
+            self.report_step(&rows, drawings, (step + 1, steps), &expected, jobs)?;
+            if step + 1 < steps {
+                img = beside.keep_unmasked(&img, t_prev)?;
+            }
+            beside.img = img;
+            if rows.iter().any(|row| !jobs.lives(drawings[row.drawing].job)) {
+                let living = |row: &Row| jobs.lives(drawings[row.drawing].job);
+                let places: Vec<i64> =
+                    (0..).zip(&rows).filter(|(_, row)| living(row)).map(|(i, _)| i).collect();
+                rows.retain(living);
+                if rows.is_empty() {
+                    return Ok(Vec::new());
+                }
+                let img = beside
+                    .img
+                    .f_index_select(0, &Tensor::f_from_slice(&places)?.f_to_device(beside.img.device())?)?;
+                beside = Beside { img, ..Beside::of(&rows)? };
+            }
+        }
+        let mut latents = Vec::new();
+        for (i, row) in (0..).zip(&rows) {
+            let latent = beside.img.f_narrow(0, i, 1)?;
+            if bool::try_from(latent.isfinite().all())? {
+                latents.push((row.drawing, latent));
+            } else {
+                let hint = "a weight file is damaged, or the kind is too narrow: try bf16 or f32";
+                jobs.or_fails::<()>(
+                    drawings[row.drawing].job,
+                    Err(Error::NotFinite { what: "the latent", hint }),
+                );
+            }
+        }
+        Ok(latents)
+    }
+
+    /// The times that a picture walks, those that its strength leaves.
+    fn times(&self, request: &Request) -> Vec<f64> {
+        let steps = request.steps.unwrap_or(1);
+        let (tokens, _) = self.tokens(request);
+        let mut times = get_schedule(steps, tokens, 0.5, 1.15, self.params.guidance_embed);
+        if let Some(edit) = &request.edit {
+            times.drain(..edit.first_step(steps));
+        }
+        times
+    }
+
+    fn report_step(
+        &self,
+        rows: &[Row],
+        drawings: &[Drawing],
+        (step, steps): (usize, usize),
+        expected: &dyn Fn() -> Result<Tensor>,
+        jobs: &mut Jobs,
+    ) -> Result<()> {
+        let mut patches = None;
+        for (i, row) in (0..).zip(rows) {
+            let Drawing { job, image, images, ref request, .. } = drawings[row.drawing];
+            jobs.report(job, Progress::Step { image, images, step, steps });
+            if jobs.lives(job) && request.previews_after(step, steps) {
+                if patches.is_none() {
+                    patches = Some(expected()?);
+                }
+                let Some(patches) = &patches else { continue };
+                let picture = self.preview(&patches.f_narrow(0, i, 1)?, request)?;
+                jobs.report(job, Progress::Preview { image, step, picture });
+            }
+        }
+        Ok(())
+    }
+
+    /// Patches to pixels.
+    fn decode(&self, patches: &Tensor, request: &Request) -> Result<Tensor> {
+        self.decode_latent(&unpack(&patches.f_to_kind(Kind::Float)?, request.height, request.width)?)
+    }
+
+    /// Patches to a small picture: of their means, so that it costs little.
+    fn preview(&self, patches: &Tensor, request: &Request) -> Result<Image> {
+        let latent = unpack(&patches.f_to_kind(Kind::Float)?, request.height, request.width)?;
+        let (height, width) = (latent.size()[2], latent.size()[3]);
+        let times = (height.max(width) + PREVIEW_SIDE - 1) / PREVIEW_SIDE;
+        let small = latent.f_adaptive_avg_pool2d([(height / times).max(1), (width / times).max(1)])?;
+        Image::from_tensor(&self.decode_latent(&small)?)
+    }
+
+    /// Latent to pixels, as the official code does it: in f32, under bf16 autocast unless the pipeline is f32.
+    fn decode_latent(&self, latent: &Tensor) -> Result<Tensor> {
+        let Some(autoencoder) = &self.autoencoder else { return Err(not_loaded()) };
+        autoencoder.checkpoint.check_unchanged()?;
+        let autocast = !self.decodes_in_f32(autoencoder.kind);
+        let _autocast = autocast.then(|| shim::Autocast::bf16(self.settings.device));
+        let picture = match self.settings.vae_tile {
+            Some(tile) => autoencoder.model.decode_tiled(latent, tile, tile / 4)?,
+            None => autoencoder.model.decode(latent)?,
+        };
+        Ok(picture.f_get(0)?)
+    }
+}
+
+impl Text {
+    fn warnings(&self) -> Vec<String> {
+        let negative = self.negative.iter().flat_map(|negative| &negative.warnings);
+        let negative = negative.map(|warning| format!("negative prompt: {warning}"));
+        self.prompt.warnings.iter().cloned().chain(negative).collect()
+    }
+}
+
+/// Every picture of the requests that live, with the request that draws it alone.
+fn drawings<'a>(
+    requests: &[Request],
+    texts: &'a [Vec<Text>],
+    starts: &'a [Option<Start>],
+    jobs: &Jobs,
+) -> Vec<Drawing<'a>> {
+    let mut drawings = Vec::new();
+    for job in jobs.living() {
+        let (request, start) = (&requests[job], starts[job].as_ref());
+        let images = request.prompts.len() * request.num_images;
+        for (prompt, text) in request.prompts.iter().zip(&texts[job]) {
+            for i in 0..request.num_images {
+                let seed = request.seed.wrapping_add(i as u64);
+                let mine = Request { prompts: vec![prompt.clone()], num_images: 1, seed, ..request.clone() };
+                let image = drawings.iter().filter(|drawing: &&Drawing| drawing.job == job).count();
+                drawings.push(Drawing { job, image, images, request: mine, text, start });
+            }
+        }
+    }
+    drawings
+}
+
+/// A drawing as the loop has it.
+struct Row<'a> {
+    /// Its place among the drawings.
+    drawing: usize,
+    /// What the loop begins with, `[1, L, C]`.
+    img: Tensor,
+    noise: Tensor,
+    start: Option<&'a Start>,
+    course: Course,
+    negative: Option<Course>,
+    true_cfg_scale: Option<f64>,
+}
+
+impl<'a> Row<'a> {
+    fn new(
+        pipeline: &Pipeline,
+        model: &Flux1,
+        drawing: usize,
+        of: &Drawing<'a>,
+        times: &[f64],
+    ) -> Result<Self> {
+        let request = &of.request;
+        let rule = if request.legacy_noise { NoiseRule::Legacy } else { NoiseRule::Current };
+        let noise = get_noise(1, request.height, request.width, pipeline.kind, request.seed, rule)?;
+        let noise = noise.f_to_device(pipeline.settings.device)?;
+        let guidance = request.guidance.unwrap_or(0.0);
+        let course = |text: &Encoded| {
+            let prepared = prepare(&noise, &text.txt, &text.vec)?;
+            let course = Course::new(model, &prepared, times, guidance, &Conditions::default())?;
+            Ok::<_, Error>((prepared, course))
+        };
+        let (Prepared { img: noise, .. }, prompt) = course(&of.text.prompt)?;
+        let negative = of.text.negative.as_ref().map(course).transpose()?.map(|(_, course)| course);
+        let img = match of.start {
+            Some(start) => start.noised(&noise, times[0])?,
+            None => noise.shallow_clone(),
+        };
+        let true_cfg_scale = request.scale();
+        Ok(Self { drawing, img, noise, start: of.start, course: prompt, negative, true_cfg_scale })
+    }
+}
+
+/// Rows side by side along the batch.
+struct Beside {
+    img: Tensor,
+    noise: Tensor,
+    start: Option<Start>,
+    course: Course,
+    /// What is led away from, and how far.
+    negative: Option<(Course, f64)>,
+}
+
+impl Beside {
+    fn of(rows: &[Row]) -> Result<Self> {
+        let cat = |of: fn(&Row) -> Tensor| Tensor::f_cat(&rows.iter().map(of).collect::<Vec<_>>(), 0);
+        let starts: Option<Vec<_>> = rows.iter().map(|row| row.start).collect();
+        let negatives: Option<Vec<_>> = rows.iter().map(|row| row.negative.as_ref()).collect();
+        let negative = negatives.map(|negatives| Course::together(&negatives)).transpose()?;
+        Ok(Self {
+            img: cat(|row| row.img.shallow_clone())?,
+            noise: cat(|row| row.noise.shallow_clone())?,
+            start: starts.map(|starts| Start::together(&starts)).transpose()?,
+            course: Course::together(&rows.iter().map(|row| &row.course).collect::<Vec<_>>())?,
+            negative: negative.zip(rows.first().and_then(|row| row.true_cfg_scale)),
+        })
+    }
+
+    /// Source of the true guidance: diffusers 0.42.1, `pipelines/flux/pipeline_flux.py` lines 934–947.
+    fn velocity(&self, model: &Flux1, img: &Tensor, t_vec: &Tensor, step: usize) -> Result<Tensor> {
+        let pred = self.course.velocity(model, img, t_vec, step)?;
+        match &self.negative {
+            Some((negative, scale)) => {
+                let away = negative.velocity(model, img, t_vec, step)?;
+                Ok(away.f_add(&pred.f_sub(&away)?.f_mul_scalar(*scale)?)?)
+            }
+            None => Ok(pred),
+        }
+    }
+
+    fn keep_unmasked(&self, img: &Tensor, time: f64) -> Result<Tensor> {
+        match &self.start {
+            Some(start) => start.keep_unmasked(img, &self.noise, time),
+            None => Ok(img.shallow_clone()),
+        }
+    }
+}
+
+/// For a state that the order of the phases rules out.
+fn not_loaded() -> Error {
+    Error::Config("a part of the pipeline is not loaded".into())
+}

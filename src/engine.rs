@@ -1,9 +1,14 @@
 //! A pipeline on a thread of its own: jobs in, events out. What a server or a program with a window holds.
 //!
 //! An [`Engine`] is `Clone + Send + Sync`, and nothing of it blocks: [`Engine::submit`] puts a job into a bounded queue
-//! or says that it is full. One thread for each pipeline takes the jobs in their order. A job that fails, panics or runs
-//! out of memory is its own affair: the next one is drawn. A [`Job`] that is dropped is cancelled, which takes effect
-//! within one block of a model.
+//! or says that it is full. One thread for each pipeline takes the jobs in their order, and with the first those of the
+//! same shape that wait, where they are drawn faster together; the bits of a picture do not depend on it. A job that
+//! fails, panics or runs out of memory is its own affair: the next one is drawn. A [`Job`] that is dropped is cancelled,
+//! which takes effect within one block of a model.
+//!
+//! Jobs are spans of `tracing`, and what happens to them are events with counters in the fields that metrics layers know:
+//! `monotonic_counter.tch_flux_jobs` with the `outcome`, `histogram.tch_flux_wait_seconds`,
+//! `histogram.tch_flux_draw_seconds`.
 //!
 //! ```no_run
 //! use tch_flux::engine::{Engine, Event, Options};
@@ -27,27 +32,27 @@
 //! ```
 
 mod job;
+mod queue;
 #[cfg(test)]
 mod tests;
 mod trouble;
 
-use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
 use tch::Device;
-use tracing::{debug, error, info, info_span, warn};
+use tracing::{error, info_span};
 
 use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::ops;
-use crate::pipeline::{Generated, OnProgress, Phase, Pipeline, Progress, Request};
+use crate::pipeline::{Generated, OnTogether, Phase, Pipeline, Progress, Request};
 use job::Events;
 pub use job::Job;
+use queue::{Batch, Shared, Ticket};
 
 /// How an engine behaves.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -130,7 +135,16 @@ pub struct Stats {
 /// What a worker draws with.
 pub(crate) trait Draw: Send + 'static {
     fn device(&self) -> Device;
-    fn draw(&mut self, request: &Request, on_progress: &mut OnProgress) -> Result<Vec<Generated>>;
+    /// How many pictures like the request's are drawn at a time.
+    fn together(&self, request: &Request) -> usize;
+    /// Whether two requests can be.
+    fn alike(&self, one: &Request, other: &Request) -> bool;
+    /// The outcome of each, or what went wrong for all.
+    fn draw(
+        &mut self,
+        requests: &[&Request],
+        on_progress: &mut OnTogether,
+    ) -> Result<Vec<Result<Vec<Generated>>>>;
     /// Lets go of all that an error may have left half-done.
     fn release(&mut self);
 }
@@ -139,9 +153,24 @@ impl Draw for Pipeline {
     fn device(&self) -> Device {
         self.settings().device
     }
-    fn draw(&mut self, request: &Request, on_progress: &mut OnProgress) -> Result<Vec<Generated>> {
-        self.check_memory(request)?;
-        self.generate(request, on_progress)
+    fn together(&self, request: &Request) -> usize {
+        Pipeline::together(self, request)
+    }
+    fn alike(&self, one: &Request, other: &Request) -> bool {
+        Pipeline::alike(self, one, other)
+    }
+    fn draw(
+        &mut self,
+        requests: &[&Request],
+        on_progress: &mut OnTogether,
+    ) -> Result<Vec<Result<Vec<Generated>>>> {
+        let checks: Vec<_> = requests.iter().map(|request| self.check_memory(request)).collect();
+        let fitting: Vec<usize> = (0..checks.len()).filter(|&job| checks[job].is_ok()).collect();
+        let those: Vec<&Request> = fitting.iter().map(|&job| requests[job]).collect();
+        let mut drawn =
+            self.generate_together(&those, &mut |i, progress| on_progress(fitting[i], progress))?.into_iter();
+        let outcome = |check: Result<()>| check.and_then(|()| drawn.next().unwrap_or(Err(Error::Cancelled)));
+        Ok(checks.into_iter().map(outcome).collect())
     }
     fn release(&mut self) {
         Pipeline::release(self);
@@ -180,16 +209,16 @@ impl Engine {
         // From here on an early return ends the threads that were started.
         let engine = Self { inner: Arc::new(Inner { shared: shared.clone() }) };
         for (i, artist) in artists.into_iter().enumerate() {
-            shared.lock().workers += 1;
+            shared.join();
             let mine = shared.clone();
             let started =
                 thread::Builder::new().name(format!("tch-flux {i}")).spawn(move || work(&mine, artist));
             if let Err(source) = started {
-                shared.lock().workers -= 1;
+                shared.leave();
                 return Err(Error::io("a thread of the engine")(source));
             }
         }
-        if shared.lock().workers == 0 {
+        if shared.stats().workers == 0 {
             return Err(Error::Config("an engine needs a pipeline".into()));
         }
         Ok(engine)
@@ -207,227 +236,26 @@ impl Engine {
 
     /// Takes no more jobs; those that were taken are drawn.
     pub fn close(&self) {
-        let shared = &self.inner.shared;
-        shared.lock().closed = true;
-        shared.changed.notify_all();
+        self.inner.shared.close();
     }
 
     /// Waits until nothing waits and nothing is drawn, at most until `deadline`. Whether it is so.
     pub fn drain(&self, deadline: Instant) -> bool {
-        let shared = &self.inner.shared;
-        let mut state = shared.lock();
-        while !state.waiting.is_empty() || !state.running.is_empty() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return false;
-            }
-            state = shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        true
+        self.inner.shared.drain(deadline)
     }
 
     /// How it is doing.
     pub fn stats(&self) -> Stats {
-        let shared = &self.inner.shared;
-        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let state = shared.lock();
-        Stats {
-            waiting: state.waiting.len(),
-            running: state.running.len(),
-            workers: state.workers,
-            finished: count(&shared.finished),
-            failed: count(&shared.failed),
-            cancelled: count(&shared.cancelled),
-            refused: count(&shared.refused),
-        }
-    }
-}
-
-/// A job that waits.
-#[derive(Debug)]
-struct Waiting {
-    id: u64,
-    request: Request,
-    cancel: Arc<AtomicBool>,
-    events: Events,
-    since: Instant,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    waiting: VecDeque<Waiting>,
-    running: Vec<(u64, Arc<AtomicBool>)>,
-    workers: usize,
-    closed: bool,
-    next: u64,
-}
-
-/// What the handles and the threads share.
-#[derive(Debug)]
-struct Shared {
-    options: Options,
-    state: Mutex<State>,
-    /// Told of every change of the state.
-    changed: Condvar,
-    finished: AtomicU64,
-    failed: AtomicU64,
-    cancelled: AtomicU64,
-    refused: AtomicU64,
-}
-
-impl Shared {
-    fn new(options: Options) -> Self {
-        Self {
-            options,
-            state: Mutex::default(),
-            changed: Condvar::new(),
-            finished: AtomicU64::new(0),
-            failed: AtomicU64::new(0),
-            cancelled: AtomicU64::new(0),
-            refused: AtomicU64::new(0),
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing that can panic runs under the lock.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn submit(self: &Arc<Self>, request: Request) -> Result<Job> {
-        let mut state = self.lock();
-        if state.closed || state.workers == 0 {
-            return Err(Error::Stopped);
-        }
-        let idle = state.workers.saturating_sub(state.running.len());
-        let waiting = state.waiting.len();
-        if waiting >= self.options.queue + idle {
-            self.refused.fetch_add(1, Ordering::Relaxed);
-            debug!(waiting, "refused: the queue is full");
-            return Err(Error::Full { waiting });
-        }
-        let id = state.next;
-        state.next += 1;
-        let cancel = Arc::new(AtomicBool::new(false));
-        let (events, receiver) = Events::channel();
-        events.send(Event::Queued { ahead: waiting });
-        debug!(job = id, ahead = waiting, "queued");
-        state.waiting.push_back(Waiting {
-            id,
-            request,
-            cancel: cancel.clone(),
-            events,
-            since: Instant::now(),
-        });
-        drop(state);
-        self.changed.notify_all();
-        Ok(Job::new(id, cancel, receiver, self))
-    }
-
-    /// The next job, once there is one; `None` when there will be none.
-    fn next(&self) -> Option<Waiting> {
-        let mut state = self.lock();
-        loop {
-            if let Some(job) = state.waiting.pop_front() {
-                state.running.push((job.id, job.cancel.clone()));
-                state.tell_places();
-                return Some(job);
-            }
-            if state.closed {
-                return None;
-            }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    /// A job was drawn, or was not.
-    fn done(&self, id: u64) {
-        self.lock().running.retain(|(other, _)| *other != id);
-        self.changed.notify_all();
-    }
-
-    fn count(&self, outcome: &Result<Vec<Generated>>) {
-        let counter = match outcome {
-            Ok(_) => &self.finished,
-            Err(Error::Cancelled) => &self.cancelled,
-            Err(_) => &self.failed,
-        };
-        counter.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// A job is not wanted any more. One that waits goes at once, one that is drawn at its next block.
-    fn cancel(&self, id: u64) {
-        let mut state = self.lock();
-        let Some(i) = state.waiting.iter().position(|job| job.id == id) else { return };
-        let Some(job) = state.waiting.remove(i) else { return };
-        state.tell_places();
-        drop(state);
-        self.finish(job.events, Err(Error::Cancelled));
-        self.changed.notify_all();
-    }
-
-    fn finish(&self, events: Events, outcome: Result<Vec<Generated>>) {
-        self.count(&outcome);
-        events.finish(outcome);
-    }
-
-    /// Nobody holds the engine any more.
-    fn stop(&self) {
-        let mut state = self.lock();
-        state.closed = true;
-        state.running.iter().for_each(|(_, cancel)| cancel.store(true, Ordering::Relaxed));
-        let waiting = std::mem::take(&mut state.waiting);
-        drop(state);
-        waiting.into_iter().for_each(|job| self.finish(job.events, Err(Error::Stopped)));
-        self.changed.notify_all();
-    }
-
-    /// A thread ends. Without any, nothing that waits will be drawn.
-    fn leave(&self) {
-        let mut state = self.lock();
-        state.workers -= 1;
-        let waiting = if state.workers == 0 { std::mem::take(&mut state.waiting) } else { VecDeque::new() };
-        drop(state);
-        waiting.into_iter().for_each(|job| self.finish(job.events, Err(Error::Stopped)));
-        self.changed.notify_all();
-    }
-}
-
-impl State {
-    fn tell_places(&self) {
-        self.waiting.iter().enumerate().for_each(|(ahead, job)| job.events.send(Event::Queued { ahead }));
+        self.inner.shared.stats()
     }
 }
 
 /// The life of a thread: job after job, until the engine is gone or the device lost.
 fn work<D: Draw>(shared: &Shared, mut artist: D) {
     let device = artist.device();
-    while let Some(Waiting { id, request, cancel, events, since }) = shared.next() {
-        let _span = info_span!("job", id, ?device).entered();
-        let (begun, waited) = (Instant::now(), since.elapsed());
-        let outcome = draw(&mut artist, &request, &cancel, &events);
-        let (waited_s, drawn_s) = (waited.as_secs_f64(), begun.elapsed().as_secs_f64());
-        let lost = match &outcome {
-            Ok(pictures) => {
-                info!(waited_s, drawn_s, pictures = pictures.len(), "drawn");
-                None
-            }
-            Err(Error::Cancelled) => {
-                debug!(waited_s, drawn_s, "cancelled");
-                None
-            }
-            Err(problem) => {
-                warn!(waited_s, drawn_s, %problem, "failed");
-                match problem {
-                    Error::DeviceLost { reason, .. } => Some(reason.clone()),
-                    _ => None,
-                }
-            }
-        };
-        // In this order, whoever hears the last event finds the place free.
-        shared.done(id);
-        shared.finish(events, outcome);
-        if let Some(reason) = lost {
-            error!(reason, "the device is lost: its thread ends");
+    while let Some(batch) = shared.next(&artist) {
+        if let Some(reason) = work_on(shared, &mut artist, &batch) {
+            error!(reason, ?device, "the device is lost: its thread ends");
             // What it holds cannot be given back to a device that does not answer.
             std::mem::forget(artist);
             break;
@@ -436,27 +264,87 @@ fn work<D: Draw>(shared: &Shared, mut artist: D) {
     shared.leave();
 }
 
-/// One job, whatever happens in it.
-fn draw<D: Draw>(
-    artist: &mut D,
-    request: &Request,
-    cancel: &Arc<AtomicBool>,
-    events: &Events,
-) -> Result<Vec<Generated>> {
-    let mut on_progress = |progress: Progress| {
-        events.send(progress.into());
-        if cancel.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+/// Draws what was taken, and says what became of it. Why the device is lost, if it is.
+fn work_on<D: Draw>(shared: &Shared, artist: &mut D, batch: &Batch) -> Option<String> {
+    let ids: Vec<u64> = batch.tickets.iter().map(|ticket| ticket.id).collect();
+    let _span = info_span!("jobs", ?ids, device = ?artist.device()).entered();
+    let begun = Instant::now();
+    let mut outcomes = draw(artist, batch, &batch.tickets);
+    if outcomes.len() > 1 && outcomes.iter().any(|outcome| matches!(outcome, Outcome::Shared(_))) {
+        // What went wrong may be one's alone: the others shall not fail with it.
+        outcomes = batch
+            .tickets
+            .iter()
+            .zip(outcomes)
+            .map(|(ticket, outcome)| match outcome {
+                Outcome::Shared(problem) if !is_lost(&problem) => draw_alone(artist, batch, ticket),
+                outcome => outcome,
+            })
+            .collect();
+    }
+    let outcomes = outcomes.into_iter().map(Outcome::into_result).collect::<Vec<_>>();
+    let lost = outcomes.iter().find_map(|outcome| match outcome {
+        Err(Error::DeviceLost { reason, .. }) => Some(reason.clone()),
+        _ => None,
+    });
+    batch.tickets.iter().zip(outcomes).for_each(|(ticket, outcome)| shared.done(ticket, begun, outcome));
+    lost
+}
+
+fn is_lost(problem: &Error) -> bool {
+    matches!(problem, Error::DeviceLost { .. })
+}
+
+/// What became of a job of several.
+enum Outcome {
+    Own(Result<Vec<Generated>>),
+    /// What went wrong for all of them.
+    Shared(Error),
+}
+
+impl Outcome {
+    fn into_result(self) -> Result<Vec<Generated>> {
+        match self {
+            Self::Own(result) => result,
+            Self::Shared(problem) => Err(problem),
+        }
+    }
+}
+
+fn draw_alone<D: Draw>(artist: &mut D, batch: &Batch, ticket: &Ticket) -> Outcome {
+    if ticket.is_cancelled() {
+        return Outcome::Own(Err(Error::Cancelled));
+    }
+    draw(artist, batch, std::slice::from_ref(ticket)).pop().unwrap_or(Outcome::Own(Err(Error::Cancelled)))
+}
+
+/// Some jobs of a batch, whatever happens in them.
+fn draw<D: Draw>(artist: &mut D, batch: &Batch, tickets: &[Ticket]) -> Vec<Outcome> {
+    let requests: Vec<&Request> = tickets.iter().map(|ticket| &*ticket.request).collect();
+    let mut on_progress = |job: usize, progress: Progress| {
+        let ticket = &tickets[job];
+        ticket.events.send(progress.into());
+        if ticket.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
     let drawn = catch_unwind(AssertUnwindSafe(|| {
-        ops::with_cancel(cancel, || artist.draw(request, &mut on_progress))
+        ops::with_cancel(&batch.stop, || artist.draw(&requests, &mut on_progress))
     }));
-    let outcome = drawn.unwrap_or_else(|panic| Err(Error::Panicked(trouble::panic_text(&*panic))));
-    outcome.map_err(|problem| {
-        let problem = trouble::named(problem, artist.device());
-        if matches!(problem, Error::Panicked(_) | Error::OutOfMemory(_)) {
-            // What is let go of may fail in its turn: the thread lives on, and the job's own fault is told.
-            let _ = catch_unwind(AssertUnwindSafe(|| artist.release()));
-        }
-        problem
-    })
+    let device = artist.device();
+    let drawn = drawn.unwrap_or_else(|panic| Err(Error::Panicked(trouble::panic_text(&*panic))));
+    let outcomes: Vec<Outcome> = match drawn {
+        Ok(results) => results
+            .into_iter()
+            .map(|result| Outcome::Own(result.map_err(|problem| trouble::named(problem, device))))
+            .collect(),
+        Err(problem) => trouble::for_each(trouble::named(problem, device), tickets.len()),
+    };
+    let broken = |outcome: &Outcome| {
+        let (Outcome::Own(Err(problem)) | Outcome::Shared(problem)) = outcome else { return false };
+        matches!(problem, Error::Panicked(_) | Error::OutOfMemory(_))
+    };
+    if outcomes.iter().any(broken) {
+        // What is let go of may fail in its turn: the thread lives on, and the job's own fault is told.
+        let _ = catch_unwind(AssertUnwindSafe(|| artist.release()));
+    }
+    outcomes
 }

@@ -3,43 +3,59 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 
 use async_channel::{Receiver, Sender};
 use futures_core::Stream;
 
-use super::{Event, Shared};
+use super::Event;
+use super::queue::Shared;
 use crate::error::{Error, Result};
 use crate::pipeline::Generated;
 
 /// Where a job's events go in. It ends with exactly one [`Event::Finished`] or [`Event::Failed`], also when it is only
 /// dropped.
 #[derive(Debug)]
-pub(super) struct Events(Option<Sender<Event>>);
+pub(super) struct Events(Mutex<Option<Sender<Event>>>);
+
+/// Where the last one goes.
+pub(super) struct Last(Sender<Event>);
 
 impl Events {
     pub(super) fn channel() -> (Self, Receiver<Event>) {
         let (sender, receiver) = async_channel::unbounded();
-        (Self(Some(sender)), receiver)
+        (Self(Mutex::new(Some(sender))), receiver)
     }
 
     pub(super) fn send(&self, event: Event) {
-        if let Some(sender) = &self.0 {
+        if let Some(sender) = &*self.sender() {
             // Who does not listen any more has dropped the job, and that cancels it.
             let _ = sender.try_send(event);
         }
     }
 
-    pub(super) fn finish(mut self, outcome: Result<Vec<Generated>>) {
-        self.send(outcome.map_or_else(Event::Failed, Event::Finished));
-        self.0 = None;
+    /// Once: nothing is sent behind the last.
+    pub(super) fn last(&self) -> Option<Last> {
+        self.sender().take().map(Last)
+    }
+
+    fn sender(&self) -> MutexGuard<'_, Option<Sender<Event>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Last {
+    pub(super) fn send(self, outcome: Result<Vec<Generated>>) {
+        let _ = self.0.try_send(outcome.map_or_else(Event::Failed, Event::Finished));
     }
 }
 
 impl Drop for Events {
     fn drop(&mut self) {
-        self.send(Event::Failed(Error::Stopped));
+        if let Some(last) = self.last() {
+            last.send(Err(Error::Stopped));
+        }
     }
 }
 
@@ -70,7 +86,7 @@ impl Job {
         self.id
     }
 
-    /// Stops it: at once while it waits, and within one block of a model while it is drawn. Its last event is then
+    /// Stops it: at once while it waits or is drawn beside others, else within one block of a model. Its last event is then
     /// [`Event::Failed`] with [`Error::Cancelled`], unless it was done before.
     pub fn cancel(&self) {
         self.cancel.store(true, Ordering::Relaxed);

@@ -4,6 +4,7 @@ use std::any::Any;
 
 use tch::{Device, TchError};
 
+use super::Outcome;
 use crate::error::Error;
 
 /// Memory ran out; what was computed is gone, what comes next may be smaller.
@@ -49,6 +50,18 @@ pub(super) fn named(problem: Error, device: Device) -> Error {
     } else {
         problem
     }
+}
+
+/// What went wrong for several jobs at once, as the outcome of each.
+pub(super) fn for_each(problem: Error, jobs: usize) -> Vec<Outcome> {
+    let again = |problem: &Error| match problem {
+        Error::Cancelled => Error::Cancelled,
+        Error::OutOfMemory(text) => Error::OutOfMemory(text.clone()),
+        Error::DeviceLost { device, reason } => Error::DeviceLost { device: *device, reason: reason.clone() },
+        other => Error::Panicked(other.to_string()),
+    };
+    let others = (1..jobs).map(|_| Outcome::Shared(again(&problem))).collect::<Vec<_>>();
+    std::iter::once(Outcome::Shared(problem)).chain(others).take(jobs).collect()
 }
 
 /// What a panic says.

@@ -151,3 +151,45 @@ fn every_model_stops_at_its_next_block() {
     let stopped = with_cancel(&cancel, || model.decode(&z));
     assert!(matches!(stopped, Err(Error::Cancelled)));
 }
+
+/// Requests of two shapes, with and without previews, of several prompts and seeds.
+fn mixed() -> Vec<Request> {
+    (0..12)
+        .map(|i| match i % 4 {
+            3 => request(i).steps(3),
+            2 => request(i).num_images(2).previews(1),
+            _ => request(i),
+        })
+        .collect()
+}
+
+#[test]
+fn what_is_drawn_together_has_the_bits_that_it_has_alone() {
+    let requests = mixed();
+    let expected: Vec<_> = requests.iter().map(alone).collect();
+    let mut pipeline = open(settings());
+    assert!(pipeline.together(&requests[0]) > 2, "small pictures are drawn several at a time");
+    let all: Vec<_> = requests.iter().collect();
+    let drawn = pipeline.generate_together(&all, &mut |_, _| ControlFlow::Continue(())).unwrap();
+    for (i, (drawn, expected)) in drawn.into_iter().zip(&expected).enumerate() {
+        assert_eq!(&drawn.unwrap(), expected, "request {i}");
+    }
+    // The exact numerics are libtorch's, whose bits depend on what is beside a row.
+    let exact = Settings { numerics: Numerics::Exact, ..settings() };
+    assert_eq!(open(exact).together(&requests[0]), 1);
+}
+
+#[test]
+fn one_that_is_stopped_leaves_the_others_as_they_are_alone() {
+    let requests = [0, 1, 2].map(|i| request(i).steps(4));
+    let mut pipeline = open(settings());
+    let outcomes = pipeline.generate_together(&requests.each_ref(), &mut |job, progress| match progress {
+        tch_flux::pipeline::Progress::Step { step: 2, .. } if job == 1 => ControlFlow::Break(()),
+        tch_flux::pipeline::Progress::Step { step: 3.., .. } if job == 1 => panic!("it was stopped"),
+        _ => ControlFlow::Continue(()),
+    });
+    let [one, two, three] = &outcomes.unwrap()[..] else { panic!("three requests, three outcomes") };
+    assert!(matches!(two, Err(Error::Cancelled)));
+    assert_eq!(one.as_ref().unwrap(), &alone(&requests[0]));
+    assert_eq!(three.as_ref().unwrap(), &alone(&requests[2]));
+}

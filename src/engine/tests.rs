@@ -1,38 +1,66 @@
 use std::future::Future;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use super::*;
+use crate::image::Image;
+use crate::pipeline::OnProgress;
 
-/// Draws what a test tells it to.
+/// Draws what a test tells it to, up to so many at a time.
 struct Artist<F> {
     device: Device,
+    most: usize,
     drawn: F,
     released: Arc<AtomicUsize>,
 }
 
 impl<F> Draw for Artist<F>
 where
-    F: FnMut(&Request, &mut OnProgress) -> Result<Vec<Generated>> + Send + 'static,
+    F: FnMut(&[&Request], &mut OnTogether) -> Result<Vec<Result<Vec<Generated>>>> + Send + 'static,
 {
     fn device(&self) -> Device {
         self.device
     }
-    fn draw(&mut self, request: &Request, on_progress: &mut OnProgress) -> Result<Vec<Generated>> {
-        (self.drawn)(request, on_progress)
+    fn together(&self, _: &Request) -> usize {
+        self.most
+    }
+    fn alike(&self, one: &Request, other: &Request) -> bool {
+        one.width == other.width
+    }
+    fn draw(
+        &mut self,
+        requests: &[&Request],
+        on_progress: &mut OnTogether,
+    ) -> Result<Vec<Result<Vec<Generated>>>> {
+        (self.drawn)(requests, on_progress)
     }
     fn release(&mut self) {
         self.released.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-fn artist<F>(drawn: F) -> Artist<F>
+/// One that draws up to so many at a time.
+fn artist_of<F>(most: usize, drawn: F) -> Artist<F>
 where
-    F: FnMut(&Request, &mut OnProgress) -> Result<Vec<Generated>> + Send + 'static,
+    F: FnMut(&[&Request], &mut OnTogether) -> Result<Vec<Result<Vec<Generated>>>> + Send + 'static,
 {
-    Artist { device: Device::Cpu, drawn, released: Arc::default() }
+    Artist { device: Device::Cpu, most, drawn, released: Arc::default() }
+}
+
+type One = dyn FnMut(&[&Request], &mut OnTogether) -> Result<Vec<Result<Vec<Generated>>>> + Send;
+
+/// One that draws one at a time.
+fn artist(
+    mut drawn: impl FnMut(&Request, &mut OnProgress) -> Result<Vec<Generated>> + Send + 'static,
+) -> Artist<Box<One>> {
+    artist_of(
+        1,
+        Box::new(move |requests: &[&Request], on_progress: &mut OnTogether| {
+            drawn(requests[0], &mut |progress| on_progress(0, progress)).map(|pictures| vec![Ok(pictures)])
+        }) as Box<One>,
+    )
 }
 
 fn pictures(request: &Request) -> Result<Vec<Generated>> {
@@ -193,7 +221,7 @@ fn a_lost_device_ends_its_thread_and_the_others_go_on() {
         }
         _ => pictures(request),
     };
-    let on = |device| Artist { device, drawn: lost, released: Arc::default() };
+    let on = |device| Artist { device, ..artist(lost) };
     let engine = Engine::start_with([on(Device::Cuda(0)), on(Device::Cuda(1))], queue(8)).unwrap();
     let outcome = engine.submit(request(0)).unwrap().wait();
     let Err(Error::DeviceLost { device: Device::Cuda(_), reason }) = outcome else { panic!("{outcome:?}") };
@@ -267,4 +295,110 @@ fn an_engine_needs_a_pipeline_and_a_request_that_can_be_drawn() {
     let (engine, _pass) = held();
     let request = Request::new("a picture", 65, 64);
     assert!(matches!(engine.submit(request), Err(Error::Request(_))));
+}
+
+/// Requests of a width, each told by its seed.
+fn sized(seed: u64, width: i64) -> Request {
+    Request { width, ..request(seed) }
+}
+
+#[test]
+fn what_waits_and_is_alike_is_drawn_together_in_the_order_of_the_queue() {
+    let (pass, wait) = mpsc::channel();
+    let (tell, told) = mpsc::channel();
+    let artist = artist_of(3, move |requests: &[&Request], _: &mut OnTogether| {
+        wait.recv_timeout(Duration::from_secs(30)).map_err(|_| Error::Cancelled)?;
+        tell.send(requests.iter().map(|request| request.seed).collect::<Vec<_>>())
+            .map_err(|_| Error::Stopped)?;
+        Ok(requests.iter().map(|request| pictures(request)).collect())
+    });
+    let engine = Engine::start_with([artist], queue(16)).unwrap();
+    let first = engine.submit(sized(0, 64)).unwrap();
+    until(|| engine.stats().running == 1);
+    let two = engine.submit(sized(4, 64).num_images(2)).unwrap();
+    let jobs: Vec<_> = [(1, 32), (2, 64), (3, 32), (5, 64), (6, 64), (7, 64)]
+        .map(|(seed, width)| engine.submit(sized(seed, width)).unwrap())
+        .into();
+    (0..5).for_each(|_| pass.send(()).unwrap());
+    assert!(first.wait().is_ok() && two.wait().is_ok());
+    for (job, seed) in jobs.into_iter().zip([1, 2, 3, 5, 6, 7]) {
+        assert_eq!(job.wait().unwrap()[0].request.seed, seed);
+    }
+    let order: Vec<_> = told.try_iter().collect();
+    assert_eq!(order, [vec![0], vec![4, 2], vec![1, 3], vec![5, 6, 7]]);
+    assert_eq!(engine.stats().finished, 8);
+}
+
+#[test]
+fn one_of_several_fails_or_is_cancelled_and_the_others_are_drawn() {
+    let (begun, has_begun) = mpsc::channel();
+    let (pass, wait) = mpsc::channel::<()>();
+    let artist = artist_of(4, move |requests: &[&Request], on_progress: &mut OnTogether| {
+        begun.send(requests.len()).map_err(|_| Error::Stopped)?;
+        wait.recv_timeout(Duration::from_secs(30)).map_err(|_| Error::Cancelled)?;
+        let step = Progress::Step { image: 0, images: 1, step: 1, steps: 2 };
+        let outcome = |(job, request): (usize, &&Request)| match request.seed {
+            3 => Err(Error::Request("not this one".into())),
+            _ if on_progress(job, step.clone()).is_break() => Err(Error::Cancelled),
+            _ => pictures(request),
+        };
+        Ok(requests.iter().enumerate().map(outcome).collect())
+    });
+    let engine = Engine::start_with([artist], queue(8)).unwrap();
+    let first = engine.submit(request(0)).unwrap();
+    assert_eq!(has_begun.recv().unwrap(), 1);
+    let jobs = [1, 2, 3, 4].map(|seed| engine.submit(request(seed)).unwrap());
+    pass.send(()).unwrap();
+    assert!(first.wait().is_ok());
+    assert_eq!(has_begun.recv().unwrap(), 4);
+    // While the others are drawn: it ends at once, and its place is free.
+    jobs[1].cancel();
+    assert!(matches!(events(&jobs[1]).last(), Some(Event::Failed(Error::Cancelled))));
+    assert_eq!((engine.stats().running, engine.stats().cancelled), (3, 1));
+    pass.send(()).unwrap();
+    let [one, _, three, four] = jobs;
+    assert!(one.wait().is_ok() && four.wait().is_ok());
+    assert!(matches!(three.wait(), Err(Error::Request(_))));
+    let stats = engine.stats();
+    assert_eq!((stats.finished, stats.failed, stats.cancelled), (3, 1, 1));
+}
+
+#[test]
+fn when_all_of_several_are_cancelled_the_work_stops_between_two_blocks() {
+    let (begun, has_begun) = mpsc::channel();
+    let artist = artist_of(2, move |requests: &[&Request], _: &mut OnTogether| {
+        begun.send(requests.len()).map_err(|_| Error::Stopped)?;
+        loop {
+            ops::go_on()?;
+            thread::sleep(Duration::from_millis(1));
+        }
+    });
+    let engine = Engine::start_with([artist], queue(8)).unwrap();
+    let alone = engine.submit(request(0)).unwrap();
+    assert_eq!(has_begun.recv().unwrap(), 1);
+    let (one, other) = (engine.submit(request(1)).unwrap(), engine.submit(request(2)).unwrap());
+    drop(alone);
+    assert_eq!(has_begun.recv().unwrap(), 2);
+    drop((one, other));
+    assert!(engine.drain(Instant::now() + Duration::from_secs(30)));
+    until(|| engine.stats().cancelled == 3);
+}
+
+#[test]
+fn a_fault_of_one_of_several_is_that_ones_alone() {
+    let (pass, wait) = mpsc::channel::<()>();
+    let artist = artist_of(3, move |requests: &[&Request], _: &mut OnTogether| {
+        if requests[0].seed == 0 {
+            wait.recv_timeout(Duration::from_secs(30)).map_err(|_| Error::Cancelled)?;
+        }
+        assert!(requests.iter().all(|request| request.seed != 2), "a fault of the second");
+        Ok(requests.iter().map(|request| pictures(request)).collect())
+    });
+    let engine = Engine::start_with([artist], queue(8)).unwrap();
+    let first = engine.submit(request(0)).unwrap();
+    until(|| engine.stats().running == 1);
+    let [one, two, three] = [1, 2, 3].map(|seed| engine.submit(request(seed)).unwrap());
+    pass.send(()).unwrap();
+    assert!(first.wait().is_ok() && one.wait().is_ok() && three.wait().is_ok());
+    assert!(matches!(two.wait(), Err(Error::Panicked(text)) if text.contains("a fault of the second")));
 }

@@ -42,6 +42,8 @@ mod shelf;
 mod state;
 mod status;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod upload;
 
 use std::future::Future;

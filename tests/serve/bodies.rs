@@ -12,7 +12,9 @@ fn is_refused(body: impl AsRef<[u8]>, param: &str, code: &str) {
 
 #[test]
 fn invalid_json_is_refused() {
-    for body in ["", "{", "prompt", "{'prompt': 1}", "{\"prompt\": \"a\",}", "{\"prompt\": \"a\"} {}", "\u{feff}{}"] {
+    for body in
+        ["", "{", "prompt", "{'prompt': 1}", "{\"prompt\": \"a\",}", "{\"prompt\": \"a\"} {}", "\u{feff}{}"]
+    {
         is_refused(body, "", "invalid_json");
     }
     for body in ["[]", "null", "7", "\"a prompt\""] {
@@ -78,7 +80,8 @@ fn a_nul_in_the_prompt_is_refused() {
     is_refused(r#"{"prompt": "a", "negative_prompt": "\u0000"}"#, "negative_prompt", "invalid_value");
     is_refused("{\"prompt\": \"a \0 b\"}", "", "invalid_json");
     // Other control characters are text.
-    let odd = json!({ "prompt": "a\u{1}\u{7f}\u{85}\u{202e}\u{fffe}b", "size": "64x64", "num_inference_steps": 1 });
+    let odd =
+        json!({ "prompt": "a\u{1}\u{7f}\u{85}\u{202e}\u{fffe}b", "size": "64x64", "num_inference_steps": 1 });
     assert_eq!(generate(shared(), &odd).status, 200);
 }
 

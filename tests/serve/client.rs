@@ -61,7 +61,9 @@ impl Answer {
         use base64::Engine;
         assert_eq!(self.status, 200, "{}", String::from_utf8_lossy(&self.body));
         let data = self.json()["data"].as_array().unwrap().clone();
-        let decode = |datum: &Value| datum["b64_json"].as_str().map(|text| base64::prelude::BASE64_STANDARD.decode(text).unwrap());
+        let decode = |datum: &Value| {
+            datum["b64_json"].as_str().map(|text| base64::prelude::BASE64_STANDARD.decode(text).unwrap())
+        };
         data.iter().map(|datum| decode(datum).unwrap()).collect()
     }
 }
@@ -126,6 +128,14 @@ impl Connection {
         Ok(Answer { status, headers, body })
     }
 
+    /// How many bytes come yet, until the connection ends or breaks off.
+    pub fn rest(&mut self) -> usize {
+        let mut rest = Vec::new();
+        // What came before an error is there.
+        let _ = self.stream.read_to_end(&mut rest);
+        rest.len()
+    }
+
     /// The next piece of a chunked body; `None` at its end.
     pub fn chunk(&mut self) -> io::Result<Option<Vec<u8>>> {
         let length = usize::from_str_radix(&self.line()?, 16).unwrap();
@@ -133,6 +143,14 @@ impl Connection {
         self.stream.read_exact(&mut chunk)?;
         chunk.truncate(length);
         Ok((length > 0).then_some(chunk))
+    }
+
+    /// Whether anything has come: an answer, or the end.
+    pub fn has_come(&mut self) -> bool {
+        self.stream.get_ref().set_nonblocking(true).unwrap();
+        let come = self.stream.get_ref().peek(&mut [0]).is_ok();
+        self.stream.get_ref().set_nonblocking(false).unwrap();
+        come
     }
 
     /// Whether the other side has closed it, sooner or later.
@@ -186,7 +204,9 @@ pub fn form(parts: &[(&str, Option<&str>, &[u8])]) -> (String, Vec<u8>) {
     let mut body = Vec::new();
     for (name, file, content) in parts {
         let file = file.map_or(String::new(), |file| format!("; filename=\"{file}\""));
-        body.extend(format!("--{boundary}\r\ncontent-disposition: form-data; name=\"{name}\"{file}\r\n\r\n").bytes());
+        body.extend(
+            format!("--{boundary}\r\ncontent-disposition: form-data; name=\"{name}\"{file}\r\n\r\n").bytes(),
+        );
         body.extend(*content);
         body.extend(b"\r\n");
     }

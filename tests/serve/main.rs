@@ -6,7 +6,6 @@ mod bodies;
 mod client;
 mod connections;
 mod dialect;
-mod faults;
 mod forms;
 mod life;
 mod security;

@@ -24,8 +24,27 @@ fn are_taken(name: &str, values: impl IntoIterator<Item = Value>) {
 #[test]
 fn sizes_that_are_none_are_refused() {
     let wrong = [
-        "1024x", "-16x16", "99999999999x1", "x", "", "64", "64x64x64", "64X64", "64 x 64", " 64x64", "+64x64",
-        "64x+64", "6４x64", "0x0", "48x64", "64x2064", "65x64", "64x72", "1e2x64", "00064x00064", "AUTO",
+        "1024x",
+        "-16x16",
+        "99999999999x1",
+        "x",
+        "",
+        "64",
+        "64x64x64",
+        "64X64",
+        "64 x 64",
+        " 64x64",
+        "+64x64",
+        "64x+64",
+        "6４x64",
+        "0x0",
+        "48x64",
+        "64x2064",
+        "65x64",
+        "64x72",
+        "1e2x64",
+        "00064x00064",
+        "AUTO",
     ];
     are_refused("size", wrong.map(Value::from));
     are_refused("size", [json!(64), json!([64, 64]), json!({}), json!(true)]);
@@ -36,7 +55,10 @@ fn sizes_that_are_none_are_refused() {
 
 #[test]
 fn numbers_of_pictures_out_of_bounds_are_refused() {
-    are_refused("n", [json!(0), json!(-1), json!(11), json!(1.5), json!("2"), json!(true), json!([1]), json!(1e300)]);
+    are_refused(
+        "n",
+        [json!(0), json!(-1), json!(11), json!(1.5), json!("2"), json!(true), json!([1]), json!(1e300)],
+    );
     are_taken("n", [json!(10), json!(null)]);
 }
 
@@ -54,7 +76,10 @@ fn guidance_that_is_no_number_or_not_finite_is_refused() {
 
 #[test]
 fn steps_out_of_bounds_are_refused() {
-    are_refused("num_inference_steps", [json!(0), json!(1e9), json!(1_000_000_000), json!(101), json!(-4), json!(2.5)]);
+    are_refused(
+        "num_inference_steps",
+        [json!(0), json!(1e9), json!(1_000_000_000), json!(101), json!(-4), json!(2.5)],
+    );
     are_taken("num_inference_steps", [json!(1), json!(100)]);
 }
 
@@ -91,7 +116,8 @@ fn what_contradicts_itself_is_refused() {
 
 #[test]
 fn unknown_fields_are_refused_with_the_nearest_name() {
-    let error = generate(shared(), &with(small(1), "guidence_scale", json!(1))).is_error(400, "guidence_scale");
+    let error =
+        generate(shared(), &with(small(1), "guidence_scale", json!(1))).is_error(400, "guidence_scale");
     assert_eq!(error["code"], "unknown_parameter");
     assert!(error["message"].as_str().unwrap().contains("`guidance_scale`"), "{error}");
     let error = generate(shared(), &with(small(1), "zzz", json!(1))).is_error(400, "zzz");
@@ -103,11 +129,28 @@ fn unknown_fields_are_refused_with_the_nearest_name() {
 #[test]
 fn null_means_absent_everywhere() {
     let names = [
-        "model", "n", "size", "response_format", "output_format", "output_compression", "stream", "partial_images",
-        "num_inference_steps", "guidance_scale", "true_cfg_scale", "negative_prompt", "background", "quality",
-        "moderation", "style", "user", "safety_identifier",
+        "model",
+        "n",
+        "size",
+        "response_format",
+        "output_format",
+        "output_compression",
+        "stream",
+        "partial_images",
+        "num_inference_steps",
+        "guidance_scale",
+        "true_cfg_scale",
+        "negative_prompt",
+        "background",
+        "quality",
+        "moderation",
+        "style",
+        "user",
+        "safety_identifier",
     ];
-    let nulls = names.into_iter().fold(json!({ "prompt": "a", "seed": null }), |body, name| with(body, name, json!(null)));
+    let nulls = names
+        .into_iter()
+        .fold(json!({ "prompt": "a", "seed": null }), |body, name| with(body, name, json!(null)));
     let answer = generate(shared(), &nulls);
     assert_eq!(answer.status, 200, "{}", answer.text());
     assert_eq!(answer.json()["size"], "64x64");

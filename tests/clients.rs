@@ -30,7 +30,8 @@ impl Server {
     fn start(arguments: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tch-flux"));
         command.current_dir(env!("CARGO_MANIFEST_DIR"));
-        command.args(["serve", "--port", "0", "--model", MODEL]).args(arguments);
+        // Several share the machine, and threads that wait for one another on a busy one are slower than one alone.
+        command.args(["serve", "--port", "0", "--threads", "1", "--model", MODEL]).args(arguments);
         // It warns of each error that it answers, and many are provoked.
         command.args(["--log-level", "error"]).stdout(Stdio::piped());
         let mut process = command.spawn().unwrap();
@@ -67,7 +68,7 @@ impl Drop for Server {
 fn run(command: &mut Command, root: &Path) {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let (open, keyed) = (Server::start(&[]), Server::start(&["--api-key", KEY]));
-    let narrow = Server::start(&["--queue", "1", "--job-timeout", "4"]);
+    let narrow = Server::start(&["--queue", "1", "--job-timeout", "10"]);
     command.current_dir(root).env("TCH_FLUX_KEY", KEY);
     command.env("TCH_FLUX_URL", &open.url).env("TCH_FLUX_KEYED_URL", &keyed.url);
     command.env("TCH_FLUX_NARROW_URL", &narrow.url).env("TCH_FLUX_BINARY", env!("CARGO_BIN_EXE_tch-flux"));

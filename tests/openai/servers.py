@@ -14,14 +14,14 @@ KEYED_URL = os.environ["TCH_FLUX_KEYED_URL"]
 KEY = os.environ["TCH_FLUX_KEY"]
 # One job may wait, and none may take longer than TIMEOUT seconds.
 NARROW_URL = os.environ["TCH_FLUX_NARROW_URL"]
-TIMEOUT = 4
+TIMEOUT = 10
 BINARY = os.environ["TCH_FLUX_BINARY"]
 MODEL = os.environ["TCH_FLUX_MODEL"]
 
 CIRCLE = "a red circle on a blue background"
 SQUARE = "a green square on a white background"
 # What the small model cannot finish within TIMEOUT.
-LONG = {"size": "2048x2048", "extra_body": {"num_inference_steps": 100}}
+LONG = {"size": "768x768", "n": 10, "extra_body": {"num_inference_steps": 100}}
 
 
 def client(url=URL, **options):

@@ -2,7 +2,7 @@ import asyncio
 import unittest
 
 import openai
-from servers import CIRCLE, URL, client, decode, seeded
+from servers import CIRCLE, LONG, URL, client, decode, seeded
 
 
 class Async(unittest.IsolatedAsyncioTestCase):
@@ -38,7 +38,7 @@ class Async(unittest.IsolatedAsyncioTestCase):
 
     async def test_a_cancelled_task_leaves_the_server_well(self):
         task = asyncio.create_task(
-            self.client.images.generate(prompt=CIRCLE, size="1024x1024", **seeded(1, num_inference_steps=100))
+            self.client.images.generate(prompt=CIRCLE, **LONG)
         )
         await asyncio.sleep(0.2)
         task.cancel()

@@ -95,7 +95,7 @@ class Keys(Case):
             self.assertEqual(len(keyed.models.list().data), 1)
 
     def test_wrong_keys(self):
-        for key in ("wrong", KEY + "x", KEY[:-1], KEY.upper()):
+        for key in ("another", KEY + "x", KEY[:-1], KEY.upper()):
             keyed, sent = counted(KEYED_URL, api_key=key, max_retries=2)
             with keyed:
                 for call in (lambda: keyed.images.generate(prompt=CIRCLE), keyed.models.list):

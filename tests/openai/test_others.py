@@ -129,7 +129,7 @@ class OpenWebUi(Case):
         headers["Authorization"] = f"Bearer {KEY}"
         if chunked:
             headers["Transfer-Encoding"] = "chunked"
-            body = (body[at : at + 1000] for at in range(0, len(body), 1000))
+            body = iter([body[at : at + 1000] for at in range(0, len(body), 1000)])
         answer = self.send("/v1/images/edits", body, headers, chunked)
         return picture(base64.b64decode(answer["data"][0]["b64_json"]))
 

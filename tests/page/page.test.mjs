@@ -15,7 +15,7 @@ after(() => browser.close());
 
 /** What takes the small model long enough to be watched. */
 async function drawSlowly(page) {
-  await page.selectOption("#size", "1024x1024");
+  await page.selectOption("#size", "512x512");
   await page.fill("#steps", "100");
   await draw(page, CIRCLE);
 }

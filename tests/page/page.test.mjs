@@ -79,13 +79,14 @@ test("says how many wait before it", async () => {
   const first = await open(browser);
   await drawSlowly(first.page);
   await stepping(first.page);
-  const second = await open(browser);
+  const [second, third] = [await open(browser), await open(browser)];
   await draw(second.page, CIRCLE);
-  await second.page.getByText("Waiting, 1 before this one").first().waitFor();
+  await second.page.locator("#phase", { hasText: "Next in line" }).waitFor();
+  await draw(third.page, CIRCLE);
+  await third.page.locator("#phase", { hasText: "Waiting, 1 before this one" }).waitFor();
   await first.page.click("#cancel");
-  await drawn(second.page);
-  await first.finish();
-  await second.finish();
+  for (const { page } of [second, third]) await drawn(page);
+  for (const { finish } of [first, second, third]) await finish();
 });
 
 test("what is left open is the model's own, and shown", async () => {
@@ -372,7 +373,7 @@ test("starts from a picture, and draws only what is painted over", async () => {
   const now = await bytes(page);
   const changed = await page.evaluate(
     async (pictures) => {
-      const context = new OffscreenCanvas(64, 64).getContext("2d");
+      const context = new OffscreenCanvas(64, 64).getContext("2d", { willReadFrequently: true });
       const [before, now] = await Promise.all(pictures.map((png) => createImageBitmap(new Blob([new Uint8Array(png)]))));
       const pixels = (bitmap, side) => {
         context.drawImage(bitmap, 0, 0);

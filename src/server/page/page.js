@@ -219,8 +219,8 @@ function end() {
 
 function advance({ queued, step, steps, image, images }) {
   if (queued !== undefined) {
-    $("phase").textContent = queued ? `Waiting, ${queued} before this one` : "Reading the prompt";
-    if (queued) say($("phase").textContent);
+    $("phase").textContent = queued ? `Waiting, ${queued} before this one` : "Next in line";
+    say($("phase").textContent);
     return;
   }
   const [done, all] = [image * steps + step, images * steps];

@@ -72,7 +72,7 @@ export async function recipeOf(png) {
   for (let at = 8; at + 12 <= bytes.byteLength; at += 12 + bytes.getUint32(at)) {
     const chunk = text(at + 4, 4);
     const content = text(at + 8, /^[ti]..t$/i.test(chunk) ? bytes.getUint32(at) : 0);
-    if (content.startsWith("tch-flux\0")) return JSON.parse(content.slice(content.indexOf("{"))).request;
+    if (content.startsWith("tch-flux\0")) return JSON.parse(content.slice(content.indexOf("{")));
   }
   return {};
 }

@@ -129,13 +129,30 @@ function repaint() {
   view.height = view.clientHeight * devicePixelRatio;
   if (!picture || !view.width) return;
   const context = view.getContext("2d");
-  const accent = getComputedStyle(view).color;
   context.drawImage(layer, 0, 0, view.width, view.height);
   context.globalCompositeOperation = "source-in";
-  context.fillStyle = accent;
-  context.globalAlpha = 0.6;
+  context.fillStyle = stripes(context);
+  context.globalAlpha = 0.75;
   context.fillRect(0, 0, view.width, view.height);
   if (document.activeElement === view) ring(context, view.width / layer.width);
+}
+
+/** Of two colours, so that they are seen on any picture. */
+function stripes(context) {
+  const tile = document.createElement("canvas");
+  const side = (tile.width = tile.height = Math.round(8 * devicePixelRatio));
+  const paint = tile.getContext("2d");
+  const colour = (name) => getComputedStyle(view).getPropertyValue(name);
+  paint.fillStyle = colour("--accent");
+  paint.fillRect(0, 0, side, side);
+  paint.strokeStyle = colour("--on-accent");
+  paint.lineWidth = side / 4;
+  for (const shift of [-side, 0, side]) {
+    paint.moveTo(shift - 1, side + 1);
+    paint.lineTo(shift + side + 1, -1);
+  }
+  paint.stroke();
+  return context.createPattern(tile, "repeat");
 }
 
 /** Where the brush is, light and dark, so that it is seen on any picture. */

@@ -133,7 +133,7 @@ pub struct Stats {
 }
 
 /// What a worker draws with.
-trait Draw: Send + 'static {
+pub(crate) trait Draw: Send + 'static {
     fn device(&self) -> Device;
     /// How many pictures like the request's are drawn at a time.
     fn together(&self, request: &Request) -> usize;
@@ -204,7 +204,7 @@ impl Engine {
         Self::start_with(pipelines, options)
     }
 
-    fn start_with<D: Draw>(artists: impl IntoIterator<Item = D>, options: Options) -> Result<Self> {
+    pub(crate) fn start_with<D: Draw>(artists: impl IntoIterator<Item = D>, options: Options) -> Result<Self> {
         let shared = Arc::new(Shared::new(options));
         // From here on an early return ends the threads that were started.
         let engine = Self { inner: Arc::new(Inner { shared: shared.clone() }) };

@@ -12,21 +12,19 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::json;
 use tch::Device;
 use tch_flux::Error;
 use tch_flux::image::Image;
 use tch_flux::ops::{Numerics, Quantize, cpu, cuda};
-use tch_flux::pipeline::{Generated, LoraFile, Parts, Phase, Pipeline, Progress, Request, Settings, Weights};
+use tch_flux::pipeline::{LoraFile, Parts, Phase, Pipeline, Progress, Request, Settings, Weights};
+use tch_flux::recipe::{Means, Recipe};
 
 use super::{
     KindArg, ModelArgs, NumericsArg, QuantizeArg, Saying, access, human_bytes, kind_name, parse_device,
     print_json,
 };
-
-/// The key of our own text in a PNG.
-const TEXT_KEY: &str = "tch-flux";
 
 #[derive(Args)]
 pub(super) struct Generate {
@@ -112,21 +110,6 @@ pub(super) struct Generate {
     quiet: bool,
 }
 
-/// What our text in a PNG says: enough to draw the picture again.
-#[derive(Serialize, Deserialize)]
-struct Recipe {
-    version: String,
-    model: String,
-    kind: String,
-    /// Pictures from before there was a choice are exact.
-    #[serde(default)]
-    numerics: Numerics,
-    #[serde(default)]
-    quantize: Quantize,
-    #[serde(flatten)]
-    request: Request,
-}
-
 /// One file that was written.
 #[derive(Serialize)]
 struct Written {
@@ -149,12 +132,12 @@ impl Generate {
         request.check()?;
         let kind = match (self.kind, &recipe) {
             (Some(kind), _) => Some(kind.into()),
-            (None, Some(recipe)) => parse_kind(&recipe.kind)?,
+            (None, Some(recipe)) => parse_kind(&recipe.means.kind)?,
             (None, None) => None,
         };
-        let (numerics, quantize) = recipe
-            .as_ref()
-            .map_or((Numerics::Fast, Quantize::None), |recipe| (recipe.numerics, recipe.quantize));
+        let (numerics, quantize) = recipe.as_ref().map_or((Numerics::Fast, Quantize::None), |recipe| {
+            (recipe.means.numerics, recipe.means.quantize)
+        });
         let settings = Settings {
             device: self.device,
             kind,
@@ -187,6 +170,12 @@ impl Generate {
         }
         let weights = pipeline.weights()?;
         let model = file_name(&parts.transformer);
+        let means = Means {
+            model: model.clone(),
+            kind: kind_name(pipeline.kind()),
+            numerics: settings.numerics,
+            quantize: settings.quantize,
+        };
         let request = pipeline.complete(&request);
         let loras: Vec<_> =
             self.lora.iter().map(|lora| json!({ "file": lora.path, "strength": lora.strength })).collect();
@@ -213,8 +202,7 @@ impl Generate {
         bars.clear();
         let mut written = Vec::new();
         for (picture, file) in generated?.iter().zip(outputs) {
-            let texts = texts(picture, &model, &kind_name(pipeline.kind()), &settings)?;
-            picture.image.write_png(&file, &texts)?;
+            picture.image.write_png(&file, &Recipe::new(&means, picture).texts()?)?;
             written.push(Written {
                 file,
                 prompt: picture.request.prompts.join("\n"),
@@ -346,11 +334,11 @@ fn count(pictures: usize) -> String {
 }
 
 /// A seed of 32 bits, which are all that the generator uses.
-fn random_seed() -> u64 {
+pub(super) fn random_seed() -> u64 {
     RandomState::new().build_hasher().finish() & 0xffff_ffff
 }
 
-fn file_name(path: &Path) -> String {
+pub(super) fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
@@ -362,7 +350,7 @@ fn parse_kind(name: &str) -> anyhow::Result<Option<tch::Kind>> {
 }
 
 /// The side that the model was trained for: diffusers' `vae/config.json` says it, and FLUX.1's is 1024.
-fn default_size(autoencoder: &Path) -> i64 {
+pub(super) fn default_size(autoencoder: &Path) -> i64 {
     let folder = autoencoder.parent().unwrap_or(Path::new(""));
     let config =
         [folder.join("vae/config.json"), folder.join("config.json"), autoencoder.join("config.json")];
@@ -375,42 +363,9 @@ fn default_size(autoencoder: &Path) -> i64 {
 
 fn read_recipe(path: &Path) -> anyhow::Result<Recipe> {
     let (_, texts) = Image::read_png(path)?;
-    let Some(text) = texts.get(TEXT_KEY) else {
-        bail!(Error::Request(format!("{}: it does not say how it was drawn; is it ours?", path.display())));
-    };
-    serde_json::from_str(text).with_context(|| format!("{}: how it was drawn", path.display()))
-}
-
-/// The texts of a PNG: A1111's `parameters`, which many tools read, and our own.
-fn texts(
-    picture: &Generated,
-    model: &str,
-    kind: &str,
-    settings: &Settings,
-) -> anyhow::Result<BTreeMap<String, String>> {
-    let r = &picture.request;
-    let mut parameters = format!(
-        "{}\nSteps: {}, Sampler: Euler, CFG scale: 1, ",
-        r.prompts.join("\n"),
-        r.steps.unwrap_or_default()
-    );
-    if let Some(guidance) = r.guidance {
-        parameters.push_str(&format!("Distilled CFG Scale: {guidance}, "));
-    }
-    let (seed, width, height, version) = (r.seed, r.width, r.height, env!("CARGO_PKG_VERSION"));
-    parameters.push_str(&format!(
-        "Seed: {seed}, Size: {width}x{height}, Model: {model}, Version: tch-flux {version}"
-    ));
-    let recipe = Recipe {
-        version: version.into(),
-        model: model.into(),
-        kind: kind.into(),
-        numerics: settings.numerics,
-        quantize: settings.quantize,
-        request: picture.request.clone(),
-    };
-    let own = serde_json::to_string(&recipe).context("writing the picture's parameters")?;
-    Ok(BTreeMap::from([("parameters".to_string(), parameters), (TEXT_KEY.to_string(), own)]))
+    let recipe = Recipe::from_texts(&texts).with_context(|| path.display().to_string())?;
+    let missing = || format!("{}: it does not say how it was drawn; is it ours?", path.display());
+    Ok(recipe.ok_or_else(|| Error::Request(missing()))?)
 }
 
 /// A line for the phase and a bar for the steps, on a terminal.

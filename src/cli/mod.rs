@@ -8,13 +8,16 @@ mod generate;
 mod hub;
 mod inspect;
 mod parity;
+#[cfg(feature = "serve")]
+mod serve;
 mod tiny;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use serde::{Deserialize, Serialize};
 use tch::{Cuda, Device, Kind};
 use tch_flux::Error;
 use tch_flux::checkpoint::Access;
@@ -33,6 +36,9 @@ struct Cli {
 enum Command {
     /// Draw pictures of a prompt.
     Generate(Box<generate::Generate>),
+    /// Draw pictures for clients over HTTP, in OpenAI's dialect.
+    #[cfg(feature = "serve")]
+    Serve(Box<serve::Serve>),
     /// Say what a weight file or a model folder holds, from its headers alone.
     Inspect(inspect::Inspect),
     /// Write weights in another layout, in other numbers, in several files, or with LoRAs merged into them.
@@ -48,8 +54,10 @@ enum Command {
 
 /// Runs the program: 0 for success, 1 for a failure, 2 for a call that cannot be right.
 pub fn run() -> ExitCode {
-    let done = match Cli::parse().command {
+    let done = match parse().command {
         Command::Generate(command) => command.run(),
+        #[cfg(feature = "serve")]
+        Command::Serve(command) => command.run(),
         Command::Inspect(command) => command.run(),
         Command::Convert(command) => command.run(),
         Command::Parity(command) => command.run(),
@@ -63,6 +71,13 @@ pub fn run() -> ExitCode {
             _ => ExitCode::FAILURE,
         }
     })
+}
+
+fn parse() -> Cli {
+    let command = Cli::command();
+    #[cfg(feature = "serve")]
+    let command = command.mut_subcommand("serve", serve::with_environment);
+    Cli::from_arg_matches(&command.get_matches()).unwrap_or_else(|problem| problem.exit())
 }
 
 /// What is said while a model is fetched.
@@ -85,7 +100,8 @@ fn in_full(error: &anyhow::Error) -> String {
 }
 
 /// Where the parts of a model lie.
-#[derive(Args)]
+#[derive(Args, Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 struct ModelArgs {
     /// A folder as the official repositories have it, ComfyUI's file with all weights, or OWNER/NAME[@REVISION] on the
     /// hub, of which is fetched what is needed, once; without it the small model is drawn with.
@@ -146,7 +162,8 @@ impl ModelArgs {
 }
 
 /// A kind of numbers to compute in.
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, Debug, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 enum KindArg {
     F32,
     Bf16,
@@ -164,7 +181,8 @@ impl From<KindArg> for Kind {
 }
 
 /// How numbers come about.
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, Debug, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 enum NumericsArg {
     /// The bits of the official PyTorch code.
     Exact,
@@ -182,7 +200,8 @@ impl From<NumericsArg> for Numerics {
 }
 
 /// Numbers of fewer bits for weights.
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, Debug, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 enum QuantizeArg {
     None,
     Int8,

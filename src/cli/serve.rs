@@ -1,0 +1,293 @@
+//! `serve`: the OpenAI Images dialect over HTTP.
+
+mod config;
+
+use std::io::Write;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use rustix::process::{Resource, Signal, getpid, getrlimit, kill_process, setrlimit};
+use tch::Device;
+use tch_flux::engine::{self, Engine};
+use tch_flux::ops::{Numerics, Quantize, cuda};
+use tch_flux::pipeline::{LoraFile, Parts, Pipeline, Request, Settings};
+use tch_flux::server::{Model, Options, Server};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+use tracing::level_filters::LevelFilter;
+use tracing::{error, info, warn};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::prelude::*;
+
+pub(super) use config::{Serve, with_environment};
+
+use super::generate::{default_size, parse_lora};
+use super::{Saying, access, parse_device};
+
+/// Threads that wait for sockets; the cores are the engine's.
+const SOCKET_THREADS: usize = 2;
+/// Threads that encode and decode, and a few that wait.
+const SIDE_THREADS: usize = 8;
+/// Descriptors beside the connections': files, pipes, the listener.
+const OTHER_DESCRIPTORS: u64 = 64;
+/// The side of the picture that is drawn so that every weight is there before the first client.
+const WARM_SIDE: i64 = 64;
+
+/// What is loaded, and how.
+struct Plan {
+    model: super::ModelArgs,
+    name: Option<String>,
+    aliases: Option<Vec<String>>,
+    devices: Vec<Device>,
+    loras: Vec<LoraFile>,
+    settings: Settings,
+    queue: usize,
+}
+
+impl Serve {
+    pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        let print = self.print_config;
+        let config = self.effective()?;
+        if print {
+            print!("{}", config.to_text()?);
+            return Ok(ExitCode::SUCCESS);
+        }
+        config.log()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(SOCKET_THREADS)
+            .max_blocking_threads(SIDE_THREADS)
+            .thread_name("tch-flux http")
+            .enable_all()
+            .build()
+            .context("no threads to serve with")?;
+        runtime.block_on(config.serve())?;
+        // A load that was not finished is left where it is.
+        runtime.shutdown_background();
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn log(&self) -> anyhow::Result<()> {
+        let level = self.log_level.as_deref().unwrap_or("info");
+        let filter: Targets = level.parse().with_context(|| format!("log-level {level:?}"))?;
+        let filter = filter.with_target("hyper", LevelFilter::ERROR);
+        let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+        let registry = tracing_subscriber::registry();
+        if self.log_json.unwrap_or(false) {
+            registry.with(lines.json().with_filter(filter)).try_init()?;
+        } else {
+            registry.with(lines.with_filter(filter)).try_init()?;
+        }
+        Ok(())
+    }
+
+    async fn serve(self) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        let (plan, options, address) = (self.plan()?, self.options()?, self.address()?);
+        if let Some(threads) = self.threads {
+            tch::set_num_threads(threads.try_into().context("--threads")?);
+        }
+        if !address.ip().is_loopback() && options.api_key.is_none() {
+            warn!(%address, "OPEN TO THE NETWORK WITHOUT A KEY: everybody who reaches it may draw; set --api-key");
+        }
+        raise_descriptors(options.connections)?;
+        let listener = TcpListener::bind(address).await.with_context(|| address.to_string())?;
+        println!("listening on http://{}", listener.local_addr()?);
+        std::io::stdout().flush()?;
+
+        let server = Server::new(options);
+        let (failed, has_failed) = oneshot::channel();
+        let loading = server.clone();
+        std::thread::Builder::new().name("tch-flux load".into()).spawn(move || {
+            match plan.load() {
+                Ok((engine, model)) => {
+                    let name = model.name.clone();
+                    loading.ready(engine, model);
+                    info!(model = name, seconds = begun.elapsed().as_secs_f64(), "ready");
+                }
+                // Who waits for it may have stopped.
+                Err(problem) => drop(failed.send(problem)),
+            }
+        })?;
+        let (stop, stopped) = oneshot::channel();
+        tokio::spawn(signals(stop));
+        let mut failure = None;
+        let end = async {
+            tokio::select! {
+                _ = stopped => {}
+                Ok(problem) = has_failed => failure = Some(problem),
+            }
+        };
+        server.run(listener, end).await?;
+        match failure {
+            Some(problem) => Err(problem),
+            None => Ok(()),
+        }
+    }
+
+    fn address(&self) -> anyhow::Result<SocketAddr> {
+        let host = self.host.as_deref().unwrap_or("127.0.0.1");
+        let ip: IpAddr = match host {
+            "localhost" => IpAddr::from([127, 0, 0, 1]),
+            host => host.parse().with_context(|| format!("host {host:?} is no address"))?,
+        };
+        Ok(SocketAddr::new(ip, self.port.unwrap_or(8000)))
+    }
+
+    fn plan(&self) -> anyhow::Result<Plan> {
+        let parse =
+            |text: &String| parse_device(text).map_err(|problem| anyhow::anyhow!("device {text}: {problem}"));
+        let devices = match self.device.as_deref() {
+            None | Some([]) => vec![Device::Cpu],
+            Some(devices) => devices.iter().map(parse).collect::<Result<_, _>>()?,
+        };
+        let lora =
+            |text: &String| parse_lora(text).map_err(|problem| anyhow::anyhow!("lora {text}: {problem}"));
+        let loras = self.lora.iter().flatten().map(lora).collect::<Result<_, _>>()?;
+        if self.vae_tile.is_some_and(|tile| tile < 64) {
+            bail!("vae-tile must be at least 64");
+        }
+        let settings = Settings {
+            device: devices[0],
+            kind: self.kind.map(Into::into),
+            access: access(self.no_mmap.unwrap_or(false)),
+            keep_text_encoders: self.keep_text_encoders.unwrap_or(true),
+            keep_quantized: self.keep_quantized.unwrap_or(false),
+            numerics: self.numerics.map_or(Numerics::Fast, Into::into),
+            quantize: self.quantize.map_or(Quantize::None, Into::into),
+            allow_partial_lora: self.allow_partial_lora.unwrap_or(false),
+            vae_tile: self.vae_tile,
+        };
+        Ok(Plan {
+            model: self.model.clone(),
+            name: self.model_name.clone(),
+            aliases: self.model_alias.clone(),
+            devices,
+            loras,
+            settings,
+            queue: self.queue.unwrap_or(engine::Options::default().queue),
+        })
+    }
+
+    fn options(&self) -> anyhow::Result<Options> {
+        let d = Options::default();
+        let time = |seconds: Option<f64>, default: Duration, name: &str| match seconds {
+            None => Ok(default),
+            Some(seconds) => {
+                Duration::try_from_secs_f64(seconds).with_context(|| format!("{name} {seconds}"))
+            }
+        };
+        let loopback = self.address()?.ip().is_loopback();
+        let api_key = self.key()?;
+        let hosts = self.allowed_host.clone().unwrap_or_default();
+        Ok(Options {
+            check_hosts: !hosts.is_empty() || (loopback && api_key.is_none()),
+            api_key,
+            hosts,
+            cors_origins: self.cors_origin.clone().unwrap_or_default(),
+            public_url: self.public_url.clone(),
+            json_bytes: self.max_json_bytes.unwrap_or(d.json_bytes),
+            edit_bytes: self.max_edit_bytes.unwrap_or(d.edit_bytes),
+            image_bytes: self.max_image_bytes.unwrap_or(d.image_bytes),
+            image_pixels: self.max_image_pixels.unwrap_or(d.image_pixels),
+            upload_bytes: self.max_upload_bytes.unwrap_or(d.upload_bytes),
+            answer_bytes: self.max_answer_bytes.unwrap_or(d.answer_bytes),
+            header_timeout: time(self.header_timeout, d.header_timeout, "header-timeout")?,
+            body_timeout: time(self.body_timeout, d.body_timeout, "body-timeout")?,
+            body_pause: time(self.body_pause, d.body_pause, "body-pause")?,
+            write_timeout: time(self.write_timeout, d.write_timeout, "write-timeout")?,
+            job_timeout: time(self.job_timeout, d.job_timeout, "job-timeout")?,
+            keep_alive: time(self.stream_keep_alive, d.keep_alive, "stream-keep-alive")?,
+            grace: time(self.grace, d.grace, "grace")?,
+            connections: self.max_connections.unwrap_or(d.connections),
+            url_lifetime: time(self.url_lifetime, d.url_lifetime, "url-lifetime")?,
+            url_count: self.url_count.unwrap_or(d.url_count),
+            url_bytes: self.url_bytes.unwrap_or(d.url_bytes),
+        })
+    }
+}
+
+impl Plan {
+    /// Opens the model for each device and draws once with each, so that nothing is left to be loaded.
+    fn load(self) -> anyhow::Result<(Engine, Model)> {
+        cuda::set_cache(super::kernel_cache());
+        let parts = self.model.parts(Saying { bars: false, warnings: true })?;
+        let open = |device: &Device| -> anyhow::Result<Pipeline> {
+            let settings = Settings { device: *device, ..self.settings };
+            let mut pipeline = Pipeline::open(parts.clone(), settings)?;
+            for left_out in pipeline.set_loras(&self.loras)? {
+                warn!("{left_out}");
+            }
+            let warm = Request::new("", WARM_SIDE, WARM_SIDE).steps(1);
+            pipeline.generate(&warm, &mut |_| std::ops::ControlFlow::Continue(()))?;
+            Ok(pipeline)
+        };
+        let pipelines = self.devices.iter().map(open).collect::<anyhow::Result<Vec<_>>>()?;
+        let side = default_size(&parts.autoencoder);
+        let mut model = Model::of(&pipelines[0], &parts, self.name(&parts), side);
+        model.devices = self.devices.clone();
+        if let Some(aliases) = self.aliases {
+            model.aliases = aliases;
+        }
+        Ok((Engine::start(pipelines, engine::Options { queue: self.queue, ..Default::default() })?, model))
+    }
+
+    /// The name that clients ask for: the hub's, the folder's, or the file's.
+    fn name(&self, parts: &Parts) -> String {
+        let stem = |path: &PathBuf| path.file_stem().map(|name| name.to_string_lossy().into_owned());
+        let name = match (&self.name, &self.model.model) {
+            (Some(name), _) => Some(name.clone()),
+            (None, Some(model)) if model.is_file() => stem(model),
+            (None, Some(model)) if model.is_dir() => model
+                .canonicalize()
+                .ok()
+                .and_then(|folder| Some(folder.file_name()?.to_string_lossy().into_owned())),
+            (None, Some(model)) => {
+                Some(model.to_string_lossy().split('@').next().unwrap_or_default().to_string())
+            }
+            (None, None) if self.model.transformer.is_none() => Some("tiny".into()),
+            (None, None) => None,
+        };
+        name.or_else(|| stem(&parts.transformer)).unwrap_or_else(|| "flux".into())
+    }
+}
+
+/// The first signal asks for an end, the second is one.
+async fn signals(stop: oneshot::Sender<()>) {
+    let signals =
+        signal(SignalKind::terminate()).and_then(|term| Ok((term, signal(SignalKind::interrupt())?)));
+    let (mut term, mut int) = match signals {
+        Ok(signals) => signals,
+        Err(problem) => return error!(%problem, "signals are not heard"),
+    };
+    let mut stop = Some(stop);
+    loop {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        match stop.take() {
+            // The server may have ended by itself.
+            Some(stop) => drop(stop.send(())),
+            // No destructor may keep it.
+            None => drop(kill_process(getpid(), Signal::KILL)),
+        }
+    }
+}
+
+/// As many descriptors as the connections take.
+fn raise_descriptors(connections: usize) -> anyhow::Result<()> {
+    let mut limit = getrlimit(Resource::Nofile);
+    let wanted = connections as u64 + OTHER_DESCRIPTORS;
+    if limit.current.is_none_or(|now| now >= wanted) {
+        return Ok(());
+    }
+    limit.current = Some(limit.maximum.map_or(wanted, |most| most.min(wanted)));
+    if limit.current < Some(wanted) {
+        warn!(wanted, limit = limit.current, "the system gives fewer descriptors than connections may take");
+    }
+    setrlimit(Resource::Nofile, limit).context("raising the number of open files")
+}

@@ -1,0 +1,87 @@
+//! What a picture's file says about how it was drawn: enough to draw it again.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::ops::{Numerics, Quantize};
+use crate::pipeline::{Generated, Request};
+
+/// The key of our own text in a PNG.
+const TEXT_KEY: &str = "tch-flux";
+
+/// What pictures are drawn with.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Means {
+    /// The transformer's file, without its folder.
+    pub model: String,
+    /// The kind of the arithmetic: `f32`, `bf16`, `f16`.
+    pub kind: String,
+    /// Pictures from before there was a choice are exact.
+    #[serde(default)]
+    pub numerics: Numerics,
+    /// What the weights of the transformer's blocks became.
+    #[serde(default)]
+    pub quantize: Quantize,
+}
+
+/// How a picture was drawn, as its file says it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Recipe {
+    /// The version of this crate.
+    pub version: String,
+    /// With what.
+    #[serde(flatten)]
+    pub means: Means,
+    /// What was asked for, with nothing left open.
+    #[serde(flatten)]
+    pub request: Request,
+}
+
+impl Recipe {
+    /// Of a picture that was drawn.
+    pub fn new(means: &Means, picture: &Generated) -> Self {
+        Self {
+            version: env!("CARGO_PKG_VERSION").into(),
+            means: means.clone(),
+            request: picture.request.clone(),
+        }
+    }
+
+    /// From the texts of a PNG; `None` where there is none of ours.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for one that cannot be read.
+    pub fn from_texts(texts: &BTreeMap<String, String>) -> Result<Option<Self>> {
+        let wrong = |problem| Error::Request(format!("how the picture was drawn cannot be read: {problem}"));
+        texts.get(TEXT_KEY).map(|text| serde_json::from_str(text).map_err(wrong)).transpose()
+    }
+
+    /// The texts of a PNG: A1111's `parameters`, which many tools read, and our own.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for numbers that JSON does not have.
+    pub fn texts(&self) -> Result<BTreeMap<String, String>> {
+        let wrong =
+            |problem| Error::Request(format!("how the picture was drawn cannot be written: {problem}"));
+        let own = serde_json::to_string(self).map_err(wrong)?;
+        Ok(BTreeMap::from([("parameters".to_string(), self.parameters()), (TEXT_KEY.to_string(), own)]))
+    }
+
+    fn parameters(&self) -> String {
+        let Self { version, means: Means { model, .. }, request } = self;
+        let steps = request.steps.unwrap_or_default();
+        let negative = request.negative_prompt.as_ref();
+        let negative = negative.map_or(String::new(), |text| format!("\nNegative prompt: {text}"));
+        let cfg = request.true_cfg_scale.unwrap_or(1.0);
+        let guidance =
+            request.guidance.map_or(String::new(), |guidance| format!("Distilled CFG Scale: {guidance}, "));
+        let Request { prompts, seed, width, height, .. } = request;
+        format!(
+            "{}{negative}\nSteps: {steps}, Sampler: Euler, CFG scale: {cfg}, {guidance}Seed: {seed}, \
+             Size: {width}x{height}, Model: {model}, Version: tch-flux {version}",
+            prompts.join("\n"),
+        )
+    }
+}

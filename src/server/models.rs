@@ -1,0 +1,130 @@
+//! What there is to say of the served model.
+
+use std::sync::Arc;
+use std::time::UNIX_EPOCH;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use tch::Device;
+
+use super::problem::Problem;
+use super::state::Shared;
+use crate::pipeline::{Parts, Pipeline, Request};
+use crate::recipe::Means;
+use crate::text::Tokenizer;
+
+/// Names that clients have built in. Whoever asks for one of them gets the model that there is.
+const BUILT_IN: [&str; 5] = ["dall-e-2", "dall-e-3", "gpt-image-1", "gpt-image-1-mini", "gpt-image-1.5"];
+
+/// The model that a server serves, as it tells clients.
+#[derive(Debug)]
+pub struct Model {
+    /// Its name at `/v1/models`.
+    pub name: String,
+    /// Other names that requests may have for it; by default those that clients have built in.
+    pub aliases: Vec<String>,
+    /// When it came to be, in seconds since 1970.
+    pub created: u64,
+    /// The side of the pictures that it was trained for: what the size `auto` is.
+    pub side: i64,
+    /// How many pictures an edit may begin with.
+    pub images: usize,
+    /// What the files of pictures say.
+    pub means: Means,
+    /// Where it computes.
+    pub devices: Vec<Device>,
+    /// Counts the tokens of prompts; without one they are counted as none.
+    pub tokenizer: Option<Tokenizer>,
+    /// Tokens of a prompt that are read.
+    pub tokens: usize,
+}
+
+impl Model {
+    /// That of a pipeline and its parts, with the name that clients ask for and the side of the pictures that it was trained for.
+    pub fn of(pipeline: &Pipeline, parts: &Parts, name: impl Into<String>, side: i64) -> Self {
+        let settings = pipeline.settings();
+        let file = &parts.transformer;
+        let modified = file.metadata().and_then(|file| file.modified()).ok();
+        let created = modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        Self {
+            name: name.into(),
+            aliases: BUILT_IN.map(str::to_string).into(),
+            created: created.map_or(0, |time| time.as_secs()),
+            side,
+            images: 1,
+            means: Means {
+                model: file.file_name().unwrap_or(file.as_os_str()).to_string_lossy().into_owned(),
+                kind: kind_name(pipeline.kind()),
+                numerics: settings.numerics,
+                quantize: settings.quantize,
+            },
+            devices: vec![settings.device],
+            // The pipeline has read it before, so it can be read.
+            tokenizer: Tokenizer::t5(&parts.t5_tokenizer).ok(),
+            tokens: pipeline.complete(&Request::new("", side, side)).max_sequence_length.unwrap_or(512),
+        }
+    }
+
+    /// # Errors
+    /// A problem where the name is another model's.
+    pub(super) fn check_name(&self, name: Option<&str>) -> Result<(), Problem> {
+        match name {
+            Some(name) if name != self.name && !self.aliases.iter().any(|alias| alias == name) => {
+                let text = format!("there is no model `{name}` here; there is `{}`", self.name);
+                Err(Problem::not_found("model_not_found", text).param("model"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// How many tokens of a prompt it reads.
+    pub(super) fn count_tokens(&self, prompt: &str) -> usize {
+        let tokens = self.tokenizer.as_ref().and_then(|tokenizer| tokenizer.encode(prompt, self.tokens).ok());
+        tokens.map_or(0, |tokens| tokens.used)
+    }
+}
+
+/// The word for a kind, as the command line takes it.
+fn kind_name(kind: tch::Kind) -> String {
+    match kind {
+        tch::Kind::Float => "f32".into(),
+        tch::Kind::BFloat16 => "bf16".into(),
+        tch::Kind::Half => "f16".into(),
+        other => format!("{other:?}").to_lowercase(),
+    }
+}
+
+/// A model as clients see it.
+#[derive(Serialize)]
+struct Entry<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    owned_by: &'static str,
+}
+
+#[derive(Serialize)]
+struct List<'a> {
+    object: &'static str,
+    data: Vec<Entry<'a>>,
+}
+
+fn entry<'a>(model: &Model, id: &'a str) -> Entry<'a> {
+    Entry { id, object: "model", created: model.created, owned_by: "tch-flux" }
+}
+
+pub(super) async fn list(State(shared): State<Arc<Shared>>) -> Result<Response, Problem> {
+    let model = &shared.served()?.model;
+    Ok(Json(List { object: "list", data: vec![entry(model, &model.name)] }).into_response())
+}
+
+pub(super) async fn retrieve(
+    State(shared): State<Arc<Shared>>,
+    Path(id): Path<String>,
+) -> Result<Response, Problem> {
+    let model = &shared.served()?.model;
+    model.check_name(Some(&id))?;
+    Ok(Json(entry(model, &id)).into_response())
+}

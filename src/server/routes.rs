@@ -1,0 +1,99 @@
+//! Every route, said once: for the router, for who may pass, and for `/openapi.json`.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::OriginalUri;
+use axum::http::{Method, StatusCode};
+use axum::middleware::from_fn_with_state;
+use axum::routing::{MethodRouter, get, post};
+
+use super::problem::Problem;
+use super::state::Shared;
+use super::{edits, gate, generations, models, openapi, page, status};
+
+/// What a route wants before it does anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Access {
+    /// Nothing.
+    Open,
+    /// The key, where there is one.
+    Key,
+    /// The key, and an engine that takes jobs.
+    Engine,
+}
+
+pub(super) struct Route {
+    pub(super) method: &'static str,
+    /// As the router has it.
+    pub(super) path: &'static str,
+    pub(super) access: Access,
+    pub(super) about: &'static str,
+    /// The type of its answer, and for JSON the schema's name in `/openapi.json`.
+    pub(super) answer: (&'static str, &'static str),
+    handler: fn() -> MethodRouter<Arc<Shared>>,
+}
+
+macro_rules! route {
+    ($method:literal, $path:expr, $access:ident, $handler:expr, $answer:expr, $about:literal) => {
+        Route {
+            method: $method,
+            path: $path,
+            access: Access::$access,
+            about: $about,
+            answer: $answer,
+            handler: || $handler,
+        }
+    };
+}
+
+pub(super) const GENERATIONS: &str = "/v1/images/generations";
+pub(super) const EDITS: &str = "/v1/images/edits";
+const CONTENT: &str = "/v1/images/{id}/content";
+
+const fn json(schema: &'static str) -> (&'static str, &'static str) {
+    ("application/json", schema)
+}
+const PICTURE: (&str, &str) = ("image/*", "");
+const TEXT: (&str, &str) = ("text/plain", "");
+const HTML: (&str, &str) = ("text/html", "");
+const STYLE: (&str, &str) = ("text/css", "");
+const SCRIPT: (&str, &str) = ("text/javascript", "");
+
+#[rustfmt::skip]
+pub(super) const ROUTES: [Route; 15] = [
+    route!("POST", GENERATIONS, Engine, post(generations::generate), json("Images"), "Draw pictures of a prompt."),
+    route!("POST", EDITS, Engine, post(edits::edit), json("Images"), "Draw pictures that begin with pictures."),
+    route!("GET", CONTENT, Open, get(status::content), PICTURE, "A picture by the address that an answer named."),
+    route!("GET", "/v1/models", Engine, get(models::list), json("Models"), "The model that there is."),
+    route!("GET", "/v1/models/{*id}", Engine, get(models::retrieve), json("Model"), "A model by its name."),
+    route!("GET", "/health", Open, get(status::health), json("Status"), "Whether the process is of use."),
+    route!("GET", "/ready", Open, get(status::ready), json("Status"), "Whether jobs are taken."),
+    route!("GET", "/metrics", Key, get(status::metrics), TEXT, "Numbers for Prometheus."),
+    route!("GET", "/openapi.json", Open, get(openapi::answer), json("Document"), "This."),
+    route!("GET", "/", Open, get(page::index), HTML, "A page to draw with."),
+    route!("GET", "/page.css", Open, get(page::style), STYLE, "The page's style."),
+    route!("GET", "/page.js", Open, get(page::script), SCRIPT, "The page's script."),
+    route!("GET", "/history.js", Open, get(page::history), SCRIPT, "A part of the page's script."),
+    route!("GET", "/server.js", Open, get(page::server), SCRIPT, "A part of the page's script."),
+    route!("GET", "/start.js", Open, get(page::start), SCRIPT, "A part of the page's script."),
+];
+
+pub(super) fn router(shared: Arc<Shared>) -> Router {
+    let routed =
+        ROUTES.iter().fold(Router::new(), |router, route| router.route(route.path, (route.handler)()));
+    routed
+        .fallback(no_route)
+        .method_not_allowed_fallback(no_method)
+        .layer(from_fn_with_state(shared.clone(), gate::pass))
+        .with_state(shared)
+}
+
+async fn no_route(OriginalUri(uri): OriginalUri) -> Problem {
+    Problem::not_found("not_found", format!("there is nothing at {}; see /openapi.json", uri.path()))
+}
+
+async fn no_method(method: Method, OriginalUri(uri): OriginalUri) -> Problem {
+    let text = format!("{} does not answer {method}; see /openapi.json", uri.path());
+    Problem::http(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", text)
+}

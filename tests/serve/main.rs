@@ -1,0 +1,97 @@
+//! `tch-flux serve`, over real sockets, with the small model: the server of the library, and the binary where it is the
+//! process that matters. What needs an engine that does as it is told is in `src/server/tests.rs`.
+#![cfg(all(feature = "serve", feature = "cli", unix))]
+
+mod bodies;
+mod client;
+mod connections;
+mod dialect;
+mod forms;
+mod life;
+mod security;
+mod settings;
+mod values;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::LazyLock;
+use std::thread;
+
+use serde_json::{Value, json};
+use tch_flux::engine::{self, Engine};
+use tch_flux::ops::Numerics;
+use tch_flux::pipeline::{Parts, Pipeline, Settings};
+use tch_flux::server::{Model, Options, Server};
+use tokio::sync::oneshot;
+
+const CIRCLE: &str = "a red circle on a blue background";
+
+fn tiny() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures/tiny")
+}
+
+/// A server in this process, which ends when it is dropped.
+struct Served {
+    at: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Served {
+    fn start(options: Options, queue: usize) -> Self {
+        let server = Server::new(options);
+        let parts = Parts::find(tiny()).unwrap();
+        let settings = Settings { numerics: Numerics::Fast, keep_text_encoders: true, ..Settings::default() };
+        let pipeline = Pipeline::open(parts.clone(), settings).unwrap();
+        let model = Model::of(&pipeline, &parts, "tiny", 64);
+        let engine = Engine::start([pipeline], engine::Options { queue, ..Default::default() }).unwrap();
+        server.ready(engine, model);
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let at = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel();
+        let thread = thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+            runtime.unwrap().block_on(async {
+                let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+                let stop = async { drop(stopped.await) };
+                server.run(listener, stop).await.unwrap();
+            });
+        });
+        Self { at, stop: Some(stop), thread: Some(thread) }
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        // A test that has failed already says why.
+        let _ = self.thread.take().map(thread::JoinHandle::join);
+    }
+}
+
+/// The server that all tests share that need no other.
+fn shared() -> SocketAddr {
+    static SHARED: LazyLock<Served> = LazyLock::new(|| Served::start(Options::default(), 64));
+    SHARED.at
+}
+
+/// A request that is drawn in an instant.
+fn small(seed: u64) -> Value {
+    json!({ "prompt": CIRCLE, "size": "64x64", "seed": seed, "num_inference_steps": 1 })
+}
+
+/// A request that takes far longer than a test.
+fn long() -> Value {
+    json!({ "prompt": CIRCLE, "size": "1024x1024", "num_inference_steps": 100, "n": 10 })
+}
+
+fn with(mut request: Value, name: &str, value: Value) -> Value {
+    request[name] = value;
+    request
+}
+
+/// The server still draws.
+fn is_well(at: SocketAddr) {
+    assert_eq!(client::generate(at, &small(1)).pictures().len(), 1);
+}

@@ -22,7 +22,7 @@ constexpr int64_t PACKED = 48 << 20;
 template <class W>
 struct InRegisters {
   typedef W Words;
-  struct Hold {};
+  static constexpr bool IN_TILES = false;
   static constexpr int64_t KEY_PANEL = MR, STEP = W::NUMBERS;
   static_assert(KEYS % MR == 0 && KEYS % 2 == 0, "whole panels and whole words");
   static int64_t words(int64_t width) { return width / W::NUMBERS; }
@@ -59,7 +59,7 @@ struct InRegisters {
 // Keys and values are the left matrices: a row of the one is a token, and of the other a place in the head.
 struct InTiles {
   typedef Bf16Words Words, W;
-  typedef Tiles Hold;
+  static constexpr bool IN_TILES = true;
   static constexpr int64_t KEY_PANEL = PANEL, STEP = TILE * W::NUMBERS;
   static_assert(KEYS % PANEL == 0 && KEYS % STEP == 0, "whole panels and whole steps");
   static int64_t words(int64_t width) { return ceil_div(width, STEP) * TILE; }
@@ -216,7 +216,7 @@ struct AttentionRun {
 
   void task(int64_t index, int64_t thread) {
     int64_t head = index / plan.query_panels, panel = index % plan.query_panels;
-    typename L::Hold hold;
+    Hold<L::IN_TILES> hold;
     (void)hold;
     int64_t columns = smaller(NR, p.length - panel * NR);
     const uint32_t* q = queries(head) + panel * plan.words * NR;
@@ -290,9 +290,7 @@ struct AttentionRun {
     for (int64_t i = 0; i < p.stream_count; i++) packs += ceil_div(p.streams[i].length, TOKENS);
     for (first = 0; first < p.heads; first += plan.group) {
       heads = smaller(plan.group, p.heads - first);
-      pool.run(heads, [](void* self, int64_t head, int64_t) {
-        static_cast<AttentionRun*>(self)->clear_ends(head);
-      }, this);
+      for (int64_t head = 0; head < heads; head++) clear_ends(head);
       pool.run(packs, [](void* self, int64_t i, int64_t thread) {
         static_cast<AttentionRun*>(self)->pack_task(i, thread);
       }, this);

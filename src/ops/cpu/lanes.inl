@@ -366,8 +366,10 @@ INLINE void tile(int64_t kc, const uint32_t* a, int64_t lda, const uint32_t* b, 
 }
 template <class W, int rows>
 INLINE void tile_of_rows(int64_t kc, const uint32_t* const* a, const uint32_t* b, float* c, int64_t ldc, bool fresh) {
-  for (int64_t k = 0; k < kc; k += W::PIECE) {
-    piece_of_rows<W, rows>(k, k + W::PIECE < kc ? k + W::PIECE : kc, a, b, c, ldc, fresh && k == 0);
+  // A convolution adds the taps up on top of this, so its pieces are shorter.
+  int64_t length = kc < W::PIECE ? W::SHORT : W::PIECE / 4;
+  for (int64_t k = 0; k < kc; k += length) {
+    piece_of_rows<W, rows>(k, k + length < kc ? k + length : kc, a, b, c, ldc, fresh && k == 0);
   }
 }
 

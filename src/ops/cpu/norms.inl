@@ -32,7 +32,8 @@ void modulate_row(const Modulate& p, int64_t i) {
   }
 }
 
-void modulate(const Modulate* modulate, const Pool* pool) {
+void modulate(const Modulate* modulate, const Pool* threads) {
+  const Pool* pool = worth(modulate->rows * modulate->width, threads);
   pool->run(ceil_div(modulate->rows, 8), [](void* self, int64_t i, int64_t) {
     const Modulate& p = *static_cast<const Modulate*>(self);
     for (int64_t m = i * 8; m < smaller(i * 8 + 8, p.rows); m++) {
@@ -149,7 +150,8 @@ size_t group_norm_scratch(const GroupNorm* p, int64_t) {
 }
 
 void group_norm(const GroupNorm* group_norm, const Pool* pool, void* scratch) {
-  GroupNormRun{*group_norm, static_cast<char*>(scratch)}.run(*pool);
+  const GroupNorm& p = *group_norm;
+  GroupNormRun{p, static_cast<char*>(scratch)}.run(*worth(p.batch * p.pixels * p.channels, pool));
 }
 
 }  // namespace

@@ -74,10 +74,14 @@ template <class T>
 INLINE vu words(F32Words, const T* p) { return (vu)load(p); }
 INLINE vu words(Bf16Words, const uint16_t* p) { return *reinterpret_cast<const vu_any*>(p); }
 INLINE vu words(Bf16Words, const float* p) {
+#if defined(__AVX512BF16__)
+  return (vu)_mm512_cvtne2ps_pbh((__m512)load(p + LANES), (__m512)load(p));
+#else
   uint16_t narrowed[2 * LANES];
   store(narrowed, load(p));
   store(narrowed + LANES, load(p + LANES));
   return words(Bf16Words(), narrowed);
+#endif
 }
 INLINE vu words(I16Words, const int8_t* p) {
   return (vu)__builtin_convertvector(*reinterpret_cast<const vb2_any*>(p), vs);
@@ -322,13 +326,23 @@ struct FewRows {
 
 constexpr int64_t FEW = 4;
 
+// The thread that asks, without the others.
+constexpr Pool ALONE = {[](int64_t count, void (*task)(void*, int64_t, int64_t), void* context) {
+  for (int64_t i = 0; i < count; i++) task(context, i, 0);
+}, 1};
+// Numbers that one thread is done with before the others are awake.
+constexpr int64_t QUICK = 256 << 10;
+const Pool* worth(int64_t numbers, const Pool* threads) { return numbers < QUICK ? &ALONE : threads; }
+
 // How bf16 and int8 words are multiplied.
 #if defined(__AMX_TILE__)
+constexpr bool HAS_TILES = true;
 template <class W>
 using NarrowPlan = TilePlan<W>;
 template <class W, class A, class B>
 using NarrowProduct = TileProduct<W, A, B>;
 #else
+constexpr bool HAS_TILES = false;
 template <class W>
 using NarrowPlan = Plan<W>;
 template <class W, class A, class B>
@@ -348,13 +362,23 @@ Words words_of(const Product& p) {
 
 bool few(const Product& p) { return p.m <= FEW && p.w.kind != tch_flux::I8 && !p.window; }
 
-size_t product_scratch(const Product* p, int64_t threads) {
+// Threads that a product is worth: to wake them and to wait for the last takes some microseconds, and far more where
+// other programs want the cores.
+int64_t worth(const Product& p, int64_t threads) {
+  constexpr int64_t MULTIPLIED = 4 << 20, IN_TILES = 32 << 20;
+  Words words = words_of(p);
+  bool tiles = HAS_TILES && (words == AS_BF16 || words == AS_I8) && !few(p);
+  return p.m * p.n * p.k < (tiles ? IN_TILES : MULTIPLIED) ? 1 : threads;
+}
+
+size_t product_scratch(const Product* p, int64_t threads_) {
+  int64_t threads = worth(*p, threads_);
   if (few(*p)) return 0;
   Words words = words_of(*p);
   if (p->window) {
     if (winograd(*p)) return WinogradPlan(*p, threads).bytes();
-    return words == AS_BF16 ? ConvolutionPlan<Bf16Words>(*p).bytes(threads)
-                            : ConvolutionPlan<F32Words>(*p).bytes(threads);
+    return words == AS_BF16 ? ConvolutionPlan<Bf16Words>(*p, threads).bytes(threads)
+                            : ConvolutionPlan<F32Words>(*p, threads).bytes(threads);
   }
   switch (words) {
     case AS_F32: return Plan<F32Words>(*p, threads).bytes();
@@ -369,8 +393,9 @@ void multiply(const Product& p, const Pool& pool, void* scratch) {
   Run<W, A, B>{p, Plan<W>(p, pool.threads), static_cast<char*>(scratch), 0, 0}.run(pool);
 }
 
-void product(const Product* product, const Pool* pool, void* scratch) {
+void product(const Product* product, const Pool* threads, void* scratch) {
   const Product& p = *product;
+  const Pool* pool = worth(p, threads->threads) == 1 ? &ALONE : threads;
   Words words = words_of(p);
   if (few(p)) {
     with_kind(p.a.kind, [&](auto a) {
@@ -380,8 +405,9 @@ void product(const Product* product, const Pool* pool, void* scratch) {
     with_kind(p.w.kind, [&](auto b) {
       char* memory = static_cast<char*>(scratch);
       if (winograd(p)) return Winograd<decltype(b)>{p, WinogradPlan(p, pool->threads), memory}.run(*pool);
-      if (words == AS_BF16) Convolution<Bf16Words, decltype(b)>{p, ConvolutionPlan<Bf16Words>(p), memory}.run(*pool);
-      else Convolution<F32Words, decltype(b)>{p, ConvolutionPlan<F32Words>(p), memory}.run(*pool);
+      int64_t threads = pool->threads;
+      if (words == AS_BF16) Convolution<Bf16Words, decltype(b)>{p, {p, threads}, memory}.run(*pool);
+      else Convolution<F32Words, decltype(b)>{p, {p, threads}, memory}.run(*pool);
     });
   } else {
     with_kind(p.a.kind, [&](auto a) {
@@ -413,7 +439,8 @@ struct Finish {
   }
 };
 
-void finish(const Product* product, const Pool* pool) {
+void finish(const Product* product, const Pool* threads) {
+  const Pool* pool = worth(product->m * product->n, threads);
   with_kind(product->a.kind, [&](auto a) {
     Finish<decltype(a)> all{*product};
     pool->run(product->m, [](void* self, int64_t m, int64_t) { static_cast<Finish<decltype(a)>*>(self)->task(m); }, &all);

@@ -344,9 +344,7 @@ impl Pipeline {
             let expected =
                 || Ok(before.f_sub(&img.f_sub(&before)?.f_mul_scalar(t_curr / (t_prev - t_curr))?)?);
             self.report_step(&rows, drawings, (step + 1, steps), &expected, jobs)?;
-            if step + 1 < steps {
-                img = beside.keep_unmasked(&img, t_prev)?;
-            }
+            img = beside.keep_unmasked(&img, t_prev)?;
             beside.img = img;
             if rows.iter().any(|row| !jobs.lives(drawings[row.drawing].job)) {
                 let living = |row: &Row| jobs.lives(drawings[row.drawing].job);

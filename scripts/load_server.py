@@ -26,8 +26,8 @@ from http_load import BROKEN, GENERATIONS, ROOT, Address, Connection, Lost
 from http_load import allow_files, digests, free_port, median, metrics, percentile, prompt, release_binary, request, serving
 
 WAITING, RUNNING, WORKERS = "tch_flux_queue_length", "tch_flux_jobs_running", "tch_flux_workers"
-# What is drawn long enough to be left.
-LONG = {"prompt": prompt(5), "size": "256x256", "num_inference_steps": 100, "seed": 5}
+# What is drawn long enough to be left, in steps that are long beside a look at /metrics.
+LONG = {"prompt": prompt(5), "size": "512x512", "num_inference_steps": 100, "seed": 5}
 
 
 class Broken(Exception):

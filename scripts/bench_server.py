@@ -4,10 +4,11 @@
     scripts/with-libtorch --reference python scripts/bench_server.py
     scripts/with-libtorch --reference python scripts/bench_server.py --binary target/release/tch-flux --json --check
 
-Each round starts either server, one after the other, in a process of its own, with the same weights, kind of numbers
-and threads, and all weights in memory. So many clients, all in this process, each on a connection that it keeps, ask
-for a picture of 64 × 64 in 4 steps, and for the next one when they have it; every request has a prompt and a seed of
-its own. Requests that were answered while a server warmed up do not count. The throughput is the median of the rounds;
+Each round starts either server, one after the other, in a process of its own, with the same weights, the same kind of
+numbers, the same number of threads, and all weights in memory. The reference has one pipeline, which bears one request at
+a time, on all threads; tch-flux has one queue before workers that share the threads out among them. So many clients, all
+in this process, each on a connection that it keeps, ask for a picture of 64 × 64 in 4 steps, and for the next one when
+they have it; every request has a prompt and a seed of its own. Requests that were answered while a server warmed up do not count. The throughput is the median of the rounds;
 the latencies are those of all rounds together.
 
 The bar at each number of clients: at least 4 times the throughput, and at most half of its 99th percentile. Ends with
@@ -65,23 +66,23 @@ async def load(server, clients, args, numbers):
 
 
 def command(side, args, port):
+    common = ["--model", args.model, "--port", port]
     if side == "tch-flux":
-        kind = ["--kind", args.kind] if args.kind else []
-        return [args.binary, "serve", "--model", args.model, "--port", port, *kind, *args.serve]
-    kind = ["--kind", args.reference_kind or args.kind or "bf16"]
-    return [sys.executable, ROOT / "scripts/reference_server.py", "--model", args.model, "--port", port, *kind]
+        threads = ["--device", ",".join(["cpu"] * args.workers), "--threads", args.threads // args.workers]
+        return [args.binary, "serve", *common, "--kind", args.kind, *threads, *args.serve]
+    threads = ["--threads", args.reference_threads or args.threads]
+    return [sys.executable, ROOT / "scripts/reference_server.py", *common, "--kind", args.reference_kind or args.kind, *threads]
 
 
 def measure(args):
     """Both sides in turn; what each answered at each number of clients."""
-    environment = {"OMP_NUM_THREADS": str(args.threads)} if args.threads else {}
     found = {side: {clients: [] for clients in args.clients} for side in args.sides}
     numbers = itertools.count()
     for turn in range(args.rounds):
         for side in args.sides:
             port = free_port()
             log = args.logs / f"{side}-{turn}.log" if args.logs else None
-            with serving(command(side, args, port), port, environment, log) as server:
+            with serving(command(side, args, port), port, log) as server:
                 for clients in args.clients:
                     found[side][clients].append(asyncio.run(load(server, clients, args, numbers)))
                     print(f"round {turn + 1}, {side}, {clients} clients: {found[side][clients][-1]['per_s']:.2f}/s", file=sys.stderr)
@@ -112,7 +113,8 @@ def report(found, args):
             row["p99_ratio"] = ours["p99_s"] / theirs["p99_s"]
             row["passed"] = row["throughput_ratio"] >= THROUGHPUT and row["p99_ratio"] <= LATENCY
         rows.append(row)
-    setting = {"kind": args.kind, "reference_kind": args.reference_kind or args.kind, "threads": args.threads}
+    setting = {"kind": args.kind, "reference_kind": args.reference_kind or args.kind, "workers": args.workers}
+    setting |= {"threads": args.threads, "reference_threads": args.reference_threads or args.threads}
     packages = {name: version(name) for name in ("torch", "diffusers", "transformers", "fastapi", "uvicorn")}
     return {"machine": machine(), "rounds": args.rounds, "seconds": args.seconds} | setting | packages | {"rows": rows}
 
@@ -153,7 +155,9 @@ def arguments():
     parser.add_argument("--rounds", type=int, default=3, help="starts of either server, in turn")
     parser.add_argument("--seconds", type=float, default=10.0, help="of load that count, at each number of clients")
     parser.add_argument("--warmup", type=float, default=2.0, help="seconds of load before those, which do not")
-    parser.add_argument("--threads", type=int, help="threads of either side; otherwise libtorch's")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of either side, in all")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="of tch-flux, which share the threads out among them")
+    parser.add_argument("--reference-threads", type=int, help="another number for the reference, where it is faster with it")
     parser.add_argument("--kind", choices=["f32", "bf16"], default="f32", help="of the arithmetic, on both sides")
     parser.add_argument("--reference-kind", choices=["f32", "bf16"], help="another kind for the reference")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES, help="to measure one alone")
@@ -161,7 +165,10 @@ def arguments():
     parser.add_argument("--logs", type=Path, metavar="DIR", help="keep what the servers say")
     parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")
     parser.add_argument("--check", action="store_true", help="fail where the bar is missed")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.threads % args.workers:
+        parser.error("--threads must be a multiple of --workers")
+    return args
 
 
 def main():

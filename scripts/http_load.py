@@ -213,14 +213,13 @@ def allow_files(count):
 class Server:
     """A process that serves on the loopback."""
 
-    def __init__(self, command, port, environment=(), log=None):
+    def __init__(self, command, port, log=None):
         self.address = Address("127.0.0.1", port)
         self.log = open(log, "w") if log else subprocess.DEVNULL
         started = time.perf_counter()
         self.process = subprocess.Popen(
-            [str(part) for part in command], stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
-            env=os.environ | dict(environment),
-        )  # fmt: skip
+            [str(part) for part in command], stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log
+        )
         self.ready_s = self.wait("/ready", started)
 
     def wait(self, path, started, limit=120.0):

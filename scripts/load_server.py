@@ -25,9 +25,9 @@ from pathlib import Path
 from http_load import BROKEN, GENERATIONS, ROOT, Address, Connection, Lost
 from http_load import allow_files, digests, free_port, median, metrics, percentile, prompt, release_binary, request, serving
 
-WAITING, RUNNING = "tch_flux_queue_length", "tch_flux_jobs_running"
-# What is drawn long enough to be left.
-LONG = {"prompt": prompt(5), "size": "256x256", "num_inference_steps": 100, "seed": 5}
+WAITING, RUNNING, WORKERS = "tch_flux_queue_length", "tch_flux_jobs_running", "tch_flux_workers"
+# What is drawn long enough to be left, in steps that are long beside a look at /metrics.
+LONG = {"prompt": prompt(5), "size": "512x512", "num_inference_steps": 100, "seed": 5}
 
 
 class Broken(Exception):
@@ -228,13 +228,16 @@ async def step_seconds(address):
 
 
 async def left_waiting(address):
-    drawn = await begin(address)
-    await until(address, RUNNING, 1)
+    drawn = []
+    for busy in range(1, int((await metrics(address))[WORKERS]) + 1):
+        drawn.append(await begin(address))
+        await until(address, RUNNING, busy)
     queued = await begin(address)
     await until(address, WAITING, 1)
     queued.leave()
     freed = await until(address, WAITING, 0)
-    drawn.leave()
+    for connection in drawn:
+        connection.leave()
     await until(address, RUNNING, 0)
     return freed
 

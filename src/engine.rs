@@ -204,7 +204,10 @@ impl Engine {
         Self::start_with(pipelines, options)
     }
 
-    pub(crate) fn start_with<D: Draw>(artists: impl IntoIterator<Item = D>, options: Options) -> Result<Self> {
+    pub(crate) fn start_with<D: Draw>(
+        artists: impl IntoIterator<Item = D>,
+        options: Options,
+    ) -> Result<Self> {
         let shared = Arc::new(Shared::new(options));
         // From here on an early return ends the threads that were started.
         let engine = Self { inner: Arc::new(Inner { shared: shared.clone() }) };

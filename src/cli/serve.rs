@@ -9,17 +9,17 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use rustix::process::{Resource, Signal, getpid, getrlimit, kill_process, setrlimit};
+use rustix::process::{Resource, getpid, getrlimit, kill_process, setrlimit};
 use tch::Device;
 use tch_flux::engine::{self, Engine};
 use tch_flux::ops::{Numerics, Quantize, cuda};
 use tch_flux::pipeline::{LoraFile, Parts, Pipeline, Request, Settings};
 use tch_flux::server::{Model, Options, Server};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tracing::level_filters::LevelFilter;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::prelude::*;
 
@@ -94,6 +94,7 @@ impl Serve {
             warn!(%address, "OPEN TO THE NETWORK WITHOUT A KEY: everybody who reaches it may draw; set --api-key");
         }
         raise_descriptors(options.connections)?;
+        let signals = Signals::listen()?;
         let listener = TcpListener::bind(address).await.with_context(|| address.to_string())?;
         println!("listening on http://{}", listener.local_addr()?);
         std::io::stdout().flush()?;
@@ -113,7 +114,7 @@ impl Serve {
             }
         })?;
         let (stop, stopped) = oneshot::channel();
-        tokio::spawn(signals(stop));
+        tokio::spawn(signals.heed(stop));
         let mut failure = None;
         let end = async {
             tokio::select! {
@@ -255,26 +256,34 @@ impl Plan {
     }
 }
 
-/// The first signal asks for an end, the second is one.
-async fn signals(stop: oneshot::Sender<()>) {
-    let signals =
-        signal(SignalKind::terminate()).and_then(|term| Ok((term, signal(SignalKind::interrupt())?)));
-    let (mut term, mut int) = match signals {
-        Ok(signals) => signals,
-        Err(problem) => return error!(%problem, "signals are not heard"),
-    };
-    let mut stop = Some(stop);
-    loop {
+/// What asks for an end.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// From here on the process does not end by itself.
+    fn listen() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("signals cannot be heard");
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
         tokio::select! {
-            _ = term.recv() => {}
-            _ = int.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
         }
-        match stop.take() {
-            // The server may have ended by itself.
-            Some(stop) => drop(stop.send(())),
-            // No destructor may keep it.
-            None => drop(kill_process(getpid(), Signal::KILL)),
-        }
+    }
+
+    /// The first asks for an end, the second is one.
+    async fn heed(mut self, stop: oneshot::Sender<()>) {
+        self.next().await;
+        // The server may have ended by itself.
+        let _ = stop.send(());
+        self.next().await;
+        // No destructor may keep it.
+        let _ = kill_process(getpid(), rustix::process::Signal::KILL);
     }
 }
 

@@ -55,7 +55,7 @@ pub(super) const FIELDS: [Field; 22] = [
     field("prompt", Shape::Text { least: 1, most: 32_000 }, "What to draw. Required."),
     field(
         "model",
-        Shape::Text { least: 1, most: 256 },
+        Shape::Text { least: 0, most: 256 },
         "A name of the served model; without one, it is meant.",
     ),
     field("n", Shape::Whole { least: 1, most: 10 }, "How many pictures; their seeds count on. 1 if absent."),

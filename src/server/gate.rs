@@ -56,7 +56,9 @@ pub(super) async fn pass(State(shared): State<Arc<Shared>>, request: Request, ne
     let (request, lent) = body::lend(request);
     let answered = answer(&shared, route, request, next).instrument(span.clone());
     let mut response = answered.await.unwrap_or_else(IntoResponse::into_response);
-    if response.status().is_client_error() || response.status().is_server_error() {
+    let status = response.status();
+    // Of a body that came too slowly, more would come no faster.
+    if (status.is_client_error() || status.is_server_error()) && status != StatusCode::REQUEST_TIMEOUT {
         lent.discard().await;
     }
     let headers = response.headers_mut();
@@ -69,10 +71,10 @@ pub(super) async fn pass(State(shared): State<Arc<Shared>>, request: Request, ne
         headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, EXPOSED);
         headers.append(VARY, HeaderValue::from_static("origin"));
     }
-    if shared.phase() >= Phase::Draining || response.status() == StatusCode::REQUEST_TIMEOUT {
+    if shared.phase() >= Phase::Draining || status == StatusCode::REQUEST_TIMEOUT {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    seen.asked.status = response.status().as_u16();
+    seen.asked.status = status.as_u16();
     let _span = span.entered();
     seen.say();
     response.map(|body| Body::new(Counted { body, _active: active }))

@@ -2,6 +2,8 @@
 
 #[path = "../../tests/serve/client.rs"]
 mod client;
+#[path = "../../tests/serve/schema.rs"]
+mod schema;
 
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
@@ -50,7 +52,9 @@ where
             }
             (self.1)(request)?;
             let (width, height) = (request.width as u32, request.height as u32);
-            let image = Image { width, height, rgb: vec![request.seed as u8; (width * height * 3) as usize] };
+            // Nothing that a PNG could make small.
+            let noise = |i: u32| (i.wrapping_mul(2_654_435_761) >> 24) as u8 ^ request.seed as u8;
+            let image = Image { width, height, rgb: (0..width * height * 3).map(noise).collect() };
             Ok(vec![Generated { image, request: Request::clone(request), warnings: Vec::new() }])
         };
         Ok(requests.iter().enumerate().map(draw).collect())
@@ -305,4 +309,85 @@ fn the_router_can_be_mounted_elsewhere() {
     );
     assert_eq!(answer.pictures().len(), 1);
     assert_eq!(client::get(served.at, "/draw/v1/models").status, 200);
+}
+
+#[test]
+fn a_slow_reader_is_let_go_of() {
+    let server = Server::new(Options { write_timeout: Duration::from_millis(300), ..Options::default() });
+    server.ready(engine(|_| Ok(())), model());
+    let served = listen(&server, server.router());
+    // More than the sockets between hold.
+    let large = json!({ "prompt": "a", "size": "2048x2048", "output_compression": 0 });
+    let mut stream = large.clone();
+    stream["stream"] = true.into();
+    for request in [large, stream] {
+        let mut connection = Connection::open(served.at);
+        connection.send("POST", GENERATIONS, &[JSON], request.to_string().as_bytes());
+        assert_eq!(connection.head().unwrap().0, 200);
+        // The answer is there, and it is not read. Nobody else has to wait for that.
+        assert_eq!(generate(served.at, &self::request(1)).status, 200);
+        until("it is let go of", || metric(served.at, "tch_flux_http_requests_active") == 1.0);
+        assert!(connection.rest() < 12_000_000, "it broke off");
+    }
+    assert_eq!(server.shared.answers.available_permits(), server.shared.options.answer_bytes / 1024);
+}
+
+/// Fields that are not tried with every value: they say more than a schema can.
+const SKIPPED: [&str; 5] = ["size", "model", "prompt", "true_cfg_scale", "background"];
+
+#[test]
+fn what_the_document_allows_is_taken_and_nothing_else() {
+    let served = serving(|_| Ok(()));
+    let document = client::get(served.at, "/openapi.json").json();
+    let tries = [
+        json!(null),
+        json!(0),
+        json!(1),
+        json!(3),
+        json!(10),
+        json!(11),
+        json!(100),
+        json!(-1),
+        json!(0.5),
+        json!(1.0),
+        json!(30),
+        json!(31),
+        json!(true),
+        json!(""),
+        json!("png"),
+        json!("url"),
+        json!("b64_json"),
+        json!([]),
+    ];
+    let schemas = &document["components"]["schemas"];
+    let generation = schemas["Generation"]["properties"].as_object().unwrap();
+    for (name, schema) in generation.iter().filter(|(name, _)| !SKIPPED.contains(&name.as_str())) {
+        for value in &tries {
+            let mut request = request(1);
+            request[name] = value.clone();
+            let allowed = schema::lacks(&document, schema, value, name).is_empty();
+            let answer = generate(served.at, &request);
+            assert_eq!(answer.status == 200, allowed, "{name}: {value}: {}", answer.status);
+        }
+    }
+    let edit = schemas["Edit"]["properties"].as_object().unwrap();
+    let png = Image { width: 64, height: 64, rgb: vec![9; 64 * 64 * 3] }.to_png(&Default::default()).unwrap();
+    for (name, schema) in edit.iter().filter(|(name, _)| !SKIPPED.contains(&name.as_str())) {
+        if ["image", "image[]", "mask"].contains(&name.as_str()) {
+            continue;
+        }
+        for value in &tries {
+            let text = value.as_str().map_or(value.to_string(), str::to_string);
+            // A form has no other texts than texts.
+            let value = if schema["type"] == "string" { json!(text) } else { value.clone() };
+            let allowed = value.is_null() || schema::lacks(&document, schema, &value, name).is_empty();
+            let parts = [
+                ("prompt", None, &b"a"[..]),
+                ("image", Some("a.png"), &png),
+                (name.as_str(), None, text.as_bytes()),
+            ];
+            let answer = client::edit(served.at, &parts);
+            assert_eq!(answer.status == 200, allowed, "{name}: {text}: {}", answer.text());
+        }
+    }
 }

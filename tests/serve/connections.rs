@@ -169,23 +169,6 @@ fn a_client_that_leaves_in_the_stream_ends_it() {
 }
 
 #[test]
-fn a_slow_reader_is_let_go_of() {
-    let served = impatient();
-    // More than the sockets between hold.
-    let request = json!({ "prompt": CIRCLE, "size": "1024x1024", "num_inference_steps": 1, "n": 6, "output_format": "png" });
-    for request in [request.clone(), with(request, "stream", json!(true))] {
-        let mut connection = Connection::open(served.at);
-        connection.send("POST", GENERATIONS, &[JSON], request.to_string().as_bytes());
-        connection.head().unwrap();
-        // The answer is there, and it is not read. Nobody else has to wait for that.
-        assert_eq!(get(served.at, "/health").status, 200);
-        until("it is let go of", || metric(served.at, "tch_flux_http_requests_active") == 1.0);
-        assert!(connection.is_closed());
-    }
-    assert_eq!(generate(served.at, &small(1)).status, 200);
-}
-
-#[test]
 fn two_hundred_at_once_are_all_answered_and_every_picture_is_its_own() {
     let served = Served::start(Options::default(), 64);
     let seeds = 0..10u64;

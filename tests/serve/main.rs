@@ -8,6 +8,7 @@ mod connections;
 mod dialect;
 mod forms;
 mod life;
+mod schema;
 mod security;
 mod settings;
 mod values;
@@ -83,7 +84,7 @@ fn small(seed: u64) -> Value {
 
 /// A request that takes far longer than a test.
 fn long() -> Value {
-    json!({ "prompt": CIRCLE, "size": "1024x1024", "num_inference_steps": 100, "n": 10 })
+    json!({ "prompt": CIRCLE, "size": "512x512", "num_inference_steps": 100, "n": 10 })
 }
 
 fn with(mut request: Value, name: &str, value: Value) -> Value {

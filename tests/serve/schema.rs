@@ -1,0 +1,72 @@
+//! JSON Schema, as far as `/openapi.json` uses it.
+
+use serde_json::{Value, json};
+
+/// What a value lacks of a schema.
+pub fn lacks(document: &Value, schema: &Value, value: &Value, at: &str) -> Vec<String> {
+    if let Some(name) = schema["$ref"].as_str() {
+        let schema = &document["components"]["schemas"][name.trim_start_matches("#/components/schemas/")];
+        assert!(schema.is_object(), "{name}");
+        return lacks(document, schema, value, at);
+    }
+    for any in ["anyOf", "oneOf"] {
+        if let Some(schemas) = schema[any].as_array() {
+            let fits = |schema: &&Value| lacks(document, schema, value, at).is_empty();
+            let fits = schemas.iter().filter(fits).count();
+            return if fits == 1 { Vec::new() } else { vec![format!("{at}: fits {fits} of {schema}")] };
+        }
+    }
+    let mut lacking = Vec::new();
+    let mut wants = |holds: bool, what: &str| {
+        if !holds {
+            lacking.push(format!("{at}: {value} is not {what} of {schema}"));
+        }
+    };
+    let is = |name: &str| match name {
+        "null" => value.is_null(),
+        "string" => value.is_string(),
+        "boolean" => value.is_boolean(),
+        "integer" => value.is_u64() || value.is_i64(),
+        "number" => value.is_number(),
+        "object" => value.is_object(),
+        "array" => value.is_array(),
+        other => panic!("{other}"),
+    };
+    match &schema["type"] {
+        Value::String(name) => wants(is(name), "of the type"),
+        Value::Array(names) => wants(names.iter().any(|name| is(name.as_str().unwrap())), "of a type"),
+        _ => {}
+    }
+    if let Some(constant) = schema.get("const") {
+        wants(value == constant, "the constant");
+    }
+    if let Some(choices) = schema["enum"].as_array() {
+        wants(choices.contains(value), "one");
+    }
+    let number = value.as_f64();
+    let bound = |name: &str| schema[name].as_f64().zip(number);
+    wants(bound("minimum").is_none_or(|(bound, x)| x >= bound), "above the minimum");
+    wants(bound("maximum").is_none_or(|(bound, x)| x <= bound), "below the maximum");
+    wants(bound("exclusiveMinimum").is_none_or(|(bound, x)| x > bound), "above the minimum");
+    let length = value.as_str().map(|text| text.chars().count() as f64);
+    wants(schema["minLength"].as_f64().zip(length).is_none_or(|(b, n)| n >= b), "long enough");
+    wants(schema["maxLength"].as_f64().zip(length).is_none_or(|(b, n)| n <= b), "short enough");
+    if let Some(object) = value.as_object() {
+        for name in schema["required"].as_array().into_iter().flatten() {
+            wants(object.contains_key(name.as_str().unwrap()), &format!("whole, without {name},"));
+        }
+        for (name, value) in object {
+            match schema["properties"].get(name) {
+                Some(schema) => lacking.extend(lacks(document, schema, value, &format!("{at}.{name}"))),
+                None if schema["additionalProperties"] == json!(false) => {
+                    lacking.push(format!("{at}: {name} is not in {schema}"));
+                }
+                None => {}
+            }
+        }
+    }
+    for value in value.as_array().into_iter().flatten() {
+        lacking.extend(lacks(document, &schema["items"], value, &format!("{at}[]")));
+    }
+    lacking
+}

@@ -17,6 +17,8 @@ unsafe extern "C" {
         error: *mut c_char,
         error_len: usize,
     ) -> *mut C_tensor;
+    fn tch_flux_alone_enter() -> i64;
+    fn tch_flux_alone_leave(before: i64);
     fn tch_flux_autocast_enter(cuda: bool, enabled: *mut bool, kind: *mut c_int);
     fn tch_flux_autocast_is_enabled(cuda: bool) -> bool;
     fn tch_flux_grad_is_enabled() -> bool;
@@ -177,6 +179,24 @@ impl Drop for Autocast {
     fn drop(&mut self) {
         // SAFETY: sets flags of this thread.
         unsafe { tch_flux_autocast_leave(self.cuda, self.was_enabled, self.was_kind) };
+    }
+}
+
+/// libtorch's operations on this thread take this thread alone, until it is dropped; the kernels in `ops/cpu` take as
+/// many as before. For tensors so small that calling other threads takes longer than the work.
+pub(crate) struct Alone(i64);
+
+impl Alone {
+    pub(crate) fn enter() -> Self {
+        // SAFETY: sets numbers of this thread.
+        Self(unsafe { tch_flux_alone_enter() })
+    }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        // SAFETY: sets numbers of this thread.
+        unsafe { tch_flux_alone_leave(self.0) };
     }
 }
 

@@ -23,6 +23,9 @@ const PREVIEW_SIDE: i64 = 32;
 /// Tokens that a step computes together at most: measured, more are no faster.
 const TOGETHER: i64 = 2048;
 
+/// Numbers of a step's tensors up to which libtorch's operations are done before other threads are there to help.
+const SMALL: i64 = 1 << 20;
+
 /// Hears of the progress of each request by its place, and stops that one's work with `Break`.
 pub type OnTogether<'a> = dyn FnMut(usize, Progress) -> ControlFlow<()> + 'a;
 
@@ -132,6 +135,7 @@ impl Pipeline {
         let mut jobs =
             Jobs { failed: requests.iter().map(|_| None).collect(), on_progress: &mut *on_progress };
         let requests: Vec<Request> = requests.iter().map(|request| self.complete(request)).collect();
+        let _alone = requests.iter().all(|request| self.is_small(request)).then(shim::Alone::enter);
         for (job, request) in requests.iter().enumerate() {
             jobs.or_fails(job, self.check(request));
         }
@@ -196,6 +200,13 @@ impl Pipeline {
         let (image, text) = self.tokens(&request);
         let most = (TOGETHER / (image + text)).max(1) as usize;
         self.fitting(&request, most)
+    }
+
+    fn is_small(&self, request: &Request) -> bool {
+        let (image, text) = self.tokens(request);
+        let numbers = (image + text) * self.params.hidden_size;
+        let ours = self.settings.device == Device::Cpu && self.settings.numerics == Numerics::Fast;
+        ours && numbers <= SMALL && request.width * request.height <= SMALL
     }
 
     /// Whether two requests can be drawn together.

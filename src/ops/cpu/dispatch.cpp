@@ -3,6 +3,8 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 
+#include <dlfcn.h>
+
 #ifdef TCH_FLUX_AMX
 #include <cpuid.h>
 #include <sys/syscall.h>
@@ -32,9 +34,13 @@ extern const Kernels tch_flux_kernels_amx;
 
 namespace {
 
-// On as many threads as libtorch takes here.
+// How many threads the kernels take on this thread, where that is not what libtorch takes.
+thread_local int64_t own_threads = 0;
+
+int64_t threads() { return own_threads ? own_threads : at::get_num_threads(); }
+
 void run(int64_t count, void (*task)(void* context, int64_t i, int64_t thread), void* context) {
-  tch_flux::share(count, at::in_parallel_region() ? 1 : at::get_num_threads(), task, context);
+  tch_flux::share(count, at::in_parallel_region() ? 1 : threads(), task, context);
 }
 
 #ifdef TCH_FLUX_X86
@@ -63,7 +69,7 @@ bool has_amx() {
 }
 #endif
 
-Pool pool() { return {run, at::get_num_threads()}; }
+Pool pool() { return {run, threads()}; }
 
 }  // namespace
 
@@ -91,14 +97,14 @@ const Kernels* tch_flux_kernels(const char* name) {
 }
 
 size_t tch_flux_product_scratch(const Kernels* kernels, const tch_flux::Product* product) {
-  return kernels->product_scratch(product, at::get_num_threads());
+  return kernels->product_scratch(product, threads());
 }
 void tch_flux_product(const Kernels* kernels, const tch_flux::Product* product, void* scratch) {
   Pool threads = pool();
   kernels->product(product, &threads, scratch);
 }
 size_t tch_flux_attention_scratch(const Kernels* kernels, const tch_flux::Attention* attention) {
-  return kernels->attention_scratch(attention, at::get_num_threads());
+  return kernels->attention_scratch(attention, threads());
 }
 void tch_flux_attention(const Kernels* kernels, const tch_flux::Attention* attention, void* scratch) {
   Pool threads = pool();
@@ -113,11 +119,30 @@ void tch_flux_finish(const Kernels* kernels, const tch_flux::Product* product) {
   kernels->finish(product, &threads);
 }
 size_t tch_flux_group_norm_scratch(const Kernels* kernels, const tch_flux::GroupNorm* group_norm) {
-  return kernels->group_norm_scratch(group_norm, at::get_num_threads());
+  return kernels->group_norm_scratch(group_norm, threads());
 }
 void tch_flux_group_norm(const Kernels* kernels, const tch_flux::GroupNorm* group_norm, void* scratch) {
   Pool threads = pool();
   kernels->group_norm(group_norm, &threads, scratch);
+}
+
+// From here on libtorch's operations on this thread take this thread alone, and the kernels as many as before. What was
+// taken until now, for `tch_flux_alone_leave`; 0 where nothing changed.
+int64_t tch_flux_alone_enter() {
+  // Of the calling thread only, as at::set_num_threads is not.
+  static const auto set = reinterpret_cast<void (*)(int)>(dlsym(RTLD_DEFAULT, "omp_set_num_threads"));
+  int64_t before = at::get_num_threads();
+  if (!set || before <= 1 || own_threads) return 0;
+  own_threads = before;
+  set(1);
+  return before;
+}
+void tch_flux_alone_leave(int64_t before) {
+  static const auto set = reinterpret_cast<void (*)(int)>(dlsym(RTLD_DEFAULT, "omp_set_num_threads"));
+  if (before) {
+    set(int(before));
+    own_threads = 0;
+  }
 }
 
 // Whether gradients are recorded on this thread.

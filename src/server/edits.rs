@@ -41,7 +41,8 @@ pub(super) async fn edit(State(shared): State<Arc<Shared>>, request: Request) ->
     let headers = request.headers().clone();
     let content_type = headers.get(CONTENT_TYPE).and_then(|text| text.to_str().ok()).unwrap_or_default();
     let reader = Reader::new(&shared, request, "multipart/form-data", shared.options.edit_bytes)?;
-    let boundary = multer::parse_boundary(content_type).map_err(|_| {
+    let boundary = multer::parse_boundary(content_type).ok().filter(|boundary| !boundary.is_empty());
+    let boundary = boundary.ok_or_else(|| {
         Problem::invalid("invalid_form", "the Content-Type names no boundary of the form's parts")
     })?;
     let charge = reader.charge.clone();

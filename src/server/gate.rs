@@ -20,7 +20,7 @@ use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 use http_body::{Frame, SizeHint};
 use subtle::ConstantTimeEq;
-use tracing::{Instrument, Span, error, info, info_span};
+use tracing::{Instrument, Span, debug, error, info, info_span};
 
 use super::body;
 use super::metrics::Asked;
@@ -206,7 +206,12 @@ impl Seen {
     fn say(&self) {
         let (status, seconds) = (self.asked.status, self.begun.elapsed().as_secs_f64());
         Span::current().record("status", status);
-        info!(seconds, "answered");
+        // Probes come every few seconds.
+        if self.asked.route.starts_with("/v1/") || status == 500 {
+            info!(seconds, "answered");
+        } else {
+            debug!(seconds, "answered");
+        }
     }
 }
 

@@ -15,6 +15,8 @@ use crate::{CIRCLE, long, small, tiny, with};
 /// The binary, serving.
 pub struct Process {
     child: Child,
+    /// Read as it comes: a full pipe would stop the process.
+    log: Option<std::thread::JoinHandle<String>>,
     pub at: SocketAddr,
 }
 
@@ -42,7 +44,13 @@ impl Process {
             let said = child.wait_with_output().unwrap();
             panic!("{line:?} {}", String::from_utf8_lossy(&said.stderr));
         };
-        Self { child, at }
+        let mut from = child.stderr.take().unwrap();
+        let read = move || {
+            let mut log = String::new();
+            from.read_to_string(&mut log).unwrap();
+            log
+        };
+        Self { child, log: Some(std::thread::spawn(read)), at }
     }
 
     pub fn ready(arguments: &[&str]) -> Self {
@@ -69,9 +77,7 @@ impl Process {
     /// What it has logged, once it has ended.
     pub fn log(mut self) -> String {
         self.ended();
-        let mut log = String::new();
-        self.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
-        log
+        self.log.take().unwrap().join().unwrap()
     }
 }
 

@@ -87,7 +87,7 @@ fn settings_that_are_none_are_refused_with_the_nearest_name() {
         ("grace", "-1"),
         ("device", "tpu"),
         ("vae-tile", "1"),
-        ("log-level", "=,="),
+        ("log-level", "x=loud"),
         ("api-key", ""),
     ] {
         let output = run(folder.path(), &[&format!("--{name}={value}")], &[]);

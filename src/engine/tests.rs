@@ -369,7 +369,7 @@ fn when_all_of_several_are_cancelled_the_work_stops_between_two_blocks() {
     let artist = artist_of(2, move |requests: &[&Request], _: &mut OnTogether| {
         begun.send(requests.len()).map_err(|_| Error::Stopped)?;
         loop {
-            ops::go_on()?;
+            ops::go_on(&tch::Tensor::from(0.0))?;
             thread::sleep(Duration::from_millis(1));
         }
     });

@@ -17,6 +17,7 @@ A case depends on the seed and on its own name alone, so leaving out a reference
 
 import argparse
 import json
+import platform
 import math
 import random
 import sys
@@ -35,6 +36,12 @@ DEVICE = "cpu"
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 # Keeps an f32 file below 3 MB.
 MAX_PARAMETERS = 700_000
+
+
+def cpu_vendor() -> str:
+    """As the CPU says it; elsewhere the architecture."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.split(": ")[1] for line in lines if line.startswith("vendor_id")), platform.machine())
 
 
 class Exporter:
@@ -66,6 +73,7 @@ class Exporter:
             "threads": torch.get_num_threads(),
             "cpu_capability": torch.backends.cpu.get_cpu_capability(),
             "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),
+            "cpu_vendor": cpu_vendor(),
         }
         metadata = {
             "format": "parity-case/1",

@@ -9,6 +9,7 @@ which is the kind of the official `ae.safetensors`.
 """
 
 import json
+import platform
 import sys
 from pathlib import Path
 
@@ -34,6 +35,12 @@ AE_PARAMS = AutoEncoderParams(
     resolution=256, in_channels=3, ch=32, out_ch=3, ch_mult=[1, 1, 2, 2], num_res_blocks=1, z_channels=16, scale_factor=0.3611,
     shift_factor=0.1159,
 )  # fmt: skip
+
+
+def cpu_vendor() -> str:
+    """As the CPU says it; elsewhere the architecture."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.split(": ")[1] for line in lines if line.startswith("vendor_id")), platform.machine())
 
 
 class Official:
@@ -98,6 +105,7 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "avx512_bf16": bf16,
+        "cpu_vendor": cpu_vendor(),
     }
     (out / "pictures.json").write_text(json.dumps({"machine": machine, "pictures": listed}, indent=1) + "\n")
 

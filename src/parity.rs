@@ -50,6 +50,26 @@ pub struct Machine {
     pub cpu_capability: String,
     /// Whether the CPU multiplies in bf16.
     pub avx512_bf16: bool,
+    /// Who made the CPU, as it says itself: MKL takes other ways on others' CPUs. Cases from before this was written down
+    /// were made on AMD's.
+    #[serde(default = "amd")]
+    pub cpu_vendor: String,
+}
+
+fn amd() -> String {
+    "AuthenticAMD".into()
+}
+
+/// What an x86 CPU says of its maker, and else the architecture.
+fn cpu_vendor() -> String {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let leaf = std::arch::x86_64::__cpuid(0);
+        let bytes = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).concat();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    std::env::consts::ARCH.into()
 }
 
 impl Machine {
@@ -64,13 +84,14 @@ impl Machine {
             threads: tch::get_num_threads(),
             cpu_capability: shim::cpu_capability(),
             avx512_bf16,
+            cpu_vendor: cpu_vendor(),
         }
     }
 
-    /// Whether the same bits are to be expected: same torch, instructions and threads.
+    /// Whether the same bits are to be expected: same torch, CPU and threads.
     pub fn gives_the_bits_of(&self, other: &Machine) -> bool {
         let version = |m: &Machine| m.torch.split('+').next().map(str::to_string);
-        let rest = |m: &Machine| (m.threads, m.cpu_capability.clone(), m.avx512_bf16);
+        let rest = |m: &Machine| (m.threads, m.cpu_capability.clone(), m.avx512_bf16, m.cpu_vendor.clone());
         version(self) == version(other) && rest(self) == rest(other)
     }
 }
@@ -257,7 +278,14 @@ impl Case {
             let ours = outputs
                 .get(name)
                 .ok_or_else(|| self.lacks(&format!("out.{name}, which is not computed here")))?;
-            Comparison::of(name, ours, &self.tensors.tensor(&format!("out.{name}"))?, self.device)
+            let theirs = self.tensors.tensor(&format!("out.{name}"))?;
+            let mut comparison = Comparison::of(name, ours, &theirs, self.device)?;
+            // A loop of steps adds up what one of them differs by: the official code's own result for one of the cases
+            // is 3.1e-5 apart between an AMD and an Intel CPU.
+            if self.module == "flux.sampling.denoise" && theirs.kind() == Kind::Float {
+                comparison.tolerance = comparison.tolerance.max(5e-5);
+            }
+            Ok(comparison)
         });
         Ok(Some(compared.collect::<Result<_>>()?))
     }

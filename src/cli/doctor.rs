@@ -107,14 +107,14 @@ impl Findings {
     }
 
     fn print(&self) {
-        let Machine { torch, threads, cpu_capability, avx512_bf16 } = &self.machine;
+        let Machine { torch, threads, cpu_capability, avx512_bf16, cpu_vendor } = &self.machine;
         println!("tch-flux {}", self.tch_flux);
         let running = self.running.as_deref().unwrap_or("of an unknown version");
         println!("libtorch {torch} to build with, {running} that runs");
         println!("built with {}", self.built_with.unwrap_or("an unknown folder"));
         self.linked.iter().for_each(|lib| println!("linked {}", lib.display()));
         let bf16 = if *avx512_bf16 { "with" } else { "without" };
-        println!("cpu: {cpu_capability}, {threads} threads, {bf16} bf16 instructions");
+        println!("cpu: {cpu_vendor}, {cpu_capability}, {threads} threads, {bf16} bf16 instructions");
         let cpu::Arithmetic { instructions, bf16_products, int8_products } = self.cpu_kernels;
         let bf16 = if bf16_products { "as such" } else { "as f32" };
         let int8 = if int8_products { "four at a time" } else { "as int16" };

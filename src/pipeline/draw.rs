@@ -134,11 +134,12 @@ impl Pipeline {
         let _no_grad = tch::no_grad_guard();
         let mut jobs =
             Jobs { failed: requests.iter().map(|_| None).collect(), on_progress: &mut *on_progress };
-        let requests: Vec<Request> = requests.iter().map(|request| self.complete(request)).collect();
-        let _alone = requests.iter().all(|request| self.is_small(request)).then(shim::Alone::enter);
         for (job, request) in requests.iter().enumerate() {
             jobs.or_fails(job, self.check(request));
         }
+        let requests: Vec<Request> = requests.iter().map(|request| self.complete(request)).collect();
+        let small = jobs.living().into_iter().all(|job| self.is_small(&requests[job]));
+        let _alone = small.then(shim::Alone::enter);
 
         jobs.begin(Phase::Text);
         let texts = self.texts(&requests, &mut jobs);

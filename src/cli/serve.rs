@@ -4,15 +4,18 @@ mod config;
 
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use rustix::process::{Resource, getpid, getrlimit, kill_process, setrlimit};
 use tch::Device;
 use tch_flux::engine::{self, Engine};
-use tch_flux::ops::{Numerics, Quantize, cuda};
+use tch_flux::ops::{self, Numerics, Quantize, cuda};
 use tch_flux::pipeline::{LoraFile, Parts, Pipeline, Request, Settings};
 use tch_flux::server::{Model, Options, Server};
 use tokio::net::TcpListener;
@@ -34,6 +37,8 @@ const SOCKET_THREADS: usize = 2;
 const SIDE_THREADS: usize = 8;
 /// Descriptors beside the connections': files, pipes, the listener.
 const OTHER_DESCRIPTORS: u64 = 64;
+/// How often it is looked whether a load has ended.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// The side of the picture that is drawn so that every weight is there before the first client.
 const WARM_SIDE: i64 = 64;
 
@@ -99,11 +104,14 @@ impl Serve {
         println!("listening on http://{}", listener.local_addr()?);
         std::io::stdout().flush()?;
 
+        let grace = options.grace;
         let server = Server::new(options);
         let (failed, has_failed) = oneshot::channel();
-        let loading = server.clone();
-        std::thread::Builder::new().name("tch-flux load".into()).spawn(move || {
-            match plan.load() {
+        let (loading, cancel) = (server.clone(), Arc::new(AtomicBool::new(false)));
+        let cancelled = cancel.clone();
+        let load = std::thread::Builder::new().name("tch-flux load".into());
+        let load = load.spawn(move || {
+            match ops::with_cancel(&cancelled, || plan.load(&cancelled)) {
                 Ok((engine, model)) => {
                     let name = model.name.clone();
                     loading.ready(engine, model);
@@ -123,6 +131,12 @@ impl Serve {
             }
         };
         server.run(listener, end).await?;
+        cancel.store(true, Ordering::Relaxed);
+        // A process that ends under a thread that computes may end badly.
+        let until = Instant::now() + grace;
+        while !load.is_finished() && Instant::now() < until {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
         match failure {
             Some(problem) => Err(problem),
             None => Ok(()),
@@ -213,7 +227,7 @@ impl Serve {
 
 impl Plan {
     /// Opens the model for each device and draws once with each, so that nothing is left to be loaded.
-    fn load(self) -> anyhow::Result<(Engine, Model)> {
+    fn load(self, cancelled: &AtomicBool) -> anyhow::Result<(Engine, Model)> {
         cuda::set_cache(super::kernel_cache());
         let parts = self.model.parts(Saying { bars: false, warnings: true })?;
         let open = |device: &Device| -> anyhow::Result<Pipeline> {
@@ -223,7 +237,13 @@ impl Plan {
                 warn!("{left_out}");
             }
             let warm = Request::new("", WARM_SIDE, WARM_SIDE).steps(1);
-            pipeline.generate(&warm, &mut |_| std::ops::ControlFlow::Continue(()))?;
+            pipeline.generate(&warm, &mut |_| {
+                if cancelled.load(Ordering::Relaxed) {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
+            })?;
             Ok(pipeline)
         };
         let pipelines = self.devices.iter().map(open).collect::<anyhow::Result<Vec<_>>>()?;

@@ -253,7 +253,7 @@ impl Plan {
         if let Some(aliases) = self.aliases {
             model.aliases = aliases;
         }
-        Ok((Engine::start(pipelines, engine::Options { queue: self.queue, ..Default::default() })?, model))
+        Ok((Engine::start(pipelines, engine::Options { queue: self.queue })?, model))
     }
 
     /// The name that clients ask for: the hub's, the folder's, or the file's.

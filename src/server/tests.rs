@@ -63,7 +63,7 @@ where
 }
 
 fn engine(draw: impl FnMut(&Request) -> Result<()> + Send + 'static) -> Engine {
-    Engine::start_with([Artist(Device::Cpu, draw)], Queue { queue: 1, ..Queue::default() }).unwrap()
+    Engine::start_with([Artist(Device::Cpu, draw)], Queue { queue: 1 }).unwrap()
 }
 
 fn model() -> Model {

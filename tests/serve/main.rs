@@ -45,7 +45,7 @@ impl Served {
         let settings = Settings { numerics: Numerics::Fast, keep_text_encoders: true, ..Settings::default() };
         let pipeline = Pipeline::open(parts.clone(), settings).unwrap();
         let model = Model::of(&pipeline, &parts, "tiny", 64);
-        let engine = Engine::start([pipeline], engine::Options { queue, ..Default::default() }).unwrap();
+        let engine = Engine::start([pipeline], engine::Options { queue }).unwrap();
         server.ready(engine, model);
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();

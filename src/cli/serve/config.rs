@@ -204,7 +204,7 @@ fn read_key(path: &Path) -> anyhow::Result<String> {
 fn over(text: &str, own: Table) -> anyhow::Result<Table> {
     let mut table: Table = text.parse()?;
     let names = names();
-    for key in table.keys().filter(|key| !names.contains(key)) {
+    if let Some(key) = table.keys().find(|key| !names.contains(key)) {
         let near = names.iter().min_by_key(|name| strsim::damerau_levenshtein(name, key));
         let near = near.map_or(String::new(), |near| format!("; is `{near}` meant?"));
         bail!("there is no setting `{key}`{near}");

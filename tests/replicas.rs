@@ -189,7 +189,11 @@ fn picture(i: usize) -> Value {
 
 /// The same; every other one is a stream.
 fn request(i: usize) -> Value {
-    if i % 2 == 0 { picture(i) } else { with(picture(i), json!({"stream": true, "partial_images": 1})) }
+    if i.is_multiple_of(2) {
+        picture(i)
+    } else {
+        with(picture(i), json!({"stream": true, "partial_images": 1}))
+    }
 }
 
 fn with(mut object: Value, more: Value) -> Value {

@@ -15,10 +15,12 @@ fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, step)
 }
 
+type Size = (u32, u32);
+
 /// The sums are those of Pillow 13.0.0, `Image.frombytes("RGB" or "L", …).resize(…, Image.LANCZOS).tobytes()`.
 #[test]
 fn resizing_matches_pillow_lanczos_byte_for_byte() {
-    let cases: [((u32, u32), (u32, u32), u64, u64); 5] = [
+    let cases: [(Size, Size, u64, u64); 5] = [
         ((40, 30), (64, 48), 0xc5bb_26cc_7d73_ed23, 0xdf40_e162_879b_961c),
         ((64, 48), (16, 16), 0xf6e5_428c_2526_93e6, 0x9617_9728_1817_5c30),
         ((50, 70), (50, 32), 0xbae4_f5bd_6079_6102, 0x662f_bedf_19e3_cbe4),

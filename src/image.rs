@@ -38,13 +38,9 @@ pub struct Mask {
 impl Mask {
     /// The mask in another size, as Pillow's `resize` with `LANCZOS` makes it of grey values; sides are at least 1.
     pub fn resize(&self, width: u32, height: u32) -> Self {
-        let size = |width: u32, height: u32| (width.max(1) as usize, height.max(1) as usize);
-        let (from, to) = (size(self.width, self.height), size(width, height));
-        Self {
-            width: width.max(1),
-            height: height.max(1),
-            chosen: resize::resize(&self.chosen, 1, from, to, resize::LANCZOS),
-        }
+        let (width, height) = (width.max(1), height.max(1));
+        let chosen = resize::lanczos(&self.chosen, 1, (self.width, self.height), (width, height));
+        Self { width, height, chosen }
     }
 
     /// `[1, 1, H, W]`: 1 where a pixel is chosen, else 0. A value from the middle on counts as chosen.
@@ -96,13 +92,9 @@ impl Image {
 
     /// The picture in another size, as Pillow's `resize` with `LANCZOS` makes it; sides are at least 1.
     pub fn resize(&self, width: u32, height: u32) -> Self {
-        let size = |width: u32, height: u32| (width.max(1) as usize, height.max(1) as usize);
-        let (from, to) = (size(self.width, self.height), size(width, height));
-        Self {
-            width: width.max(1),
-            height: height.max(1),
-            rgb: resize::resize(&self.rgb, 3, from, to, resize::LANCZOS),
-        }
+        let (width, height) = (width.max(1), height.max(1));
+        let rgb = resize::lanczos(&self.rgb, 3, (self.width, self.height), (width, height));
+        Self { width, height, rgb }
     }
 
     /// Writes a PNG with the given texts in it. The file appears whole or not at all: it is written beside and renamed.

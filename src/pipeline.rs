@@ -9,6 +9,7 @@ mod memory;
 mod parts;
 mod request;
 mod resident;
+mod rows;
 
 use std::cell::OnceCell;
 use std::collections::BTreeMap;

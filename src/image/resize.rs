@@ -1,19 +1,13 @@
 //! Resizing as Pillow does it: separable windows, rows first, eight bits between the two passes.
 
-/// A window over the input, by the distance from its middle, and how far it reaches.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Filter {
-    reach: f64,
-    weight: fn(f64) -> f64,
-}
+use std::f64::consts::PI;
 
-/// `LANCZOS`: a sinc of three lobes.
-pub(super) const LANCZOS: Filter = Filter { reach: 3.0, weight: lanczos };
+/// How far the window reaches from its middle: a sinc of three lobes.
+const REACH: f64 = 3.0;
 
-fn lanczos(x: f64) -> f64 {
-    let sinc =
-        |x: f64| if x == 0.0 { 1.0 } else { (x * std::f64::consts::PI).sin() / (x * std::f64::consts::PI) };
-    if (-3.0..3.0).contains(&x) { sinc(x) * sinc(x / 3.0) } else { 0.0 }
+fn weight(x: f64) -> f64 {
+    let sinc = |x: f64| if x == 0.0 { 1.0 } else { (x * PI).sin() / (x * PI) };
+    if (-REACH..REACH).contains(&x) { sinc(x) * sinc(x / REACH) } else { 0.0 }
 }
 
 /// Bits behind the point of a weight: a sum of products with bytes fits 32 bits.
@@ -25,17 +19,17 @@ struct Window {
     weights: Vec<i32>,
 }
 
-fn windows(from: usize, to: usize, filter: Filter) -> Vec<Window> {
+fn windows(from: usize, to: usize) -> Vec<Window> {
     let scale = from as f64 / to as f64;
     let stretch = scale.max(1.0);
-    let reach = filter.reach * stretch;
+    let reach = REACH * stretch;
     (0..to)
         .map(|i| {
             let middle = (i as f64 + 0.5) * scale;
             let first = (middle - reach + 0.5).max(0.0) as usize;
             let end = ((middle + reach + 0.5) as usize).min(from);
-            let weight = |x: usize| (filter.weight)((x as f64 - middle + 0.5) / stretch);
-            let weights: Vec<f64> = (first..end).map(weight).collect();
+            let place = |x: usize| (x as f64 - middle + 0.5) / stretch;
+            let weights: Vec<f64> = (first..end).map(|x| weight(place(x))).collect();
             let sum: f64 = weights.iter().sum();
             let fixed = |w: &f64| (w / sum * f64::from(1 << BITS)).round() as i32;
             Window { first, weights: weights.iter().map(fixed).collect() }
@@ -43,25 +37,20 @@ fn windows(from: usize, to: usize, filter: Filter) -> Vec<Window> {
         .collect()
 }
 
-/// Rows of `width` pixels of `channels` bytes each, resized.
-pub(super) fn resize(
-    bytes: &[u8],
-    channels: usize,
-    (width, height): (usize, usize),
-    (to_width, to_height): (usize, usize),
-    filter: Filter,
-) -> Vec<u8> {
+/// Rows of pixels of `channels` bytes each, from a width and height to others, with `LANCZOS`. No side is 0.
+pub(super) fn lanczos(bytes: &[u8], channels: usize, from: (u32, u32), to: (u32, u32)) -> Vec<u8> {
+    let [width, height, to_width, to_height] = [from.0, from.1, to.0, to.1].map(|side| side as usize);
     let wide = if to_width == width {
         bytes.to_vec()
     } else {
         // Pixels of a row are next to each other, and rows are many.
-        pass(bytes, (height, width * channels), channels, &windows(width, to_width, filter))
+        pass(bytes, (height, width * channels), channels, &windows(width, to_width))
     };
     if to_height == height {
         return wide;
     }
     // The rows of a picture are the pixels of its only row.
-    pass(&wide, (1, height * to_width * channels), to_width * channels, &windows(height, to_height, filter))
+    pass(&wide, (1, height * to_width * channels), to_width * channels, &windows(height, to_height))
 }
 
 /// `rows` rows of `len` bytes, of which every `unit` are one pixel.

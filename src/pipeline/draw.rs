@@ -4,16 +4,15 @@ use std::ops::ControlFlow;
 
 use tch::{Device, Kind, Tensor};
 
-use super::denoise::Course;
 use super::edit::Start;
 use super::resident;
-use super::{Conditions, Generated, OnProgress, Phase, Pipeline, Progress, Request};
+use super::rows::{Beside, Row};
+use super::{Generated, OnProgress, Phase, Pipeline, Progress, Request};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::flux1::Flux1;
 use crate::image::Image;
 use crate::ops::Numerics;
-use crate::sampling::{self, NoiseRule, Prepared, get_noise, get_schedule, prepare, unpack};
+use crate::sampling::{self, get_schedule, unpack};
 use crate::shim;
 use crate::text::Tokenizer;
 
@@ -30,20 +29,20 @@ const SMALL: i64 = 1 << 20;
 pub type OnTogether<'a> = dyn FnMut(usize, Progress) -> ControlFlow<()> + 'a;
 
 /// A prompt as the transformer takes it.
-struct Encoded {
-    txt: Tensor,
-    vec: Tensor,
+pub(super) struct Encoded {
+    pub(super) txt: Tensor,
+    pub(super) vec: Tensor,
     warnings: Vec<String>,
 }
 
 /// A prompt, and what the picture shall not show.
-struct Text {
-    prompt: Encoded,
-    negative: Option<Encoded>,
+pub(super) struct Text {
+    pub(super) prompt: Encoded,
+    pub(super) negative: Option<Encoded>,
 }
 
 /// A picture on its way.
-struct Drawing<'a> {
+pub(super) struct Drawing<'a> {
     /// Whose it is: a place among the requests.
     job: usize,
     /// Which of that request's pictures.
@@ -51,9 +50,9 @@ struct Drawing<'a> {
     /// Of how many.
     images: usize,
     /// What draws it alone.
-    request: Request,
-    text: &'a Text,
-    start: Option<&'a Start>,
+    pub(super) request: Request,
+    pub(super) text: &'a Text,
+    pub(super) start: Option<&'a Start>,
 }
 
 /// What pictures that are computed together have in common.
@@ -369,7 +368,8 @@ impl Pipeline {
                 let img = beside
                     .img
                     .f_index_select(0, &Tensor::f_from_slice(&places)?.f_to_device(beside.img.device())?)?;
-                beside = Beside { img, ..Beside::of(&rows)? };
+                beside = Beside::of(&rows)?;
+                beside.img = img;
             }
         }
         let mut latents = Vec::new();
@@ -480,93 +480,6 @@ fn drawings<'a>(
         }
     }
     drawings
-}
-
-/// A drawing as the loop has it.
-struct Row<'a> {
-    /// Its place among the drawings.
-    drawing: usize,
-    /// What the loop begins with, `[1, L, C]`.
-    img: Tensor,
-    noise: Tensor,
-    start: Option<&'a Start>,
-    course: Course,
-    negative: Option<Course>,
-    true_cfg_scale: Option<f64>,
-}
-
-impl<'a> Row<'a> {
-    fn new(
-        pipeline: &Pipeline,
-        model: &Flux1,
-        drawing: usize,
-        of: &Drawing<'a>,
-        times: &[f64],
-    ) -> Result<Self> {
-        let request = &of.request;
-        let rule = if request.legacy_noise { NoiseRule::Legacy } else { NoiseRule::Current };
-        let noise = get_noise(1, request.height, request.width, pipeline.kind, request.seed, rule)?;
-        let noise = noise.f_to_device(pipeline.settings.device)?;
-        let guidance = request.guidance.unwrap_or(0.0);
-        let course = |text: &Encoded| {
-            let prepared = prepare(&noise, &text.txt, &text.vec)?;
-            let course = Course::new(model, &prepared, times, guidance, &Conditions::default())?;
-            Ok::<_, Error>((prepared, course))
-        };
-        let (Prepared { img: noise, .. }, prompt) = course(&of.text.prompt)?;
-        let negative = of.text.negative.as_ref().map(course).transpose()?.map(|(_, course)| course);
-        let img = match of.start {
-            Some(start) => start.noised(&noise, times[0])?,
-            None => noise.shallow_clone(),
-        };
-        let true_cfg_scale = request.scale();
-        Ok(Self { drawing, img, noise, start: of.start, course: prompt, negative, true_cfg_scale })
-    }
-}
-
-/// Rows side by side along the batch.
-struct Beside {
-    img: Tensor,
-    noise: Tensor,
-    start: Option<Start>,
-    course: Course,
-    /// What is led away from, and how far.
-    negative: Option<(Course, f64)>,
-}
-
-impl Beside {
-    fn of(rows: &[Row]) -> Result<Self> {
-        let cat = |of: fn(&Row) -> Tensor| Tensor::f_cat(&rows.iter().map(of).collect::<Vec<_>>(), 0);
-        let starts: Option<Vec<_>> = rows.iter().map(|row| row.start).collect();
-        let negatives: Option<Vec<_>> = rows.iter().map(|row| row.negative.as_ref()).collect();
-        let negative = negatives.map(|negatives| Course::together(&negatives)).transpose()?;
-        Ok(Self {
-            img: cat(|row| row.img.shallow_clone())?,
-            noise: cat(|row| row.noise.shallow_clone())?,
-            start: starts.map(|starts| Start::together(&starts)).transpose()?,
-            course: Course::together(&rows.iter().map(|row| &row.course).collect::<Vec<_>>())?,
-            negative: negative.zip(rows.first().and_then(|row| row.true_cfg_scale)),
-        })
-    }
-
-    /// Source of the true guidance: diffusers 0.42.1, `pipelines/flux/pipeline_flux.py` lines 934–947.
-    fn velocity(&self, model: &Flux1, img: &Tensor, t_vec: &Tensor, step: usize) -> Result<Tensor> {
-        let pred = self.course.velocity(model, img, t_vec, step)?;
-        match &self.negative {
-            Some((negative, scale)) => {
-                let away = negative.velocity(model, img, t_vec, step)?;
-                Ok(away.f_add(&pred.f_sub(&away)?.f_mul_scalar(*scale)?)?)
-            }
-            None => Ok(pred),
-        }
-    }
-
-    fn keep_unmasked(&self, img: &Tensor, time: f64) -> Result<Tensor> {
-        match &self.start {
-            Some(start) => start.keep_unmasked(img, &self.noise, time),
-            None => Ok(img.shallow_clone()),
-        }
-    }
 }
 
 /// For a state that the order of the phases rules out.

@@ -115,7 +115,11 @@ pub(super) fn text(shared: &Shared) -> String {
     }
     let histograms = [
         ("tch_flux_queue_wait_seconds", "How long jobs waited.", &metrics.wait),
-        ("tch_flux_step_seconds", "How long a step of the transformer took.", &metrics.step),
+        (
+            "tch_flux_step_seconds",
+            "How long a step of the transformer took, once for each job in it.",
+            &metrics.step,
+        ),
         ("tch_flux_job_seconds", "How long jobs were drawn.", &metrics.job),
     ];
     for (name, help, histogram) in histograms {

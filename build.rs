@@ -63,24 +63,35 @@ fn compile_kernels() -> bool {
     let avx512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx2", "-mfma"];
     let bf16 = [&avx512[..], &["-mavx512vnni", "-mavx512bf16"]].concat();
     let tiles = ["-mamx-tile", "-mamx-bf16", "-mamx-int8"];
-    compile_build("plain", &[]);
-    if !is_x86() {
-        return false;
-    }
-    compile_build("avx2", &["-mavx2", "-mfma"]);
-    compile_build("avx512", &avx512);
-    compile_build("avx512_bf16", &bf16);
+    let mut builds = vec![("plain", vec![])];
     let probe = cc::Build::new();
-    let amx = tiles.iter().all(|flag| probe.is_flag_supported(flag).unwrap_or(false));
-    if amx {
-        compile_build("amx", &[&bf16[..], &tiles].concat());
+    let amx = is_x86() && tiles.iter().all(|flag| probe.is_flag_supported(flag).unwrap_or(false));
+    if is_x86() {
+        builds.push(("avx2", vec!["-mavx2", "-mfma"]));
+        builds.push(("avx512", avx512.to_vec()));
+        builds.push(("avx512_bf16", bf16.clone()));
     }
+    if amx {
+        builds.push(("amx", [&bf16[..], &tiles].concat()));
+    }
+    std::thread::scope(|scope| {
+        for (name, flags) in builds {
+            scope.spawn(move || compile_build(name, &flags));
+        }
+    });
     amx
 }
 
 fn compile_build(name: &str, flags: &[&str]) {
     let mut build = cc::Build::new();
-    build.cpp(true).std("c++17").opt_level(3).debug(false).file(format!("src/ops/cpu/{name}.cpp"));
+    // GCC warns of what its own headers leave unset.
+    build
+        .warnings(false)
+        .cpp(true)
+        .std("c++17")
+        .opt_level(3)
+        .debug(false)
+        .file(format!("src/ops/cpu/{name}.cpp"));
     for flag in flags {
         build.flag(flag);
     }

@@ -50,6 +50,7 @@ use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::ops;
 use crate::pipeline::{Generated, OnTogether, Phase, Pipeline, Progress, Request};
+use crate::shim;
 use job::Events;
 pub use job::Job;
 use queue::{Batch, Shared, Ticket};
@@ -196,7 +197,8 @@ impl Drop for Inner {
 }
 
 impl Engine {
-    /// Starts a thread for each pipeline: one for a device, or several on a CPU with many cores.
+    /// Starts a thread for each pipeline: one for a device, or several on a CPU with many cores. Those of a CPU lend one
+    /// another their threads while they do not draw.
     ///
     /// # Errors
     /// [`Error::Config`] without a pipeline, [`Error::Io`] where the system gives no thread.
@@ -272,6 +274,7 @@ fn work_on<D: Draw>(shared: &Shared, artist: &mut D, batch: &Batch) -> Option<St
     let ids: Vec<u64> = batch.tickets.iter().map(|ticket| ticket.id).collect();
     let _span = info_span!("jobs", ?ids, device = ?artist.device()).entered();
     let begun = Instant::now();
+    let _lend = (artist.device() == Device::Cpu).then(|| shim::Lend::enter(shared.stats().workers));
     let mut outcomes = draw(artist, batch, &batch.tickets);
     if outcomes.len() > 1 && outcomes.iter().any(|outcome| matches!(outcome, Outcome::Shared(_))) {
         // What went wrong may be one's alone: the others shall not fail with it.

@@ -11,6 +11,7 @@ use crate::layers::{
     DoubleStreamBlock, EmbedNd, LastLayer, MlpEmbedder, ModulationOut, SingleStreamBlock, check_mlp_ratio,
     timestep_embedding,
 };
+use crate::math;
 use crate::nn::{Linear, Linears, Parameters, check_kind, check_sizes};
 use crate::ops::{self, Numerics, Quantize};
 
@@ -244,7 +245,7 @@ impl Steps {
         }
         let step = |i: usize| {
             let modulations: Vec<_> = all.iter().map(|one| &one.steps[i]).collect();
-            Modulations::join(&modulations, |tensors| Ok(Tensor::f_cat(tensors, 0)?))
+            Modulations::join(&modulations, |tensors| math::cat(tensors, 0))
         };
         Ok(Self { steps: (0..len).map(step).collect::<Result<_>>()?, pe: first.pe.shallow_clone() })
     }
@@ -441,11 +442,12 @@ impl Flux1 {
         }
 
         let mut x = Tensor::cat(&[txt, img], 1);
-        for (block, modulation) in self.single_blocks.iter().zip(&modulations.single) {
+        let single_blocks = self.single_blocks.len();
+        for (i, (block, modulation)) in self.single_blocks.iter().zip(&modulations.single).enumerate() {
             ops::go_on(&x)?;
-            x = block.run(&x, modulation, pe);
+            x = block.run(&x, modulation, pe, if i + 1 == single_blocks { txt_len } else { 0 });
         }
-        let img = x.narrow(1, txt_len, img_len);
+        let img = x.narrow(1, x.size()[1] - img_len, img_len);
         Ok(self.final_layer.run(&img, &modulations.last))
     }
 

@@ -380,7 +380,7 @@ impl SingleStreamBlock {
 
     /// `x` `[B, L, D]`, `vec` `[B, D]`, `pe` `[B, 1, L, d/2, 2, 2]`.
     pub fn forward(&self, x: &Tensor, vec: &Tensor, pe: &Tensor) -> Tensor {
-        self.run(x, &self.modulation(vec), pe)
+        self.run(x, &self.modulation(vec), pe, 0)
     }
 
     /// What the conditioning vector makes of the block.
@@ -389,7 +389,8 @@ impl SingleStreamBlock {
         modulation
     }
 
-    pub(crate) fn run(&self, x: &Tensor, modulation: &ModulationOut, pe: &Tensor) -> Tensor {
+    /// Of the tokens from `from` on.
+    pub(crate) fn run(&self, x: &Tensor, modulation: &ModulationOut, pe: &Tensor, from: i64) -> Tensor {
         let block = ParallelBlock {
             linear1: &self.linear1,
             linear2: &self.linear2,
@@ -398,7 +399,7 @@ impl SingleStreamBlock {
             num_heads: self.num_heads,
             hidden_size: self.hidden_size,
         };
-        block.forward(x, modulation, pe)
+        block.forward(x, modulation, pe, from)
     }
 }
 

@@ -87,6 +87,14 @@ pub(crate) fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Ten
     }
 }
 
+/// Tensors one after the other along an axis; one alone is not copied.
+pub(crate) fn cat(tensors: &[&Tensor], dim: i64) -> Result<Tensor> {
+    match tensors {
+        [one] => Ok(one.shallow_clone()),
+        _ => Ok(Tensor::f_cat(tensors, dim)?),
+    }
+}
+
 /// `[B, L, H·d]` to `[B, H, L, d]`.
 pub(crate) fn split_heads(x: &Tensor, num_heads: i64) -> Tensor {
     let (b, l, width) = (x.size()[0], x.size()[1], x.size()[2]);

@@ -221,7 +221,7 @@ pub(crate) struct Qkv<'a> {
 /// Attention over the streams one after the other, each with norms of its own, rotated by `pe`
 /// `[B, 1, ΣL, d/2, 2, 2]`: `[B, ΣL, H·d]`. What a single stream's `qkv` holds afterwards is not said.
 pub(crate) fn joint_attention(streams: &[Qkv], num_heads: i64, pe: &Tensor) -> Tensor {
-    let fast = cpu::joint_attention(streams, num_heads, pe, None)
+    let fast = cpu::joint_attention(streams, num_heads, pe, 0, None)
         .or_else(|| stock::joint_attention(streams, num_heads, pe));
     if let Some(out) = fast {
         return out;
@@ -272,23 +272,26 @@ impl ParallelBlock<'_> {
     }
 
     /// Attention and MLP side by side, from the modulated `x` `[B, L, D]`, and back: `x + gate * linear2([attention, mlp])`.
-    pub(crate) fn forward(&self, x: &Tensor, modulation: &ModulationOut, pe: &Tensor) -> Tensor {
+    /// Of the tokens from `from` on: after a model's last block, nobody reads those of the text.
+    pub(crate) fn forward(&self, x: &Tensor, modulation: &ModulationOut, pe: &Tensor, from: i64) -> Tensor {
+        let wanted = |out: Tensor| out.narrow(1, from, out.size()[1] - from);
         if let Some(out) = stock::parallel_block_fp8(self, x, modulation, pe) {
-            return out;
+            return wanted(out);
         }
         let ModulationOut { shift, scale, gate } = modulation;
         let x_mod = &modulate(self.pre_norm, x, scale, shift);
-        let fast = cpu::parallel_block(self, x_mod, pe, gate, x)
-            .or_else(|| stock::parallel_block(self, x_mod, pe, gate, x));
-        if let Some(out) = fast {
+        if let Some(out) = cpu::parallel_block(self, x_mod, pe, gate, x, from) {
             return out;
+        }
+        if let Some(out) = stock::parallel_block(self, x_mod, pe, gate, x) {
+            return wanted(out);
         }
         let linear1 = linear(self.linear1, x_mod, End::default());
         let qkv = linear1.narrow(-1, 0, 3 * self.hidden_size);
         let mlp = linear1.narrow(-1, 3 * self.hidden_size, linear1.size()[2] - 3 * self.hidden_size);
         let attn = joint_attention(&[Qkv { qkv: &qkv, norm: self.norm }], self.num_heads, pe);
         let both = Tensor::cat(&[attn, mlp.gelu("tanh")], 2);
-        linear_gated_residual(self.linear2, &both, gate, x)
+        wanted(linear_gated_residual(self.linear2, &both, gate, x))
     }
 }
 

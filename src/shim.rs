@@ -18,6 +18,8 @@ unsafe extern "C" {
         error_len: usize,
     ) -> *mut C_tensor;
     fn tch_flux_alone_enter() -> i64;
+    fn tch_flux_lend_enter(all: i64);
+    fn tch_flux_lend_leave();
     fn tch_flux_alone_leave(before: i64);
     fn tch_flux_autocast_enter(cuda: bool, enabled: *mut bool, kind: *mut c_int);
     fn tch_flux_autocast_is_enabled(cuda: bool) -> bool;
@@ -197,6 +199,27 @@ impl Drop for Alone {
     fn drop(&mut self) {
         // SAFETY: sets numbers of this thread.
         unsafe { tch_flux_alone_leave(self.0) };
+    }
+}
+
+/// Several threads draw on a CPU, each with threads of libtorch's of its own: the kernels in `ops/cpu` take those of the
+/// others, too, while these do not draw. Lasts until it is dropped.
+pub(crate) struct Lend(());
+
+impl Lend {
+    /// So many threads draw, with as many of libtorch's each as this one has.
+    pub(crate) fn enter(among: usize) -> Self {
+        let all = i64::try_from(among).unwrap_or(1) * i64::from(tch::get_num_threads());
+        // SAFETY: sets numbers of this thread, and one that is atomic.
+        unsafe { tch_flux_lend_enter(all) };
+        Self(())
+    }
+}
+
+impl Drop for Lend {
+    fn drop(&mut self) {
+        // SAFETY: as above.
+        unsafe { tch_flux_lend_leave() };
     }
 }
 

@@ -331,11 +331,13 @@ fn normed(x: &Tensor, scale: &Tensor, shift: Option<&Tensor>, eps: f64) -> Tenso
     out
 }
 
-/// See [`super::joint_attention`], if it is ours; into `out` `[B, ΣL, H·d]`, which may be strided, if there is one.
+/// See [`super::joint_attention`], if it is ours, of the tokens from `from` on; into `out` `[B, ΣL − from, H·d]`, which may
+/// be strided, if there is one.
 pub(super) fn joint_attention(
     streams: &[Qkv],
     num_heads: i64,
     pe: &Tensor,
+    from: i64,
     out: Option<&Tensor>,
 ) -> Option<Tensor> {
     let scales = streams.iter().flat_map(|s| s.norm.scales());
@@ -356,7 +358,7 @@ pub(super) fn joint_attention(
     }
     let out = match out {
         Some(out) => out.shallow_clone(),
-        None => workspace().empty(&[batch, length, hidden], first.kind()),
+        None => workspace().empty(&[batch, length - from, hidden], first.kind()),
     };
     let scale = |x: &Tensor| x.to_kind(Kind::Float).contiguous();
     let scales: Vec<[Tensor; 2]> = streams.iter().map(|s| s.norm.scales().map(scale)).collect();
@@ -377,18 +379,29 @@ pub(super) fn joint_attention(
         });
         let raw: Vec<ffi::Stream> = raw.collect();
         let pe = if pe.size()[0] == 1 { pe.get(0) } else { pe.get(i) };
-        attend(&raw, num_heads, width, length, Some(&pe), &out.get(i));
+        let sizes = Sizes { heads: num_heads, width, length, from };
+        attend(&raw, sizes, Some(&pe), &out.get(i));
     }
     Some(out)
 }
 
-fn attend(streams: &[ffi::Stream], heads: i64, width: i64, length: i64, pe: Option<&Tensor>, out: &Tensor) {
+/// Of an attention: the results of the tokens from `from` on are wanted.
+struct Sizes {
+    heads: i64,
+    width: i64,
+    length: i64,
+    from: i64,
+}
+
+fn attend(streams: &[ffi::Stream], sizes: Sizes, pe: Option<&Tensor>, out: &Tensor) {
+    let Sizes { heads, width, length, from } = sizes;
     let rows = Rows::of(out);
     debug_assert_eq!(rows.tensor.data_ptr(), out.data_ptr(), "the result's rows are not evenly apart");
     let attention = ffi::Attention {
         heads,
         width,
         length,
+        from,
         eps: 1e-6,
         scale: (width as f32).sqrt().recip(),
         streams: streams.as_ptr(),
@@ -413,6 +426,7 @@ pub(super) fn parallel_block(
     pe: &Tensor,
     gate: &Tensor,
     x: &Tensor,
+    from: i64,
 ) -> Option<Tensor> {
     let ParallelBlock { linear1, linear2, .. } = block;
     if !block.tensors([x_mod, gate, x]).is_some_and(ours) {
@@ -426,11 +440,15 @@ pub(super) fn parallel_block(
     let workspace = workspace();
     let qkv = workspace.empty(&[b, l, 3 * hidden], x.kind());
     linear_into(linear1, x_mod, &End::default(), 0..3 * hidden, &qkv);
-    let both = workspace.empty(&[b, l, hidden + mlp], x.kind());
+    let wanted = |x: &Tensor| match from {
+        0 => x.shallow_clone(),
+        _ => x.narrow(1, from, l - from).contiguous(),
+    };
+    let both = workspace.empty(&[b, l - from, hidden + mlp], x.kind());
     let gelu = End { activation: Activation::GeluTanh, ..End::default() };
-    linear_into(linear1, x_mod, &gelu, 3 * hidden..3 * hidden + mlp, &both.narrow(-1, hidden, mlp));
+    linear_into(linear1, &wanted(x_mod), &gelu, 3 * hidden..3 * hidden + mlp, &both.narrow(-1, hidden, mlp));
     let stream = Qkv { qkv: &qkv, norm: block.norm };
-    let _ = joint_attention(&[stream], block.num_heads, pe, Some(&both.narrow(-1, 0, hidden)))?;
+    let _ = joint_attention(&[stream], block.num_heads, pe, from, Some(&both.narrow(-1, 0, hidden)))?;
     drop(qkv);
-    linear(linear2, &both, &End { gate: Some(gate), residual: Some(x), ..End::default() })
+    linear(linear2, &both, &End { gate: Some(gate), residual: Some(&wanted(x)), ..End::default() })
 }

@@ -16,6 +16,8 @@ use crate::shim::{self, Memory};
 const WORTH_KEEPING: usize = 256 << 10;
 /// Blocks are multiples of this.
 const STEP: usize = 64 << 10;
+/// What is not worth giving back, since the next picture takes it again.
+const LITTLE: usize = 16 << 20;
 /// Addresses that are set aside. Memory comes to them as they are written, so what is never reached costs nothing.
 const SPAN: usize = 1 << 35;
 
@@ -156,10 +158,11 @@ impl Workspace {
         self.fresh.load(Ordering::Relaxed)
     }
 
-    /// Gives back what is free.
+    /// Gives back what is free, unless it is little.
     pub(crate) fn release(&self) {
         let mut lock = self.lock();
         match lock.as_mut() {
+            Some(arena) if arena.reached <= LITTLE => {}
             Some(arena) if arena.is_free() => *lock = None,
             Some(arena) => arena.tidy(),
             None => {}

@@ -4,6 +4,7 @@ use tch::Tensor;
 
 use crate::error::Result;
 use crate::flux1::{Flux1, Flux1Input, Steps};
+use crate::math;
 use crate::sampling::{self, Prepared};
 
 /// What a picture is drawn from beside text.
@@ -89,11 +90,11 @@ impl Course {
     /// of the same shapes.
     pub(super) fn together(courses: &[&Self]) -> Result<Self> {
         let cat = |of: fn(&Self) -> &Tensor| {
-            Tensor::f_cat(&courses.iter().map(|course| of(course)).collect::<Vec<_>>(), 0)
+            math::cat(&courses.iter().map(|course| of(course)).collect::<Vec<_>>(), 0)
         };
         let cat_some = |of: fn(&Self) -> Option<&Tensor>| {
             let some: Option<Vec<_>> = courses.iter().map(|course| of(course)).collect();
-            some.filter(|some| !some.is_empty()).map(|some| Tensor::f_cat(&some, 0)).transpose()
+            some.filter(|some| !some.is_empty()).map(|some| math::cat(&some, 0)).transpose()
         };
         let steps: Option<Vec<_>> = courses.iter().map(|course| course.steps.as_ref()).collect();
         Ok(Self {

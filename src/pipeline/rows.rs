@@ -8,6 +8,7 @@ use super::edit::Start;
 use super::{Conditions, Pipeline};
 use crate::error::{Error, Result};
 use crate::flux1::Flux1;
+use crate::math;
 use crate::sampling::{NoiseRule, Prepared, get_noise, prepare};
 
 /// A drawing as the loop has it.
@@ -64,13 +65,14 @@ pub(super) struct Beside {
 
 impl Beside {
     pub(super) fn of(rows: &[Row]) -> Result<Self> {
-        let cat = |of: fn(&Row) -> Tensor| Tensor::f_cat(&rows.iter().map(of).collect::<Vec<_>>(), 0);
+        let cat =
+            |of: for<'r> fn(&'r Row) -> &'r Tensor| math::cat(&rows.iter().map(of).collect::<Vec<_>>(), 0);
         let starts: Option<Vec<_>> = rows.iter().map(|row| row.start).collect();
         let negatives: Option<Vec<_>> = rows.iter().map(|row| row.negative.as_ref()).collect();
         let negative = negatives.map(|negatives| Course::together(&negatives)).transpose()?;
         Ok(Self {
-            img: cat(|row| row.img.shallow_clone())?,
-            noise: cat(|row| row.noise.shallow_clone())?,
+            img: cat(|row| &row.img)?,
+            noise: cat(|row| &row.noise)?,
             start: starts.map(|starts| Start::together(&starts)).transpose()?,
             course: Course::together(&rows.iter().map(|row| &row.course).collect::<Vec<_>>())?,
             negative: negative.zip(rows.first().and_then(|row| row.true_cfg_scale)),

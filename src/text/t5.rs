@@ -302,10 +302,13 @@ impl T5Encoder {
 
     /// `[1, H, L, L]`: the first layer's, which all share.
     fn position_bias(&self, len: i64, device: Device) -> Tensor {
-        let position = Tensor::arange(len, (Kind::Int64, device));
-        let relative_position = position.unsqueeze(0) - position.unsqueeze(1); // [query, key]
-        let bucket = self.bucket(&relative_position);
-        self.relative_attention_bias.forward(&bucket).permute([2, 0, 1]).unsqueeze(0).contiguous()
+        // From a query's key the bias depends on the distance alone, of which there are 2L − 1: the row of the last query
+        // begins with the first of them, and each row before it one further on.
+        let relative_position = Tensor::arange_start(1 - len, len, (Kind::Int64, device));
+        let bias = self.relative_attention_bias.forward(&self.bucket(&relative_position)); // [2L − 1, H]
+        let bias = bias.tr().contiguous();
+        let rows = bias.as_strided([bias.size()[0], len, len], [2 * len - 1, 1, 1], None);
+        rows.flip([1]).unsqueeze(0)
     }
 
     /// Half of the buckets for each direction; of these, half for single distances, the others growing with the

@@ -11,8 +11,6 @@ using tch_flux::Stream;
 
 // Keys whose scores are computed together.
 constexpr int64_t KEYS = 192;
-// Tokens of a task of the packing.
-constexpr int64_t TOKENS = 16;
 constexpr int64_t WIDEST = 512;
 // Bytes of the packed heads that are in memory at once, unless one head takes more.
 constexpr int64_t PACKED = 48 << 20;
@@ -29,16 +27,22 @@ struct InRegisters {
   static int64_t values(int64_t length, int64_t width) { return ceil_div(length, W::NUMBERS) * width; }
   static int64_t results(int64_t width) { return ceil_div(width, MR) * MR; }
 
-  // Key `i` of its panel.
-  static void put_key(const float* x, int64_t width, int64_t i, uint32_t* panel) {
-    for (int64_t w = 0; w < width / W::NUMBERS; w++) panel[w * MR + i] = word(W(), x, w * W::NUMBERS, width);
+  // The keys, or values, of NR tokens from `token` on, `count` of which there are; behind them stand zeros.
+  static void put_keys(const float* x, int64_t width, int64_t token, int64_t count, uint32_t* keys) {
+    int64_t words = width / W::NUMBERS;
+    for (int64_t i = 0; i < count; i++) {
+      uint32_t* panel = keys + (token + i) / MR * words * MR + (token + i) % MR;
+      for (int64_t w = 0; w < words; w++) panel[w * MR] = word(W(), x + i * width, w * W::NUMBERS, width);
+    }
   }
-  static void put_value(const float* x, int64_t width, int64_t key, uint32_t* values) {
+  static void put_values(const float* x, int64_t width, int64_t token, int64_t count, uint32_t* values) {
     if constexpr (W::NUMBERS == 1) {
-      std::memcpy(values + key * width, x, width * 4);
+      std::memcpy(values + token * width, x, count * width * 4);
     } else {
-      uint16_t* v = reinterpret_cast<uint16_t*>(values + key / 2 * width) + key % 2;
-      for (int64_t j = 0; j < width; j++) v[2 * j] = narrow(x[j]);
+      for (int64_t i = 0; i < count; i += 2, x += 2 * width)
+        for (int64_t j = 0; j < width; j++) {
+          values[(token + i) / 2 * width + j] = narrow(x[j]) | uint32_t(narrow(x[width + j])) << 16;
+        }
     }
   }
 
@@ -62,16 +66,30 @@ struct InTiles {
   static constexpr bool IN_TILES = true;
   static constexpr int64_t KEY_PANEL = PANEL, STEP = TILE * W::NUMBERS;
   static_assert(KEYS % PANEL == 0 && KEYS % STEP == 0, "whole panels and whole steps");
+  static_assert(NR == PANEL && NR == STEP && LANES == TILE, "tokens that are packed together");
   static int64_t words(int64_t width) { return ceil_div(width, STEP) * TILE; }
   static int64_t values(int64_t length, int64_t width) { return ceil_div(length, STEP) * results(width) * TILE; }
   static int64_t results(int64_t width) { return ceil_div(width, TILE) * TILE; }
 
-  static void put_key(const float* x, int64_t width, int64_t i, uint32_t* panel) {
-    copy_words<W>(x, 0, width, ceil_div(width, STEP), panel + i * TILE, PANEL * TILE);
+  static void put_keys(const float* x, int64_t width, int64_t token, int64_t count, uint32_t* keys) {
+    for (int64_t i = 0; i < count; i++) {
+      uint32_t* panel = keys + token * words(width) + i * TILE;
+      copy_words<W>(x + i * width, 0, width, ceil_div(width, STEP), panel, PANEL * TILE);
+    }
   }
-  static void put_value(const float* x, int64_t width, int64_t key, uint32_t* values) {
-    uint16_t* v = reinterpret_cast<uint16_t*>(values + key / STEP * results(width) * TILE) + key % STEP;
-    for (int64_t j = 0; j < width; j++) v[j * STEP] = narrow(x[j]);
+  static void put_values(const float* x, int64_t width, int64_t token, int64_t, uint32_t* values) {
+    uint32_t* out = values + token / STEP * results(width) * TILE;
+    for (int64_t j = 0; j < width; j += LANES) {
+      vu block[LANES];
+#pragma GCC unroll 16
+      for (int i = 0; i < LANES; i++) {
+        const float* pair = x + 2 * i * width + j;
+        block[i] = rounded(load_some(pair, width - j)) | rounded(load_some(pair + width, width - j)) << 16;
+      }
+      transpose(block);
+#pragma GCC unroll 16
+      for (int i = 0; i < LANES; i++) *reinterpret_cast<vu_any*>(out + (j + i) * TILE) = block[i];
+    }
   }
 
   static void score(int64_t count, int64_t columns, int64_t words, const uint32_t* keys, const uint32_t* queries,
@@ -95,7 +113,7 @@ struct AttentionPlan {
   int64_t words, query_panels, key_panels;
   int64_t group;  // heads that are packed, and then attended to, together
   size_t queries, keys, values;  // of one head, in words
-  size_t rotation, scores, probabilities, results, per_thread;
+  size_t tokens, scores, probabilities, results, per_thread;
 
   explicit AttentionPlan(const Attention& p) {
     words = L::words(p.width);
@@ -104,14 +122,20 @@ struct AttentionPlan {
     queries = size_t(query_panels) * words * NR;
     keys = size_t(key_panels) * words * L::KEY_PANEL;
     values = L::values(p.length, p.width);
-    rotation = 2 * p.width * 4 + 2 * WIDEST * 4;
+    tokens = size_t(NR) * p.width * 4;
     scores = size_t(KEYS) * NR * 4;
     probabilities = size_t(KEYS) * NR * 4;
-    results = size_t(L::results(p.width)) * NR * 4;
-    per_thread = aligned(rotation + scores + probabilities + results);
+    // Whole vectors are read of them.
+    results = size_t(ceil_div(L::results(p.width), LANES) * LANES) * NR * 4;
+    per_thread = aligned(tokens) + aligned(scores + probabilities + results);
     int64_t head = (queries + keys + values) * 4, groups = ceil_div(head * p.heads, PACKED);
     group = ceil_div(p.heads, smaller(groups, p.heads));
   }
+  // A thread has the same heads in both parts of the work, so that keys and values stay in its cache; or, where those of
+  // all heads do, the same tokens, which it has in the products before and after, too.
+  bool by_tokens() const { return packed() <= 1 << 20; }
+  int64_t head(int64_t index, int64_t heads, int64_t panels) const { return by_tokens() ? index % heads : index / panels; }
+  int64_t panel(int64_t index, int64_t heads, int64_t panels) const { return by_tokens() ? index / heads : index % panels; }
   size_t packed() const { return aligned((queries + keys + values) * group * 4); }
 };
 
@@ -132,95 +156,114 @@ struct AttentionRun {
   }
 
   // Normalises and rotates one head of one token: `x` in, `y` out, both of `width` numbers.
-  void turn(const float* x, const float* scale, float factor, const float* straight, const float* crossed,
-            float* y) const {
-    float normed[WIDEST];
+  template <class T>
+  void turn(const T* x, const float* scale, float factor, const float* pe, float* y) const {
+    int64_t width = p.width;
+    float rrms = 1.0f;
     if (scale) {
       vf squares{};
-      for (int64_t i = 0; i < p.width; i += LANES) {
-        vf v = load_some(x + i, p.width - i);
+      for (int64_t j = 0; j < width; j += LANES) {
+        vf v = load_some(x + j, width - j);
         squares += v * v;
       }
-      float rrms = 1.0f / std::sqrt(sum(squares) / float(p.width) + p.eps);
-      for (int64_t i = 0; i < p.width; i++) normed[i] = x[i] * rrms * scale[i];
-    } else {
-      std::memcpy(normed, x, p.width * 4);
+      rrms = 1.0f / std::sqrt(sum(squares) / float(width) + p.eps);
     }
-    if (straight) {
-      for (int64_t i = 0; i < p.width; i += 2) {
-        y[i] = (straight[i] * normed[i] + crossed[i] * normed[i + 1]) * factor;
-        y[i + 1] = (straight[i + 1] * normed[i + 1] + crossed[i + 1] * normed[i]) * factor;
+    int64_t j = 0;
+    for (; j + LANES <= width; j += LANES) {
+      vf v = load(x + j);
+      if (scale) v = v * rrms * load(scale + j);
+      if (pe) v = rotated(v, pe + 2 * j);
+      store(y + j, v * factor);
+    }
+    for (; j < width; j++) y[j] = scale ? number(x + j) * rrms * scale[j] : number(x + j);
+    for (j = width / LANES * LANES; j < width; j += 2) {
+      float a = y[j], b = j + 1 < width ? y[j + 1] : 0;
+      if (pe) {
+        const float* turned = pe + 2 * j;
+        y[j] = (turned[0] * a + turned[1] * b) * factor;
+        y[j + 1] = (turned[3] * b + turned[2] * a) * factor;
+      } else {
+        y[j] = a * factor;
+        if (j + 1 < width) y[j + 1] = b * factor;
       }
-    } else {
-      for (int64_t i = 0; i < p.width; i++) y[i] = normed[i] * factor;
     }
   }
 
-  template <class T>
-  void pack_token(const Stream& s, int64_t i, float* memory) {
-    int64_t at = s.start + i, width = p.width;
-    float *straight = nullptr, *crossed = nullptr, *x = memory + 2 * width, *y = x + WIDEST;
-    if (p.pe) {
-      straight = memory, crossed = memory + width;
-      const float* pe = p.pe + at * 2 * width;
-      for (int64_t j = 0; j < width / 2; j++, pe += 4) {
-        straight[2 * j] = pe[0], crossed[2 * j] = pe[1], crossed[2 * j + 1] = pe[2], straight[2 * j + 1] = pe[3];
-      }
-    }
-    const T* qkv = row<T>(s.qkv, i);
-    for (int64_t head = 0; head < heads; head++) {
-      auto numbers = [&](int64_t part) {
-        const T* from = qkv + (part * p.heads + first + head) * width;
-        for (int64_t j = 0; j < width; j += LANES) store(x + j, load_some(from + j, width - j));
-      };
-      numbers(0);
-      // The softmax is taken to the base 2.
-      turn(x, s.q_scale, p.scale * 1.4426950408889634f, straight, crossed, y);
-      uint32_t* q = queries(head) + (at / NR) * plan.words * NR + at % NR;
-      for (int64_t w = 0; w < plan.words; w++) {
-        q[w * NR] = w * W::NUMBERS < width ? word(W(), y, w * W::NUMBERS, width) : 0;
-      }
-      numbers(1);
-      turn(x, s.k_scale, 1.0f, straight, crossed, y);
-      L::put_key(y, width, at % L::KEY_PANEL, keys(head) + at / L::KEY_PANEL * plan.words * L::KEY_PANEL);
-      numbers(2);
-      L::put_value(x, width, at, values(head));
-    }
+  // Pairs of neighbours by their matrices: [LANES / 2][2][2].
+  static INLINE vf rotated(vf x, const float* pe) {
+    vu first = (vu)load(pe), second = (vu)load(pe + LANES);
+    vf straight = (vf)picked<0, 3>(first, second, std::make_integer_sequence<int, LANES>());
+    vf crossed = (vf)picked<1, 2>(first, second, std::make_integer_sequence<int, LANES>());
+    vf other = (vf)swapped((vu)x, std::make_integer_sequence<int, LANES>());
+    return straight * x + crossed * other;
+  }
+  template <int even, int odd, int... i>
+  static INLINE vu picked(vu a, vu b, std::integer_sequence<int, i...>) {
+    return shuffled<(i / 2 * 4 + (i % 2 ? odd : even))...>(a, b);
+  }
+  template <int... i>
+  static INLINE vu swapped(vu x, std::integer_sequence<int, i...>) {
+    return shuffled<(i ^ 1)...>(x, x);
   }
 
+  // Panels of queries whose results are wanted: the last ones.
+  int64_t wanted_panels() const { return plan.query_panels - p.from / NR; }
+
+  // One head of the tokens of a panel into words.
   void pack_task(int64_t index, int64_t thread) {
-    for (int64_t i = 0; i < p.stream_count; i++) {
-      const Stream& s = p.streams[i];
-      int64_t tasks = ceil_div(s.length, TOKENS);
-      if (index >= tasks) {
-        index -= tasks;
-        continue;
+    int64_t head = plan.head(index, heads, plan.query_panels);
+    int64_t from = plan.panel(index, heads, plan.query_panels) * NR, width = p.width;
+    int64_t count = smaller(NR, p.length - from);
+    float* tokens = mine(thread);
+    if (count < NR) std::memset(tokens, 0, plan.tokens);
+    // The part of each token's numbers, and what becomes of them.
+    auto read = [&](int64_t part, auto turned) {
+      for (int64_t i = 0; i < p.stream_count; i++) {
+        const Stream& s = p.streams[i];
+        int64_t first = from > s.start ? from : s.start, end = smaller(from + count, s.start + s.length);
+        with_kind(s.qkv.kind, [&](auto kind) {
+          for (int64_t at = first; at < end; at++) {
+            const auto* x = row<decltype(kind)>(s.qkv, at - s.start) + (part * p.heads + this->first + head) * width;
+            turned(s, at, x, tokens + (at - from) * width);
+          }
+        });
       }
-      for (int64_t t = index * TOKENS; t < smaller((index + 1) * TOKENS, s.length); t++) {
-        with_kind(s.qkv.kind, [&](auto kind) { pack_token<decltype(kind)>(s, t, mine(thread)); });
-      }
-      return;
+    };
+    auto pe = [&](int64_t at) { return p.pe ? p.pe + at * 2 * width : nullptr; };
+    if (from + NR > p.from) {
+      // The softmax is taken to the base 2.
+      read(0, [&](const Stream& s, int64_t at, const auto* x, float* y) {
+        turn(x, s.q_scale, p.scale * 1.4426950408889634f, pe(at), y);
+      });
+      uint32_t* q = queries(head) + from * plan.words;
+      int64_t some = ceil_div(width, W::NUMBERS);
+      pack<W, NR>(tokens, width, NR, 0, some, width, q);
+      std::memset(q + some * NR, 0, size_t(plan.words - some) * NR * 4);
     }
+    read(1, [&](const Stream& s, int64_t at, const auto* x, float* y) { turn(x, s.k_scale, 1.0f, pe(at), y); });
+    L::put_keys(tokens, width, from, count, keys(head));
+    read(2, [&](const Stream&, int64_t, const auto* x, float* y) {
+      int64_t j = 0;
+      for (; j + LANES <= width; j += LANES) store(y + j, load(x + j));
+      for (; j < width; j++) y[j] = number(x + j);
+    });
+    L::put_values(tokens, width, from, count, values(head));
   }
 
-  // What stands behind the last token.
-  void clear_ends(int64_t head) {
-    uint32_t* q = queries(head) + (plan.query_panels - 1) * plan.words * NR;
-    for (int64_t w = 0; w < plan.words; w++)
-      for (int64_t i = p.length - (plan.query_panels - 1) * NR; i < NR; i++) q[w * NR + i] = 0;
-    int64_t panel = (plan.key_panels - 1) * L::KEY_PANEL;
-    std::memset(keys(head) + panel * plan.words, 0, size_t(plan.words) * L::KEY_PANEL * 4);
-    size_t last = L::values(p.length % L::STEP == 0 ? 0 : p.length % L::STEP, p.width);
-    std::memset(values(head) + plan.values - last, 0, last * 4);
+  // Of numbers up to 0, as exactly as the words hold it.
+  static INLINE vf exponential(vf x) {
+    if constexpr (W::NUMBERS == 1) return exp2(x);
+    else return rough_exp2(x);
   }
 
   void task(int64_t index, int64_t thread) {
-    int64_t head = index / plan.query_panels, panel = index % plan.query_panels;
+    int64_t head = plan.head(index, heads, wanted_panels());
+    int64_t panel = plan.query_panels - wanted_panels() + plan.panel(index, heads, wanted_panels());
     Hold<L::IN_TILES> hold;
     (void)hold;
     int64_t columns = smaller(NR, p.length - panel * NR);
     const uint32_t* q = queries(head) + panel * plan.words * NR;
-    float* scores = mine(thread) + plan.rotation / 4;
+    float* scores = mine(thread) + aligned(plan.tokens) / 4;
     uint32_t* probabilities = reinterpret_cast<uint32_t*>(scores + plan.scores / 4);
     float* results = scores + plan.scores / 4 + plan.probabilities / 4;
     vf largest[NV], total[NV];
@@ -248,12 +291,12 @@ struct AttentionRun {
         for (int64_t w = part; w < smaller(part + PART, words); w++) {
           for (int v = 0; v < NV; v++) {
             float* score = scores + w * W::NUMBERS * NR + v * LANES;
-            vf first = exp2(load(score) - most[v]);
+            vf first = exponential(load(score) - most[v]);
             sums[v] += first;
             vu packed = (vu)first;
             if constexpr (W::NUMBERS == 2) {
               vf second{};
-              if (2 * w + 1 < count) second = exp2(load(score + NR) - most[v]);
+              if (2 * w + 1 < count) second = exponential(load(score + NR) - most[v]);
               sums[v] += second;
               packed = rounded(first) | rounded(second) << 16;
             }
@@ -274,27 +317,32 @@ struct AttentionRun {
       std::memset(probabilities + words * NR, 0, size_t(whole - words) * NR * 4);
       L::sum_up(p.width, columns, key0, count, values(head), probabilities, results, key0 == 0);
     }
-    float inverse[NR];
-    for (int v = 0; v < NV; v++) store(inverse + v * LANES, 1.0f / total[v]);
-    for (int64_t i = 0; i < columns; i++) {
-      with_kind(p.out.kind, [&](auto kind) {
-        typedef decltype(kind) T;
-        T* out = row_mut<T>(p.out, panel * NR + i) + (first + head) * p.width;
-        for (int64_t j = 0; j < p.width; j++) put(out + j, results[j * NR + i] * inverse[i]);
-      });
+    for (int v = 0; v < NV; v++) {
+      vf inverse = 1.0f / total[v];
+      int64_t token = panel * NR + v * LANES, some = smaller(LANES, columns - v * LANES);
+      int64_t skipped = p.from > token ? p.from - token : 0;
+      for (int64_t j = 0; j < p.width; j += LANES) {
+        vu block[LANES];
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; i++) block[i] = (vu)(load(results + (j + i) * NR + v * LANES) * inverse);
+        transpose(block);
+        with_kind(p.out.kind, [&](auto kind) {
+          typedef decltype(kind) T;
+          for (int64_t i = skipped; i < some; i++) {
+            store_some(row_mut<T>(p.out, token + i - p.from) + (first + head) * p.width + j, (vf)block[i], p.width - j);
+          }
+        });
+      }
     }
   }
 
   void run(const Pool& pool) {
-    int64_t packs = 0;
-    for (int64_t i = 0; i < p.stream_count; i++) packs += ceil_div(p.streams[i].length, TOKENS);
     for (first = 0; first < p.heads; first += plan.group) {
       heads = smaller(plan.group, p.heads - first);
-      for (int64_t head = 0; head < heads; head++) clear_ends(head);
-      pool.run(packs, [](void* self, int64_t i, int64_t thread) {
+      pool.run(heads * plan.query_panels, [](void* self, int64_t i, int64_t thread) {
         static_cast<AttentionRun*>(self)->pack_task(i, thread);
       }, this);
-      pool.run(heads * plan.query_panels, [](void* self, int64_t i, int64_t thread) {
+      pool.run(heads * wanted_panels(), [](void* self, int64_t i, int64_t thread) {
         static_cast<AttentionRun*>(self)->task(i, thread);
       }, this);
     }

@@ -78,15 +78,15 @@ struct Convolution {
   void pack_right(int64_t panel) {
     int64_t n0 = panel * NR, count = smaller(NR, p.n - n0), taps = p.window->taps * p.window->taps;
     uint32_t* out = right() + n0 * plan.right_words;
-    for (int64_t c = 0; c < plan.tap_words; c++) {
-      for (int64_t tap = 0; tap < taps; tap++) {
-        uint32_t* words = out + (tap * plan.tap_words + c) * NR;
-        for (int64_t j = 0; j < NR; j++) {
-          B numbers[W::NUMBERS] = {};
-          for (int i = 0; i < W::NUMBERS && j < count && c * W::NUMBERS < p.window->channels; i++) {
-            numbers[i] = row<B>(p.w, n0 + j)[(c * W::NUMBERS + i) * taps + tap];
-          }
-          words[j] = word(W(), numbers, 0, W::NUMBERS);
+    int64_t whole = p.window->channels / W::NUMBERS;
+    if (count < NR || whole < plan.tap_words) std::memset(out, 0, size_t(plan.right_words) * NR * 4);
+    for (int64_t j = 0; j < count; j++) {
+      const B* w = row<B>(p.w, n0 + j);
+      for (int64_t c = 0; c < whole; c++, w += W::NUMBERS * taps) {
+        for (int64_t tap = 0; tap < taps; tap++) {
+          B numbers[W::NUMBERS];
+          for (int i = 0; i < W::NUMBERS; i++) numbers[i] = w[i * taps + tap];
+          out[(tap * plan.tap_words + c) * NR + j] = word(W(), numbers, 0, W::NUMBERS);
         }
       }
     }
@@ -138,21 +138,22 @@ struct Convolution {
     float* sums = reinterpret_cast<float*>(mine + plan.left);
     const Window& w = *p.window;
     Pixels pixels{p, zeros(), W::NUMBERS == 1 ? 4 : 2};
+    // Of the first tap.
+    struct Place {
+      int64_t image, y, x;
+    } places[PIXELS<W>];
+    for (int64_t i = 0; i < count; i++) {
+      int64_t m = from + i, x = m % w.out_width, y = m / w.out_width % w.out_height;
+      places[i] = {m / (w.out_width * w.out_height), y * w.stride - w.pad_top, x * w.stride - w.pad_left};
+    }
     for (int64_t tap = 0; tap < w.taps * w.taps; tap++) {
       const char* at[PIXELS<W>];
-      for (int64_t i = 0; i < count; i++) {
-        int64_t m = from + i, x = m % w.out_width, y = m / w.out_width % w.out_height;
-        at[i] = pixels.at(m / (w.out_width * w.out_height), y * w.stride + tap / w.taps - w.pad_top,
-                          x * w.stride + tap % w.taps - w.pad_left);
-      }
+      int64_t down = tap / w.taps, across = tap % w.taps;
+      for (int64_t i = 0; i < count; i++) at[i] = pixels.at(places[i].image, places[i].y + down, places[i].x + across);
       if constexpr (IN_TILES<W>) add_tap(tap, count, at, reinterpret_cast<uint32_t*>(mine), sums);
       else add_tap_in_place(tap, count, at, sums);
     }
-    for (int64_t i = 0; i < count; i++) {
-      with_kind(p.c.kind, [&](auto kind) {
-        finish_row<decltype(kind)>(p, from + i, 0, p.n, sums + i * plan.width, 1.0f);
-      });
-    }
+    finish_rows(p, from, count, 0, p.n, sums, plan.width);
   }
 
   void run(const Pool& pool) {

@@ -37,7 +37,20 @@ namespace {
 // How many threads the kernels take on this thread, where that is not what libtorch takes.
 thread_local int64_t own_threads = 0;
 
-int64_t threads() { return own_threads ? own_threads : at::get_num_threads(); }
+// Threads of all who lend one another theirs while they do not draw; 0 where this thread is none of those. What is drawn
+// at present in this way, and what this thread has got for a call and its scratch memory.
+thread_local int64_t lent = 0, granted = 0;
+std::atomic<int64_t> drawn{0};
+
+int64_t threads() {
+  int64_t own = own_threads ? own_threads : at::get_num_threads();
+  return granted > own ? granted : own;
+}
+// The same, as it is at the beginning of a call.
+int64_t grant() {
+  granted = lent ? lent / std::max<int64_t>(1, drawn.load(std::memory_order_relaxed)) : 0;
+  return threads();
+}
 
 void run(int64_t count, void (*task)(void* context, int64_t i, int64_t thread), void* context) {
   tch_flux::share(count, at::in_parallel_region() ? 1 : threads(), task, context);
@@ -69,6 +82,11 @@ bool has_amx() {
 }
 #endif
 
+// These are of the calling thread only, as at::set_num_threads is not. MKL, with which libtorch computes sines and
+// exponentials, has a number of its own; 0 takes it back.
+const auto set_openmp = reinterpret_cast<void (*)(int)>(dlsym(RTLD_DEFAULT, "omp_set_num_threads"));
+const auto set_mkl = reinterpret_cast<int (*)(int)>(dlsym(RTLD_DEFAULT, "MKL_Set_Num_Threads_Local"));
+
 Pool pool() { return {run, threads()}; }
 
 }  // namespace
@@ -97,14 +115,14 @@ const Kernels* tch_flux_kernels(const char* name) {
 }
 
 size_t tch_flux_product_scratch(const Kernels* kernels, const tch_flux::Product* product) {
-  return kernels->product_scratch(product, threads());
+  return kernels->product_scratch(product, grant());
 }
 void tch_flux_product(const Kernels* kernels, const tch_flux::Product* product, void* scratch) {
   Pool threads = pool();
   kernels->product(product, &threads, scratch);
 }
 size_t tch_flux_attention_scratch(const Kernels* kernels, const tch_flux::Attention* attention) {
-  return kernels->attention_scratch(attention, threads());
+  return kernels->attention_scratch(attention, grant());
 }
 void tch_flux_attention(const Kernels* kernels, const tch_flux::Attention* attention, void* scratch) {
   Pool threads = pool();
@@ -119,7 +137,7 @@ void tch_flux_finish(const Kernels* kernels, const tch_flux::Product* product) {
   kernels->finish(product, &threads);
 }
 size_t tch_flux_group_norm_scratch(const Kernels* kernels, const tch_flux::GroupNorm* group_norm) {
-  return kernels->group_norm_scratch(group_norm, threads());
+  return kernels->group_norm_scratch(group_norm, grant());
 }
 void tch_flux_group_norm(const Kernels* kernels, const tch_flux::GroupNorm* group_norm, void* scratch) {
   Pool threads = pool();
@@ -129,20 +147,28 @@ void tch_flux_group_norm(const Kernels* kernels, const tch_flux::GroupNorm* grou
 // From here on libtorch's operations on this thread take this thread alone, and the kernels as many as before. What was
 // taken until now, for `tch_flux_alone_leave`; 0 where nothing changed.
 int64_t tch_flux_alone_enter() {
-  // Of the calling thread only, as at::set_num_threads is not.
-  static const auto set = reinterpret_cast<void (*)(int)>(dlsym(RTLD_DEFAULT, "omp_set_num_threads"));
   int64_t before = at::get_num_threads();
-  if (!set || before <= 1 || own_threads) return 0;
+  if (!set_openmp || before <= 1 || own_threads) return 0;
   own_threads = before;
-  set(1);
+  set_openmp(1);
+  if (set_mkl) set_mkl(1);
   return before;
 }
 void tch_flux_alone_leave(int64_t before) {
-  static const auto set = reinterpret_cast<void (*)(int)>(dlsym(RTLD_DEFAULT, "omp_set_num_threads"));
-  if (before) {
-    set(int(before));
-    own_threads = 0;
-  }
+  if (!before) return;
+  set_openmp(int(before));
+  if (set_mkl) set_mkl(0);
+  own_threads = 0;
+}
+
+// From here on this thread draws, as one of several who have so many threads in all.
+void tch_flux_lend_enter(int64_t all) {
+  lent = all;
+  drawn++;
+}
+void tch_flux_lend_leave() {
+  lent = granted = 0;
+  drawn--;
 }
 
 // Whether gradients are recorded on this thread.

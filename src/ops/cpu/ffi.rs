@@ -95,6 +95,7 @@ pub(super) struct Attention {
     pub(super) heads: i64,
     pub(super) width: i64,
     pub(super) length: i64,
+    pub(super) from: i64,
     pub(super) eps: f32,
     pub(super) scale: f32,
     pub(super) streams: *const Stream,

@@ -6,7 +6,7 @@ mod tests;
 
 use tch::{Device, Kind, Tensor};
 
-use super::{Build, Rows, Scratch, attend, ffi, raw_end, run_product, workspace};
+use super::{Build, Rows, Scratch, Sizes, attend, ffi, raw_end, run_product, workspace};
 use crate::nn::{Conv2d, GroupNorm};
 use crate::ops::scope::is_fast;
 use crate::ops::{Before, End};
@@ -181,7 +181,8 @@ pub(in crate::ops) fn pixel_attention(qkv: [&Conv2d; 3], x: &Tensor) -> Option<T
             start: 0,
             length: h * w,
         };
-        attend(&[stream], 1, width, h * w, None, &out.get(i).view([h * w, width]));
+        let sizes = Sizes { heads: 1, width, length: h * w, from: 0 };
+        attend(&[stream], sizes, None, &out.get(i).view([h * w, width]));
     }
     Some(picture(&out))
 }

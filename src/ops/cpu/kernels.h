@@ -72,14 +72,15 @@ struct Stream {
   int64_t start, length;    // where in the joint sequence
 };
 
+// Each token's queries attend to all keys; results are computed of the tokens from `from` on.
 struct Attention {
-  int64_t heads, width, length;
+  int64_t heads, width, length, from;
   float eps, scale;
   const Stream* streams;
   int64_t stream_count;
   const float* pe;          // [length, width / 2, 2, 2]; null for none
   int32_t words;            // F32_WORDS, or BF16_WORDS: q, k, v and the probabilities are rounded to bf16
-  Rows out;                 // [length, heads · width]
+  Rows out;                 // [length - from, heads · width]
 };
 
 // Group norm over [pixels, channels] and, where asked, SiLU.

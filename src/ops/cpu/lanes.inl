@@ -53,9 +53,13 @@ INLINE vf min(vf a, vf b) { return select(a < b, a, b); }
 
 // By halves, which loses less than one after the other.
 INLINE float sum(vf x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)x);
+#else
   for (int half = LANES / 2; half > 0; half /= 2)
     for (int i = 0; i < half; i++) x[i] += x[i + half];
   return x[0];
+#endif
 }
 
 // bf16 is the upper half of f32; narrowing rounds to the nearest, ties to even, and keeps NaN.
@@ -114,13 +118,18 @@ template <int S, bool second>
 constexpr int source(int i) {
   return second ? (i & S ? LANES + i : i + S) : (i & S ? LANES + i - S : i);
 }
+// The lanes of these numbers, those of `b` behind those of `a`.
+template <int... lanes>
+INLINE vu shuffled(vu a, vu b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, lanes...);
+#else
+  return __builtin_shuffle(a, b, vu{uint32_t(lanes)...});
+#endif
+}
 template <int S, bool second, int... i>
 INLINE vu exchanged(vu a, vu b, std::integer_sequence<int, i...>) {
-#if defined(__clang__)
-  return __builtin_shufflevector(a, b, source<S, second>(i)...);
-#else
-  return __builtin_shuffle(a, b, vu{uint32_t(source<S, second>(i))...});
-#endif
+  return shuffled<source<S, second>(i)...>(a, b);
 }
 
 // Rows become columns: of LANES vectors, block by block of half the size.
@@ -169,6 +178,20 @@ INLINE vf exp2(vf x) {
   return scaled(y, shifted);
 }
 
+// 2^x of numbers up to 0, to five digits.
+INLINE vf rough_exp2(vf x) {
+  vf bounded = max(splat(-150.0f), x);
+  vf shifted = bounded + 12582912.0f;
+  vf t = bounded - (shifted - 12582912.0f);
+  // Of all polynomials of this degree the one that is off by the least part of the result on −½..½.
+  vf y = splat(0.00957010191f);
+  y = y * t + 0.0559178603f;
+  y = y * t + 0.240247448f;
+  y = y * t + 0.693121815f;
+  y = y * t + 0.999999261f;
+  return scaled(y, shifted);
+}
+
 // e^x, likewise. Taking n · ln 2 off in two pieces loses less than multiplying x by 1 / ln 2.
 INLINE vf exp(vf x) {
   vf bounded = min(splat(89.0f), max(splat(-104.0f), x));
@@ -187,7 +210,17 @@ INLINE vf exp(vf x) {
 }
 
 // x · sigmoid(y)
-INLINE vf gated(vf x, vf y) { return x / (1.0f + exp(-y)); }
+INLINE vf gated(vf x, vf y) {
+#if defined(__AVX512F__)
+  // A division takes as long as the exponential; an estimate of 14 bits and a step of Newton's does as well. Infinity
+  // would become NaN, so the denominator stays below it; in this order NaN stays NaN.
+  __m512 below = (__m512)(1.0f + exp(min(splat(80.0f), -y)));
+  vf inverse = (vf)_mm512_rcp14_ps(below);
+  return x * (inverse * (2.0f - (vf)below * inverse));
+#else
+  return x / (1.0f + exp(-y));
+#endif
+}
 
 INLINE vf gelu_tanh(vf x) {
   // ½ (1 + tanh u) is sigmoid(2u).

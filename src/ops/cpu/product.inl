@@ -120,31 +120,59 @@ void pack(const T* rows, int64_t stride, int64_t count, int64_t k0, int64_t kc, 
 // ---- the end of a product
 
 // n results of row m, from its sums on.
-template <class C>
+template <class C, int32_t activation, bool exact, class Bias>
 void finish_row(const Product& p, int64_t m, int64_t n0, int64_t n, const float* sums, float a_scale) {
   C* c = row_mut<C>(p.c, m) + n0;
+  const Bias* bias = p.bias.data ? row<Bias>(p.bias, 0) + n0 : nullptr;
   const C* factor = p.end.factor.data ? row<C>(p.end.factor, m) + n0 : nullptr;
   const C* residual = p.end.residual.data ? row<C>(p.end.residual, m) + n0 : nullptr;
   const C* gate = p.end.gate.data ? row<C>(p.end.gate, m / p.end.gate_every) + n0 : nullptr;
   for (int64_t j = 0; j < n; j += LANES) {
     int64_t left = n - j;
-    vf x;
-    if (p.w_scale) {
-      vi exact = *reinterpret_cast<const vi __attribute__((aligned(4), may_alias))*>(sums + j);
-      x = __builtin_convertvector(exact, vf) * load_some(p.w_scale + n0 + j, left) * a_scale;
-    } else {
-      x = load(sums + j);
-    }
-    if (p.bias.data) {
-      if (p.bias.kind == tch_flux::BF16) x += load_some(row<uint16_t>(p.bias, 0) + n0 + j, left);
-      else x += load_some(row<float>(p.bias, 0) + n0 + j, left);
-    }
-    x = activate(p.end.activation, x);
+    vf x = load(sums + j);
+    if constexpr (exact) x = __builtin_convertvector((vi)x, vf) * load_some(p.w_scale + n0 + j, left) * a_scale;
+    if (bias) x += load_some(bias + j, left);
+    x = activate(activation, x);
     if (factor) x *= load_some(factor + j, left);
     if (gate) x *= load_some(gate + j, left);
     if (residual) x += load_some(residual + j, left);
     store_some(c + j, x, left);
   }
+}
+
+// The same for `count` rows from m on, whose sums are `stride` apart; `a_scales` of int8 rows.
+template <class C, int32_t activation, bool exact, class Bias>
+void finish_rows(const Product& p, int64_t m, int64_t count, int64_t n0, int64_t n, const float* sums, int64_t stride,
+                 const float* a_scales) {
+  for (int64_t i = 0; i < count; i++) {
+    finish_row<C, activation, exact, Bias>(p, m + i, n0, n, sums + i * stride, exact ? a_scales[i] : 1.0f);
+  }
+}
+
+template <class F>
+INLINE void with_activation(int32_t activation, F f) {
+  switch (activation) {
+    case tch_flux::GELU_TANH: return f(std::integral_constant<int32_t, tch_flux::GELU_TANH>());
+    case tch_flux::GELU_ERF: return f(std::integral_constant<int32_t, tch_flux::GELU_ERF>());
+    case tch_flux::QUICK_GELU: return f(std::integral_constant<int32_t, tch_flux::QUICK_GELU>());
+    case tch_flux::SILU: return f(std::integral_constant<int32_t, tch_flux::SILU>());
+    default: return f(std::integral_constant<int32_t, tch_flux::NONE>());
+  }
+}
+
+void finish_rows(const Product& p, int64_t m, int64_t count, int64_t n0, int64_t n, const float* sums, int64_t stride,
+                 const float* a_scales = nullptr) {
+  with_activation(p.end.activation, [&](auto activation) {
+    with_kind(p.c.kind, [&](auto c) {
+      with_kind(p.bias.kind, [&](auto bias) {
+        typedef decltype(c) C;
+        typedef decltype(bias) B;
+        constexpr int32_t A = decltype(activation)::value;
+        if (p.w_scale) finish_rows<C, A, true, B>(p, m, count, n0, n, sums, stride, a_scales);
+        else finish_rows<C, A, false, B>(p, m, count, n0, n, sums, stride, a_scales);
+      });
+    });
+  });
 }
 
 // ---- one matrix product
@@ -169,7 +197,7 @@ float quantize_row(const T* x, int64_t k, int8_t* out) {
   return largest / 127.0f;
 }
 
-template <class W>
+template <class W, class>
 struct Plan {
   static constexpr bool INTEGER = W::NUMBERS == 4 || std::is_same<W, I16Words>::value;
   int64_t words, rows, blocks, splits, tasks, threads;
@@ -197,7 +225,7 @@ struct Plan {
 template <class W, class A, class B>
 struct MatrixProduct {
   const Product& p;
-  Plan<W> plan;
+  Plan<W, A> plan;
   char* scratch;
   int64_t m0, rows;  // of the present part
 
@@ -213,7 +241,7 @@ struct MatrixProduct {
   // MR rows of the left matrix into words.
   void pack_left(int64_t i, int64_t thread) {
     int64_t first = m0 + i * MR, count = smaller(MR, p.m - first);
-    if constexpr (Plan<W>::INTEGER) {
+    if constexpr (Plan<W, A>::INTEGER) {
       int8_t* bytes = reinterpret_cast<int8_t*>(mine(thread));
       int64_t stride = p.k;
       for (int64_t r = 0; r < count; r++) {
@@ -237,7 +265,8 @@ struct MatrixProduct {
   }
 
   void task(int64_t index, int64_t thread) {
-    int64_t block = index / plan.splits, split = index % plan.splits;
+    // A thread has the same rows in call after call.
+    int64_t split = index / plan.blocks, block = index % plan.blocks;
     int64_t per_split = ceil_div(panels(), plan.splits);
     int64_t from = split * per_split, to = smaller(from + per_split, panels());
     if (from >= to) return;
@@ -257,15 +286,13 @@ struct MatrixProduct {
         }
       }
     }
-    for (int64_t m = from * MR; m < smaller(to * MR, rows); m++) {
-      float* own = sums + (m - from * MR) * NB;
-      if constexpr (W::NUMBERS == 4) {
-        int32_t* exact = reinterpret_cast<int32_t*>(own);
-        for (int64_t j = 0; j < columns; j++) exact[j] -= 128 * p.w_sum[n0 + j];
-      }
-      float a_scale = Plan<W>::INTEGER ? scales()[m] : 1.0f;
-      with_kind(p.c.kind, [&](auto kind) { finish_row<decltype(kind)>(p, m0 + m, n0, columns, own, a_scale); });
+    int64_t first = from * MR, count = smaller(to * MR, rows) - first;
+    if constexpr (W::NUMBERS == 4) {
+      int32_t* exact = reinterpret_cast<int32_t*>(sums);
+      for (int64_t i = 0; i < count; i++)
+        for (int64_t j = 0; j < columns; j++) exact[i * NB + j] -= 128 * p.w_sum[n0 + j];
     }
+    finish_rows(p, m0 + first, count, n0, columns, sums, NB, scales() + first);
   }
 
   void run(const Pool& pool) {
@@ -313,7 +340,7 @@ struct FewRows {
         for (; k < p.k; k += LANES) part[0] += load_some(a + k, p.k - k) * load_some(b + k, p.k - k);
         sums[j] = sum((part[0] + part[1]) + (part[2] + part[3]));
       }
-      with_kind(p.c.kind, [&](auto kind) { finish_row<decltype(kind)>(p, m, n0, n, sums, 1.0f); });
+      finish_rows(p, m, 1, n0, n, sums, COLUMNS);
     }
   }
 
@@ -331,20 +358,20 @@ constexpr Pool ALONE = {[](int64_t count, void (*task)(void*, int64_t, int64_t),
   for (int64_t i = 0; i < count; i++) task(context, i, 0);
 }, 1};
 // Numbers that one thread is done with before the others are awake.
-constexpr int64_t QUICK = 256 << 10;
+constexpr int64_t QUICK = 16 << 10;
 const Pool* worth(int64_t numbers, const Pool* threads) { return numbers < QUICK ? &ALONE : threads; }
 
 // How bf16 and int8 words are multiplied.
 #if defined(__AMX_TILE__)
 constexpr bool HAS_TILES = true;
-template <class W>
-using NarrowPlan = TilePlan<W>;
+template <class W, class A>
+using NarrowPlan = TilePlan<W, A>;
 template <class W, class A, class B>
 using NarrowProduct = TileProduct<W, A, B>;
 #else
 constexpr bool HAS_TILES = false;
-template <class W>
-using NarrowPlan = Plan<W>;
+template <class W, class A>
+using NarrowPlan = Plan<W, A>;
 template <class W, class A, class B>
 using NarrowProduct = MatrixProduct<W, A, B>;
 #endif
@@ -362,10 +389,9 @@ Words words_of(const Product& p) {
 
 bool few(const Product& p) { return p.m <= FEW && p.w.kind != tch_flux::I8 && !p.window; }
 
-// Threads that a product is worth: to wake them and to wait for the last takes some microseconds, and far more where
-// other programs want the cores.
+// Threads that a product is worth: to call them and to wait for the last takes some microseconds.
 int64_t worth(const Product& p, int64_t threads) {
-  constexpr int64_t MULTIPLIED = 4 << 20, IN_TILES = 32 << 20;
+  constexpr int64_t MULTIPLIED = 1 << 20, IN_TILES = 4 << 20;
   Words words = words_of(p);
   bool tiles = HAS_TILES && (words == AS_BF16 || words == AS_I8) && !few(p);
   return p.m * p.n * p.k < (tiles ? IN_TILES : MULTIPLIED) ? 1 : threads;
@@ -380,17 +406,22 @@ size_t product_scratch(const Product* p, int64_t threads_) {
     return words == AS_BF16 ? ConvolutionPlan<Bf16Words>(*p, threads).bytes(threads)
                             : ConvolutionPlan<F32Words>(*p, threads).bytes(threads);
   }
-  switch (words) {
-    case AS_F32: return Plan<F32Words>(*p, threads).bytes();
-    case AS_BF16: return NarrowPlan<Bf16Words>(*p, threads).bytes();
-    case AS_I16: return Plan<I16Words>(*p, threads).bytes();
-    default: return NarrowPlan<I8Words>(*p, threads).bytes();
-  }
+  size_t bytes = 0;
+  with_kind(p->a.kind, [&](auto a) {
+    typedef decltype(a) A;
+    switch (words) {
+      case AS_F32: bytes = Plan<F32Words, A>(*p, threads).bytes(); break;
+      case AS_BF16: bytes = NarrowPlan<Bf16Words, A>(*p, threads).bytes(); break;
+      case AS_I16: bytes = Plan<I16Words, A>(*p, threads).bytes(); break;
+      default: bytes = NarrowPlan<I8Words, A>(*p, threads).bytes();
+    }
+  });
+  return bytes;
 }
 
-template <template <class, class, class> class Run, template <class> class Plan, class W, class A, class B>
+template <template <class, class, class> class Run, template <class, class> class Plan, class W, class A, class B>
 void multiply(const Product& p, const Pool& pool, void* scratch) {
-  Run<W, A, B>{p, Plan<W>(p, pool.threads), static_cast<char*>(scratch), 0, 0}.run(pool);
+  Run<W, A, B>{p, Plan<W, A>(p, pool.threads), static_cast<char*>(scratch), 0, 0}.run(pool);
 }
 
 void product(const Product* product, const Pool* threads, void* scratch) {
@@ -434,7 +465,7 @@ struct Finish {
     for (int64_t n0 = 0; n0 < p.n; n0 += 256) {
       int64_t n = smaller(256, p.n - n0);
       for (int64_t j = 0; j < n; j += LANES) store(numbers + j, load_some(a + n0 + j, n - j));
-      with_kind(p.c.kind, [&](auto kind) { finish_row<decltype(kind)>(p, m, n0, n, numbers, 1.0f); });
+      finish_rows(p, m, 1, n0, n, numbers, n);
     }
   }
 };

@@ -107,7 +107,6 @@ fn attention_matches_f64_in_every_build_and_kind_of_words() {
         let reference = reference.transpose(0, 1).reshape([length, heads * width]);
         for build in builds() {
             for (words, bound) in [(1, 1e-6), (2, 8e-3)] {
-                let out = Tensor::zeros([length, heads * width], OPTIONS);
                 let stream = ffi::Stream {
                     qkv: Rows::of(&qkv).raw(),
                     q_scale: std::ptr::null(),
@@ -115,23 +114,31 @@ fn attention_matches_f64_in_every_build_and_kind_of_words() {
                     start: 0,
                     length,
                 };
-                let attention = ffi::Attention {
-                    heads,
-                    width,
-                    length,
-                    eps: 1e-6,
-                    scale: (width as f32).sqrt().recip(),
-                    streams: &stream,
-                    stream_count: 1,
-                    pe: std::ptr::null(),
-                    words,
-                    out: Rows::of(&out).raw(),
+                let attend = |from: i64| {
+                    let out = Tensor::zeros([length - from, heads * width], OPTIONS);
+                    let attention = ffi::Attention {
+                        heads,
+                        width,
+                        length,
+                        from,
+                        eps: 1e-6,
+                        scale: (width as f32).sqrt().recip(),
+                        streams: &stream,
+                        stream_count: 1,
+                        pe: std::ptr::null(),
+                        words,
+                        out: Rows::of(&out).raw(),
+                    };
+                    // SAFETY: every pointer lies in a tensor that is held here, of the sizes that it says.
+                    unsafe {
+                        let scratch = Scratch::of(ffi::tch_flux_attention_scratch(build.0, &attention));
+                        ffi::tch_flux_attention(build.0, &attention, scratch.0);
+                    }
+                    out
                 };
-                // SAFETY: every pointer lies in a tensor that is held here, of the sizes that it says.
-                unsafe {
-                    let scratch = Scratch::of(ffi::tch_flux_attention_scratch(build.0, &attention));
-                    ffi::tch_flux_attention(build.0, &attention, scratch.0);
-                }
+                let out = attend(0);
+                let from = length * 2 / 3;
+                assert_eq!(attend(from), out.narrow(0, from, length - from), "{} from {from}", build.name());
                 let error = distance(&out, &reference);
                 assert!(error < bound, "{} {length} {heads} {width}, words {words}: {error:e}", build.name());
             }
@@ -287,7 +294,7 @@ fn a_fast_block_makes_few_calls_and_no_fresh_memory() {
     let (double_mod, single_mod) = (double.modulation(&vec), single.modulation(&vec));
     with_numerics(Numerics::Fast, || {
         let run_double = || drop(double.run(&img, &txt, &double_mod, &pe));
-        let run_single = || drop(single.run(&x, &single_mod, &pe));
+        let run_single = || drop(single.run(&x, &single_mod, &pe, 0));
         run_double();
         run_single();
         let fresh = workspace().fresh();
@@ -299,7 +306,7 @@ fn a_fast_block_makes_few_calls_and_no_fresh_memory() {
     });
     let exact = [
         shim::operator_calls(&|| drop(double.run(&img, &txt, &double_mod, &pe))),
-        shim::operator_calls(&|| drop(single.run(&x, &single_mod, &pe))),
+        shim::operator_calls(&|| drop(single.run(&x, &single_mod, &pe, 0))),
     ];
     assert!(
         exact[0] > 3 * DOUBLE_CALLS / 2 && exact[1] > 3 * SINGLE_CALLS / 2,

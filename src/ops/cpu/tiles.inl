@@ -13,6 +13,8 @@ static_assert(NR == 2 * TILE, "two tiles side by side");
 constexpr int64_t DEPTH = 256;
 // Columns and rows of the result that a task has at a time: with the left matrix' words they fill the second cache.
 constexpr int64_t MOST_COLUMNS = 8 * NR, MOST_ROWS = 16 * PANEL;
+// Numbers of a left matrix that is read where it lies, and how far apart its rows may be.
+constexpr int64_t IN_PLACE = 512 << 10, WIDE = 2 << 10;
 // Bytes of the left matrix' words that are packed together.
 constexpr int64_t LEFT = 48 << 20;
 // Between two rows of sums there is room, so that the rows of a tile do not all compete for the same places of a cache.
@@ -115,41 +117,45 @@ void copy_words(const T* x, int64_t k, int64_t k_end, int64_t steps, uint32_t* o
   }
 }
 
-template <class W>
+template <class W, class A>
 struct TilePlan {
   static constexpr bool INTEGER = W::NUMBERS == 4;
-  int64_t words, steps, rows, height, columns, tasks;
+  int64_t words, steps, rows, height, columns, blocks, part, parts, threads;
+  // Whether the left matrix' rows are read where they lie, which saves a small product from writing them anew. Those of
+  // a large one would compete for the same places of a cache.
+  bool in_place;
   size_t left, scales, per_thread, quantized, right, sums;
 
   TilePlan(const Product& p, int64_t threads_) : threads(threads_) {
     words = ceil_div(p.k, W::NUMBERS), steps = ceil_div(words, TILE);
+    in_place = std::is_same<A, uint16_t>::value && words % TILE == 0 && p.m * p.k <= IN_PLACE && p.a.stride <= WIDE;
     int64_t most = LEFT / (steps * TILE * 4);
     rows = smaller(most > ROWS ? most / PANEL * PANEL : ROWS, ceil_div(p.m, PANEL) * PANEL);
-    int64_t parts = ceil_div(rows, MOST_ROWS);
-    height = ceil_div(rows, parts * PANEL) * PANEL;
+    // Each thread has rows of its own, the same in call after call; or all threads have all rows.
+    parts = in_place ? smaller(threads, rows / PANEL) : 1;
+    part = ceil_div(rows, parts * PANEL) * PANEL;
+    int64_t pieces = ceil_div(part, MOST_ROWS);
+    height = ceil_div(part, pieces * PANEL) * PANEL;
     // Few columns: every thread gets some.
-    int64_t blocks = ceil_div(p.n, MOST_COLUMNS);
-    if (blocks < 4 * threads) blocks = smaller(ceil_div(p.n, NR), ceil_div(blocks, threads) * threads);
+    blocks = ceil_div(p.n, MOST_COLUMNS);
+    if (parts * blocks < 4 * threads) blocks = smaller(ceil_div(p.n, NR), ceil_div(ceil_div(4 * threads, parts), blocks) * blocks);
     columns = ceil_div(ceil_div(p.n, blocks), NR) * NR;
-    tasks = ceil_div(p.n, columns);
-    left = aligned(size_t(rows) * steps * TILE * 4);
+    blocks = ceil_div(p.n, columns);
+    left = aligned(size_t(in_place ? PANEL : rows) * steps * TILE * 4);
     scales = aligned(rows * 4);
     // A row, and what a vector writes behind it.
     quantized = INTEGER ? aligned(p.k + LANES) : 0;
-    right = aligned(size_t(columns) * (parts > 1 ? steps * TILE : DEPTH) * 4);
+    right = aligned(size_t(columns) * (pieces > 1 ? steps * TILE : DEPTH) * 4);
     sums = aligned(size_t(height) * SUMS_STRIDE * 4);
     per_thread = quantized + right + sums;
   }
   size_t bytes() const { return left + scales + threads * per_thread; }
-
- private:
-  int64_t threads;
 };
 
 template <class W, class A, class B>
 struct TileProduct {
   const Product& p;
-  TilePlan<W> plan;
+  TilePlan<W, A> plan;
   char* scratch;
   int64_t m0, rows;  // of the present part
 
@@ -157,9 +163,15 @@ struct TileProduct {
   float* scales() const { return reinterpret_cast<float*>(scratch + plan.left); }
   char* mine(int64_t thread) const { return scratch + plan.left + plan.scales + thread * plan.per_thread; }
   int64_t panels() const { return ceil_div(rows, PANEL); }
-  // The words of a panel from step s0 on, `steps` of them.
+  // Behind the last row there may be no memory.
+  bool lies_there(int64_t i) const { return plan.in_place && (i + 1) * PANEL <= rows; }
+  // The words of a panel that is packed, from step s0 on, `steps` of them.
   uint32_t* panel(int64_t i, int64_t s0, int64_t steps) const {
-    return left() + (s0 * panels() + i * steps) * PANEL * TILE;
+    return plan.in_place ? left() + s0 * PANEL * TILE : left() + (s0 * panels() + i * steps) * PANEL * TILE;
+  }
+  LeftPanel left_panel(int64_t r, int64_t s0, int64_t steps) const {
+    if (!lies_there(r / PANEL)) return {panel(r / PANEL, s0, steps), TILE * 4, PANEL * TILE * 4};
+    return {row<A>(p.a, m0 + r) + s0 * TILE * W::NUMBERS, p.a.stride * int64_t(sizeof(A)), TILE * 4};
   }
 
   template <class T>
@@ -174,9 +186,10 @@ struct TileProduct {
 
   // PANEL rows of the left matrix into words.
   void pack_left(int64_t i, int64_t thread) {
+    if (lies_there(i)) return;
     for (int64_t r = i * PANEL; r < smaller((i + 1) * PANEL, rows); r++) {
       const A* x = row<A>(p.a, m0 + r);
-      if constexpr (TilePlan<W>::INTEGER) {
+      if constexpr (TilePlan<W, A>::INTEGER) {
         int8_t* bytes = reinterpret_cast<int8_t*>(mine(thread));
         scales()[r] = quantize_row(x, p.k, bytes);
         pack_row(bytes, r);
@@ -196,40 +209,37 @@ struct TileProduct {
   void task(int64_t index, int64_t thread) {
     constexpr int64_t STEPS = DEPTH / TILE;
     Tiles tiles;
-    int64_t n0 = index * plan.columns, columns = smaller(plan.columns, p.n - n0);
+    int64_t n0 = index % plan.blocks * plan.columns, columns = smaller(plan.columns, p.n - n0);
+    int64_t first = index / plan.blocks * plan.part, end = smaller(first + plan.part, rows);
     uint32_t* right = reinterpret_cast<uint32_t*>(mine(thread) + plan.quantized);
     float* sums = reinterpret_cast<float*>(mine(thread) + plan.quantized + plan.right);
-    bool keep = rows > plan.height;
-    for (int64_t from = 0; from < rows; from += plan.height) {
-      int64_t to = smaller(from + plan.height, rows);
+    bool keep = plan.part > plan.height;
+    for (int64_t from = first; from < end; from += plan.height) {
+      int64_t to = smaller(from + plan.height, end);
       for (int64_t s0 = 0; s0 < plan.steps; s0 += STEPS) {
         int64_t steps = smaller(STEPS, plan.steps - s0);
         for (int64_t j = 0; j < columns; j += NR) {
           int64_t some = smaller(NR, columns - j);
           uint32_t* b = right + (keep ? s0 * plan.columns + j * steps : 0) * TILE;
-          if (from == 0) pack_right(n0 + j, some, s0, steps, b);
+          if (from == first) pack_right(n0 + j, some, s0, steps, b);
           for (int64_t r = from; r < to; r += PANEL) {
-            LeftPanel a{panel(r / PANEL, s0, steps), TILE * 4, PANEL * TILE * 4};
+            LeftPanel a = left_panel(r, s0, steps);
             some_tile_product<W>(to - r, some, steps, a, b, sums + (r - from) * SUMS_STRIDE + j, SUMS_STRIDE, s0 == 0);
           }
         }
       }
-      for (int64_t r = from; r < to; r++) {
-        float a_scale = TilePlan<W>::INTEGER ? scales()[r] : 1.0f;
-        with_kind(p.c.kind, [&](auto kind) {
-          finish_row<decltype(kind)>(p, m0 + r, n0, columns, sums + (r - from) * SUMS_STRIDE, a_scale);
-        });
-      }
+      finish_rows(p, m0 + from, to - from, n0, columns, sums, SUMS_STRIDE, scales() + from);
     }
   }
 
   void run(const Pool& pool) {
     for (m0 = 0; m0 < p.m; m0 += plan.rows) {
       rows = smaller(plan.rows, p.m - m0);
-      pool.run(panels(), [](void* self, int64_t i, int64_t thread) {
+      if (plan.in_place) pack_left(panels() - 1, 0);
+      else pool.run(panels(), [](void* self, int64_t i, int64_t thread) {
         static_cast<TileProduct*>(self)->pack_left(i, thread);
       }, this);
-      pool.run(plan.tasks, [](void* self, int64_t i, int64_t thread) {
+      pool.run(plan.parts * plan.blocks, [](void* self, int64_t i, int64_t thread) {
         static_cast<TileProduct*>(self)->task(i, thread);
       }, this);
     }

@@ -137,7 +137,7 @@ struct Winograd {
       int64_t y = at.y + i / 2, x = at.x + i % 2;
       if (y >= w.out_height || x >= w.out_width) continue;
       int64_t m = (at.image * w.out_height + y) * w.out_width + x;
-      with_kind(p.c.kind, [&](auto kind) { finish_row<decltype(kind)>(p, m, n0, columns, out[i], 1.0f); });
+      finish_rows(p, m, 1, n0, columns, out[i], COLUMNS);
     }
   }
 

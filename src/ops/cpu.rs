@@ -114,7 +114,16 @@ impl Rows {
     }
 
     fn raw(&self) -> ffi::Rows {
-        ffi::Rows { data: self.tensor.data_ptr(), stride: self.stride, kind: ffi::kind(self.tensor.kind()) }
+        self.raw_from(0)
+    }
+
+    /// The rows from one on.
+    fn raw_from(&self, row: i64) -> ffi::Rows {
+        debug_assert!((0..=self.count).contains(&row));
+        let kind = self.tensor.kind();
+        let bytes = (row * self.stride) as usize * kind.elt_size_in_bytes();
+        let data = self.tensor.data_ptr().cast::<u8>().wrapping_add(bytes).cast();
+        ffi::Rows { data, stride: self.stride, kind: ffi::kind(kind) }
     }
 }
 
@@ -152,13 +161,11 @@ fn is_row_of(row: &Tensor, size: &[i64]) -> bool {
 fn linear_into(layer: &Linear, x: &Tensor, end: &End, rows: super::Rows, out: &Tensor) {
     layer.with(|beside, weight, bias| {
         let len = rows.end - rows.start;
-        let part = |tensor: &Tensor| tensor.narrow(0, rows.start, len);
-        let bias = bias.map(part);
         match beside {
             Some(beside) => {
                 // LoRAs change the sums, so the end waits for them.
                 let sums = workspace().empty(&out.size(), out.kind());
-                product(x, weight, &rows, bias.as_ref(), &End::default(), &sums);
+                product(x, weight, &rows, bias, &End::default(), &sums);
                 let whole = rows == (0..weight.len());
                 debug_assert!(whole, "a layer with LoRAs is computed as a whole");
                 let plain = |x: &Tensor| {
@@ -172,7 +179,7 @@ fn linear_into(layer: &Linear, x: &Tensor, end: &End, rows: super::Rows, out: &T
                 let sums = beside.forward(x, sums, &plain);
                 finish(&sums, end, out);
             }
-            None => product(x, weight, &rows, bias.as_ref(), end, out),
+            None => product(x, weight, &rows, bias, end, out),
         }
     });
 }
@@ -200,32 +207,36 @@ fn raw_end(end: &End, rows: i64) -> (Vec<Rows>, ffi::End) {
     (kept, ffi::End { activation, factor, residual, gate, gate_every: (rows / gates).max(1) })
 }
 
-/// `x` times some rows of a weight, and what follows, into `out`.
+/// `x` times some rows of a weight and, where there is one, those of the bias, and what follows, into `out`.
 fn product(x: &Tensor, weight: &Weight, rows: &super::Rows, bias: Option<&Tensor>, end: &End, out: &Tensor) {
     let (x, c) = (Rows::of(x), Rows::of(out));
     debug_assert_eq!(c.tensor.data_ptr(), out.data_ptr(), "the result's rows are not evenly apart");
-    let len = rows.end - rows.start;
     let (w, scale, sum) = match weight {
-        Weight::Dense(weight) => (Rows::of(&weight.narrow(0, rows.start, len)), None, None),
+        Weight::Dense(weight) => (Rows::of(weight), None, None),
         Weight::Int8(int8) => {
-            let part = |tensor: &Tensor| tensor.narrow(0, rows.start, len);
-            (Rows::of(&part(&int8.weight)), Some(part(&int8.scale)), Some(part(&int8.sum)))
+            (Rows::of(&int8.weight), Some(Rows::of(&int8.scale)), Some(Rows::of(&int8.sum)))
         }
         Weight::Fp8(_) => unreachable!("fp8 weights are on CUDA"),
     };
-    let bias = bias.map(Rows::of);
+    // Vectors are one row, of which a part is taken.
+    let bias =
+        bias.map(|bias| Rows { count: bias.size()[0], width: 1, stride: 1, tensor: bias.contiguous() });
     let (_kept, end) = raw_end(end, x.count);
-    let data =
-        |tensor: &Option<Tensor>| tensor.as_ref().map_or(std::ptr::null(), |t| t.data_ptr().cast_const());
+    let part = |vector: &Option<Rows>| {
+        vector.as_ref().map_or(std::ptr::null::<u8>(), |vector| {
+            let bytes = rows.start as usize * vector.tensor.kind().elt_size_in_bytes();
+            vector.tensor.data_ptr().cast_const().cast::<u8>().wrapping_add(bytes)
+        })
+    };
     let product = ffi::Product {
         m: x.count,
-        n: len,
+        n: rows.end - rows.start,
         k: x.width,
         a: x.raw(),
-        w: w.raw(),
-        w_scale: data(&scale).cast(),
-        w_sum: data(&sum).cast(),
-        bias: bias.as_ref().map_or(ffi::Rows::NONE, Rows::raw),
+        w: w.raw_from(rows.start),
+        w_scale: part(&scale).cast(),
+        w_sum: part(&sum).cast(),
+        bias: bias.as_ref().map_or(ffi::Rows::NONE, |bias| bias.raw_from(rows.start)),
         c: c.raw(),
         end,
         window: std::ptr::null(),
@@ -360,32 +371,36 @@ pub(super) fn joint_attention(
         Some(out) => out.shallow_clone(),
         None => workspace().empty(&[batch, length - from, hidden], first.kind()),
     };
-    let scale = |x: &Tensor| x.to_kind(Kind::Float).contiguous();
-    let scales: Vec<[Tensor; 2]> = streams.iter().map(|s| s.norm.scales().map(scale)).collect();
+    let scales: Vec<[Tensor; 2]> =
+        streams.iter().map(|s| s.norm.scales().map(|scale| scale.contiguous())).collect();
     let pe = pe.contiguous();
+    let parts: Vec<Rows> = streams.iter().map(|s| Rows::of(s.qkv)).collect();
+    let rows = Rows::of(&out);
+    debug_assert_eq!(rows.tensor.data_ptr(), out.data_ptr(), "the result's rows are not evenly apart");
     for i in 0..batch {
-        let parts: Vec<Rows> = streams.iter().map(|s| Rows::of(&s.qkv.get(i))).collect();
         let mut start = 0;
         let raw = parts.iter().zip(&scales).map(|(part, [q, k])| {
+            let length = part.count / batch;
             let stream = ffi::Stream {
-                qkv: part.raw(),
-                q_scale: q.data_ptr().cast_const().cast(),
-                k_scale: k.data_ptr().cast_const().cast(),
+                qkv: part.raw_from(i * length),
+                q_scale: q.data_ptr(),
+                k_scale: k.data_ptr(),
                 start,
-                length: part.count,
+                length,
             };
-            start += part.count;
+            start += length;
             stream
         });
         let raw: Vec<ffi::Stream> = raw.collect();
-        let pe = if pe.size()[0] == 1 { pe.get(0) } else { pe.get(i) };
+        let numbers = if pe.size()[0] == 1 { 0 } else { i * length * width * 2 };
+        let pe = pe.data_ptr().cast_const().cast::<f32>().wrapping_add(numbers as usize);
         let sizes = Sizes { heads: num_heads, width, length, from };
-        attend(&raw, sizes, Some(&pe), &out.get(i));
+        attend(&raw, sizes, pe, rows.raw_from(i * (length - from)));
     }
     Some(out)
 }
 
-/// Of an attention: the results of the tokens from `from` on are wanted.
+/// Sizes of an attention: the results of the tokens from `from` on are wanted.
 struct Sizes {
     heads: i64,
     width: i64,
@@ -393,10 +408,9 @@ struct Sizes {
     from: i64,
 }
 
-fn attend(streams: &[ffi::Stream], sizes: Sizes, pe: Option<&Tensor>, out: &Tensor) {
+/// `pe` is null where nothing is rotated.
+fn attend(streams: &[ffi::Stream], sizes: Sizes, pe: *const f32, out: ffi::Rows) {
     let Sizes { heads, width, length, from } = sizes;
-    let rows = Rows::of(out);
-    debug_assert_eq!(rows.tensor.data_ptr(), out.data_ptr(), "the result's rows are not evenly apart");
     let attention = ffi::Attention {
         heads,
         width,
@@ -406,9 +420,9 @@ fn attend(streams: &[ffi::Stream], sizes: Sizes, pe: Option<&Tensor>, out: &Tens
         scale: (width as f32).sqrt().recip(),
         streams: streams.as_ptr(),
         stream_count: streams.len() as i64,
-        pe: pe.map_or(std::ptr::null(), |pe| pe.data_ptr().cast_const().cast()),
+        pe,
         words: 0,
-        out: rows.raw(),
+        out,
     };
     let build = Build::best();
     // SAFETY: every pointer lies in a tensor that the caller holds, of the sizes that it says.

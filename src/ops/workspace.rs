@@ -13,9 +13,9 @@ use crate::quant::pages;
 use crate::shim::{self, Memory};
 
 /// Below this libtorch's own allocator does well.
-const WORTH_KEEPING: usize = 256 << 10;
+const WORTH_KEEPING: usize = 64 << 10;
 /// Blocks are multiples of this.
-const STEP: usize = 64 << 10;
+const STEP: usize = 16 << 10;
 /// What is not worth giving back, since the next picture takes it again.
 const LITTLE: usize = 16 << 20;
 /// Addresses that are set aside. Memory comes to them as they are written, so what is never reached costs nothing.

@@ -20,7 +20,8 @@ constexpr int64_t PACKED = 48 << 20;
 template <class W>
 struct InRegisters {
   typedef W Words;
-  static constexpr bool IN_TILES = false;
+  // What a task holds on to.
+  struct Hold {};
   static constexpr int64_t KEY_PANEL = MR, STEP = W::NUMBERS;
   static_assert(KEYS % MR == 0 && KEYS % 2 == 0, "whole panels and whole words");
   static int64_t words(int64_t width) { return width / W::NUMBERS; }
@@ -63,7 +64,7 @@ struct InRegisters {
 // Keys and values are the left matrices: a row of the one is a token, and of the other a place in the head.
 struct InTiles {
   typedef Bf16Words Words, W;
-  static constexpr bool IN_TILES = true;
+  typedef Tiles Hold;
   static constexpr int64_t KEY_PANEL = PANEL, STEP = TILE * W::NUMBERS;
   static_assert(KEYS % PANEL == 0 && KEYS % STEP == 0, "whole panels and whole steps");
   static_assert(NR == PANEL && NR == STEP && LANES == TILE, "tokens that are packed together");
@@ -157,7 +158,8 @@ struct AttentionRun {
 
   // Normalises and rotates one head of one token: `x` in, `y` out, both of `width` numbers.
   template <class T>
-  void turn(const T* x, const float* scale, float factor, const float* pe, float* y) const {
+  void turn(const T* x, const void* scale_, float factor, const float* pe, float* y) const {
+    const T* scale = static_cast<const T*>(scale_);
     int64_t width = p.width;
     float rrms = 1.0f;
     if (scale) {
@@ -175,7 +177,7 @@ struct AttentionRun {
       if (pe) v = rotated(v, pe + 2 * j);
       store(y + j, v * factor);
     }
-    for (; j < width; j++) y[j] = scale ? number(x + j) * rrms * scale[j] : number(x + j);
+    for (; j < width; j++) y[j] = scale ? number(x + j) * rrms * number(scale + j) : number(x + j);
     for (j = width / LANES * LANES; j < width; j += 2) {
       float a = y[j], b = j + 1 < width ? y[j + 1] : 0;
       if (pe) {
@@ -259,7 +261,7 @@ struct AttentionRun {
   void task(int64_t index, int64_t thread) {
     int64_t head = plan.head(index, heads, wanted_panels());
     int64_t panel = plan.query_panels - wanted_panels() + plan.panel(index, heads, wanted_panels());
-    Hold<L::IN_TILES> hold;
+    typename L::Hold hold;
     (void)hold;
     int64_t columns = smaller(NR, p.length - panel * NR);
     const uint32_t* q = queries(head) + panel * plan.words * NR;

@@ -84,8 +84,8 @@ pub(super) struct Modulate {
 #[repr(C)]
 pub(super) struct Stream {
     pub(super) qkv: Rows,
-    pub(super) q_scale: *const f32,
-    pub(super) k_scale: *const f32,
+    pub(super) q_scale: *const c_void,
+    pub(super) k_scale: *const c_void,
     pub(super) start: i64,
     pub(super) length: i64,
 }

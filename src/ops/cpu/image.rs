@@ -172,17 +172,17 @@ pub(in crate::ops) fn pixel_attention(qkv: [&Conv2d; 3], x: &Tensor) -> Option<T
         conv2d_into(Build::best(), conv, &x, 0, None, &joint.narrow(-1, i * width, width));
     }
     let out = workspace().empty(&[b, h, w, width], x.kind());
+    let (from, to) = (Rows::of(&joint), Rows::of(&out));
     for i in 0..b {
-        let rows = Rows::of(&joint.get(i));
         let stream = ffi::Stream {
-            qkv: rows.raw(),
+            qkv: from.raw_from(i * h * w),
             q_scale: std::ptr::null(),
             k_scale: std::ptr::null(),
             start: 0,
             length: h * w,
         };
         let sizes = Sizes { heads: 1, width, length: h * w, from: 0 };
-        attend(&[stream], sizes, None, &out.get(i).view([h * w, width]));
+        attend(&[stream], sizes, std::ptr::null(), to.raw_from(i * h * w));
     }
     Some(picture(&out))
 }

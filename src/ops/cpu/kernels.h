@@ -68,7 +68,7 @@ struct Modulate {
 // Queries, keys and values of one stream on their way into the joint attention.
 struct Stream {
   Rows qkv;                 // [length, 3 · heads · width]
-  const float *q_scale, *k_scale;  // [width]; null where nothing is normalised
+  const void *q_scale, *k_scale;  // [width], of the same kind; null where nothing is normalised
   int64_t start, length;    // where in the joint sequence
 };
 

@@ -178,7 +178,7 @@ INLINE vf exp2(vf x) {
   return scaled(y, shifted);
 }
 
-// 2^x of numbers up to 0, to five digits.
+// 2^x below 128, to five digits.
 INLINE vf rough_exp2(vf x) {
   vf bounded = max(splat(-150.0f), x);
   vf shifted = bounded + 12582912.0f;
@@ -209,23 +209,26 @@ INLINE vf exp(vf x) {
   return scaled(y, shifted);
 }
 
-// x · sigmoid(y)
+// x · sigmoid(y); roughly, for results that are rounded to bf16.
+template <bool rough>
 INLINE vf gated(vf x, vf y) {
 #if defined(__AVX512F__)
   // A division takes as long as the exponential; an estimate of 14 bits and a step of Newton's does as well. Infinity
   // would become NaN, so the denominator stays below it; in this order NaN stays NaN.
-  __m512 below = (__m512)(1.0f + exp(min(splat(80.0f), -y)));
-  vf inverse = (vf)_mm512_rcp14_ps(below);
-  return x * (inverse * (2.0f - (vf)below * inverse));
+  vf e = rough ? rough_exp2(min(splat(115.0f), y * -1.4426950408889634f)) : exp(min(splat(80.0f), -y));
+  vf inverse = (vf)_mm512_rcp14_ps((__m512)(1.0f + e));
+  if constexpr (rough) return x * inverse;
+  return x * (inverse * (2.0f - (1.0f + e) * inverse));
 #else
-  return x / (1.0f + exp(-y));
+  return x / (1.0f + (rough ? rough_exp2(min(splat(115.0f), y * -1.4426950408889634f)) : exp(-y)));
 #endif
 }
 
+template <bool rough>
 INLINE vf gelu_tanh(vf x) {
   // ½ (1 + tanh u) is sigmoid(2u).
   vf u2 = x * (1.5957691216057308f + 0.07135481282848735f * x * x);
-  return gated(x, u2);
+  return gated<rough>(x, u2);
 }
 
 INLINE vf gelu_erf(vf x) {
@@ -234,12 +237,13 @@ INLINE vf gelu_erf(vf x) {
   return y;
 }
 
+template <bool rough>
 INLINE vf activate(int32_t activation, vf x) {
   switch (activation) {
-    case tch_flux::GELU_TANH: return gelu_tanh(x);
+    case tch_flux::GELU_TANH: return gelu_tanh<rough>(x);
     case tch_flux::GELU_ERF: return gelu_erf(x);
-    case tch_flux::QUICK_GELU: return gated(x, x * 1.702f);
-    case tch_flux::SILU: return gated(x, x);
+    case tch_flux::QUICK_GELU: return gated<rough>(x, x * 1.702f);
+    case tch_flux::SILU: return gated<rough>(x, x);
     default: return x;
   }
 }

@@ -127,7 +127,7 @@ struct GroupNormRun {
       for (int64_t c = 0; c < p.channels; c += LANES) {
         int64_t left = p.channels - c;
         vf y = load_some(x + c, left) * load_some(factor + c, left) + load_some(term + c, left);
-        store_some(out + c, p.silu ? gated(y, y) : y, left);
+        store_some(out + c, p.silu ? gated<std::is_same<T, uint16_t>::value>(y, y) : y, left);
       }
     }
   }

@@ -132,7 +132,7 @@ void finish_row(const Product& p, int64_t m, int64_t n0, int64_t n, const float*
     vf x = load(sums + j);
     if constexpr (exact) x = __builtin_convertvector((vi)x, vf) * load_some(p.w_scale + n0 + j, left) * a_scale;
     if (bias) x += load_some(bias + j, left);
-    x = activate(activation, x);
+    x = activate<std::is_same<C, uint16_t>::value>(activation, x);
     if (factor) x *= load_some(factor + j, left);
     if (gate) x *= load_some(gate + j, left);
     if (residual) x += load_some(residual + j, left);
@@ -368,12 +368,18 @@ template <class W, class A>
 using NarrowPlan = TilePlan<W, A>;
 template <class W, class A, class B>
 using NarrowProduct = TileProduct<W, A, B>;
+using NarrowConvolutionPlan = PatchPlan;
+template <class B>
+using NarrowConvolution = Patches<B>;
 #else
 constexpr bool HAS_TILES = false;
 template <class W, class A>
 using NarrowPlan = Plan<W, A>;
 template <class W, class A, class B>
 using NarrowProduct = MatrixProduct<W, A, B>;
+using NarrowConvolutionPlan = ConvolutionPlan<Bf16Words>;
+template <class B>
+using NarrowConvolution = Convolution<Bf16Words, B>;
 #endif
 
 // The words that a product is computed in.
@@ -391,10 +397,11 @@ bool few(const Product& p) { return p.m <= FEW && p.w.kind != tch_flux::I8 && !p
 
 // Threads that a product is worth: to call them and to wait for the last takes some microseconds.
 int64_t worth(const Product& p, int64_t threads) {
-  constexpr int64_t MULTIPLIED = 1 << 20, IN_TILES = 4 << 20;
+  constexpr int64_t MULTIPLIED = 1 << 20, IN_TILES = 4 << 20, OF_FEW_ROWS = 128 << 10;
   Words words = words_of(p);
-  bool tiles = HAS_TILES && (words == AS_BF16 || words == AS_I8) && !few(p);
-  return p.m * p.n * p.k < (tiles ? IN_TILES : MULTIPLIED) ? 1 : threads;
+  bool tiles = HAS_TILES && (words == AS_BF16 || words == AS_I8);
+  int64_t least = few(p) ? OF_FEW_ROWS : tiles ? IN_TILES : MULTIPLIED;
+  return p.m * p.n * p.k < least ? 1 : threads;
 }
 
 size_t product_scratch(const Product* p, int64_t threads_) {
@@ -403,8 +410,8 @@ size_t product_scratch(const Product* p, int64_t threads_) {
   Words words = words_of(*p);
   if (p->window) {
     if (winograd(*p)) return WinogradPlan(*p, threads).bytes();
-    return words == AS_BF16 ? ConvolutionPlan<Bf16Words>(*p, threads).bytes(threads)
-                            : ConvolutionPlan<F32Words>(*p, threads).bytes(threads);
+    if (words == AS_F32) return ConvolutionPlan<F32Words>(*p).bytes(threads);
+    return NarrowConvolutionPlan(*p, threads).bytes(threads);
   }
   size_t bytes = 0;
   with_kind(p->a.kind, [&](auto a) {
@@ -436,9 +443,9 @@ void product(const Product* product, const Pool* threads, void* scratch) {
     with_kind(p.w.kind, [&](auto b) {
       char* memory = static_cast<char*>(scratch);
       if (winograd(p)) return Winograd<decltype(b)>{p, WinogradPlan(p, pool->threads), memory}.run(*pool);
-      int64_t threads = pool->threads;
-      if (words == AS_BF16) Convolution<Bf16Words, decltype(b)>{p, {p, threads}, memory}.run(*pool);
-      else Convolution<F32Words, decltype(b)>{p, {p, threads}, memory}.run(*pool);
+      typedef decltype(b) B;
+      if (words == AS_F32) Convolution<F32Words, B>{p, ConvolutionPlan<F32Words>(p), memory}.run(*pool);
+      else NarrowConvolution<B>{p, NarrowConvolutionPlan(p, pool->threads), memory}.run(*pool);
     });
   } else {
     with_kind(p.a.kind, [&](auto a) {

@@ -1,5 +1,6 @@
 //! Pictures: eight bits a channel, and PNG files that know how they were made.
 
+mod canny;
 mod resize;
 #[cfg(test)]
 mod tests;
@@ -78,6 +79,36 @@ impl Image {
         let mut rgb = vec![0; bytes.numel()];
         bytes.f_copy_data_u8(&mut rgb, bytes.numel())?;
         Ok(Self { width: width as u32, height: height as u32, rgb })
+    }
+
+    /// The picture on a larger canvas, with so many pixels around it on the left, above, on the right and below, and the
+    /// mask that chooses those. They take the grey between black and white.
+    pub fn pad(&self, [left, top, right, bottom]: [u32; 4]) -> (Self, Mask) {
+        let (width, height) = (left + self.width + right, top + self.height + bottom);
+        let pixels = width as usize * height as usize;
+        let (mut rgb, mut chosen) = (vec![128; 3 * pixels], vec![255; pixels]);
+        let row = self.width as usize;
+        for y in 0..self.height as usize {
+            let (from, to) = (y * row, (y + top as usize) * width as usize + left as usize);
+            rgb[3 * to..3 * (to + row)].copy_from_slice(&self.rgb[3 * from..3 * (from + row)]);
+            chosen[to..to + row].fill(0);
+        }
+        (Self { width, height, rgb }, Mask { width, height, chosen })
+    }
+
+    /// Its edges, white on black: `cv2.Canny(rgb, low, high)`, bit for bit. The official code takes 50 and 200.
+    pub fn canny(&self, low: i32, high: i32) -> Self {
+        let edges = canny::canny(&self.rgb, (self.width, self.height), low, high);
+        Self { rgb: edges.into_iter().flat_map(|edge| [edge; 3]).collect(), ..*self }
+    }
+
+    /// As a mask: what is light is chosen. The grey of a colour is Pillow's.
+    pub fn to_mask(&self) -> Mask {
+        let grey = |p: &[u8]| {
+            let [r, g, b] = [p[0], p[1], p[2]].map(u32::from);
+            ((r * 19_595 + g * 38_470 + b * 7_471 + 0x8000) >> 16) as u8
+        };
+        Mask { width: self.width, height: self.height, chosen: self.rgb.chunks_exact(3).map(grey).collect() }
     }
 
     /// `[1, 3, H, W]` in −1..1, as diffusers' `VaeImageProcessor` makes it.

@@ -26,7 +26,7 @@ pub use memory::Memory;
 #[cfg(feature = "hub")]
 pub(crate) use parts::Part;
 pub use parts::{OwnParts, Parts};
-pub use request::{Edit, Request};
+pub use request::{Edit, Request, Role};
 
 use crate::autoencoder::AutoEncoder;
 use crate::checkpoint::lora::{Lora, Model, Placed};

@@ -1,12 +1,13 @@
 //! What a picture's file says about how it was drawn: enough to draw it again.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::ops::{Numerics, Quantize};
-use crate::pipeline::{Generated, Request};
+use crate::pipeline::{Generated, Request, Role};
 
 /// The key of our own text in a PNG.
 const TEXT_KEY: &str = "tch-flux";
@@ -26,6 +27,31 @@ pub struct Means {
     pub quantize: Quantize,
 }
 
+/// The pictures that a drawing began with, by their files: those themselves are in no recipe.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Begun {
+    /// As they were named; none where they came from elsewhere.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub images: Vec<PathBuf>,
+    /// What was drawn anew, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mask: Option<PathBuf>,
+    /// Pixels that were drawn around the picture: left, top, right, bottom.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pad: Option<[u32; 4]>,
+    /// See [`Edit::strength`](crate::pipeline::Edit::strength).
+    pub strength: f64,
+    /// See [`Edit::role`](crate::pipeline::Edit::role).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
+    /// See [`Edit::keep_size`](crate::pipeline::Edit::keep_size).
+    #[serde(default)]
+    pub keep_size: bool,
+    /// See [`Edit::canny`](crate::pipeline::Edit::canny).
+    #[serde(default)]
+    pub canny: bool,
+}
+
 /// How a picture was drawn, as its file says it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Recipe {
@@ -37,6 +63,9 @@ pub struct Recipe {
     /// What was asked for, with nothing left open.
     #[serde(flatten)]
     pub request: Request,
+    /// Of a picture that was begun with others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub edit: Option<Begun>,
 }
 
 impl Recipe {
@@ -46,6 +75,15 @@ impl Recipe {
             version: env!("CARGO_PKG_VERSION").into(),
             means: means.clone(),
             request: picture.request.clone(),
+            edit: picture.request.edit.as_deref().map(|edit| Begun {
+                images: Vec::new(),
+                mask: None,
+                pad: None,
+                strength: edit.strength,
+                role: edit.role,
+                keep_size: edit.keep_size,
+                canny: edit.canny,
+            }),
         }
     }
 
@@ -70,7 +108,7 @@ impl Recipe {
     }
 
     fn parameters(&self) -> String {
-        let Self { version, means: Means { model, .. }, request } = self;
+        let Self { version, means: Means { model, .. }, request, edit } = self;
         let steps = request.steps.unwrap_or_default();
         let negative = request.negative_prompt.as_ref();
         let negative = negative.map_or(String::new(), |text| format!("\nNegative prompt: {text}"));
@@ -78,8 +116,10 @@ impl Recipe {
         let guidance =
             request.guidance.map_or(String::new(), |guidance| format!("Distilled CFG Scale: {guidance}, "));
         let Request { prompts, seed, width, height, .. } = request;
+        let start = edit.as_ref().filter(|edit| matches!(edit.role, None | Some(Role::Start)));
+        let strength = start.map_or(String::new(), |edit| format!("Denoising strength: {}, ", edit.strength));
         format!(
-            "{}{negative}\nSteps: {steps}, Sampler: Euler, CFG scale: {cfg}, {guidance}Seed: {seed}, \
+            "{}{negative}\nSteps: {steps}, Sampler: Euler, CFG scale: {cfg}, {guidance}{strength}Seed: {seed}, \
              Size: {width}x{height}, Model: {model}, Version: tch-flux {version}",
             prompts.join("\n"),
         )

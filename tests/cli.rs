@@ -95,6 +95,62 @@ fn from_image_draws_the_same_picture_again_and_flags_change_it() {
 }
 
 #[test]
+fn an_edit_says_what_it_began_with_and_is_repeated_from_its_picture() {
+    let folder = folder();
+    let run = |call: &[&str]| stdout(&run(folder.path(), call));
+    let read = |name: &str| Image::read_png(folder.path().join(name)).unwrap();
+    run(&["generate", CIRCLE, "--seed", "9", "-o", "first.png"]);
+    let edit = ["edit", "a green circle", "--image", "first.png", "--strength", "0.8", "--seed", "4"];
+    run(&[&edit[..], &["-o", "edited.png"]].concat());
+    let (edited, texts) = read("edited.png");
+    assert!(texts["tch-flux"].contains(r#""images":["first.png"]"#), "{texts:?}");
+    assert!(texts["parameters"].contains("Denoising strength: 0.8"), "{texts:?}");
+    assert_ne!(edited, read("first.png").0);
+    run(&["edit", "--from-image", "edited.png", "-o", "again.png"]);
+    assert_eq!(read("again.png"), read("edited.png"));
+    run(&["edit", "--from-image", "edited.png", "--strength", "0.3", "-o", "less.png"]);
+    assert_ne!(read("less.png").0, edited);
+
+    // More of the picture: what was there keeps its place.
+    run(&["edit", CIRCLE, "--image", "first.png", "--pad", "16,0,16,32", "--seed", "4", "-o", "wide.png"]);
+    assert_eq!((read("wide.png").0.width, read("wide.png").0.height), (96, 96));
+    run(&[
+        "edit",
+        CIRCLE,
+        "--image",
+        "first.png",
+        "--as",
+        "reference",
+        "--keep-size",
+        "--seed",
+        "4",
+        "-o",
+        "look.png",
+    ]);
+    assert_ne!(read("look.png").0, edited);
+}
+
+#[test]
+fn an_edit_that_cannot_be_is_refused() {
+    let folder = folder();
+    stdout(&run(folder.path(), &["generate", CIRCLE, "--seed", "9", "-o", "first.png"]));
+    stdout(&run(folder.path(), &["edit", CIRCLE, "--image", "first.png", "--seed", "4", "-o", "edited.png"]));
+    let ends = |call: &[&str], code: i32, text: &str| {
+        let output = run(folder.path(), call);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{call:?}: {said}");
+        assert!(said.contains(text), "{call:?}: {said}");
+    };
+    ends(&["edit", CIRCLE], 2, "--image");
+    ends(&["edit", CIRCLE, "--image", "missing.png"], 1, "missing.png");
+    ends(&["edit", CIRCLE, "--image", "first.png", "--strength", "0"], 2, "strength");
+    ends(&["edit", CIRCLE, "--image", "first.png", "--as", "fill"], 2, "start or reference");
+    ends(&["edit", CIRCLE, "--image", "first.png", "--image", "first.png"], 2, "one picture");
+    ends(&["edit", CIRCLE, "--image", "first.png", "--pad", "1,2,3"], 2, "left,top,right,bottom");
+    ends(&["generate", "--from-image", "edited.png"], 2, "edit --from-image");
+}
+
+#[test]
 fn several_pictures_get_a_name_each() {
     let folder = folder();
     let call = ["generate", CIRCLE, "-n", "2", "--seed", "3", "--quiet", "-o", "x.png"];

@@ -7,7 +7,10 @@ use tch::Kind;
 use tch_flux::Error;
 use tch_flux::checkpoint::Access;
 use tch_flux::image::Image;
-use tch_flux::pipeline::{Generated, OwnParts, Parts, Phase, Pipeline, Progress, Request, Settings};
+use tch_flux::image::Mask;
+use tch_flux::pipeline::{
+    Edit, Generated, OwnParts, Parts, Phase, Pipeline, Progress, Request, Role, Settings,
+};
 
 fn model() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures/tiny")
@@ -225,4 +228,52 @@ fn a_part_given_in_place_of_another_is_named_as_what_it_is() {
             other => panic!("{other:?}"),
         }
     }
+}
+
+/// A picture of one colour.
+fn plain(width: u32, height: u32, colour: [u8; 3]) -> Image {
+    Image { width, height, rgb: colour.repeat((width * height) as usize) }
+}
+
+#[test]
+fn references_are_looked_at_and_a_picture_beside_changes_nothing() {
+    let mut pipeline = open(Settings { numerics: tch_flux::ops::Numerics::Fast, ..Settings::default() });
+    let edit = |images: Vec<Image>| {
+        circle(3).steps(2).edit(Edit { role: Some(Role::Reference), keep_size: true, ..Edit::new(images) })
+    };
+    let (red, blue) = (plain(64, 64, [200, 0, 0]), plain(48, 80, [0, 0, 200]));
+    let requests = [
+        circle(3).steps(2),
+        edit(vec![red.clone()]),
+        edit(vec![blue.clone()]),
+        edit(vec![red.clone(), blue.clone()]),
+        edit(vec![blue.clone(), red.clone()]),
+    ];
+    let alone: Vec<_> = requests.iter().map(|request| draw(&mut pipeline, request).remove(0).image).collect();
+    for i in 0..alone.len() {
+        assert!(alone[i + 1..].iter().all(|other| *other != alone[i]), "{i} is another one's, too");
+    }
+    let all: Vec<&Request> = requests.iter().chain(&requests[..2]).collect();
+    let together = pipeline.generate_together(&all, &mut |_, _| ControlFlow::Continue(())).unwrap();
+    for (i, outcome) in together.into_iter().enumerate() {
+        assert_eq!(outcome.unwrap().remove(0).image, alone[i % requests.len()], "request {i}");
+    }
+}
+
+#[test]
+fn pictures_in_a_role_that_the_model_does_not_have_are_refused() {
+    let pipeline = open(Settings::default());
+    let image = plain(64, 64, [1, 2, 3]);
+    let mask = || Some(Mask { width: 64, height: 64, chosen: vec![255; 64 * 64] });
+    let one = || Edit::new(vec![image.clone()]);
+    let refused = |edit: Edit| match pipeline.role(&edit) {
+        Err(Error::Request(text)) => text,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(pipeline.role(&one()).unwrap(), Role::Start);
+    for role in [Role::Fill, Role::Control] {
+        assert!(refused(Edit { role: Some(role), ..one() }).contains("start or reference"));
+    }
+    assert!(refused(Edit::new(vec![image.clone(), image.clone()])).contains("one picture"));
+    assert!(refused(Edit { role: Some(Role::Reference), mask: mask(), ..one() }).contains("no mask"));
 }

@@ -7,6 +7,16 @@ use std::process::Command;
 
 #[test]
 fn generate_draws_what_diffusers_draws() {
+    compare("scripts/compare_pipelines.py");
+}
+
+#[test]
+fn edit_draws_what_diffusers_draws() {
+    compare("scripts/compare_edits.py");
+}
+
+/// Runs a script that compares both, and ends with how many comparisons failed.
+fn compare(script: &str) {
     let Ok(python) = std::env::var("TCH_FLUX_PYTHON") else {
         assert!(std::env::var_os("CI").is_none(), "in CI the reference must be there");
         println!("skipped: run it with scripts/with-libtorch --reference");
@@ -15,7 +25,7 @@ fn generate_draws_what_diffusers_draws() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let output = Command::new(python)
         .current_dir(root)
-        .args(["scripts/compare_pipelines.py", "--model", "fixtures/tiny"])
+        .args([script, "--model", "fixtures/tiny"])
         .args(["--binary", env!("CARGO_BIN_EXE_tch-flux")])
         .output()
         .unwrap();

@@ -7,6 +7,7 @@ use std::io::IsTerminal;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
@@ -18,8 +19,10 @@ use tch::Device;
 use tch_flux::Error;
 use tch_flux::image::Image;
 use tch_flux::ops::{Numerics, Quantize, cpu, cuda};
-use tch_flux::pipeline::{LoraFile, Parts, Phase, Pipeline, Progress, Request, Settings, Weights};
-use tch_flux::recipe::{Means, Recipe};
+use tch_flux::pipeline::{
+    Edit, LoraFile, Parts, Phase, Pipeline, Progress, Request, Role, Settings, Weights,
+};
+use tch_flux::recipe::{Begun, Means, Recipe};
 
 use super::{
     KindArg, ModelArgs, NumericsArg, QuantizeArg, Saying, access, human_bytes, kind_name, parse_device,
@@ -37,6 +40,9 @@ pub(super) struct Generate {
     /// A file with a prompt on each line.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["positional", "prompt"])]
     prompt_file: Option<PathBuf>,
+    /// What T5 reads in place of the prompt, which CLIP alone reads then.
+    #[arg(long, value_name = "PROMPT")]
+    prompt_2: Option<String>,
     /// A picture of ours, to be drawn again; other flags change what it says.
     #[arg(long, value_name = "PNG")]
     from_image: Option<PathBuf>,
@@ -54,6 +60,12 @@ pub(super) struct Generate {
     /// Guidance strength of distilled models. [default: 2.5]
     #[arg(long)]
     guidance: Option<f64>,
+    /// What the picture shall not show; takes twice the time.
+    #[arg(long, value_name = "PROMPT")]
+    negative_prompt: Option<String>,
+    /// How far the picture is led away from the negative prompt; 1 is not at all. [default: 4 with a negative prompt]
+    #[arg(long, value_name = "SCALE")]
+    true_cfg_scale: Option<f64>,
     /// The noise. [default: another one each time; it is printed]
     #[arg(long)]
     seed: Option<u64>,
@@ -110,6 +122,27 @@ pub(super) struct Generate {
     quiet: bool,
 }
 
+/// What an edit begins with: the pictures, and how their files are named.
+pub(super) struct Begin {
+    pub(super) edit: Arc<Edit>,
+    pub(super) begun: Begun,
+}
+
+/// The size of what is drawn from pictures where nothing else is said: Kontext's own for the first reference; else as large
+/// as the picture, or half of `most` pixels where it has more than that.
+fn size_like(edit: &Edit, role: Role, most: i64) -> (i64, i64) {
+    let Some(first) = edit.images.first() else { return (16, 16) };
+    let (width, height) = match role {
+        Role::Reference => edit.reference_size(first),
+        _ => (first.width, first.height),
+    };
+    let (width, height) = (f64::from(width.max(1)), f64::from(height.max(1)));
+    let most = most as f64;
+    let factor = if width * height > most { (most / 2.0 / (width * height)).sqrt() } else { 1.0 };
+    let nearest = |pixels: f64| ((pixels * factor / 16.0).round() as i64 * 16).max(16);
+    (nearest(width), nearest(height))
+}
+
 /// One file that was written.
 #[derive(Serialize)]
 struct Written {
@@ -125,11 +158,32 @@ struct Written {
 
 impl Generate {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
-        let recipe = self.from_image.as_deref().map(read_recipe).transpose()?;
+        self.run_from(None)
+    }
+
+    /// The recipe of `--from-image`.
+    pub(super) fn recipe(&self) -> anyhow::Result<Option<Recipe>> {
+        self.from_image.as_deref().map(read_recipe).transpose()
+    }
+
+    /// Whether the model is Kontext, by its name: its weights have the shapes of dev's.
+    pub(super) fn is_kontext(&self) -> bool {
+        self.model.names().any(|name| name.to_string_lossy().to_lowercase().contains("kontext"))
+    }
+
+    /// Draws from text, or from what an edit begins with.
+    pub(super) fn run_from(self, begin: Option<Begin>) -> anyhow::Result<ExitCode> {
+        let recipe = self.recipe()?;
+        if let (Some(Recipe { edit: Some(_), .. }), None) = (&recipe, &begin) {
+            let text = "that picture was begun with another one: repeat it with `tch-flux edit --from-image`";
+            return Err(Error::Request(text.into()).into());
+        }
         let bars = !self.quiet && !self.json && std::io::stderr().is_terminal();
         let parts = self.model.parts(Saying { bars, warnings: !self.quiet })?;
-        let request = self.request(&parts, recipe.as_ref())?;
-        request.check()?;
+        let mut request = self.request(&parts, recipe.as_ref())?;
+        if let Some(Begin { edit, .. }) = &begin {
+            request.edit = Some(edit.clone());
+        }
         let kind = match (self.kind, &recipe) {
             (Some(kind), _) => Some(kind.into()),
             (None, Some(recipe)) => parse_kind(&recipe.means.kind)?,
@@ -151,6 +205,16 @@ impl Generate {
         };
         let mut pipeline = Pipeline::open(parts.clone(), settings)?;
         let mut notes = pipeline.set_loras(&self.lora)?;
+        if let Some(edit) = request.edit.clone() {
+            let own = recipe.as_ref().map(|recipe| (recipe.request.width, recipe.request.height));
+            let padded = begin.as_ref().is_some_and(|begin| begin.begun.pad.is_some());
+            let most = if padded { i64::MAX } else { 2 * default_size(&parts.autoencoder).pow(2) };
+            let role = pipeline.role(&edit)?;
+            let like = own.unwrap_or_else(|| size_like(&edit, role, most));
+            request.width = self.width.unwrap_or(like.0);
+            request.height = self.height.unwrap_or(like.1);
+        }
+        request.check()?;
         notes.extend(pipeline.lacking().map(|lacking| {
             let (lacking, kind) = (kind_name(lacking), kind_name(pipeline.kind()));
             format!("{:?} does not compute in {lacking}: {kind} is taken", self.device)
@@ -202,7 +266,11 @@ impl Generate {
         bars.clear();
         let mut written = Vec::new();
         for (picture, file) in generated?.iter().zip(outputs) {
-            picture.image.write_png(&file, &Recipe::new(&means, picture).texts()?)?;
+            let mut recipe = Recipe::new(&means, picture);
+            if let Some(begin) = &begin {
+                recipe.edit = Some(begin.begun.clone());
+            }
+            picture.image.write_png(&file, &recipe.texts()?)?;
             written.push(Written {
                 file,
                 prompt: picture.request.prompts.join("\n"),
@@ -258,6 +326,11 @@ impl Generate {
         request.height = self.height.unwrap_or(request.height);
         request.steps = self.steps.or(request.steps);
         request.guidance = self.guidance.or(request.guidance);
+        request.prompt_2 = self.prompt_2.clone().or(request.prompt_2);
+        request.negative_prompt = self.negative_prompt.clone().or(request.negative_prompt);
+        // diffusers' documentation of true guidance takes 4.
+        let scale = request.negative_prompt.as_ref().map(|_| 4.0);
+        request.true_cfg_scale = self.true_cfg_scale.or(request.true_cfg_scale).or(scale);
         request.seed = self.seed.unwrap_or(request.seed);
         request.num_images = self.num_images.unwrap_or(request.num_images);
         request.max_sequence_length = self.max_sequence_length.or(request.max_sequence_length);

@@ -3,6 +3,7 @@
 mod bench;
 mod convert;
 mod doctor;
+mod edit;
 mod generate;
 #[cfg(feature = "hub")]
 mod hub;
@@ -12,7 +13,7 @@ mod parity;
 mod serve;
 mod tiny;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -36,6 +37,8 @@ struct Cli {
 enum Command {
     /// Draw pictures of a prompt.
     Generate(Box<generate::Generate>),
+    /// Draw pictures of a prompt from other pictures: image-to-image, Kontext, Fill, Canny and Depth.
+    Edit(Box<edit::Edit>),
     /// Draw pictures for clients over HTTP, in OpenAI's dialect.
     #[cfg(feature = "serve")]
     Serve(Box<serve::Serve>),
@@ -56,6 +59,7 @@ enum Command {
 pub fn run() -> ExitCode {
     let done = match parse().command {
         Command::Generate(command) => command.run(),
+        Command::Edit(command) => command.run(),
         #[cfg(feature = "serve")]
         Command::Serve(command) => command.run(),
         Command::Inspect(command) => command.run(),
@@ -131,6 +135,11 @@ struct ModelArgs {
 }
 
 impl ModelArgs {
+    /// What the model and its transformer are called.
+    fn names(&self) -> impl Iterator<Item = &Path> {
+        [&self.model, &self.transformer].into_iter().flatten().map(PathBuf::as_path)
+    }
+
     fn parts(
         &self,
         #[cfg_attr(not(feature = "hub"), allow(unused))] saying: Saying,

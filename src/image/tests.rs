@@ -17,6 +17,73 @@ fn fnv1a(bytes: &[u8]) -> u64 {
 
 type Size = (u32, u32);
 
+/// The sums are those of OpenCV 5.0.0, `cv2.Canny(picture, 50, 200).tobytes()`.
+#[test]
+fn edges_are_those_of_opencv_bit_for_bit() {
+    let sizes: [Size; 6] = [(40, 30), (97, 61), (128, 128), (3, 5), (1, 7), (64, 1)];
+    let rings = |x: i64, y: i64, c: i64, _: &[u8]| ((x - 40).pow(2) + (y - 30).pow(2)) / (16 + 9 * c);
+    let noisy = |_: i64, _: i64, _: i64, own: &[u8]| i64::from(own[0]);
+    type Draw<'a> = &'a dyn Fn(i64, i64, i64, &[u8]) -> i64;
+    let pictures: [(Draw, [u64; 6]); 2] = [
+        (
+            &noisy,
+            [
+                0xac7e_e76d_e798_56b1,
+                0xb192_bfdf_13e2_1690,
+                0xd33d_0b2c_e4d9_7a55,
+                0xe255_0dd1_6f87_e559,
+                0x3de3_784d_7ffb_b788,
+                0x90f2_c58b_e9d4_674e,
+            ],
+        ),
+        (
+            &rings,
+            [
+                0x74b4_429a_2fdd_70e5,
+                0x3590_f24f_8e53_80ef,
+                0x3eb4_2d49_cf0f_e488,
+                0x2eb0_9ce4_c432_0587,
+                0x778b_1a14_b687_6aa7,
+                0xb9b2_3f3a_46fd_0825,
+            ],
+        ),
+    ];
+    for (draw, sums) in pictures {
+        for ((width, height), sum) in sizes.into_iter().zip(sums) {
+            let own = noise(3 * (width * height) as usize);
+            let at = |i: usize| {
+                let (pixel, channel) = (i as i64 / 3, i as i64 % 3);
+                draw(pixel % i64::from(width), pixel / i64::from(width), channel, &own[i..]) as u8
+            };
+            let edges = Image { width, height, rgb: (0..own.len()).map(at).collect() }.canny(50, 200);
+            let grey: Vec<u8> = edges.rgb.iter().step_by(3).copied().collect();
+            assert_eq!(fnv1a(&grey), sum, "{width}x{height}");
+        }
+    }
+}
+
+/// The same of blocks of 8 × 8 pixels under a small pattern: long edges, and weak ones that hang on strong ones.
+#[test]
+fn edges_of_blocks_are_those_of_opencv() {
+    for ((width, height), sum, count) in [
+        ((40u32, 30u32), 0xa445_3514_8dbf_a21b, 206),
+        ((97, 61), 0x2a5f_1a47_7b89_98ef, 1240),
+        ((128, 128), 0x4257_33e3_d67a_1faf, 3354),
+        ((64, 1), 0x691b_b274_fd62_1ecc, 5),
+    ] {
+        let cells = noise(3 * (width * height) as usize);
+        let (w, mut rgb) = (width as usize, Vec::new());
+        for i in 0..3 * w * height as usize {
+            let (x, y, c) = (i / 3 % w, i / 3 / w, i % 3);
+            rgb.push(cells[((y / 8) * w + x / 8) * 3 + c] / 2 + ((x * 3 + y * 5) % 17) as u8);
+        }
+        let edges = Image { width, height, rgb }.canny(50, 200);
+        let grey: Vec<u8> = edges.rgb.iter().step_by(3).copied().collect();
+        assert_eq!(grey.iter().filter(|edge| **edge > 0).count(), count, "{width}x{height}");
+        assert_eq!(fnv1a(&grey), sum, "{width}x{height}");
+    }
+}
+
 /// The sums are those of Pillow 13.0.0, `Image.frombytes("RGB" or "L", …).resize(…, Image.LANCZOS).tobytes()`.
 #[test]
 fn resizing_matches_pillow_lanczos_byte_for_byte() {

@@ -4,10 +4,10 @@ use std::ops::ControlFlow;
 
 use tch::{Device, Kind, Tensor};
 
-use super::edit::Start;
+use super::edit::Given;
 use super::resident;
 use super::rows::{Beside, Row};
-use super::{Generated, OnProgress, Phase, Pipeline, Progress, Request};
+use super::{Generated, OnProgress, Phase, Pipeline, Progress, Request, Role};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::image::Image;
@@ -52,7 +52,7 @@ pub(super) struct Drawing<'a> {
     /// What draws it alone.
     pub(super) request: Request,
     pub(super) text: &'a Text,
-    pub(super) start: Option<&'a Start>,
+    pub(super) given: &'a Given,
 }
 
 /// What pictures that are computed together have in common.
@@ -62,8 +62,16 @@ struct Shape {
     steps: Option<usize>,
     text: Option<usize>,
     true_cfg_scale: Option<f64>,
-    /// Of a picture that is begun with: its strength, and whether there is a mask.
-    start: Option<(f64, bool)>,
+    edit: Option<EditShape>,
+}
+
+/// The same of the pictures that they begin with.
+#[derive(Debug, PartialEq)]
+struct EditShape {
+    strength: f64,
+    role: Option<Role>,
+    mask: bool,
+    references: Vec<(u32, u32)>,
 }
 
 impl Shape {
@@ -73,7 +81,12 @@ impl Shape {
             steps: request.steps,
             text: request.max_sequence_length,
             true_cfg_scale: request.scale(),
-            start: request.edit.as_ref().map(|edit| (edit.strength, edit.mask.is_some())),
+            edit: request.edit.as_ref().map(|edit| EditShape {
+                strength: edit.strength,
+                role: edit.role,
+                mask: edit.mask.is_some(),
+                references: edit.images.iter().map(|image| edit.reference_size(image)).collect(),
+            }),
         }
     }
 }
@@ -154,12 +167,17 @@ impl Pipeline {
         if living.iter().any(|&job| requests[job].previews > 0 || requests[job].edit.is_some()) {
             self.load_autoencoder()?;
         }
-        let starts: Vec<_> = requests.iter().map(|request| self.start(request)).collect();
-        let starts: Vec<_> =
-            starts.into_iter().enumerate().map(|(job, start)| jobs.or_fails(job, start).flatten()).collect();
+        let given: Vec<_> = requests
+            .iter()
+            .enumerate()
+            .map(|(job, request)| match jobs.lives(job) {
+                true => jobs.or_fails(job, self.given(request)).unwrap_or_default(),
+                false => Given::default(),
+            })
+            .collect();
 
         jobs.begin(Phase::Denoise);
-        let drawings = drawings(&requests, &texts, &starts, &jobs);
+        let drawings = drawings(&requests, &texts, &given, &jobs);
         let mut latents: Vec<Option<Tensor>> = drawings.iter().map(|_| None).collect();
         for group in self.groups(&drawings) {
             for (i, latent) in self.latents(&drawings, group, &mut jobs)? {
@@ -198,13 +216,13 @@ impl Pipeline {
         }
         let request = self.complete(request);
         let (image, text) = self.tokens(&request);
-        let most = (TOGETHER / (image + text)).max(1) as usize;
+        let most = (TOGETHER / (image + text + self.reference_tokens(&request))).max(1) as usize;
         self.fitting(&request, most)
     }
 
     fn is_small(&self, request: &Request) -> bool {
         let (image, text) = self.tokens(request);
-        let numbers = (image + text) * self.params.hidden_size;
+        let numbers = (image + text + self.reference_tokens(request)) * self.params.hidden_size;
         let ours = self.settings.device == Device::Cpu && self.settings.numerics == Numerics::Fast;
         ours && numbers <= SMALL && request.width * request.height <= SMALL
     }
@@ -222,14 +240,7 @@ impl Pipeline {
 
     fn check(&self, request: &Request) -> Result<()> {
         request.check()?;
-        if self.params.in_channels != self.params.out_channels {
-            return Err(Error::Request(format!(
-                "FLUX.1 {} draws from a picture ({} input channels); only text to image is built so far",
-                self.params.variant(),
-                self.params.in_channels
-            )));
-        }
-        Ok(())
+        self.check_given(request)
     }
 
     /// The prompts of each request that lives.
@@ -247,17 +258,17 @@ impl Pipeline {
 
     fn text(&mut self, prompt: &str, request: &Request) -> Result<Text> {
         let length = request.max_sequence_length.unwrap_or(512);
-        let prompt = self.encode(prompt, length)?;
+        let prompt = self.encode(prompt, request.prompt_2.as_deref().unwrap_or(prompt), length)?;
         let negative = request.scale().and(request.negative_prompt.as_deref());
-        let negative = negative.map(|negative| self.encode(negative, length)).transpose()?;
+        let negative = negative.map(|negative| self.encode(negative, negative, length)).transpose()?;
         Ok(Text { prompt, negative })
     }
 
-    /// The states of T5 and the pooled vector of CLIP.
-    fn encode(&mut self, prompt: &str, length: usize) -> Result<Encoded> {
+    /// The states of T5 and the pooled vector of CLIP, each of its own prompt.
+    fn encode(&mut self, for_clip: &str, for_t5: &str, length: usize) -> Result<Encoded> {
         let device = self.settings.device;
         let mut warnings = Vec::new();
-        let mut tokens = |tokenizer: &Tokenizer, name: &str, length: usize| {
+        let mut tokens = |tokenizer: &Tokenizer, name: &str, prompt: &str, length: usize| {
             let tokens = tokenizer.encode(prompt, length)?;
             if tokens.cut > 0 {
                 warnings.push(format!(
@@ -277,9 +288,9 @@ impl Pipeline {
         let (Some(t5), Some(clip)) = (&self.t5, &self.clip) else { return Err(not_loaded()) };
         t5.checkpoint.check_unchanged()?;
         clip.checkpoint.check_unchanged()?;
-        let txt = t5.model.forward(&tokens(&self.t5_tokenizer, "T5", length)?)?;
+        let txt = t5.model.forward(&tokens(&self.t5_tokenizer, "T5", for_t5, length)?)?;
         let most = clip.model.config().max_position_embeddings.clamp(2, 77) as usize;
-        let vec = clip.model.forward(&tokens(&self.clip_tokenizer, "CLIP", most)?)?.pooler_output;
+        let vec = clip.model.forward(&tokens(&self.clip_tokenizer, "CLIP", for_clip, most)?)?.pooler_output;
         Ok(Encoded { txt: txt.f_to_kind(self.kind)?, vec: vec.f_to_kind(self.kind)?, warnings })
     }
 
@@ -393,7 +404,9 @@ impl Pipeline {
         let steps = request.steps.unwrap_or(1);
         let (tokens, _) = self.tokens(request);
         let mut times = get_schedule(steps, tokens, 0.5, 1.15, self.params.guidance_embed);
-        if let Some(edit) = &request.edit {
+        if let Some(edit) = &request.edit
+            && self.role(edit).is_ok_and(|role| role == Role::Start)
+        {
             times.drain(..edit.first_step(steps));
         }
         times
@@ -463,19 +476,19 @@ impl Text {
 fn drawings<'a>(
     requests: &[Request],
     texts: &'a [Vec<Text>],
-    starts: &'a [Option<Start>],
+    given: &'a [Given],
     jobs: &Jobs,
 ) -> Vec<Drawing<'a>> {
     let mut drawings = Vec::new();
     for job in jobs.living() {
-        let (request, start) = (&requests[job], starts[job].as_ref());
+        let (request, given) = (&requests[job], &given[job]);
         let images = request.prompts.len() * request.num_images;
         for (prompt, text) in request.prompts.iter().zip(&texts[job]) {
             for i in 0..request.num_images {
                 let seed = request.seed.wrapping_add(i as u64);
                 let mine = Request { prompts: vec![prompt.clone()], num_images: 1, seed, ..request.clone() };
                 let image = drawings.iter().filter(|drawing: &&Drawing| drawing.job == job).count();
-                drawings.push(Drawing { job, image, images, request: mine, text, start });
+                drawings.push(Drawing { job, image, images, request: mine, text, given });
             }
         }
     }

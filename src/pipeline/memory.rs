@@ -73,7 +73,8 @@ impl Pipeline {
         let side = |pixels: i64| (pixels.max(0) as u64).div_ceil(16);
         let (image_tokens, text_tokens) = self.tokens(&request);
         let (image_tokens, text_tokens) = (image_tokens.unsigned_abs(), text_tokens.unsigned_abs());
-        let tokens = (image_tokens + text_tokens) * pictures as u64;
+        let beside = self.reference_tokens(&request).unsigned_abs();
+        let tokens = (image_tokens + text_tokens + beside) * pictures as u64;
         let step = tokens * p.hidden_size.unsigned_abs() * number * form(DENOISE, settings.numerics);
         // The wider of T5's two: its MLP. In the kinds that the fast form widens, f32.
         let encoding = text_tokens * p.context_in_dim.unsigned_abs() * 4 * 16;

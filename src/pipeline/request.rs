@@ -10,18 +10,46 @@ use crate::image::{Image, Mask};
 /// The longest side of a picture, in pixels.
 const MAX_SIDE: i64 = 16_384;
 
+/// How pictures come into a drawing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// It is noised and drawn anew from there: image-to-image, and with a mask inpainting. Any model that draws from text
+    /// does it.
+    Start,
+    /// Its patches stand beside those that are drawn, for Kontext to look at.
+    Reference,
+    /// What a mask has not chosen is seen by Fill, which draws the rest.
+    Fill,
+    /// Edges or depths, which the models of Canny and Depth follow.
+    Control,
+}
+
 /// Pictures that a request begins with.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Edit {
-    /// Of any size: they are resized to the request's. A model that draws from text alone takes one.
+    /// Of any size. Those of [`Role::Reference`] may be several, each of which is resized to one of Kontext's sizes; the
+    /// one of any other role is resized to the request's size.
     pub images: Vec<Image>,
-    /// What is drawn anew; without it, all of the picture. Of the first picture's size.
+    /// What is drawn anew; without it, all of the picture. Of the first picture's size. [`Role::Start`] may have one,
+    /// [`Role::Fill`] needs one.
     pub mask: Option<Mask>,
-    /// How much of the way from noise to picture is walked: 1 forgets the picture, near 0 it stays as it is.
+    /// How much of the way from noise to picture [`Role::Start`] walks: 1 forgets the picture, near 0 it stays as it is.
     pub strength: f64,
+    /// What they are to the model; `None` takes the only role that its input channels allow, and else [`Role::Start`].
+    pub role: Option<Role>,
+    /// References stay as large as they are, but for the rest of a division by 16.
+    pub keep_size: bool,
+    /// [`Role::Control`] takes the edges of the picture, as Canny-dev was trained on them; else the picture as it is.
+    pub canny: bool,
 }
 
 impl Edit {
+    /// Of these pictures, all of them anew, with the role that the model has for them.
+    pub fn new(images: Vec<Image>) -> Self {
+        Self { images, mask: None, strength: 1.0, role: None, keep_size: false, canny: false }
+    }
+
     fn check(&self) -> Result<()> {
         let wrong = |text: String| Err(Error::Request(text));
         let Some(first) = self.images.first() else { return wrong("no picture to begin with".into()) };
@@ -47,6 +75,9 @@ impl Edit {
 pub struct Request {
     /// One picture, or `num_images` of them, for each.
     pub prompts: Vec<String>,
+    /// What T5 reads in place of the prompt, which CLIP alone reads then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_2: Option<String>,
     /// Pixels, a multiple of 16.
     pub width: i64,
     /// Pixels, a multiple of 16.
@@ -83,6 +114,7 @@ impl Request {
     pub fn new(prompt: impl Into<String>, width: i64, height: i64) -> Self {
         Self {
             prompts: vec![prompt.into()],
+            prompt_2: None,
             width,
             height,
             steps: None,
@@ -113,6 +145,12 @@ impl Request {
     /// Sets the seed of the first picture.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
+        self
+    }
+
+    /// Sets what T5 reads in place of the prompt.
+    pub fn prompt_2(mut self, prompt: impl Into<String>) -> Self {
+        self.prompt_2 = Some(prompt.into());
         self
     }
 

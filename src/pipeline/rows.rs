@@ -2,10 +2,10 @@
 
 use tch::Tensor;
 
+use super::Pipeline;
 use super::denoise::Course;
 use super::draw::{Drawing, Encoded};
 use super::edit::Start;
-use super::{Conditions, Pipeline};
 use crate::error::{Error, Result};
 use crate::flux1::Flux1;
 use crate::math;
@@ -39,17 +39,18 @@ impl<'a> Row<'a> {
         let guidance = request.guidance.unwrap_or(0.0);
         let course = |text: &Encoded| {
             let prepared = prepare(&noise, &text.txt, &text.vec)?;
-            let course = Course::new(model, &prepared, times, guidance, &Conditions::default())?;
+            let course = Course::new(model, &prepared, times, guidance, &of.given.conditions)?;
             Ok::<_, Error>((prepared, course))
         };
         let (Prepared { img: noise, .. }, prompt) = course(&of.text.prompt)?;
         let negative = of.text.negative.as_ref().map(course).transpose()?.map(|(_, course)| course);
-        let img = match of.start {
+        let start = of.given.start.as_ref();
+        let img = match start {
             Some(start) => start.noised(&noise, times[0])?,
             None => noise.shallow_clone(),
         };
         let true_cfg_scale = request.scale();
-        Ok(Self { drawing, img, noise, start: of.start, course: prompt, negative, true_cfg_scale })
+        Ok(Self { drawing, img, noise, start, course: prompt, negative, true_cfg_scale })
     }
 }
 

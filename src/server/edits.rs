@@ -18,7 +18,7 @@ use super::jobs;
 use super::problem::Problem;
 use super::state::{Charge, Shared};
 use super::upload::{self, Bounds};
-use crate::pipeline::Edit;
+use crate::pipeline::{Edit, Role};
 
 /// Pictures of one request.
 pub(super) const MAX_IMAGES: usize = 16;
@@ -54,11 +54,18 @@ pub(super) async fn edit(State(shared): State<Arc<Shared>>, request: Request) ->
         let text = format!("this model takes at most {} images", model.images);
         return Err(Problem::invalid("too_many_images", text).param("image"));
     }
-    let (asked, edit) = decode(&shared, asked, form.images, form.mask, charge.clone()).await?;
-    let (width, height) = (edit.images[0].width, edit.images[0].height);
+    let (asked, mut edit) = decode(&shared, asked, form.images, form.mask, charge.clone()).await?;
+    edit.role = model.role;
+    let first = &edit.images[0];
     let mut request = jobs::request(&asked, model);
     if asked.size.is_none() {
-        (request.width, request.height) = size_like((width, height), model.side);
+        (request.width, request.height) = match model.role {
+            Some(Role::Reference) => {
+                let (width, height) = edit.reference_size(first);
+                (width.into(), height.into())
+            }
+            _ => size_like((first.width, first.height), model.side),
+        };
     }
     request.edit = Some(Arc::new(edit));
     let answer = draw(&shared, asked, request, "image_edit", &headers).await;
@@ -145,7 +152,7 @@ async fn decode(
             return Err(Problem::invalid("invalid_mask", text).param("mask"));
         }
         let strength = asked.strength.unwrap_or(STRENGTH);
-        Ok((asked, Edit { images: pictures, mask, strength }))
+        Ok((asked, Edit { mask, strength, ..Edit::new(pictures) }))
     };
     coding::aside(&shared.coders, work).await
 }

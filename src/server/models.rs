@@ -9,9 +9,10 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use tch::Device;
 
+use super::edits::MAX_IMAGES;
 use super::problem::Problem;
 use super::state::Shared;
-use crate::pipeline::{Parts, Pipeline, Request};
+use crate::pipeline::{Parts, Pipeline, Request, Role};
 use crate::recipe::Means;
 use crate::text::Tokenizer;
 
@@ -31,6 +32,8 @@ pub struct Model {
     pub side: i64,
     /// How many pictures an edit may begin with.
     pub images: usize,
+    /// What those are to it; `None` leaves it to the pipeline.
+    pub role: Option<Role>,
     /// What the files of pictures say.
     pub means: Means,
     /// Where it computes.
@@ -48,12 +51,18 @@ impl Model {
         let file = &parts.transformer;
         let modified = file.metadata().and_then(|file| file.modified()).ok();
         let created = modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        let name = name.into();
+        // Its weights have the shapes of dev's: only the name tells.
+        let is_kontext = [name.as_str(), &file.to_string_lossy()]
+            .iter()
+            .any(|name| name.to_lowercase().contains("kontext"));
         Self {
-            name: name.into(),
+            name,
             aliases: BUILT_IN.map(str::to_string).into(),
             created: created.map_or(0, |time| time.as_secs()),
             side,
-            images: 1,
+            images: if is_kontext { MAX_IMAGES } else { 1 },
+            role: is_kontext.then_some(Role::Reference),
             means: Means {
                 model: file.file_name().unwrap_or(file.as_os_str()).to_string_lossy().into_owned(),
                 kind: kind_name(pipeline.kind()),

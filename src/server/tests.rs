@@ -73,6 +73,7 @@ fn model() -> Model {
         created: 1,
         side: 64,
         images: 1,
+        role: None,
         means: Means {
             model: "told".into(),
             kind: "f32".into(),

@@ -1,0 +1,138 @@
+#!/usr/bin/env python3
+"""Draws from pictures with diffusers' pipelines and with `tch-flux edit`, and compares the results, mode by mode.
+
+    cargo build --release
+    scripts/with-libtorch --reference python scripts/compare_edits.py --binary target/release/tch-flux
+
+Both run in f32 on the CPU from the same noise. The models are the tiny one and, for Fill and for Canny and Depth, that one
+with more input channels, whose weights are random. Where diffusers draws a sample of what the autoencoder's encoder says,
+it is made to take the mean, as the official code does.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import compare_pipelines as compare
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+THRESHOLD = 45.0
+PROMPT = "a red circle on a blue background"
+SIZE = compare.SIZE
+STEPS = 4
+SEED = 7
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def picture(width, height):
+    """A ring on a gradient: something in every direction and colour."""
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    image = Image.fromarray(np.stack([x, y, 255 - x], -1).astype(np.uint8))
+    ImageDraw.Draw(image).ellipse([width // 4, height // 4, 3 * width // 4, 3 * height // 4], outline="white", width=4)
+    return image
+
+
+def mask(width, height):
+    image = Image.new("L", (width, height), 0)
+    ImageDraw.Draw(image).rectangle([width // 3, height // 4, width - 9, height - 5], fill=255)
+    return image
+
+
+def widen(model, channels, folder):
+    """The model with so many input channels, in diffusers' layout."""
+    from diffusers import FluxTransformer2DModel
+
+    for part in model.iterdir():
+        if part.is_dir() and part.name != "transformer":
+            shutil.copytree(part, folder / part.name)
+    shutil.copy(model / "model_index.json", folder)
+    narrow = FluxTransformer2DModel.from_pretrained(model / "transformer", torch_dtype=torch.float32)
+    wide = FluxTransformer2DModel.from_config({**narrow.config, "in_channels": channels, "out_channels": narrow.config.in_channels})
+    weights = narrow.state_dict()
+    more = channels - narrow.config.in_channels
+    embedder = weights["x_embedder.weight"]
+    noise = torch.randn(embedder.shape[0], more, generator=torch.Generator().manual_seed(channels)) * embedder.std()
+    wide.load_state_dict(weights | {"x_embedder.weight": torch.cat([embedder, noise], 1)})
+    wide.save_pretrained(folder / "transformer")
+    return folder
+
+
+def theirs(name, model, **request):
+    import diffusers
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+    diffusers.utils.logging.disable_progress_bar()
+    DiagonalGaussianDistribution.sample = lambda self, generator=None: self.mode()
+    pipeline = getattr(diffusers, name).from_pretrained(model, dtype=torch.float32, low_cpu_mem_usage=False)
+    pipeline.set_progress_bar_config(disable=True)
+    result = pipeline(
+        prompt=PROMPT, height=SIZE, width=SIZE, num_inference_steps=STEPS, guidance_scale=0.0, max_sequence_length=256,
+        generator=torch.Generator("cpu").manual_seed(SEED), output_type="pt", **request,
+    ).images[0]  # fmt: skip
+    return (127.5 * ((2.0 * result - 1.0) + 1.0)).byte().permute(1, 2, 0).numpy()
+
+
+def ours(binary, model, out, command, *flags):
+    call = [binary, command, PROMPT, "--model", model, "--width", SIZE, "--height", SIZE, "--steps", STEPS, "--seed", SEED]
+    call += ["--kind", "f32", "--quiet", "-o", out, *flags]
+    subprocess.run([str(part) for part in call], check=True, stdin=subprocess.DEVNULL)
+    return np.array(Image.open(out).convert("RGB"))
+
+
+def cases(model, folder):
+    """Name, diffusers' pipeline with its model and request, and ours with its flags."""
+    square, wide, hole = folder / "square.png", folder / "wide.png", folder / "mask.png"
+    picture(SIZE, SIZE).save(square)
+    picture(96, 48).save(wide)
+    mask(SIZE, SIZE).save(hole)
+    image, area = Image.open(square), Image.open(hole)
+    negative = "a green square on a white background"
+    fill = widen(model, 384, Path(tempfile.mkdtemp(dir=folder)))
+    control = widen(model, 128, Path(tempfile.mkdtemp(dir=folder)))
+    beside = {"max_area": SIZE * SIZE, "_auto_resize": False}
+    yield "true guidance", "FluxPipeline", model, {"negative_prompt": negative, "true_cfg_scale": 3.0}, "generate", [
+        "--negative-prompt", negative, "--true-cfg-scale", "3",
+    ]  # fmt: skip
+    other = {"prompt_2": negative}
+    yield "two prompts", "FluxPipeline", model, other, "generate", ["--prompt-2", negative]
+    for strength in (0.3, 0.6, 1.0):
+        flags = ["--image", square, "--strength", strength]
+        yield f"image to image, {strength}", "FluxImg2ImgPipeline", model, {"image": image, "strength": strength}, "edit", flags
+    yield "inpainting", "FluxInpaintPipeline", model, {"image": image, "mask_image": area, "strength": 0.8}, "edit", [
+        "--image", square, "--mask", hole, "--strength", "0.8",
+    ]  # fmt: skip
+    yield "Kontext", "FluxKontextPipeline", model, {"image": image} | beside, "edit", [
+        "--image", square, "--as", "reference", "--keep-size",
+    ]  # fmt: skip
+    yield "Kontext, another shape", "FluxKontextPipeline", model, {"image": Image.open(wide)} | beside, "edit", [
+        "--image", wide, "--as", "reference", "--keep-size",
+    ]  # fmt: skip
+    yield "Fill", "FluxFillPipeline", fill, {"image": image, "mask_image": area}, "edit", ["--image", square, "--mask", hole]
+    yield "Depth", "FluxControlPipeline", control, {"control_image": image}, "edit", ["--image", square]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--binary", type=Path, required=True, help="tch-flux")
+    parser.add_argument("--model", type=Path, default=ROOT / "fixtures/tiny")
+    args = parser.parse_args()
+    torch.set_num_threads(2)
+
+    failed = passed = 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for title, pipeline, model, request, command, flags in cases(args.model, folder):
+            value = compare.psnr(theirs(pipeline, model, **request), ours(args.binary, model, folder / "out.png", command, *flags))
+            passed, failed = passed + (value >= THRESHOLD), failed + (value < THRESHOLD)
+            print(f"{'ok' if value >= THRESHOLD else 'FAILED':6} {title}: {value:.2f} dB", flush=True)
+    print(f"{passed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

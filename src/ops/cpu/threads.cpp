@@ -166,7 +166,8 @@ class Threads {
     }
     mine->take_part(0);
     mine->state.fetch_and(~Work::OPEN);
-    auto done = [&] { return !Work::inside(mine->state.load(std::memory_order_acquire)); };
+    // In one order with `waiting`, which whoever leaves reads after it.
+    auto done = [&] { return !Work::inside(mine->state.load()); };
     if (!look(done)) {
       std::unique_lock<std::mutex> lock(mutex);
       waiting++;

@@ -18,9 +18,6 @@ use zune_jpeg::zune_core::options::DecoderOptions;
 
 use super::generate::{Begin, Generate};
 
-/// How much is drawn anew where nothing is said: diffusers' default.
-const STRENGTH: f64 = 0.6;
-
 #[derive(Args)]
 pub(super) struct Edit {
     /// The picture to begin with, PNG or JPEG; as a reference it may be given several times.
@@ -108,8 +105,8 @@ impl Edit {
             images: Vec::new(),
             mask: None,
             pad: None,
-            strength: STRENGTH,
-            role: self.generate.is_kontext().then_some(Role::Reference),
+            strength: pipeline::Edit::STRENGTH,
+            role: self.generate.names().find_map(|name| Role::of_model(&name.to_string_lossy())),
             keep_size: false,
             canny: false,
         });

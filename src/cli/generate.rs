@@ -166,9 +166,9 @@ impl Generate {
         self.from_image.as_deref().map(read_recipe).transpose()
     }
 
-    /// Whether the model is Kontext, by its name: its weights have the shapes of dev's.
-    pub(super) fn is_kontext(&self) -> bool {
-        self.model.names().any(|name| name.to_string_lossy().to_lowercase().contains("kontext"))
+    /// What the model and its transformer are called.
+    pub(super) fn names(&self) -> impl Iterator<Item = &Path> {
+        self.model.names()
     }
 
     /// Draws from text, or from what an edit begins with.

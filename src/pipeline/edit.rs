@@ -54,7 +54,7 @@ pub(super) struct Given {
 /// Kontext was trained on pictures of these sizes.
 ///
 /// Source: `black-forest-labs/flux` at 802fb47, `src/flux/util.py`, `PREFERED_KONTEXT_RESOLUTIONS`.
-pub(super) const KONTEXT_SIZES: [(u32, u32); 17] = [
+const KONTEXT_SIZES: [(u32, u32); 17] = [
     (672, 1568),
     (688, 1504),
     (720, 1456),

@@ -25,6 +25,13 @@ pub enum Role {
     Control,
 }
 
+impl Role {
+    /// What pictures are to a model of this name. Kontext's weights have the shapes of dev's: only the name tells.
+    pub fn of_model(name: &str) -> Option<Self> {
+        name.to_lowercase().contains("kontext").then_some(Self::Reference)
+    }
+}
+
 /// Pictures that a request begins with.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Edit {
@@ -45,6 +52,9 @@ pub struct Edit {
 }
 
 impl Edit {
+    /// The strength of image-to-image where nothing is said: diffusers' default.
+    pub const STRENGTH: f64 = 0.6;
+
     /// Of these pictures, all of them anew, with the role that the model has for them.
     pub fn new(images: Vec<Image>) -> Self {
         Self { images, mask: None, strength: 1.0, role: None, keep_size: false, canny: false }

@@ -26,8 +26,6 @@ pub(super) const MAX_IMAGES: usize = 16;
 const MAX_PARTS: usize = 64;
 /// Bytes of a part that is text: as many as the longest prompt may have.
 const MAX_TEXT: usize = 32_000 * 4;
-/// How much is drawn anew where a request does not say: diffusers' default.
-const STRENGTH: f64 = 0.6;
 
 /// A form, taken apart.
 #[derive(Default)]
@@ -151,7 +149,7 @@ async fn decode(
             let text = format!("the mask is {}x{}, but the picture {}x{}", mask.0, mask.1, first.0, first.1);
             return Err(Problem::invalid("invalid_mask", text).param("mask"));
         }
-        let strength = asked.strength.unwrap_or(STRENGTH);
+        let strength = asked.strength.unwrap_or(Edit::STRENGTH);
         Ok((asked, Edit { mask, strength, ..Edit::new(pictures) }))
     };
     coding::aside(&shared.coders, work).await

@@ -51,18 +51,15 @@ impl Model {
         let file = &parts.transformer;
         let modified = file.metadata().and_then(|file| file.modified()).ok();
         let created = modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-        let name = name.into();
-        // Its weights have the shapes of dev's: only the name tells.
-        let is_kontext = [name.as_str(), &file.to_string_lossy()]
-            .iter()
-            .any(|name| name.to_lowercase().contains("kontext"));
+        let name: String = name.into();
+        let role = Role::of_model(&name).or_else(|| Role::of_model(&file.to_string_lossy()));
         Self {
             name,
             aliases: BUILT_IN.map(str::to_string).into(),
             created: created.map_or(0, |time| time.as_secs()),
             side,
-            images: if is_kontext { MAX_IMAGES } else { 1 },
-            role: is_kontext.then_some(Role::Reference),
+            images: if role == Some(Role::Reference) { MAX_IMAGES } else { 1 },
+            role,
             means: Means {
                 model: file.file_name().unwrap_or(file.as_os_str()).to_string_lossy().into_owned(),
                 kind: kind_name(pipeline.kind()),

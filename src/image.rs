@@ -1,6 +1,7 @@
 //! Pictures: eight bits a channel, and PNG files that know how they were made.
 
 mod canny;
+mod grid;
 mod resize;
 #[cfg(test)]
 mod tests;

@@ -7,6 +7,7 @@ mod draw;
 mod edit;
 mod memory;
 mod parts;
+mod prompts;
 mod request;
 mod resident;
 mod rows;
@@ -26,7 +27,7 @@ pub use memory::Memory;
 #[cfg(feature = "hub")]
 pub(crate) use parts::Part;
 pub use parts::{OwnParts, Parts};
-pub use request::{Edit, Request, Role};
+pub use request::{Edit, Request, Role, Variation};
 
 use crate::autoencoder::AutoEncoder;
 use crate::checkpoint::lora::{Lora, Model, Placed};
@@ -35,6 +36,7 @@ use crate::error::{Error, Result};
 use crate::flux1::{Flux1, Flux1Params};
 use crate::image::Image;
 use crate::ops::{Numerics, Quantize};
+use crate::sampling::Schedule;
 use crate::shim;
 use crate::text::{ClipText, T5Encoder, Tokenizer};
 
@@ -332,7 +334,10 @@ impl Pipeline {
     pub fn complete(&self, request: &Request) -> Request {
         let distilled = self.params.guidance_embed;
         let mut request = request.clone();
-        request.steps.get_or_insert(if distilled { 50 } else { 4 });
+        let schedule =
+            request.schedule.get_or_insert(if distilled { Schedule::SHIFTED } else { Schedule::Linear });
+        let steps = schedule.steps().unwrap_or(if distilled { 50 } else { 4 });
+        request.steps.get_or_insert(steps);
         request.max_sequence_length.get_or_insert(if distilled { 512 } else { 256 });
         if distilled {
             request.guidance.get_or_insert(2.5);

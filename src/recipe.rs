@@ -119,9 +119,10 @@ impl Recipe {
         let start = edit.as_ref().filter(|edit| matches!(edit.role, None | Some(Role::Start)));
         let strength = start.map_or(String::new(), |edit| format!("Denoising strength: {}, ", edit.strength));
         format!(
-            "{}{negative}\nSteps: {steps}, Sampler: Euler, CFG scale: {cfg}, {guidance}{strength}Seed: {seed}, \
+            "{}{negative}\nSteps: {steps}, Sampler: {}, CFG scale: {cfg}, {guidance}{strength}Seed: {seed}, \
              Size: {width}x{height}, Model: {model}, Version: tch-flux {version}",
             prompts.join("\n"),
+            request.sampler.title(),
         )
     }
 }

@@ -2,7 +2,13 @@
 //!
 //! Source: `black-forest-labs/flux` at 802fb47, `src/flux/sampling.py`.
 
+mod schedule;
+mod solver;
+
 use tch::{Device, Kind, Tensor};
+
+pub use schedule::{Schedule, get_schedule};
+pub use solver::{Sampler, Solver, Stepped, Velocity};
 
 use crate::error::{Error, Result};
 use crate::shim;
@@ -46,6 +52,37 @@ pub fn get_noise(
         return Ok(legacy::randn_bf16(size.iter().product::<i64>() as usize, seed)?.f_reshape(size)?);
     }
     Ok(shim::randn(&size, seed)?.f_to_kind(kind)?)
+}
+
+/// What the generator of a seed gives after the first picture's noise, so many times: f32 `[count, 16, 2⌈height/16⌉,
+/// 2⌈width/16⌉]`. For samplers that add noise on the way.
+///
+/// # Errors
+/// [`Error::Tch`] where the memory is not to be had.
+pub fn get_more_noise(count: i64, height: i64, width: i64, seed: u64) -> Result<Tensor> {
+    let count = count.max(0);
+    let all = get_noise(count + 1, height, width, Kind::Float, seed, NoiseRule::Current)?;
+    Ok(all.f_narrow(0, 1, count)?)
+}
+
+/// The noise between two of one shape, on the great circle through both: as long as they are. `strength` 0 is the first.
+/// Computed in f32, in the kind of the first.
+///
+/// # Errors
+/// [`Error::Tch`] where the shapes differ.
+pub fn slerp(from: &Tensor, to: &Tensor, strength: f64) -> Result<Tensor> {
+    if strength == 0.0 {
+        return Ok(from.shallow_clone());
+    }
+    let (one, other) = (from.f_to_kind(Kind::Float)?, to.f_to_kind(Kind::Float)?);
+    let cosine = one.f_mul(&other)?.f_sum(Kind::Double)?.f_div(&one.f_norm()?.f_mul(&other.f_norm()?)?)?;
+    let angle = f64::try_from(cosine)?.clamp(-1.0, 1.0).acos();
+    let (a, b) = match angle.sin() {
+        // In one line there is no circle.
+        sine if sine < 1e-4 => (1.0 - strength, strength),
+        sine => (((1.0 - strength) * angle).sin() / sine, (strength * angle).sin() / sine),
+    };
+    Ok(one.f_mul_scalar(a)?.f_add(&other.f_mul_scalar(b)?)?.f_to_kind(from.kind())?)
 }
 
 /// Latents `[B, C, H, W]` to patches `[B, H/2·W/2, 4·C]`.
@@ -133,30 +170,6 @@ pub fn prepare(img: &Tensor, txt: &Tensor, vec: &Tensor) -> Result<Prepared> {
     })
 }
 
-/// Times from 1 (noise) to 0 (picture): `num_steps + 1` values, for a picture of `image_seq_len` patches.
-///
-/// A shifted schedule spends more steps on noisy times, the more the larger the picture. The arithmetic is f32, as in
-/// the official code. Source: `sampling.py` lines 281–311, with its defaults `base_shift` 0.5 and `max_shift` 1.15.
-pub fn get_schedule(
-    num_steps: usize,
-    image_seq_len: i64,
-    base_shift: f64,
-    max_shift: f64,
-    shift: bool,
-) -> Vec<f64> {
-    let steps = num_steps as i64;
-    let mut timesteps = Tensor::linspace(1, 0, steps + 1, (Kind::Float, Device::Cpu));
-    if shift {
-        let (x1, x2) = (256.0, 4096.0);
-        let m = (max_shift - base_shift) / (x2 - x1);
-        let b = base_shift - m * x1;
-        let mu = m * image_seq_len as f64 + b;
-        let sigma = (timesteps.reciprocal() - 1).pow_tensor_scalar(1.0);
-        timesteps = (sigma + mu.exp()).reciprocal() * mu.exp();
-    }
-    timesteps.to_kind(Kind::Double).iter::<f64>().map_or_else(|_| Vec::new(), Iterator::collect)
-}
-
 /// Walks `img` along the velocities that `model` predicts, from each time to the next, in the kind of `img`.
 ///
 /// `model` gets the patches, the time as `[B]` in the kind of `img`, and the step's number. It returns a velocity of
@@ -170,18 +183,17 @@ pub fn denoise(
     timesteps: &[f64],
     mut model: impl FnMut(&Tensor, &Tensor, usize) -> Result<Tensor>,
 ) -> Result<Tensor> {
+    let mut solver = Solver::new(Sampler::Euler, timesteps);
     let mut img = img.shallow_clone();
-    for (step, times) in timesteps.windows(2).enumerate() {
-        let (t_curr, t_prev) = (times[0], times[1]);
-        let t_vec = Tensor::f_full([img.size()[0]], t_curr, (img.kind(), img.device()))?;
-        let pred = model(&img, &t_vec, step)?;
-        if pred.size() != img.size() {
-            let expected = format!("{:?}, as the patches", img.size());
-            return Err(Error::Shape { what: "velocity", expected, found: pred.size() });
-        }
-        img = img.f_add(&pred.f_mul_scalar(t_prev - t_curr)?)?;
+    for step in 0..solver.steps() {
+        img = solver.step(&img, step, &mut model, &|| Err(no_noise()))?.img;
     }
     Ok(img)
+}
+
+/// For the samplers that ask for no noise.
+fn no_noise() -> Error {
+    Error::Config("this sampler draws no noise".into())
 }
 
 /// bf16 normal values as torch up to 2.11 drew them on the CPU: uniform values of 8 bits, and Box–Muller with every

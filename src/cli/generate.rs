@@ -24,6 +24,7 @@ use tch_flux::pipeline::{
 };
 use tch_flux::recipe::{Begun, Means, Recipe};
 
+use super::walk::Walk;
 use super::{
     KindArg, ModelArgs, NumericsArg, QuantizeArg, Saying, access, human_bytes, kind_name, parse_device,
     print_json,
@@ -43,6 +44,10 @@ pub(super) struct Generate {
     /// What T5 reads in place of the prompt, which CLIP alone reads then.
     #[arg(long, value_name = "PROMPT")]
     prompt_2: Option<String>,
+    /// Read the prompts to the letter: otherwise (word:1.3) weighs more, (word:0.7) less, and a parenthesis after a backslash
+    /// is text.
+    #[arg(long)]
+    literal: bool,
     /// A picture of ours, to be drawn again; other flags change what it says.
     #[arg(long, value_name = "PNG")]
     from_image: Option<PathBuf>,
@@ -54,9 +59,8 @@ pub(super) struct Generate {
     /// Pixels, a multiple of 16. [default: what the model was trained for]
     #[arg(long)]
     height: Option<i64>,
-    /// Steps from noise to picture. [default: schnell 4, dev 50]
-    #[arg(long, visible_alias = "num-steps")]
-    steps: Option<usize>,
+    #[command(flatten)]
+    walk: Walk,
     /// Guidance strength of distilled models. [default: 2.5]
     #[arg(long)]
     guidance: Option<f64>,
@@ -84,6 +88,9 @@ pub(super) struct Generate {
     /// Where to write; {seed} and {index} are filled in. [default: {seed}-{index}.png]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// All pictures on one sheet, too: a row for each prompt, or as square as can be for one.
+    #[arg(long, value_name = "FILE", value_parser = parse_png)]
+    grid: Option<PathBuf>,
     /// Draw bf16 noise as torch up to 2.11 did, for pictures that were published with it.
     #[arg(long)]
     legacy_noise: bool,
@@ -264,8 +271,9 @@ impl Generate {
         let mut bars = Bars::new(bars);
         let generated = pipeline.generate(&request, &mut |progress| bars.show(progress));
         bars.clear();
+        let generated = generated?;
         let mut written = Vec::new();
-        for (picture, file) in generated?.iter().zip(outputs) {
+        for (picture, file) in generated.iter().zip(outputs) {
             let mut recipe = Recipe::new(&means, picture);
             if let Some(begin) = &begin {
                 recipe.edit = Some(begin.begun.clone());
@@ -281,6 +289,14 @@ impl Generate {
                 guidance: picture.request.guidance,
                 warnings: picture.warnings.clone(),
             });
+        }
+        if let Some(grid) = &self.grid {
+            let pictures: Vec<_> = generated.iter().map(|picture| &picture.image).collect();
+            let columns = match request.prompts.len() {
+                1 => (pictures.len() as f64).sqrt().ceil() as usize,
+                _ => request.num_images,
+            };
+            Image::grid(&pictures, columns)?.write_png(grid, &BTreeMap::new())?;
         }
         let seconds = started.elapsed().as_secs_f64();
         if self.json {
@@ -324,7 +340,8 @@ impl Generate {
         }
         request.width = self.width.unwrap_or(request.width);
         request.height = self.height.unwrap_or(request.height);
-        request.steps = self.steps.or(request.steps);
+        self.walk.put_on(&mut request)?;
+        request.literal |= self.literal;
         request.guidance = self.guidance.or(request.guidance);
         request.prompt_2 = self.prompt_2.clone().or(request.prompt_2);
         request.negative_prompt = self.negative_prompt.clone().or(request.negative_prompt);
@@ -353,7 +370,10 @@ impl Generate {
         if !pattern.to_lowercase().ends_with(".png") {
             bail!(Error::Request(format!("{pattern}: pictures are written as PNG; end the name with .png")));
         }
-        let seed = |i: usize| request.seed.wrapping_add((i % request.num_images) as u64).to_string();
+        let seed = |i: usize| {
+            let (seed, variation) = request.seeds(i % request.num_images);
+            variation.map_or(seed, |variation| variation.seed).to_string()
+        };
         Ok((0..images)
             .map(|i| pattern.replace("{seed}", &seed(i)).replace("{index}", &i.to_string()).into())
             .collect())
@@ -400,6 +420,11 @@ pub(super) fn parse_lora(text: &str) -> Result<LoraFile, String> {
         return Ok(LoraFile { path: path.into(), strength });
     }
     Ok(LoraFile { path: text.into(), strength: 1.0 })
+}
+
+fn parse_png(text: &str) -> Result<PathBuf, String> {
+    let ends = text.to_lowercase().ends_with(".png");
+    if ends { Ok(text.into()) } else { Err("pictures are written as PNG: end the name with .png".into()) }
 }
 
 fn count(pictures: usize) -> String {

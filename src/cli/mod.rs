@@ -12,6 +12,7 @@ mod parity;
 #[cfg(feature = "serve")]
 mod serve;
 mod tiny;
+mod walk;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

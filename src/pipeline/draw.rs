@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use tch::{Device, Kind, Tensor};
 
 use super::edit::Given;
+use super::prompts::Text;
 use super::resident;
 use super::rows::{Beside, Row};
 use super::{Generated, OnProgress, Phase, Pipeline, Progress, Request, Role};
@@ -12,9 +13,8 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::ops::Numerics;
-use crate::sampling::{self, get_schedule, unpack};
+use crate::sampling::{self, Sampler, Schedule, Solver, unpack};
 use crate::shim;
-use crate::text::Tokenizer;
 
 /// The longest side of a preview's latent.
 const PREVIEW_SIDE: i64 = 32;
@@ -27,19 +27,6 @@ const SMALL: i64 = 1 << 20;
 
 /// Hears of the progress of each request by its place, and stops that one's work with `Break`.
 pub type OnTogether<'a> = dyn FnMut(usize, Progress) -> ControlFlow<()> + 'a;
-
-/// A prompt as the transformer takes it.
-pub(super) struct Encoded {
-    pub(super) txt: Tensor,
-    pub(super) vec: Tensor,
-    warnings: Vec<String>,
-}
-
-/// A prompt, and what the picture shall not show.
-pub(super) struct Text {
-    pub(super) prompt: Encoded,
-    pub(super) negative: Option<Encoded>,
-}
 
 /// A picture on its way.
 pub(super) struct Drawing<'a> {
@@ -60,6 +47,8 @@ pub(super) struct Drawing<'a> {
 struct Shape {
     size: (i64, i64),
     steps: Option<usize>,
+    sampler: Sampler,
+    schedule: Option<Schedule>,
     text: Option<usize>,
     true_cfg_scale: Option<f64>,
     edit: Option<EditShape>,
@@ -79,6 +68,8 @@ impl Shape {
         Self {
             size: (request.width, request.height),
             steps: request.steps,
+            sampler: request.sampler,
+            schedule: request.schedule.clone(),
             text: request.max_sequence_length,
             true_cfg_scale: request.scale(),
             edit: request.edit.as_ref().map(|edit| EditShape {
@@ -256,49 +247,6 @@ impl Pipeline {
         all
     }
 
-    fn text(&mut self, prompt: &str, request: &Request) -> Result<Text> {
-        let length = request.max_sequence_length.unwrap_or(512);
-        let prompt = self.encode(prompt, request.prompt_2.as_deref().unwrap_or(prompt), length)?;
-        let negative = request.scale().and(request.negative_prompt.as_deref());
-        let negative = negative.map(|negative| self.encode(negative, negative, length)).transpose()?;
-        Ok(Text { prompt, negative })
-    }
-
-    /// The states of T5 and the pooled vector of CLIP, each of its own prompt.
-    fn encode(&mut self, for_clip: &str, for_t5: &str, length: usize) -> Result<Encoded> {
-        let device = self.settings.device;
-        let mut warnings = Vec::new();
-        let mut tokens = |tokenizer: &Tokenizer, name: &str, prompt: &str, length: usize| {
-            let tokens = tokenizer.encode(prompt, length)?;
-            if tokens.cut > 0 {
-                warnings.push(format!(
-                    "{name} reads {length} tokens: the last {} of the prompt were cut off",
-                    tokens.cut
-                ));
-            }
-            Ok::<_, Error>(Tensor::f_from_slice(&tokens.ids)?.f_unsqueeze(0)?.f_to_device(device)?)
-        };
-        let kind = self.text_kind();
-        if self.t5.is_none() {
-            self.t5 = Some(self.parts.load_t5(&self.settings, kind)?.adapt(&self.loras.t5)?);
-        }
-        if self.clip.is_none() {
-            self.clip = Some(self.parts.load_clip(&self.settings, kind)?.adapt(&self.loras.clip)?);
-        }
-        let (Some(t5), Some(clip)) = (&self.t5, &self.clip) else { return Err(not_loaded()) };
-        t5.checkpoint.check_unchanged()?;
-        clip.checkpoint.check_unchanged()?;
-        let txt = t5.model.forward(&tokens(&self.t5_tokenizer, "T5", for_t5, length)?)?;
-        let most = clip.model.config().max_position_embeddings.clamp(2, 77) as usize;
-        let vec = clip.model.forward(&tokens(&self.clip_tokenizer, "CLIP", for_clip, most)?)?.pooler_output;
-        Ok(Encoded { txt: txt.f_to_kind(self.kind)?, vec: vec.f_to_kind(self.kind)?, warnings })
-    }
-
-    /// T5 overflows in f16, so there the text encoders run in bf16.
-    pub(super) fn text_kind(&self) -> Kind {
-        if self.kind == Kind::Half { Kind::BFloat16 } else { self.kind }
-    }
-
     /// In the kind of its file, unless the pipeline computes in f32 throughout.
     pub(super) fn autoencoder_kind(&self, autoencoder: &Checkpoint) -> Kind {
         if self.kind == Kind::Float { self.kind } else { autoencoder.main_kind().unwrap_or(self.kind) }
@@ -357,30 +305,27 @@ impl Pipeline {
         let rows = group.iter().map(|&i| Row::new(self, model, i, &drawings[i], &times));
         let mut rows = rows.collect::<Result<Vec<_>>>()?;
         let mut beside = Beside::of(&rows)?;
+        let mut solver = Solver::new(drawings[first].request.sampler, &times);
         for step in 0..steps {
-            let (t_curr, t_prev) = (times[step], times[step + 1]);
             let before = beside.img.shallow_clone();
-            let velocity = |img: &Tensor, t_vec: &Tensor| beside.velocity(model, img, t_vec, step);
-            let mut img =
-                sampling::denoise(&before, &times[step..step + 2], |img, t_vec, _| velocity(img, t_vec))?;
-            let expected =
-                || Ok(before.f_sub(&img.f_sub(&before)?.f_mul_scalar(t_curr / (t_prev - t_curr))?)?);
+            let mut velocity =
+                |img: &Tensor, t_vec: &Tensor, index| beside.velocity(model, img, t_vec, index);
+            let stepped = solver.step(&before, step, &mut velocity, &|| beside.noise(step))?;
+            let expected = || Ok(before.f_sub(&stepped.velocity.f_mul_scalar(times[step])?)?);
             self.report_step(&rows, drawings, (step + 1, steps), &expected, jobs)?;
-            img = beside.keep_unmasked(&img, t_prev)?;
-            beside.img = img;
-            if rows.iter().any(|row| !jobs.lives(drawings[row.drawing].job)) {
-                let living = |row: &Row| jobs.lives(drawings[row.drawing].job);
+            beside.img = beside.keep_unmasked(&stepped.img, times[step + 1])?;
+            let living: Vec<_> = rows.iter().map(|row| jobs.lives(drawings[row.drawing].job)).collect();
+            if living.contains(&false) {
                 let places: Vec<i64> =
-                    (0..).zip(&rows).filter(|(_, row)| living(row)).map(|(i, _)| i).collect();
-                rows.retain(living);
+                    (0..).zip(&living).filter(|(_, lives)| **lives).map(|(i, _)| i).collect();
+                let mut lives = living.into_iter();
+                rows.retain(|_| lives.next().unwrap_or(false));
                 if rows.is_empty() {
                     return Ok(Vec::new());
                 }
-                let img = beside
-                    .img
-                    .f_index_select(0, &Tensor::f_from_slice(&places)?.f_to_device(beside.img.device())?)?;
-                beside = Beside::of(&rows)?;
-                beside.img = img;
+                let places = Tensor::f_from_slice(&places)?.f_to_device(beside.img.device())?;
+                solver.keep(&places)?;
+                beside.go_on_with(&rows, &places)?;
             }
         }
         let mut latents = Vec::new();
@@ -403,7 +348,7 @@ impl Pipeline {
     fn times(&self, request: &Request) -> Vec<f64> {
         let steps = request.steps.unwrap_or(1);
         let (tokens, _) = self.tokens(request);
-        let mut times = get_schedule(steps, tokens, 0.5, 1.15, self.params.guidance_embed);
+        let mut times = request.schedule.as_ref().unwrap_or(&Schedule::Linear).times(steps, tokens);
         if let Some(edit) = &request.edit
             && self.role(edit).is_ok_and(|role| role == Role::Start)
         {
@@ -464,14 +409,6 @@ impl Pipeline {
     }
 }
 
-impl Text {
-    fn warnings(&self) -> Vec<String> {
-        let negative = self.negative.iter().flat_map(|negative| &negative.warnings);
-        let negative = negative.map(|warning| format!("negative prompt: {warning}"));
-        self.prompt.warnings.iter().cloned().chain(negative).collect()
-    }
-}
-
 /// Every picture of the requests that live, with the request that draws it alone.
 fn drawings<'a>(
     requests: &[Request],
@@ -485,8 +422,9 @@ fn drawings<'a>(
         let images = request.prompts.len() * request.num_images;
         for (prompt, text) in request.prompts.iter().zip(&texts[job]) {
             for i in 0..request.num_images {
-                let seed = request.seed.wrapping_add(i as u64);
-                let mine = Request { prompts: vec![prompt.clone()], num_images: 1, seed, ..request.clone() };
+                let (seed, variation) = request.seeds(i);
+                let prompts = vec![prompt.clone()];
+                let mine = Request { prompts, num_images: 1, seed, variation, ..request.clone() };
                 let image = drawings.iter().filter(|drawing: &&Drawing| drawing.job == job).count();
                 drawings.push(Drawing { job, image, images, request: mine, text, given });
             }
@@ -496,6 +434,6 @@ fn drawings<'a>(
 }
 
 /// For a state that the order of the phases rules out.
-fn not_loaded() -> Error {
+pub(super) fn not_loaded() -> Error {
     Error::Config("a part of the pipeline is not loaded".into())
 }

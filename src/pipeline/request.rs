@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::image::{Image, Mask};
+use crate::sampling::{Sampler, Schedule};
+use crate::text::Weighted;
 
 /// The longest side of a picture, in pixels.
 const MAX_SIDE: i64 = 16_384;
@@ -80,6 +82,15 @@ impl Edit {
     }
 }
 
+/// Another noise, and how near to it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Variation {
+    /// The first picture's; the following ones count on from it, and the request's own seed then stays.
+    pub seed: u64,
+    /// 0 is the request's own noise, 1 the other one, and between both the noises on the great circle through them.
+    pub strength: f64,
+}
+
 /// What is to be drawn. What is `None` is taken from the model's variant.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Request {
@@ -88,12 +99,21 @@ pub struct Request {
     /// What T5 reads in place of the prompt, which CLIP alone reads then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt_2: Option<String>,
+    /// Reads the prompts to the letter, `(word:1.3)` too; otherwise such a part weighs more or less, see [`Weighted`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub literal: bool,
     /// Pixels, a multiple of 16.
     pub width: i64,
     /// Pixels, a multiple of 16.
     pub height: i64,
     /// Steps from noise to picture.
     pub steps: Option<usize>,
+    /// How a step is made.
+    #[serde(default)]
+    pub sampler: Sampler,
+    /// At which times; `None` takes the variant's: linear for schnell, shifted for the others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<Schedule>,
     /// Guidance strength, for models that were distilled for it.
     pub guidance: Option<f64>,
     /// What the picture shall not show: with [`Request::true_cfg_scale`], and at twice the work.
@@ -107,6 +127,9 @@ pub struct Request {
     pub edit: Option<Arc<Edit>>,
     /// The first picture's noise; the following ones count on from it.
     pub seed: u64,
+    /// Leads each picture's noise a part of the way towards another one's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub variation: Option<Variation>,
     /// Pictures of each prompt.
     pub num_images: usize,
     /// Tokens of T5, padding included.
@@ -125,14 +148,18 @@ impl Request {
         Self {
             prompts: vec![prompt.into()],
             prompt_2: None,
+            literal: false,
             width,
             height,
             steps: None,
+            sampler: Sampler::Euler,
+            schedule: None,
             guidance: None,
             negative_prompt: None,
             true_cfg_scale: None,
             edit: None,
             seed: 0,
+            variation: None,
             num_images: 1,
             max_sequence_length: None,
             legacy_noise: false,
@@ -146,6 +173,18 @@ impl Request {
         self
     }
 
+    /// Sets how a step is made.
+    pub fn sampler(mut self, sampler: Sampler) -> Self {
+        self.sampler = sampler;
+        self
+    }
+
+    /// Sets the times of the steps.
+    pub fn schedule(mut self, schedule: Schedule) -> Self {
+        self.schedule = Some(schedule);
+        self
+    }
+
     /// Sets the guidance strength.
     pub fn guidance(mut self, guidance: f64) -> Self {
         self.guidance = Some(guidance);
@@ -155,6 +194,12 @@ impl Request {
     /// Sets the seed of the first picture.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
+        self
+    }
+
+    /// Sets another noise, and how near to it.
+    pub fn variation(mut self, seed: u64, strength: f64) -> Self {
+        self.variation = Some(Variation { seed, strength });
         self
     }
 
@@ -187,6 +232,20 @@ impl Request {
     pub fn previews(mut self, previews: usize) -> Self {
         self.previews = previews;
         self
+    }
+
+    /// The noise of one of the pictures of a prompt, from 0.
+    pub fn seeds(&self, image: usize) -> (u64, Option<Variation>) {
+        let on = |seed: u64| seed.wrapping_add(image as u64);
+        match self.variation {
+            Some(variation) => (self.seed, Some(Variation { seed: on(variation.seed), ..variation })),
+            None => (on(self.seed), None),
+        }
+    }
+
+    /// The parts of a prompt that weigh more or less, where there are any.
+    pub(super) fn weighted(&self, prompt: &str) -> Option<Weighted> {
+        if self.literal { None } else { Weighted::parse(prompt) }
     }
 
     /// The scale of the true guidance, where there is one.
@@ -222,6 +281,21 @@ impl Request {
         }
         if self.steps == Some(0) {
             return wrong("steps must be at least 1".into());
+        }
+        if let Some(schedule) = &self.schedule {
+            schedule.check()?;
+            if let (Some(own), Some(steps)) = (schedule.steps(), self.steps)
+                && own != steps
+            {
+                return wrong(format!(
+                    "{own} sigmas are for {own} steps, not {steps}: leave one of both out"
+                ));
+            }
+        }
+        if let Some(Variation { strength, .. }) = self.variation
+            && !(0.0..=1.0).contains(&strength)
+        {
+            return wrong(format!("the strength {strength} of a variation is not between 0 and 1"));
         }
         if self.guidance.is_some_and(|g| !g.is_finite()) {
             return wrong("guidance must be a finite number".into());

@@ -1,15 +1,16 @@
 //! Pictures of one shape side by side: what the loop of steps computes on.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
-use super::Pipeline;
 use super::denoise::Course;
-use super::draw::{Drawing, Encoded};
+use super::draw::Drawing;
 use super::edit::Start;
+use super::prompts::Encoded;
+use super::{Pipeline, Request, Variation};
 use crate::error::{Error, Result};
 use crate::flux1::Flux1;
 use crate::math;
-use crate::sampling::{NoiseRule, Prepared, get_noise, prepare};
+use crate::sampling::{self, NoiseRule, Prepared, get_more_noise, get_noise, prepare};
 
 /// A drawing as the loop has it.
 pub(super) struct Row<'a> {
@@ -18,6 +19,8 @@ pub(super) struct Row<'a> {
     /// What the loop begins with, `[1, L, C]`.
     img: Tensor,
     noise: Tensor,
+    /// What the sampler adds at each step but the last, `[1, steps, L, C]`, where it does.
+    more_noise: Option<Tensor>,
     start: Option<&'a Start>,
     course: Course,
     negative: Option<Course>,
@@ -33,9 +36,7 @@ impl<'a> Row<'a> {
         times: &[f64],
     ) -> Result<Self> {
         let request = &of.request;
-        let rule = if request.legacy_noise { NoiseRule::Legacy } else { NoiseRule::Current };
-        let noise = get_noise(1, request.height, request.width, pipeline.kind, request.seed, rule)?;
-        let noise = noise.f_to_device(pipeline.settings.device)?;
+        let noise = noise(request, pipeline.kind)?.f_to_device(pipeline.settings.device)?;
         let guidance = request.guidance.unwrap_or(0.0);
         let course = |text: &Encoded| {
             let prepared = prepare(&noise, &text.txt, &text.vec)?;
@@ -49,8 +50,23 @@ impl<'a> Row<'a> {
             Some(start) => start.noised(&noise, times[0])?,
             None => noise.shallow_clone(),
         };
+        let more_noise = request.sampler.draws_noise().then(|| {
+            let more = get_more_noise(times.len() as i64 - 2, request.height, request.width, request.seed)?;
+            Ok::<_, Error>(sampling::pack(&more)?.f_unsqueeze(0)?.f_to_device(pipeline.settings.device)?)
+        });
+        let more_noise = more_noise.transpose()?;
         let true_cfg_scale = request.scale();
-        Ok(Self { drawing, img, noise, start, course: prompt, negative, true_cfg_scale })
+        Ok(Self { drawing, img, noise, more_noise, start, course: prompt, negative, true_cfg_scale })
+    }
+}
+
+/// The noise of a request's first picture.
+fn noise(request: &Request, kind: Kind) -> Result<Tensor> {
+    let rule = if request.legacy_noise { NoiseRule::Legacy } else { NoiseRule::Current };
+    let of = |seed| get_noise(1, request.height, request.width, kind, seed, rule);
+    match request.variation {
+        Some(Variation { seed, strength }) => sampling::slerp(&of(request.seed)?, &of(seed)?, strength),
+        None => of(request.seed),
     }
 }
 
@@ -58,6 +74,7 @@ impl<'a> Row<'a> {
 pub(super) struct Beside {
     pub(super) img: Tensor,
     noise: Tensor,
+    more_noise: Option<Tensor>,
     start: Option<Start>,
     course: Course,
     /// What is led away from, and how far.
@@ -71,9 +88,11 @@ impl Beside {
         let starts: Option<Vec<_>> = rows.iter().map(|row| row.start).collect();
         let negatives: Option<Vec<_>> = rows.iter().map(|row| row.negative.as_ref()).collect();
         let negative = negatives.map(|negatives| Course::together(&negatives)).transpose()?;
+        let more_noise: Option<Vec<_>> = rows.iter().map(|row| row.more_noise.as_ref()).collect();
         Ok(Self {
             img: cat(|row| &row.img)?,
             noise: cat(|row| &row.noise)?,
+            more_noise: more_noise.map(|more| math::cat(&more, 0)).transpose()?,
             start: starts.map(|starts| Start::together(&starts)).transpose()?,
             course: Course::together(&rows.iter().map(|row| &row.course).collect::<Vec<_>>())?,
             negative: negative.zip(rows.first().and_then(|row| row.true_cfg_scale)),
@@ -95,6 +114,21 @@ impl Beside {
                 Ok(away.f_add(&pred.f_sub(&away)?.f_mul_scalar(*scale)?)?)
             }
             None => Ok(pred),
+        }
+    }
+
+    /// Goes on with these rows alone, which stood at these places.
+    pub(super) fn go_on_with(&mut self, rows: &[Row], places: &Tensor) -> Result<()> {
+        let img = self.img.f_index_select(0, places)?;
+        *self = Self { img, ..Self::of(rows)? };
+        Ok(())
+    }
+
+    /// What the sampler adds after a step.
+    pub(super) fn noise(&self, step: usize) -> Result<Tensor> {
+        match &self.more_noise {
+            Some(more) => Ok(more.f_select(1, step as i64)?),
+            None => Err(Error::Config("no noise was drawn for this sampler".into())),
         }
     }
 

@@ -3,10 +3,12 @@
 pub mod clip;
 pub mod t5;
 pub mod tokenizer;
+mod weights;
 
 pub use clip::{ClipConfig, ClipText};
 pub use t5::{T5Config, T5Encoder};
 pub use tokenizer::{Tokenizer, Tokens};
+pub use weights::Weighted;
 
 use std::path::Path;
 

@@ -12,6 +12,7 @@ use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
 
+use super::Weighted;
 use crate::error::{Error, Result};
 
 /// The tokens of one prompt.
@@ -87,6 +88,26 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Tokenizer`] where the text cannot be read, or `max_length` has no room for the marks.
     pub fn encode(&self, text: &str, max_length: usize) -> Result<Tokens> {
+        Ok(self.encode_with_ends(text, max_length)?.0)
+    }
+
+    /// The tokens of a prompt's text, and how much each of them weighs. A token that lies in two parts weighs what its end
+    /// does.
+    ///
+    /// # Errors
+    /// Those of [`Tokenizer::encode`].
+    pub fn encode_weighted(&self, prompt: &Weighted, max_length: usize) -> Result<(Tokens, Vec<f64>)> {
+        let (tokens, ends) = self.encode_with_ends(&prompt.text, max_length)?;
+        let marks = usize::from(self.begin.is_some());
+        let mut weights = vec![1.0; max_length];
+        for (weight, end) in weights[marks..].iter_mut().zip(ends) {
+            *weight = prompt.at(end.saturating_sub(1));
+        }
+        Ok((tokens, weights))
+    }
+
+    /// The tokens, and of each token of the text that was kept, where in the text it ends, in bytes.
+    fn encode_with_ends(&self, text: &str, max_length: usize) -> Result<(Tokens, Vec<usize>)> {
         let failed = |reason: String| Error::Tokenizer { path: self.path.clone(), reason };
         let marks = 1 + usize::from(self.begin.is_some());
         let room = max_length
@@ -100,7 +121,8 @@ impl Tokenizer {
         ids.push(self.end);
         let used = ids.len();
         ids.resize(max_length, self.pad);
-        Ok(Tokens { ids, cut: all.len() - kept.len(), used })
+        let ends = encoding.get_offsets()[..kept.len()].iter().map(|(_, end)| *end).collect();
+        Ok((Tokens { ids, cut: all.len() - kept.len(), used }, ends))
     }
 }
 

@@ -1,0 +1,100 @@
+//! Prompts to what the transformer reads of them.
+
+use tch::{Kind, Tensor};
+
+use super::draw::not_loaded;
+use super::{Pipeline, Request};
+use crate::error::{Error, Result};
+use crate::text::{Tokenizer, Tokens};
+
+/// A prompt as the transformer takes it.
+pub(super) struct Encoded {
+    pub(super) txt: Tensor,
+    pub(super) vec: Tensor,
+    warnings: Vec<String>,
+}
+
+/// A prompt, and what the picture shall not show.
+pub(super) struct Text {
+    pub(super) prompt: Encoded,
+    pub(super) negative: Option<Encoded>,
+}
+
+impl Text {
+    pub(super) fn warnings(&self) -> Vec<String> {
+        let negative = self.negative.iter().flat_map(|negative| &negative.warnings);
+        let negative = negative.map(|warning| format!("negative prompt: {warning}"));
+        self.prompt.warnings.iter().cloned().chain(negative).collect()
+    }
+}
+
+impl Pipeline {
+    pub(super) fn text(&mut self, prompt: &str, request: &Request) -> Result<Text> {
+        let prompt = self.encode(prompt, request.prompt_2.as_deref().unwrap_or(prompt), request)?;
+        let negative = request.scale().and(request.negative_prompt.as_deref());
+        let negative = negative.map(|negative| self.encode(negative, negative, request)).transpose()?;
+        Ok(Text { prompt, negative })
+    }
+
+    /// The states of T5 and the pooled vector of CLIP, each of its own prompt. Weights are T5's alone: the pooled vector
+    /// is that of the text without them.
+    fn encode(&mut self, for_clip: &str, for_t5: &str, request: &Request) -> Result<Encoded> {
+        let device = self.settings.device;
+        let length = request.max_sequence_length.unwrap_or(512);
+        let kind = self.text_kind();
+        if self.t5.is_none() {
+            self.t5 = Some(self.parts.load_t5(&self.settings, kind)?.adapt(&self.loras.t5)?);
+        }
+        if self.clip.is_none() {
+            self.clip = Some(self.parts.load_clip(&self.settings, kind)?.adapt(&self.loras.clip)?);
+        }
+        let (Some(t5), Some(clip)) = (&self.t5, &self.clip) else { return Err(not_loaded()) };
+        t5.checkpoint.check_unchanged()?;
+        clip.checkpoint.check_unchanged()?;
+        let ids = |tokens: &Tokens| {
+            Ok::<_, Error>(Tensor::f_from_slice(&tokens.ids)?.f_unsqueeze(0)?.f_to_device(device)?)
+        };
+
+        let (tokens, weights) = read(&self.t5_tokenizer, for_t5, request, length)?;
+        let mut warnings: Vec<_> = cut("T5", &tokens).into_iter().collect();
+        let mut txt = t5.model.forward(&ids(&tokens)?)?;
+        if weights.iter().any(|weight| *weight != 1.0) {
+            let empty = t5.model.forward(&ids(&self.t5_tokenizer.encode("", length)?)?)?;
+            txt = weigh(&txt, &empty, &weights)?;
+        }
+        let most = clip.model.config().max_position_embeddings.clamp(2, 77) as usize;
+        let (tokens, _) = read(&self.clip_tokenizer, for_clip, request, most)?;
+        warnings.extend(cut("CLIP", &tokens));
+        let vec = clip.model.forward(&ids(&tokens)?)?.pooler_output;
+        Ok(Encoded { txt: txt.f_to_kind(self.kind)?, vec: vec.f_to_kind(self.kind)?, warnings })
+    }
+
+    /// T5 overflows in f16, so there the text encoders run in bf16.
+    pub(super) fn text_kind(&self) -> Kind {
+        if self.kind == Kind::Half { Kind::BFloat16 } else { self.kind }
+    }
+}
+
+/// The tokens of a prompt, and the weight of each.
+fn read(tokenizer: &Tokenizer, prompt: &str, request: &Request, length: usize) -> Result<(Tokens, Vec<f64>)> {
+    match request.weighted(prompt) {
+        Some(weighted) => tokenizer.encode_weighted(&weighted, length),
+        None => Ok((tokenizer.encode(prompt, length)?, Vec::new())),
+    }
+}
+
+fn cut(name: &str, tokens: &Tokens) -> Option<String> {
+    let Tokens { ids, cut, .. } = tokens;
+    let length = ids.len();
+    (*cut > 0).then(|| format!("{name} reads {length} tokens: the last {cut} of the prompt were cut off"))
+}
+
+/// The states `[1, L, D]` of the tokens that weigh something else than 1, led away from those of an empty prompt, or
+/// towards them. As ComfyUI does it.
+fn weigh(states: &Tensor, empty: &Tensor, weights: &[f64]) -> Result<Tensor> {
+    let weights = Tensor::f_from_slice(weights)?.f_to_kind(Kind::Float)?.f_to_device(states.device())?;
+    let weights = weights.f_reshape([1, -1, 1])?;
+    let (from, to) = (empty.f_to_kind(Kind::Float)?, states.f_to_kind(Kind::Float)?);
+    let weighed = from.f_add(&to.f_sub(&from)?.f_mul(&weights)?)?;
+    Ok(weighed.f_to_kind(states.kind())?.f_where_self(&weights.f_ne(1.0)?, states)?)
+}

@@ -467,6 +467,48 @@ def export_diffusers(ex: Exporter):
     ex.write("diffusers_autoencoder_f32", "diffusers.AutoencoderKL", params, inputs, outputs, auto.state_dict())
 
 
+    diffusers_samplers(ex)
+
+
+def diffusers_samplers(ex: Exporter):
+    """The schedulers, along the velocities tanh(W x + t b): what a step makes of them, not of a model."""
+    from diffusers import (
+        DPMSolverMultistepScheduler,
+        FlowMatchEulerDiscreteScheduler,
+        FlowMatchHeunDiscreteScheduler,
+        FlowMatchLCMScheduler,
+        FluxPipeline,
+    )
+
+    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "final_sigmas_type": "zero"}
+    schedulers = {
+        "euler": FlowMatchEulerDiscreteScheduler(shift=1.0),
+        "heun": FlowMatchHeunDiscreteScheduler(shift=1.5),
+        "dpmpp_2m": DPMSolverMultistepScheduler(**flow, flow_shift=1.7, solver_order=2),
+        "lcm": FlowMatchLCMScheduler(shift=2.0),
+    }
+    for name, scheduler in schedulers.items():
+        rng = ex.start(f"diffusers_sampler_{name}")
+        height, width, seed = 16 * rng.randint(1, 3), 16 * rng.randint(1, 3), rng.randrange(2**32)
+        pack = lambda x: FluxPipeline._pack_latents(x, 1, 16, height // 8, width // 8)
+        unpack = lambda x: FluxPipeline._unpack_latents(x, height, width, 8)
+        weights = {"weight": torch.randn(64, 64) / 8, "bias": torch.randn(64)}
+        velocity = lambda x, t: unpack(torch.tanh(pack(x) @ weights["weight"].T + t * weights["bias"]))
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(1, 16, height // 8, width // 8, generator=generator)
+        scheduler.set_timesteps(rng.randint(5, 9))
+        # Heun's times stand there twice.
+        times = torch.unique_consecutive(scheduler.sigmas)
+        inputs = {"img": pack(x), "times": times.double()}
+        for t in scheduler.timesteps:
+            # DPMSolver's times are rounded to whole numbers; its steps go by its sigmas.
+            at = scheduler.sigmas[scheduler.step_index or 0] if name == "dpmpp_2m" else t / 1000
+            more = {"generator": generator} if name == "lcm" else {}
+            x = scheduler.step(velocity(x, at), t, x, **more).prev_sample
+        params = {"sampler": name, "height": height, "width": width, "seed": seed}
+        ex.write(f"diffusers_sampler_{name}_f32", "diffusers.schedulers", params, inputs, pack(x), weights)
+
+
 # ---------------------------------------------------------------- transformers
 
 

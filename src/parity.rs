@@ -5,6 +5,7 @@
 //! `out.<result>`. An argument that was `None` has no tensor.
 
 mod params;
+mod walk;
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -498,6 +499,7 @@ impl Case {
                 output(unpack(&input("x")?, p.height, p.width)?)
             }
             "flux.sampling.denoise" => output(self.denoise()?),
+            "diffusers.schedulers" => output(self.walk()?),
             "transformers.T5EncoderModel" => {
                 let vs = self.store();
                 let model = T5Encoder::new(vs.root(), &self.params::<T5Config>()?)?;

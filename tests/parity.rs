@@ -72,6 +72,10 @@ macro_rules! cases {
 }
 
 cases! {
+    diffusers_sampler_euler_f32 => euler_walks_as_diffusers_does,
+    diffusers_sampler_heun_f32 => heun_walks_as_diffusers_does,
+    diffusers_sampler_dpmpp_2m_f32 => dpmpp_2m_walks_as_diffusers_does,
+    diffusers_sampler_lcm_f32 => lcm_walks_as_diffusers_does,
     ae_attn_block_bf16 => ae_attn_block_matches_official_bf16,
     ae_attn_block_f32 => ae_attn_block_matches_official_f32,
     ae_resnet_block_bf16 => ae_resnet_block_matches_official_bf16,

@@ -5,7 +5,7 @@ use tch::Kind;
 
 use crate::error::{Error, Result};
 use crate::flux1::Flux1Params;
-use crate::sampling::NoiseRule;
+use crate::sampling::{NoiseRule, Sampler};
 
 #[derive(Deserialize)]
 pub(super) struct RopeParams {
@@ -219,4 +219,12 @@ impl DiffusersParams {
             guidance_embed: self.guidance_embeds,
         }
     }
+}
+
+#[derive(Deserialize)]
+pub(super) struct SamplerParams {
+    pub(super) sampler: Sampler,
+    pub(super) height: i64,
+    pub(super) width: i64,
+    pub(super) seed: u64,
 }

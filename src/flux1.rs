@@ -2,9 +2,13 @@
 //!
 //! Source: `black-forest-labs/flux` at 802fb47, `src/flux/model.py` and the `configs` of `src/flux/util.py`.
 
+mod cache;
+
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use tch::nn::{Module, Path};
+
+pub use cache::{CachedSteps, StepCache};
 
 use crate::error::{Error, Result};
 use crate::layers::{
@@ -273,7 +277,7 @@ impl Flux1 {
             )));
         }
         let pe_embedder = EmbedNd::new(hidden_size / num_heads, params.theta, &params.axes_dim)?;
-        let (mut model, parameters) = Parameters::of(|| {
+        let (mut model, mut parameters) = Parameters::of(|| {
             let double_block = |i| {
                 let vs = &vs / "double_blocks" / i;
                 DoubleStreamBlock::new(vs, hidden_size, num_heads, mlp_ratio, params.qkv_bias)
@@ -296,6 +300,13 @@ impl Flux1 {
                 parameters: Parameters::default(),
             })
         })?;
+        let names = |of: &str, count: usize| {
+            let vs = &vs / of;
+            (0..count).map(|i| vs.path(&i.to_string())).collect::<Vec<_>>()
+        };
+        let blocks =
+            [names("double_blocks", params.depth), names("single_blocks", params.depth_single_blocks)];
+        parameters.set_blocks(blocks.concat());
         model.parameters = parameters;
         Ok(model)
     }
@@ -316,12 +327,7 @@ impl Flux1 {
     /// [`Error::Shape`] and [`Error::Kind`] where an input does not fit the model or the others, [`Error::MissingGuidance`],
     /// [`Error::Unfilled`] before a checkpoint was loaded, [`Error::Cancelled`] within [`ops::with_cancel`].
     pub fn forward(&self, input: &Flux1Input) -> Result<Tensor> {
-        self.check(input)?;
-        let _ops = self.parameters.ops().enter();
-        let vec = self.vec(input.timesteps, input.guidance, input.y)?;
-        let ids = Tensor::cat(&[input.txt_ids, input.img_ids], 1);
-        let pe = self.pe_embedder.forward(&ids);
-        self.run(input, &Modulations::of(self, &vec), &pe)
+        self.call(input, None, None)
     }
 
     /// What all steps of a picture share, computed once: `timesteps` are those of every step, the other inputs those of
@@ -354,12 +360,20 @@ impl Flux1 {
     /// # Errors
     /// As [`Flux1::forward`], and [`Error::Config`] for a step that was not prepared.
     pub fn forward_step(&self, input: &Flux1Input, steps: &Steps, step: usize) -> Result<Tensor> {
-        self.check(input)?;
-        let _ops = self.parameters.ops().enter();
-        let modulations = steps.steps.get(step).ok_or_else(|| {
-            Error::Config(format!("step {step} was not prepared: there are {}", steps.steps.len()))
-        })?;
-        self.run(input, modulations, &steps.pe)
+        self.call(input, Some((steps, step)), None)
+    }
+
+    /// [`Flux1::forward`], or [`Flux1::forward_step`] of a step that was prepared, of which a part may be skipped.
+    ///
+    /// # Errors
+    /// Theirs.
+    pub fn forward_cached(
+        &self,
+        input: &Flux1Input,
+        prepared: Option<(&Steps, usize)>,
+        cached: &mut CachedSteps,
+    ) -> Result<Tensor> {
+        self.call(input, prepared, Some(cached))
     }
 
     /// Chooses between the official bits and speed. Without it the model does as [`ops::with_numerics`] around it says,
@@ -432,23 +446,77 @@ impl Flux1 {
         Ok(vec + self.vector_in.forward(y))
     }
 
-    fn run(&self, input: &Flux1Input, modulations: &Modulations, pe: &Tensor) -> Result<Tensor> {
+    fn call(
+        &self,
+        input: &Flux1Input,
+        prepared: Option<(&Steps, usize)>,
+        mut cached: Option<&mut CachedSteps>,
+    ) -> Result<Tensor> {
+        self.check(input)?;
+        let _ops = self.parameters.ops().enter();
+        if let Some(velocity) = cached.as_mut().map(|cached| cached.predicted()).transpose()?.flatten() {
+            return Ok(velocity.f_to_kind(input.img.kind())?);
+        }
+        match prepared {
+            Some((steps, step)) => {
+                let modulations = steps.steps.get(step).ok_or_else(|| {
+                    Error::Config(format!("step {step} was not prepared: there are {}", steps.steps.len()))
+                })?;
+                self.run(input, modulations, &steps.pe, cached)
+            }
+            None => {
+                let vec = self.vec(input.timesteps, input.guidance, input.y)?;
+                let ids = Tensor::cat(&[input.txt_ids, input.img_ids], 1);
+                let pe = self.pe_embedder.forward(&ids);
+                self.run(input, &Modulations::of(self, &vec), &pe, cached)
+            }
+        }
+    }
+
+    fn run(
+        &self,
+        input: &Flux1Input,
+        modulations: &Modulations,
+        pe: &Tensor,
+        mut cached: Option<&mut CachedSteps>,
+    ) -> Result<Tensor> {
         let (img_len, txt_len) = (input.img.size()[1], input.txt.size()[1]);
         let mut img = ops::linear(&self.img_in, input.img, ops::End::default());
         let mut txt = ops::linear(&self.txt_in, input.txt, ops::End::default());
-        for (block, modulation) in self.double_blocks.iter().zip(&modulations.double) {
+        let mut before = cached.is_some().then(|| img.shallow_clone());
+        if let (Some(cached), Some(block), Some(modulation)) =
+            (&mut cached, self.double_blocks.first(), modulations.double.first())
+            && let Some(img) = cached.after_input(&img, || block.modulated(&img, modulation))?
+        {
+            return Ok(self.final_layer.run(&img, &modulations.last));
+        }
+        for (i, (block, modulation)) in self.double_blocks.iter().zip(&modulations.double).enumerate() {
             ops::go_on(&img)?;
-            (img, txt) = block.run(&img, &txt, modulation, pe);
+            (img, txt) = self.linears().in_block(i, || block.run(&img, &txt, modulation, pe))?;
+            if let (0, Some(cached), Some(input)) = (i, &mut cached, &mut before) {
+                if let Some(img) = cached.after_first_block(input, &img)? {
+                    return Ok(self.final_layer.run(&img, &modulations.last));
+                }
+                if cached.begins_after_first_block() {
+                    *input = img.shallow_clone();
+                }
+            }
         }
 
         let mut x = Tensor::cat(&[txt, img], 1);
         let single_blocks = self.single_blocks.len();
         for (i, (block, modulation)) in self.single_blocks.iter().zip(&modulations.single).enumerate() {
             ops::go_on(&x)?;
-            x = block.run(&x, modulation, pe, if i + 1 == single_blocks { txt_len } else { 0 });
+            let from = if i + 1 == single_blocks { txt_len } else { 0 };
+            let place = self.double_blocks.len() + i;
+            x = self.linears().in_block(place, || block.run(&x, modulation, pe, from))?;
         }
         let img = x.narrow(1, x.size()[1] - img_len, img_len);
-        Ok(self.final_layer.run(&img, &modulations.last))
+        let velocity = self.final_layer.run(&img, &modulations.last);
+        if let (Some(cached), Some(before)) = (cached, &before) {
+            cached.keep(before, &img, &velocity)?;
+        }
+        Ok(velocity)
     }
 
     fn check(&self, input: &Flux1Input) -> Result<()> {

@@ -2,6 +2,7 @@
 
 mod canny;
 mod grid;
+mod likeness;
 mod resize;
 #[cfg(test)]
 mod tests;

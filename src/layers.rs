@@ -322,6 +322,11 @@ impl DoubleStreamBlock {
         [self.img.modulation.forward(vec), self.txt.modulation.forward(vec)]
     }
 
+    /// The patches as attention reads them.
+    pub(crate) fn modulated(&self, img: &Tensor, [img_mod, _]: &[[ModulationOut; 2]; 2]) -> Tensor {
+        ops::modulate(&self.img.norm1, img, &img_mod[0].scale, &img_mod[0].shift)
+    }
+
     pub(crate) fn run(
         &self,
         img: &Tensor,

@@ -1,6 +1,7 @@
 //! The layers under the layers: parameters that cost nothing until they are filled, and what PyTorch's `nn` has of
 //! linear, convolution, norm and embedding, with its names (`weight`, `bias`) and its order of operations.
 
+mod away;
 mod linear;
 
 use std::cell::{Cell, RefCell};
@@ -8,6 +9,7 @@ use std::cell::{Cell, RefCell};
 use tch::nn::{Module, Path, VarStore};
 use tch::{Kind, Tensor};
 
+pub(crate) use away::Elsewhere;
 pub(crate) use linear::Weight;
 pub use linear::{Linear, Linears};
 
@@ -145,6 +147,11 @@ impl Parameters {
             ops: ops::Setting::default(),
         };
         Ok((built?, parameters))
+    }
+
+    /// Says how the model's blocks are called, in the order in which they run.
+    pub(crate) fn set_blocks(&mut self, blocks: Vec<String>) {
+        self.linears.set_blocks(blocks);
     }
 
     /// [`Error::Unfilled`] while any parameter is a placeholder, unless its values are kept quantised.

@@ -7,6 +7,7 @@ mod draw;
 mod edit;
 mod memory;
 mod parts;
+mod plan;
 mod prompts;
 mod request;
 mod resident;
@@ -17,6 +18,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use resident::Resident;
@@ -27,6 +29,7 @@ pub use memory::Memory;
 #[cfg(feature = "hub")]
 pub(crate) use parts::Part;
 pub use parts::{OwnParts, Parts};
+pub use plan::{Plan, peak_bytes};
 pub use request::{Edit, Request, Role, Variation};
 
 use crate::autoencoder::AutoEncoder;
@@ -54,6 +57,8 @@ pub struct Settings {
     /// Keeps fp8 and GGUF weights of linear layers as they are on the disk; each becomes numbers of `kind` for as long
     /// as its layer runs. Otherwise they become such numbers when they are loaded.
     pub keep_quantized: bool,
+    /// What is not in memory while it does not run.
+    pub offload: Offload,
     /// The official bits, or speed: see [`Numerics`].
     pub numerics: Numerics,
     /// What the weights of the transformer's blocks become once they are loaded.
@@ -72,12 +77,27 @@ impl Default for Settings {
             access: Access::Map,
             keep_text_encoders: false,
             keep_quantized: false,
+            offload: Offload::None,
             numerics: Numerics::Exact,
             quantize: Quantize::None,
             allow_partial_lora: false,
             vae_tile: None,
         }
     }
+}
+
+/// What is not in memory while it does not run. No choice changes a bit of a picture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Offload {
+    /// Transformer and autoencoder stay once they were needed.
+    #[default]
+    None,
+    /// Each part goes when its phase is over.
+    Parts,
+    /// And of T5 and of the transformer, the weights of one block are in memory at a time, while those of the next one are
+    /// brought: from the mapped file itself, so that no memory is needed to keep them.
+    Blocks,
 }
 
 /// What a pipeline is at.
@@ -132,6 +152,8 @@ pub struct Generated {
     pub request: Request,
     /// What the caller should know: tokens that did not fit.
     pub warnings: Vec<String>,
+    /// Calls of the transformer that [`Request::cache`] did not compute whole, and all; none without one.
+    pub skipped: (usize, usize),
 }
 
 /// A LoRA's file, and how much of it.

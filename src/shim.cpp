@@ -7,6 +7,7 @@
 #include <ATen/autocast_mode.h>
 #include <ATen/record_function.h>
 #include <c10/core/Event.h>
+#include <c10/core/StreamGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/version.h>
 
@@ -32,6 +33,13 @@ at::Tensor* guarded(char* error, size_t error_len, F f) {
 
 thread_local uint64_t calls = 0;
 thread_local std::optional<c10::Event> before;
+
+// The stream on which this thread copies beside what runs on a device.
+c10::Stream stream_aside(const c10::impl::VirtualGuardImpl& guard, c10::Device device) {
+  static thread_local std::optional<c10::Stream> aside;
+  if (!aside || aside->device() != device) aside = guard.getStreamFromGlobalPool(device);
+  return *aside;
+}
 
 }  // namespace
 
@@ -87,6 +95,35 @@ void tch_flux_pace(int8_t device) {
     now.record(guard.getStream({c10::DeviceType::CUDA, device}));
     auto last = std::exchange(before, std::move(now));
     if (last) last->synchronize();
+  } catch (const std::exception&) {
+    // A device that answers no more says so in what comes next.
+  }
+}
+
+// Copies to a CUDA device beside what runs there.
+at::Tensor* tch_flux_copy_aside(const at::Tensor* from, int8_t device, char* error, size_t error_len) {
+  return guarded(error, error_len, [&] {
+    c10::Device to(c10::DeviceType::CUDA, device);
+    c10::impl::VirtualGuardImpl guard(c10::DeviceType::CUDA);
+    auto here = guard.getStream(to);
+    auto copy = [&] {
+      c10::StreamGuard aside(stream_aside(guard, to));
+      return from->to(to, /*non_blocking=*/true);
+    }();
+    // Its memory is of the other stream, which may take it for the next copy only once this one has done with it.
+    guard.recordDataPtrOnStream(copy.storage().data_ptr(), here);
+    return copy;
+  });
+}
+
+// What is queued on a CUDA device from now on waits for the copies that were begun beside it.
+void tch_flux_wait_aside(int8_t device) {
+  try {
+    c10::Device to(c10::DeviceType::CUDA, device);
+    c10::impl::VirtualGuardImpl guard(c10::DeviceType::CUDA);
+    c10::Event copied(c10::DeviceType::CUDA);
+    copied.record(stream_aside(guard, to));
+    copied.block(guard.getStream(to));
   } catch (const std::exception&) {
     // A device that answers no more says so in what comes next.
   }

@@ -3,7 +3,7 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::Arc;
 
-use tch::{Kind, TchError, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 use torch_sys::C_tensor;
 
 unsafe extern "C" {
@@ -33,6 +33,13 @@ unsafe extern "C" {
     fn tch_flux_free_bytes(device: i8) -> i64;
     fn tch_flux_empty_cache();
     fn tch_flux_pace(device: i8);
+    fn tch_flux_copy_aside(
+        from: *const C_tensor,
+        device: i8,
+        error: *mut c_char,
+        error_len: usize,
+    ) -> *mut C_tensor;
+    fn tch_flux_wait_aside(device: i8);
     fn tch_flux_addmm_gelu(
         bias: *const C_tensor,
         x: *const C_tensor,
@@ -269,6 +276,24 @@ pub(crate) fn pace(device: usize) {
     let Ok(device) = i8::try_from(device) else { return };
     // SAFETY: touches no tensor.
     unsafe { tch_flux_pace(device) }
+}
+
+/// Copies to a CUDA device beside what runs there; [`wait_aside`] comes before the copy is used.
+pub(crate) fn copy_aside(from: &Tensor, device: Device) -> Result<Tensor, TchError> {
+    let Device::Cuda(index) = device else { return from.f_to_device(device) };
+    let Ok(index) = i8::try_from(index) else {
+        return Err(TchError::Torch(format!("there is no CUDA device {index}")));
+    };
+    let mut error = [0 as c_char; 512];
+    // SAFETY: a live tensor, a number and a buffer that outlives the call.
+    owned(unsafe { tch_flux_copy_aside(from.as_ptr(), index, error.as_mut_ptr(), error.len()) }, &error)
+}
+
+/// What is queued on a CUDA device from now on waits for the copies that were begun beside it.
+pub(crate) fn wait_aside(device: usize) {
+    let Ok(device) = i8::try_from(device) else { return };
+    // SAFETY: touches no tensor.
+    unsafe { tch_flux_wait_aside(device) }
 }
 
 /// `gelu(bias + x @ weight)`, with tanh on CUDA: the product's epilogue.

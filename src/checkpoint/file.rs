@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use memmap2::{MmapMut, MmapOptions};
+use memmap2::{Advice, MmapMut, MmapOptions, UncheckedAdvice};
 use tch::{Device, Kind, Tensor};
 
 use super::gguf;
@@ -71,6 +71,28 @@ impl WeightFile {
             let (start, len) = mapping.bytes();
             (tensor.data_ptr() as usize).checked_sub(start as usize).is_some_and(|offset| offset < len)
         })
+    }
+
+    /// Says that some of the numbers of a tensor, of the `of` that it has, will be needed soon, where the file is mapped.
+    pub(super) fn bring(&self, entry: &Entry, elements: &Range<usize>, of: usize) {
+        if let Some(mapping) = &self.mapping {
+            let bytes = entry.bytes_of(elements, of);
+            // An advice: without it they are read when they are used.
+            let _ = mapping.0.advise_range(Advice::WillNeed, bytes.start, bytes.len());
+        }
+    }
+
+    /// Lets the memory go in which some of the numbers of a tensor lie: they are read again when they are used. What was
+    /// written to them is lost.
+    pub(super) fn let_go(&self, entry: &Entry, elements: &Range<usize>, of: usize) {
+        if let Some(mapping) = &self.mapping {
+            let bytes = entry.bytes_of(elements, of);
+            // SAFETY: the pages of this mapping are those of a file, so they come again with the bytes that they had; a model
+            // whose weights lie elsewhere is not trained, and nothing else writes to them.
+            let _ = unsafe {
+                mapping.0.unchecked_advise_range(UncheckedAdvice::DontNeed, bytes.start, bytes.len())
+            };
+        }
     }
 
     /// A run of a tensor's numbers on the CPU, as `kind` and in this shape, which are the file's own: borrowed where the

@@ -7,12 +7,13 @@ use ::safetensors::Dtype;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
-use super::safetensors::printable;
+use super::file::WeightFile;
+use super::safetensors::{Entry, printable};
 use super::source::{FourBitState, Part, Place, Source, Stored};
 use super::staging::Staging;
 use super::{Checkpoint, is_embedding, is_quantised};
 use crate::error::{Error, FileProblem, Mismatch, Result};
-use crate::nn::Linears;
+use crate::nn::{Elsewhere, Linears};
 use crate::quant::{self, Code, Companions, Encoding, Job, Piece, Quantized, four_bit};
 
 /// How a checkpoint is poured into a store.
@@ -24,6 +25,9 @@ pub struct LoadOptions<'a> {
     /// Leaves fp8 and GGUF weights of these linear layers as they are stored; they become numbers of `kind` each time
     /// the layer runs. What else is quantised becomes numbers now.
     pub keep_quantized: Option<&'a Linears>,
+    /// Leaves the weights of these linear layers, where they belong to a block of the model, in the file: they become
+    /// numbers of `kind` while their block runs.
+    pub offload: Option<&'a Linears>,
 }
 
 /// What was loaded.
@@ -37,10 +41,40 @@ pub struct Loaded {
     pub borrowed: usize,
     /// How many of them are kept quantised.
     pub quantized: usize,
+    /// How many of them stay in the file.
+    pub offloaded: usize,
     /// The bytes that were read and written to make numbers of the rest: what is borrowed or kept, is neither.
     pub moved: u64,
     /// The kind of all that is not kept quantised.
     pub kind: Kind,
+}
+
+/// A weight that stays in its file.
+#[derive(Debug)]
+struct InFile {
+    checkpoint: Arc<Checkpoint>,
+    name: String,
+}
+
+impl InFile {
+    fn each(&self, f: impl Fn(&WeightFile, &Entry, &Part)) {
+        let parts = self.checkpoint.tensors.get(&self.name).map_or(&[][..], |source| &source.parts);
+        parts.iter().for_each(|part| f(&self.checkpoint.files[part.file], self.checkpoint.entry(part), part));
+    }
+}
+
+impl Elsewhere for InFile {
+    fn numbers(&self, kind: Kind) -> Result<Tensor> {
+        self.checkpoint.tensor_as(&self.name, kind)
+    }
+
+    fn bring(&self) {
+        self.each(|file, entry, part| file.bring(entry, &part.elements, part.of));
+    }
+
+    fn let_go(&self) {
+        self.each(|file, entry, part| file.let_go(entry, &part.elements, part.of));
+    }
 }
 
 /// A tensor to be filled with numbers of a kind.
@@ -103,11 +137,24 @@ impl Checkpoint {
         if !mismatch.is_empty() {
             return Err(Error::Mismatch(Box::new(mismatch)));
         }
-        let mut loaded =
-            Loaded { tensors: variables.len(), bytes: 0, borrowed: 0, quantized: 0, moved: 0, kind };
+        let mut loaded = Loaded {
+            tensors: variables.len(),
+            bytes: 0,
+            borrowed: 0,
+            quantized: 0,
+            offloaded: 0,
+            moved: 0,
+            kind,
+        };
         let (mut plain, mut kept) = (Vec::with_capacity(variables.len()), Vec::new());
+        let mut away = Vec::new();
         for (name, variable) in variables {
             let source = self.source(&name)?;
+            if let Some(linears) = options.offload.filter(|linears| linears.is_in_block(&name)) {
+                loaded.offloaded += 1;
+                away.push((linears, name, variable));
+                continue;
+            }
             if let Some(linears) = options.keep_quantized.filter(|linears| linears.contains(&name))
                 && let Some(stored) = self.keep(&name, source, vs.device())?
             {
@@ -137,11 +184,20 @@ impl Checkpoint {
         for (mut variable, tensor) in variables.into_iter().zip(tensors) {
             variable.f_set_data(&tensor)?;
         }
-        for (linears, name, mut variable, stored) in kept {
-            // The variable tells the kind to compute in, and has no values.
+        // The variable tells the kind to compute in, and has no values.
+        let empty = |mut variable: Tensor| {
             let placeholder = Tensor::f_full([1], f64::NAN, (kind, vs.device()))?;
-            variable.f_set_data(&placeholder.f_expand(variable.size(), false)?)?;
+            variable.f_set_data(&placeholder.f_expand(variable.size(), false)?)
+        };
+        for (linears, name, variable, stored) in kept {
+            empty(variable)?;
             linears.store(&name, stored);
+        }
+        let shared = Arc::new(self.clone());
+        for (linears, name, variable) in away {
+            empty(variable)?;
+            let checkpoint = shared.clone();
+            linears.put_away(&name, Arc::new(InFile { checkpoint, name: name.clone() }));
         }
         Ok(loaded)
     }

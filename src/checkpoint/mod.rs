@@ -311,9 +311,7 @@ impl Checkpoint {
     }
 
     fn part_bytes(&self, part: &Part) -> u64 {
-        let entry = self.entry(part);
-        let all = entry.end - entry.begin;
-        (u128::from(all) * part.elements.len() as u128 / part.of.max(1) as u128) as u64
+        self.entry(part).bytes_of(&part.elements, part.of).len() as u64
     }
 
     fn type_of(&self, part: &Part) -> String {

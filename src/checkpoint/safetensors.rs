@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
+use std::ops::Range;
 
 use safetensors::Dtype;
 use serde::Deserialize;
@@ -36,6 +37,13 @@ impl Entry {
     /// How many numbers it holds.
     pub fn numel(&self) -> u64 {
         self.shape.iter().map(|&d| d as u64).product()
+    }
+
+    /// The bytes of the file in which some of its numbers lie, of the `of` that it decodes to.
+    pub(super) fn bytes_of(&self, elements: &Range<usize>, of: usize) -> Range<usize> {
+        let all = u128::from(self.end - self.begin);
+        let place = |element: usize| self.begin + (all * element as u128 / of.max(1) as u128) as u64;
+        place(elements.start) as usize..place(elements.end) as usize
     }
 }
 

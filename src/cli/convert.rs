@@ -119,7 +119,7 @@ fn bar() -> ProgressBar {
 }
 
 /// Bytes as Hugging Face writes them: a number alone, in powers of ten (`5GB`, `500MB`), or of two (`2GiB`).
-fn parse_size(text: &str) -> Result<u64, String> {
+pub(super) fn parse_size(text: &str) -> Result<u64, String> {
     let units: [(&str, u64); 9] = [
         ("KIB", 1 << 10),
         ("MIB", 1 << 20),

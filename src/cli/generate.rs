@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::io::IsTerminal;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -12,18 +11,17 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::json;
 use tch::Device;
 use tch_flux::Error;
 use tch_flux::image::Image;
 use tch_flux::ops::{Numerics, Quantize, cpu, cuda};
-use tch_flux::pipeline::{
-    Edit, LoraFile, Parts, Phase, Pipeline, Progress, Request, Role, Settings, Weights,
-};
+use tch_flux::pipeline::{Edit, LoraFile, Parts, Pipeline, Request, Role, Settings, Weights};
 use tch_flux::recipe::{Begun, Means, Recipe};
 
+use super::bars::Bars;
+use super::memory::{Fitted, MemoryArgs};
 use super::walk::Walk;
 use super::{
     KindArg, ModelArgs, NumericsArg, QuantizeArg, Saying, access, human_bytes, kind_name, parse_device,
@@ -61,6 +59,8 @@ pub(super) struct Generate {
     height: Option<i64>,
     #[command(flatten)]
     walk: Walk,
+    #[command(flatten)]
+    memory: MemoryArgs,
     /// Guidance strength of distilled models. [default: 2.5]
     #[arg(long)]
     guidance: Option<f64>,
@@ -207,6 +207,7 @@ impl Generate {
             access: access(self.no_mmap),
             keep_text_encoders: self.keep_text_encoders,
             keep_quantized: self.keep_quantized,
+            offload: self.memory.offload(),
             allow_partial_lora: self.allow_partial_lora,
             vae_tile: self.vae_tile,
         };
@@ -239,6 +240,8 @@ impl Generate {
         {
             notes.push(format!("libtorch's operations run in place of kernels of our own: {problem}"));
         }
+        let request = pipeline.complete(&request);
+        let mut fitted = self.memory.fit(&mut pipeline, &request)?;
         let weights = pipeline.weights()?;
         let model = file_name(&parts.transformer);
         let means = Means {
@@ -247,7 +250,6 @@ impl Generate {
             numerics: settings.numerics,
             quantize: settings.quantize,
         };
-        let request = pipeline.complete(&request);
         let loras: Vec<_> =
             self.lora.iter().map(|lora| json!({ "file": lora.path, "strength": lora.strength })).collect();
         let outputs = self.outputs(&request)?;
@@ -256,6 +258,7 @@ impl Generate {
                 "request": request, "model": model, "kind": kind_name(pipeline.kind()), "files": outputs,
                 "device": format!("{:?}", self.device).to_lowercase(), "weights": weights.iter().map(as_json).collect::<Vec<_>>(),
                 "loras": loras, "notes": notes, "numerics": settings.numerics, "quantize": settings.quantize,
+                "memory": fitted,
             });
             print_json(&plan)?;
             return Ok(ExitCode::SUCCESS);
@@ -263,6 +266,7 @@ impl Generate {
 
         if !self.json && !self.quiet {
             weights.iter().for_each(|weights| eprintln!("{}", describe(weights)));
+            fitted.iter().flat_map(Fitted::lines).for_each(|line| eprintln!("{line}"));
         }
         if !self.quiet {
             notes.iter().for_each(|note| eprintln!("warning: {note}"));
@@ -299,18 +303,28 @@ impl Generate {
             Image::grid(&pictures, columns)?.write_png(grid, &BTreeMap::new())?;
         }
         let seconds = started.elapsed().as_secs_f64();
+        let cache = match request.cache {
+            Some(_) => Some(self.walk.cache_report(&mut pipeline, &request, &generated, seconds)?),
+            None => None,
+        };
+        fitted.iter_mut().for_each(Fitted::measure);
         if self.json {
             let kind = kind_name(pipeline.kind());
             let weights: Vec<_> = weights.iter().map(as_json).collect();
             print_json(&json!({
                 "images": written, "model": model, "kind": kind, "seconds": seconds, "weights": weights,
                 "loras": loras, "notes": notes, "numerics": settings.numerics, "quantize": settings.quantize,
+                "cache": cache, "memory": fitted,
             }))?;
         } else if !self.quiet {
             for Written { file, seed, warnings, .. } in &written {
                 warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
                 println!("{} (seed {seed})", file.display());
             }
+            if let Some(cache) = &cache {
+                println!("{cache}");
+            }
+            fitted.iter().filter_map(Fitted::verdict).for_each(|line| println!("{line}"));
             println!(
                 "{} in {seconds:.1} s with {model}, {}",
                 count(written.len()),
@@ -464,60 +478,4 @@ fn read_recipe(path: &Path) -> anyhow::Result<Recipe> {
     let recipe = Recipe::from_texts(&texts).with_context(|| path.display().to_string())?;
     let missing = || format!("{}: it does not say how it was drawn; is it ours?", path.display());
     Ok(recipe.ok_or_else(|| Error::Request(missing()))?)
-}
-
-/// A line for the phase and a bar for the steps, on a terminal.
-struct Bars {
-    bar: Option<ProgressBar>,
-    shown: bool,
-}
-
-impl Bars {
-    fn new(shown: bool) -> Self {
-        Self { bar: None, shown }
-    }
-
-    fn show(&mut self, progress: Progress) -> ControlFlow<()> {
-        if !self.shown {
-            return ControlFlow::Continue(());
-        }
-        match progress {
-            Progress::Phase(phase) => {
-                self.clear();
-                let bar = ProgressBar::new_spinner();
-                bar.set_message(match phase {
-                    Phase::Text => "reading the prompt",
-                    Phase::Load => "loading the transformer",
-                    Phase::Denoise => "drawing",
-                    Phase::Decode => "decoding",
-                });
-                bar.enable_steady_tick(std::time::Duration::from_millis(120));
-                self.bar = Some(bar);
-            }
-            Progress::Step { image, images, step, steps } => {
-                let total = (images * steps) as u64;
-                if self.bar.as_ref().is_none_or(|bar| bar.length() != Some(total)) {
-                    self.clear();
-                    let bar = ProgressBar::new(total);
-                    let style = "{msg} {wide_bar} step {pos}/{len} {elapsed} ETA {eta}";
-                    if let Ok(style) = ProgressStyle::with_template(style) {
-                        bar.set_style(style);
-                    }
-                    self.bar = Some(bar);
-                }
-                if let Some(bar) = &self.bar {
-                    bar.set_message(format!("picture {}/{images}", image + 1));
-                    bar.set_position((image * steps + step) as u64);
-                }
-            }
-            Progress::Preview { .. } => {}
-        }
-        ControlFlow::Continue(())
-    }
-
-    fn clear(&mut self) {
-        if let Some(bar) = self.bar.take() {
-            bar.finish_and_clear();
-        }
-    }
 }

@@ -1,5 +1,6 @@
 //! One file a subcommand; what they share is here.
 
+mod bars;
 mod bench;
 mod convert;
 mod doctor;
@@ -8,6 +9,7 @@ mod generate;
 #[cfg(feature = "hub")]
 mod hub;
 mod inspect;
+mod memory;
 mod parity;
 #[cfg(feature = "serve")]
 mod serve;

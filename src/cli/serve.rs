@@ -16,7 +16,7 @@ use rustix::process::{Resource, getpid, getrlimit, kill_process, setrlimit};
 use tch::Device;
 use tch_flux::engine::{self, Engine};
 use tch_flux::ops::{self, Numerics, Quantize, cuda};
-use tch_flux::pipeline::{LoraFile, Parts, Pipeline, Request, Settings};
+use tch_flux::pipeline::{LoraFile, Offload, Parts, Pipeline, Request, Settings};
 use tch_flux::server::{Model, Options, Server};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -171,6 +171,7 @@ impl Serve {
             access: access(self.no_mmap.unwrap_or(false)),
             keep_text_encoders: self.keep_text_encoders.unwrap_or(true),
             keep_quantized: self.keep_quantized.unwrap_or(false),
+            offload: self.offload.map_or(Offload::None, Into::into),
             numerics: self.numerics.map_or(Numerics::Fast, Into::into),
             quantize: self.quantize.map_or(Quantize::None, Into::into),
             allow_partial_lora: self.allow_partial_lora.unwrap_or(false),

@@ -1,8 +1,14 @@
 //! How the way from noise to picture is walked, as flags.
 
+use std::fmt::{self, Display, Formatter};
+use std::ops::ControlFlow;
+use std::time::Instant;
+
 use clap::{Args, ValueEnum};
+use serde::Serialize;
 use tch_flux::Error;
-use tch_flux::pipeline::{Request, Variation};
+use tch_flux::flux1::StepCache;
+use tch_flux::pipeline::{Generated, Pipeline, Request, Variation};
 use tch_flux::sampling::{Sampler, Schedule};
 
 use super::generate::random_seed;
@@ -24,6 +30,13 @@ pub(super) struct Walk {
     /// The times themselves, from 1 (noise) down; the 0 at the end may be left out.
     #[arg(long, value_name = "S1,S2,…", value_delimiter = ',')]
     sigmas: Vec<f64>,
+    /// Steps that are not computed whole: first-block[:THRESHOLD], tea-cache[:THRESHOLD] or
+    /// taylor-seer[:INTERVAL[,ORDER[,WARMUP]]]; how many were skipped is said. [default: none]
+    #[arg(long, value_name = "CACHE", value_parser = parse_cache)]
+    cache: Option<CacheArg>,
+    /// Draws each picture without the cache, too, and says how far it lies from it.
+    #[arg(long, requires = "cache")]
+    compare_cache: bool,
     /// Leads the noise towards that of another seed so far, from 0 to 1; several pictures then vary one seed's.
     #[arg(long, value_name = "STRENGTH")]
     variation_strength: Option<f64>,
@@ -76,12 +89,75 @@ impl Walk {
             request.schedule = None;
         }
         request.schedule = schedule.or(request.schedule.take());
+        if let Some(CacheArg(cache)) = self.cache {
+            request.cache = cache;
+        }
         request.sampler = self.sampler.map_or(request.sampler, Sampler::from);
         if let Some(strength) = self.variation_strength {
             let seed = self.variation_seed.unwrap_or_else(random_seed);
             request.variation = Some(Variation { seed, strength });
         }
         Ok(())
+    }
+}
+
+/// What a step cache did.
+#[derive(Serialize)]
+pub(super) struct CacheReport {
+    /// Calls of the transformer that were not computed whole.
+    skipped: usize,
+    calls: usize,
+    seconds: f64,
+    /// Beside the same pictures without it.
+    without: Option<Without>,
+}
+
+#[derive(Serialize)]
+struct Without {
+    seconds: f64,
+    /// The least of all pictures; none where they are the same.
+    psnr: Option<f64>,
+    /// Of 255.
+    largest_difference: u8,
+}
+
+impl Walk {
+    /// How much the cache skipped, and where that is asked for, how far the pictures lie from those without it.
+    pub(super) fn cache_report(
+        &self,
+        pipeline: &mut Pipeline,
+        request: &Request,
+        generated: &[Generated],
+        seconds: f64,
+    ) -> anyhow::Result<CacheReport> {
+        let sum = |of: fn(&Generated) -> usize| generated.iter().map(of).sum();
+        let (skipped, calls) = (sum(|picture| picture.skipped.0), sum(|picture| picture.skipped.1));
+        let mut report = CacheReport { skipped, calls, seconds, without: None };
+        if self.compare_cache {
+            let started = Instant::now();
+            let whole = Request { cache: None, ..request.clone() };
+            let whole = pipeline.generate(&whole, &mut |_| ControlFlow::Continue(()))?;
+            let seconds = started.elapsed().as_secs_f64();
+            let pairs = || whole.iter().zip(generated).map(|(whole, picture)| (&whole.image, &picture.image));
+            let psnr = pairs().filter_map(|(whole, picture)| whole.psnr(picture)).min_by(f64::total_cmp);
+            let largest = pairs().filter_map(|(whole, picture)| whole.largest_difference(picture)).max();
+            report.without = Some(Without { seconds, psnr, largest_difference: largest.unwrap_or(0) });
+        }
+        Ok(report)
+    }
+}
+
+impl Display for CacheReport {
+    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+        let Self { skipped, calls, seconds, without } = self;
+        let share = 100.0 * *skipped as f64 / (*calls).max(1) as f64;
+        write!(f, "cache: {skipped} of {calls} calls of the transformer skipped ({share:.0} %)")?;
+        let Some(Without { seconds: whole, psnr, largest_difference }) = without else { return Ok(()) };
+        let likeness = match psnr {
+            Some(psnr) => format!("{psnr:.1} dB, at most {largest_difference} of 255"),
+            None => "the same bits".into(),
+        };
+        write!(f, "; beside the pictures without it: {likeness}; {seconds:.1} s for {whole:.1} s")
     }
 }
 
@@ -94,6 +170,41 @@ impl From<SamplerArg> for Sampler {
             SamplerArg::Lcm => Self::Lcm,
         }
     }
+}
+
+/// A step cache, or `none`, which a picture's file may have said otherwise.
+#[derive(Clone, Copy)]
+struct CacheArg(Option<StepCache>);
+
+fn parse_cache(text: &str) -> Result<CacheArg, String> {
+    let (name, numbers) = text.split_once(':').unwrap_or((text, ""));
+    let numbers: Vec<&str> = numbers.split(',').map(str::trim).filter(|number| !number.is_empty()).collect();
+    let wrong = |expected: &str| format!("expected {expected}");
+    let threshold = |form: fn(f64) -> StepCache, usual: StepCache| match numbers[..] {
+        [] => Ok(usual),
+        [one] => one.parse().map(form).map_err(|_| wrong(&format!("{name}:THRESHOLD"))),
+        _ => Err(wrong(&format!("{name}:THRESHOLD"))),
+    };
+    let cache = match name {
+        "none" if numbers.is_empty() => return Ok(CacheArg(None)),
+        "first-block" => threshold(|threshold| StepCache::FirstBlock { threshold }, StepCache::FIRST_BLOCK)?,
+        "tea-cache" => threshold(|threshold| StepCache::TeaCache { threshold }, StepCache::TEA_CACHE)?,
+        "taylor-seer" => {
+            let expected = || wrong("taylor-seer:INTERVAL[,ORDER[,WARMUP]]");
+            let numbers: Result<Vec<usize>, _> = numbers.iter().map(|number| number.parse()).collect();
+            let (interval, order, warmup) = match numbers.map_err(|_| expected())?[..] {
+                [] => (5, 1, 3),
+                [interval] => (interval, 1, 3),
+                [interval, order] => (interval, order, 3),
+                [interval, order, warmup] => (interval, order, warmup),
+                _ => return Err(expected()),
+            };
+            StepCache::TaylorSeer { interval, order, warmup }
+        }
+        _ => return Err(wrong("first-block, tea-cache, taylor-seer or none")),
+    };
+    cache.check().map_err(|error| error.to_string())?;
+    Ok(CacheArg(Some(cache)))
 }
 
 fn parse_shift(text: &str) -> Result<(f64, f64), String> {

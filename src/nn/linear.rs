@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tch::Tensor;
 use tch::nn::{Module, Path};
+use tch::{Device, Tensor};
 
+use super::away::{Away, Elsewhere, arrived};
 use super::{collect, declare, is_placeholder, placeholder};
 use crate::error::Result;
 use crate::lora::{Beside, Term};
@@ -31,6 +33,8 @@ enum Stored {
     Int8(Int8),
     /// As fp8, for products of fp8.
     Fp8(Fp8),
+    /// Elsewhere.
+    Away(Away),
 }
 
 /// A weight as a product takes it.
@@ -84,7 +88,9 @@ impl Linear {
             Some(Stored::Fp8(fp8)) if self.weight.device().is_cuda() => Weight::Fp8(fp8.shallow_clone()),
             _ => Weight::Dense(must(held.weight(&self.weight))),
         };
-        f(held.beside.as_ref(), &weight, self.bias.as_ref())
+        let out = f(held.beside.as_ref(), &weight, self.bias.as_ref());
+        held.used();
+        out
     }
 
     /// The weight, where it is fp8 on CUDA and nothing runs beside it.
@@ -108,10 +114,12 @@ impl Module for Linear {
         let held = held(&self.slot, &self.weight);
         let weight = must(held.weight(&self.weight));
         let out = linear(xs, &weight, self.bias.as_ref());
-        match &held.beside {
+        let out = match &held.beside {
             Some(beside) => beside.forward(xs, out, &|xs| linear(xs, &weight, None)),
             None => out,
-        }
+        };
+        held.used();
+        out
     }
 }
 
@@ -122,7 +130,15 @@ impl Held {
             Some(Stored::Quantized(stored)) => stored.dequantize(variable.kind(), variable.device()),
             Some(Stored::Int8(int8)) => int8.dequantize(variable.kind()),
             Some(Stored::Fp8(fp8)) => fp8.dequantize(variable.kind()),
+            Some(Stored::Away(away)) => away.numbers(variable.kind(), variable.device()),
             None => Ok(variable.shallow_clone()),
+        }
+    }
+
+    /// After a product.
+    fn used(&self) {
+        if let Some(Stored::Away(away)) = &self.stored {
+            away.used();
         }
     }
 }
@@ -165,12 +181,75 @@ pub struct Linears {
     layers: BTreeMap<String, (Slot, Tensor)>,
     /// Other parameters that a LoRA has changed, each with the values that it had.
     changed: Mutex<Vec<(Tensor, Tensor)>>,
+    /// The names of the model's blocks, in the order in which they run.
+    blocks: Vec<String>,
+    /// Whether weights of the blocks lie elsewhere.
+    away: AtomicBool,
 }
 
 impl Linears {
     pub(super) fn new(layers: Vec<(String, Slot, Tensor)>) -> Self {
         let layers = layers.into_iter().map(|(name, slot, weight)| (name, (slot, weight))).collect();
-        Self { layers, changed: Mutex::default() }
+        Self { layers, ..Self::default() }
+    }
+
+    /// Says how the model's blocks are called, in the order in which they run.
+    pub(super) fn set_blocks(&mut self, blocks: Vec<String>) {
+        self.blocks = blocks;
+    }
+
+    /// Whether a name is that of a linear layer's weight in one of the blocks.
+    pub(crate) fn is_in_block(&self, name: &str) -> bool {
+        let inside =
+            |block: &String| name.strip_prefix(block.as_str()).is_some_and(|rest| rest.starts_with('.'));
+        self.contains(name) && self.blocks.iter().any(inside)
+    }
+
+    /// Lets a weight lie elsewhere. Its variable must be a placeholder, as in [`Linears::store`].
+    pub(crate) fn put_away(&self, name: &str, weight: Arc<dyn Elsewhere>) {
+        if let Some((slot, variable)) = self.layers.get(name) {
+            held(slot, variable).stored = Some(Stored::Away(Away::new(weight)));
+            self.away.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Runs a block. Where weights lie elsewhere, its own are there for as long, and those of the next one are begun to be
+    /// brought.
+    pub(crate) fn in_block<R>(&self, block: usize, run: impl FnOnce() -> R) -> Result<R> {
+        if !self.away.load(Ordering::Relaxed) {
+            return Ok(run());
+        }
+        let device = self.layers.values().next().map_or(Device::Cpu, |(_, variable)| variable.device());
+        let bring =
+            |block| self.each_away(block, |away, variable| away.bring(variable.kind(), variable.device()));
+        bring(block)?;
+        arrived(device);
+        // The disk reads while the CPU computes. On CUDA the copy of what is mapped holds this thread up: what the block
+        // computes is queued before.
+        if device == Device::Cpu {
+            bring(block + 1)?;
+        }
+        let out = run();
+        if device != Device::Cpu {
+            bring(block + 1)?;
+        }
+        self.each_away(block, |away, _| {
+            away.let_go();
+            Ok(())
+        })?;
+        Ok(out)
+    }
+
+    fn each_away(&self, block: usize, mut f: impl FnMut(&mut Away, &Tensor) -> Result<()>) -> Result<()> {
+        let Some(block) = self.blocks.get(block) else { return Ok(()) };
+        let start = format!("{block}.");
+        let within = self.layers.range(start.clone()..).take_while(|(name, _)| name.starts_with(&start));
+        for (_, (slot, variable)) in within {
+            if let Some(Stored::Away(away)) = &mut held(slot, variable).stored {
+                f(away, variable)?;
+            }
+        }
+        Ok(())
     }
 
     /// The names of the weights.

@@ -1,9 +1,11 @@
 //! The official loop over a FLUX.1 transformer.
 
+use std::cell::RefCell;
+
 use tch::Tensor;
 
 use crate::error::Result;
-use crate::flux1::{Flux1, Flux1Input, Steps};
+use crate::flux1::{CachedSteps, Flux1, Flux1Input, StepCache, Steps};
 use crate::math;
 use crate::sampling::{self, Prepared};
 
@@ -52,6 +54,8 @@ pub(super) struct Course {
     img_cond_seq: Option<Tensor>,
     /// Where the numerics allow it: what is computed before the first step.
     steps: Option<Steps>,
+    /// Of a picture that is drawn alone.
+    cached: Option<RefCell<CachedSteps>>,
 }
 
 impl Course {
@@ -77,6 +81,7 @@ impl Course {
             img_cond: conditions.img_cond.as_ref().map(Tensor::shallow_clone),
             img_cond_seq: conditions.img_cond_seq.as_ref().map(|(patches, _)| patches.shallow_clone()),
             steps: None,
+            cached: None,
         };
         if let Some(times) = timesteps.split_last().map(|(_, times)| times).filter(|times| !times.is_empty())
         {
@@ -106,7 +111,18 @@ impl Course {
             img_cond: cat_some(|course| course.img_cond.as_ref())?,
             img_cond_seq: cat_some(|course| course.img_cond_seq.as_ref())?,
             steps: steps.map(|steps| Steps::together(&steps)).transpose()?,
+            cached: None,
         })
+    }
+
+    /// From now on some of so many calls are not computed whole.
+    pub(super) fn skip(&mut self, cache: StepCache, calls: usize) {
+        self.cached = Some(RefCell::new(CachedSteps::new(cache, calls)));
+    }
+
+    /// Calls that were not computed whole, and all; none where all are.
+    pub(super) fn skipped(&self) -> (usize, usize) {
+        self.cached.as_ref().map_or((0, 0), |cached| cached.borrow().skipped())
     }
 
     /// Of the noisy patches alone, though the conditions are read beside them.
@@ -119,9 +135,11 @@ impl Course {
     ) -> Result<Tensor> {
         let img_input = self.beside(img)?;
         let input = self.input(&img_input, t_vec);
-        let pred = match &self.steps {
-            Some(steps) => model.forward_step(&input, steps, step)?,
-            None => model.forward(&input)?,
+        let prepared = self.steps.as_ref().map(|steps| (steps, step));
+        let pred = match (&self.cached, prepared) {
+            (Some(cached), _) => model.forward_cached(&input, prepared, &mut cached.borrow_mut())?,
+            (None, Some((steps, step))) => model.forward_step(&input, steps, step)?,
+            (None, None) => model.forward(&input)?,
         };
         Ok(pred.f_narrow(1, 0, img.size()[1])?)
     }

@@ -8,7 +8,7 @@ use super::edit::Given;
 use super::prompts::Text;
 use super::resident;
 use super::rows::{Beside, Row};
-use super::{Generated, OnProgress, Phase, Pipeline, Progress, Request, Role};
+use super::{Generated, Offload, OnProgress, Phase, Pipeline, Progress, Request, Role};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::image::Image;
@@ -146,7 +146,7 @@ impl Pipeline {
 
         jobs.begin(Phase::Text);
         let texts = self.texts(&requests, &mut jobs);
-        if !self.settings.keep_text_encoders {
+        if !self.settings.keep_text_encoders || self.settings.offload != Offload::None {
             (self.clip, self.t5) = (None, None);
         }
 
@@ -167,30 +167,40 @@ impl Pipeline {
             })
             .collect();
 
+        if self.settings.offload != Offload::None && living.iter().all(|&job| requests[job].previews == 0) {
+            self.autoencoder = None;
+        }
+
         jobs.begin(Phase::Denoise);
         let drawings = drawings(&requests, &texts, &given, &jobs);
-        let mut latents: Vec<Option<Tensor>> = drawings.iter().map(|_| None).collect();
+        let mut latents: Vec<Option<(Tensor, (usize, usize))>> = drawings.iter().map(|_| None).collect();
         for group in self.groups(&drawings) {
-            for (i, latent) in self.latents(&drawings, group, &mut jobs)? {
-                latents[i] = Some(latent);
+            for (i, latent, skipped) in self.latents(&drawings, group, &mut jobs)? {
+                latents[i] = Some((latent, skipped));
             }
         }
 
         jobs.begin(Phase::Decode);
         self.transformer.iter().for_each(|transformer| transformer.model.release_workspace());
+        if self.settings.offload != Offload::None {
+            self.transformer = None;
+        }
         if !jobs.living().is_empty() {
             self.load_autoencoder()?;
         }
         let mut pictures: Vec<Vec<Generated>> = requests.iter().map(|_| Vec::new()).collect();
         for (drawing, latent) in drawings.into_iter().zip(latents) {
-            let Some(latent) = latent.filter(|_| jobs.lives(drawing.job)) else { continue };
+            let Some((latent, skipped)) = latent.filter(|_| jobs.lives(drawing.job)) else { continue };
             let picture = self.decode(&latent, &drawing.request).and_then(|x| Image::from_tensor(&x));
             if let Some(image) = jobs.or_fails(drawing.job, picture) {
                 let warnings = drawing.text.warnings();
-                pictures[drawing.job].push(Generated { image, request: drawing.request, warnings });
+                pictures[drawing.job].push(Generated { image, request: drawing.request, warnings, skipped });
             }
         }
         self.autoencoder.iter().for_each(|autoencoder| autoencoder.model.release_workspace());
+        if self.settings.offload != Offload::None {
+            self.autoencoder = None;
+        }
         let outcome = |(failed, pictures): (Option<Error>, _)| failed.map_or(Ok(pictures), Err);
         Ok(jobs.failed.into_iter().zip(pictures).map(outcome).collect())
     }
@@ -202,7 +212,8 @@ impl Pipeline {
         let settings = &self.settings;
         let ours = settings.device == Device::Cpu && settings.numerics == Numerics::Fast;
         let beside = !self.loras.transformer.linears.is_empty();
-        if !ours || beside || !matches!(self.kind, Kind::Float | Kind::BFloat16) {
+        // What a step cache skips depends on the picture.
+        if !ours || beside || request.cache.is_some() || !matches!(self.kind, Kind::Float | Kind::BFloat16) {
             return 1;
         }
         let request = self.complete(request);
@@ -288,13 +299,14 @@ impl Pipeline {
         groups.into_iter().map(|(_, _, group)| group).collect()
     }
 
-    /// Noise to latents of drawings of one shape: those that nobody stopped, with their places.
+    /// Noise to latents of drawings of one shape: those that nobody stopped, with their places and with the calls of the
+    /// model that were skipped, and all that could have been.
     fn latents(
         &self,
         drawings: &[Drawing],
         mut group: Vec<usize>,
         jobs: &mut Jobs,
-    ) -> Result<Vec<(usize, Tensor)>> {
+    ) -> Result<Vec<(usize, Tensor, (usize, usize))>> {
         group.retain(|&i| jobs.lives(drawings[i].job));
         let Some(&first) = group.first() else { return Ok(Vec::new()) };
         let Some(transformer) = &self.transformer else { return Err(not_loaded()) };
@@ -305,7 +317,9 @@ impl Pipeline {
         let rows = group.iter().map(|&i| Row::new(self, model, i, &drawings[i], &times));
         let mut rows = rows.collect::<Result<Vec<_>>>()?;
         let mut beside = Beside::of(&rows)?;
-        let mut solver = Solver::new(drawings[first].request.sampler, &times);
+        let Request { cache, sampler, .. } = drawings[first].request;
+        cache.iter().for_each(|&cache| beside.skip(cache, sampler.calls(steps)));
+        let mut solver = Solver::new(sampler, &times);
         for step in 0..steps {
             let before = beside.img.shallow_clone();
             let mut velocity =
@@ -332,7 +346,7 @@ impl Pipeline {
         for (i, row) in (0..).zip(&rows) {
             let latent = beside.img.f_narrow(0, i, 1)?;
             if bool::try_from(latent.isfinite().all())? {
-                latents.push((row.drawing, latent));
+                latents.push((row.drawing, latent, beside.skipped()));
             } else {
                 let hint = "a weight file is damaged, or the kind is too narrow: try bf16 or f32";
                 jobs.or_fails::<()>(

@@ -2,7 +2,7 @@
 
 use tch::Device;
 
-use super::{Pipeline, Request, Settings, Weights};
+use super::{Offload, Pipeline, Request, Settings, Weights};
 use crate::checkpoint::Access;
 use crate::error::{Error, Result};
 use crate::ops::{Numerics, Quantize};
@@ -57,16 +57,27 @@ impl Pipeline {
 
     /// What so many pictures take that are computed together.
     fn memory_of(&self, request: &Request, pictures: usize) -> Result<Memory> {
-        let request = self.complete(request);
-        let settings = &self.settings;
         let resident =
             [self.transformer.is_some(), self.t5.is_some(), self.clip.is_some(), self.autoencoder.is_some()];
         let mut own = self.own_bytes()?;
         own.iter_mut().zip(resident).filter(|(_, resident)| *resident).for_each(|(own, _)| *own = 0);
-        let [transformer, t5, clip, autoencoder] = own;
+        Ok(self.memory_with(request, pictures, &self.settings, own))
+    }
+
+    /// What so many pictures take with these settings, where the parts take so much: transformer, T5, CLIP, autoencoder.
+    pub(super) fn memory_with(
+        &self,
+        request: &Request,
+        pictures: usize,
+        settings: &Settings,
+        [transformer, t5, clip, autoencoder]: [u64; 4],
+    ) -> Memory {
+        let request = self.complete(request);
+        let offloads = settings.offload != Offload::None;
         let text = t5 + clip;
-        let kept = if settings.keep_text_encoders { text } else { 0 };
-        let previews = if request.previews > 0 || request.edit.is_some() { autoencoder } else { 0 };
+        let kept = if settings.keep_text_encoders && !offloads { text } else { 0 };
+        let beside = request.previews > 0 || (request.edit.is_some() && !offloads);
+        let previews = if beside { autoencoder } else { 0 };
 
         let p = &self.params;
         let number = self.kind.elt_size_in_bytes() as u64;
@@ -78,14 +89,15 @@ impl Pipeline {
         let step = tokens * p.hidden_size.unsigned_abs() * number * form(DENOISE, settings.numerics);
         // The wider of T5's two: its MLP. In the kinds that the fast form widens, f32.
         let encoding = text_tokens * p.context_in_dim.unsigned_abs() * 4 * 16;
+        let after = if offloads { 0 } else { transformer };
         let tile = settings.vae_tile.map_or(u64::MAX, |tile| tile.max(0).unsigned_abs());
         let pixels = (side(request.width) * 16).min(tile) * (side(request.height) * 16).min(tile);
         let decoding = pixels * AUTOENCODER_CHANNELS * 4 * form(DECODE, settings.numerics);
-        Ok(Memory {
+        Memory {
             text: text + encoding,
             denoise: kept + previews + transformer + step,
-            decode: kept + transformer + autoencoder + decoding,
-        })
+            decode: kept + after + autoencoder + decoding,
+        }
     }
 
     /// What the weights of each part take of memory of their own, read from the headers once.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::flux1::StepCache;
 use crate::image::{Image, Mask};
 use crate::sampling::{Sampler, Schedule};
 use crate::text::Weighted;
@@ -114,6 +115,9 @@ pub struct Request {
     /// At which times; `None` takes the variant's: linear for schnell, shifted for the others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schedule: Option<Schedule>,
+    /// Steps that are not computed whole; `None` computes all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<StepCache>,
     /// Guidance strength, for models that were distilled for it.
     pub guidance: Option<f64>,
     /// What the picture shall not show: with [`Request::true_cfg_scale`], and at twice the work.
@@ -154,6 +158,7 @@ impl Request {
             steps: None,
             sampler: Sampler::Euler,
             schedule: None,
+            cache: None,
             guidance: None,
             negative_prompt: None,
             true_cfg_scale: None,
@@ -182,6 +187,12 @@ impl Request {
     /// Sets the times of the steps.
     pub fn schedule(mut self, schedule: Schedule) -> Self {
         self.schedule = Some(schedule);
+        self
+    }
+
+    /// Sets which steps are not computed whole.
+    pub fn cache(mut self, cache: StepCache) -> Self {
+        self.cache = Some(cache);
         self
     }
 
@@ -281,6 +292,9 @@ impl Request {
         }
         if self.steps == Some(0) {
             return wrong("steps must be at least 1".into());
+        }
+        if let Some(cache) = self.cache {
+            cache.check()?;
         }
         if let Some(schedule) = &self.schedule {
             schedule.check()?;

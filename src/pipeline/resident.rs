@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use tch::Kind;
 use tch::nn::VarStore;
 
-use super::{Parts, Settings};
+use super::{Offload, Parts, Settings};
 use crate::autoencoder::{AutoEncoder, AutoEncoderParams};
 use crate::checkpoint::lora::Terms;
 use crate::checkpoint::{Access, Checkpoint, Contained, Family, LoadOptions};
@@ -127,7 +127,8 @@ impl<M> Resident<M> {
         let mut vs = VarStore::new(settings.device);
         let model = build(&vs)?;
         let keep_quantized = linears.filter(|_| settings.keep_quantized).map(|linears| linears(&model));
-        checkpoint.load(&vs, LoadOptions { kind: Some(kind), keep_quantized })?;
+        let offload = linears.filter(|_| settings.offload == Offload::Blocks).map(|linears| linears(&model));
+        checkpoint.load(&vs, LoadOptions { kind: Some(kind), keep_quantized, offload })?;
         vs.freeze();
         set_numerics(&model, settings.numerics);
         Ok(Self { model, kind, checkpoint, vs, linears })

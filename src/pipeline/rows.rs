@@ -8,7 +8,7 @@ use super::edit::Start;
 use super::prompts::Encoded;
 use super::{Pipeline, Request, Variation};
 use crate::error::{Error, Result};
-use crate::flux1::Flux1;
+use crate::flux1::{Flux1, StepCache};
 use crate::math;
 use crate::sampling::{self, NoiseRule, Prepared, get_more_noise, get_noise, prepare};
 
@@ -115,6 +115,19 @@ impl Beside {
             }
             None => Ok(pred),
         }
+    }
+
+    /// From now on some of so many calls of the model are not computed whole. For a picture that is drawn alone.
+    pub(super) fn skip(&mut self, cache: StepCache, calls: usize) {
+        self.course.skip(cache, calls);
+        self.negative.iter_mut().for_each(|(negative, _)| negative.skip(cache, calls));
+    }
+
+    /// Calls of the model that were not computed whole, and all that could have been skipped.
+    pub(super) fn skipped(&self) -> (usize, usize) {
+        let (skipped, calls) = self.course.skipped();
+        let (more, more_calls) = self.negative.as_ref().map_or((0, 0), |(negative, _)| negative.skipped());
+        (skipped + more, calls + more_calls)
     }
 
     /// Goes on with these rows alone, which stood at these places.

@@ -49,6 +49,11 @@ impl Sampler {
         }
     }
 
+    /// How often so many steps ask for a velocity.
+    pub fn calls(self, steps: usize) -> usize {
+        if self == Self::Heun { (2 * steps).saturating_sub(1) } else { steps }
+    }
+
     /// Whether it draws new noise at every step but the last.
     pub fn draws_noise(self) -> bool {
         self == Self::Lcm

@@ -249,7 +249,7 @@ impl T5Encoder {
                 "relative_attention_num_buckets must be at least 4, not {buckets}"
             )));
         }
-        let ((shared, relative_attention_bias, block, final_layer_norm), parameters) =
+        let ((shared, relative_attention_bias, block, final_layer_norm), mut parameters) =
             Parameters::of(|| {
                 let encoder = &vs / "encoder";
                 let blocks = &encoder / "block";
@@ -264,6 +264,8 @@ impl T5Encoder {
                     T5LayerNorm::new(&encoder / "final_layer_norm", config),
                 ))
             })?;
+        let blocks = &vs / "encoder" / "block";
+        parameters.set_blocks((0..config.num_layers).map(|i| blocks.path(&i.to_string())).collect());
         let config = config.clone();
         Ok(Self { shared, relative_attention_bias, block, final_layer_norm, config, parameters })
     }
@@ -293,10 +295,10 @@ impl T5Encoder {
         let _ops = self.parameters.ops().enter();
         let position_bias = self.position_bias(input_ids.size()[1], input_ids.device());
         let x = self.shared.forward(input_ids);
-        let x = self
-            .block
-            .iter()
-            .try_fold(x, |x, block| ops::go_on(&x).map(|()| block.forward(&x, &position_bias)))?;
+        let x = self.block.iter().enumerate().try_fold(x, |x, (i, block)| {
+            ops::go_on(&x)?;
+            self.linears().in_block(i, || block.forward(&x, &position_bias))
+        })?;
         Ok(self.final_layer_norm.forward(&x))
     }
 

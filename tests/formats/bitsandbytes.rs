@@ -55,7 +55,11 @@ fn what_cannot_be_kept_becomes_numbers_where_it_is_asked_to_be_kept() {
     let (cast, vs) = flux1(&params);
     load_as(&checkpoint, &vs, Kind::BFloat16);
     let (asked, vs) = flux1(&params);
-    let options = LoadOptions { kind: Some(Kind::BFloat16), keep_quantized: Some(asked.linears()) };
+    let options = LoadOptions {
+        kind: Some(Kind::BFloat16),
+        keep_quantized: Some(asked.linears()),
+        ..Default::default()
+    };
     let loaded = checkpoint.load(&vs, options).unwrap();
     assert_eq!(loaded.quantized, 0);
     assert_eq!(super::sum(&checkpoint.types_in_memory(Kind::BFloat16, true)), loaded.bytes);

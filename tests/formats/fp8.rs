@@ -337,7 +337,11 @@ fn a_plain_checkpoint_over_kept_weights_counts() {
     let plain = of(&stored_all(&other_vs, Kind::Float));
     for through_the_linears in [true, false] {
         let (model, vs) = flux1(&params);
-        let keep = || LoadOptions { kind: Some(Kind::Float), keep_quantized: Some(model.linears()) };
+        let keep = || LoadOptions {
+            kind: Some(Kind::Float),
+            keep_quantized: Some(model.linears()),
+            ..Default::default()
+        };
         quantised.load(&vs, keep()).unwrap();
         let before = velocity(&model, Kind::Float).unwrap();
         let options = if through_the_linears { keep() } else { LoadOptions::default() };
@@ -356,7 +360,11 @@ fn a_load_that_is_refused_leaves_kept_weights_as_they_are() {
     let quantised = of(&tensors);
     let params = Flux1Params::from_shapes(|name| quantised.shape(name)).unwrap();
     let (model, vs) = flux1(&params);
-    let keep = || LoadOptions { kind: Some(Kind::Float), keep_quantized: Some(model.linears()) };
+    let keep = || LoadOptions {
+        kind: Some(Kind::Float),
+        keep_quantized: Some(model.linears()),
+        ..Default::default()
+    };
     assert!(matches!(velocity(&model, Kind::Float), Err(Error::Unfilled { count, .. }) if count == vs.len()));
     let damaged = of(&tensors[1..]);
     super::mismatch(damaged.load(&vs, keep()));
@@ -374,7 +382,9 @@ fn kept_weights_outlive_the_checkpoint_and_the_name_of_the_file() {
     let checkpoint = super::open(&path);
     let params = Flux1Params::from_shapes(|name| checkpoint.shape(name)).unwrap();
     let (model, vs) = flux1(&params);
-    checkpoint.load(&vs, LoadOptions { kind: None, keep_quantized: Some(model.linears()) }).unwrap();
+    checkpoint
+        .load(&vs, LoadOptions { kind: None, keep_quantized: Some(model.linears()), ..Default::default() })
+        .unwrap();
     let before = velocity(&model, Kind::BFloat16).unwrap();
     drop((checkpoint, vs));
     std::fs::remove_file(&path).unwrap();

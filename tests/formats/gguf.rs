@@ -120,7 +120,8 @@ fn t5_in_the_names_of_llama_loads_as_the_package_reads_it() {
         assert!(wi_0.equal(&raw.tensor_as("enc.blk.1.ffn_gate.weight", kind).unwrap()));
         let vs = VarStore::new(Device::Cpu);
         let kept = T5Encoder::new(vs.root(), &config).unwrap();
-        let options = LoadOptions { kind: Some(kind), keep_quantized: Some(kept.linears()) };
+        let options =
+            LoadOptions { kind: Some(kind), keep_quantized: Some(kept.linears()), ..Default::default() };
         let loaded = checkpoint.load(&vs, options).unwrap();
         // Of seven matrices a layer, those in F16 and BF16 are not quantised. The embedding is no linear layer.
         let whole =

@@ -170,7 +170,8 @@ fn kept_is_as_cast(checkpoint: &Checkpoint, kind: Kind) {
     let (cast, vs) = flux1(&params);
     let filled = load_as(checkpoint, &vs, kind);
     let (kept, vs) = flux1(&params);
-    let options = LoadOptions { kind: Some(kind), keep_quantized: Some(kept.linears()) };
+    let options =
+        LoadOptions { kind: Some(kind), keep_quantized: Some(kept.linears()), ..Default::default() };
     let loaded = checkpoint.load(&vs, options).unwrap();
     assert!(loaded.quantized > 0 && loaded.bytes < filled.bytes, "{loaded:?} and {filled:?}");
     assert_eq!((loaded.tensors, loaded.kind, filled.quantized), (filled.tensors, kind, 0));

@@ -135,7 +135,8 @@ fn build(
 ) -> anyhow::Result<(Box<dyn Any>, Loaded)> {
     let shape = |name: &str| checkpoint.shape(name);
     let load = |linears: Option<&Linears>| {
-        checkpoint.load(vs, LoadOptions { kind, keep_quantized: linears.filter(|_| keep) })
+        checkpoint
+            .load(vs, LoadOptions { kind, keep_quantized: linears.filter(|_| keep), ..Default::default() })
     };
     match family {
         Family::Flux1 { .. } => {

@@ -7,6 +7,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use toml::Table;
 
+use super::super::memory::OffloadArg;
 use super::super::{KindArg, ModelArgs, NumericsArg, QuantizeArg};
 
 /// Begins the names of the environment's variables.
@@ -62,6 +63,9 @@ pub(in crate::cli) struct Serve {
     /// Keep T5 and CLIP in memory while the transformer runs. [default: true]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(super) keep_text_encoders: Option<bool>,
+    /// What is not in memory while it does not run. [default: none]
+    #[arg(long, value_enum)]
+    pub(super) offload: Option<OffloadArg>,
     /// Read the files instead of mapping them.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(super) no_mmap: Option<bool>,

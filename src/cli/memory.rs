@@ -1,0 +1,91 @@
+//! How little memory a drawing shall take, as flags.
+
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+use tch_flux::pipeline::{Offload, Pipeline, Plan, Request, peak_bytes};
+
+use super::convert::parse_size;
+use super::human_bytes;
+
+#[derive(Args)]
+pub(super) struct MemoryArgs {
+    /// What is not in memory while it does not run; none changes a bit of the picture. [default: none]
+    #[arg(long, value_enum)]
+    offload: Option<OffloadArg>,
+    /// Stay under this figure, such as 8GB, of the device's memory: what is done for it is planned and said.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    max_memory: Option<u64>,
+}
+
+#[derive(Clone, Copy, ValueEnum, Serialize, serde::Deserialize, Debug)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum OffloadArg {
+    /// Parts stay once they were needed.
+    None,
+    /// Each part goes when its phase is over.
+    Parts,
+    /// And of T5 and the transformer, two blocks at a time are in memory.
+    Blocks,
+}
+
+impl From<OffloadArg> for Offload {
+    fn from(offload: OffloadArg) -> Self {
+        match offload {
+            OffloadArg::None => Self::None,
+            OffloadArg::Parts => Self::Parts,
+            OffloadArg::Blocks => Self::Blocks,
+        }
+    }
+}
+
+impl MemoryArgs {
+    pub(super) fn offload(&self) -> Offload {
+        self.offload.map_or(Offload::None, Offload::from)
+    }
+
+    /// Plans for the request, where there is a figure.
+    pub(super) fn fit(
+        &self,
+        pipeline: &mut Pipeline,
+        request: &Request,
+    ) -> Result<Option<Fitted>, tch_flux::Error> {
+        let plan = self.max_memory.map(|limit| pipeline.fit(request, limit)).transpose()?;
+        Ok(plan.map(Fitted::from))
+    }
+}
+
+/// A plan, and what came of it.
+#[derive(Serialize)]
+pub(super) struct Fitted {
+    limit: u64,
+    expected: u64,
+    steps: Vec<String>,
+    /// The most that the process has had, where the system says it.
+    pub(super) peak: Option<u64>,
+}
+
+impl From<Plan> for Fitted {
+    fn from(plan: Plan) -> Self {
+        Self { limit: plan.limit, expected: plan.expected.peak(), steps: plan.steps, peak: None }
+    }
+}
+
+impl Fitted {
+    /// What is done, before it is.
+    pub(super) fn lines(&self) -> Vec<String> {
+        let Self { limit, expected, steps, .. } = self;
+        let head = format!("memory: {} expected of {}", human_bytes(*expected), human_bytes(*limit));
+        let steps = if steps.is_empty() { &["nothing is to be done for it".to_string()][..] } else { steps };
+        std::iter::once(head).chain(steps.iter().map(|step| format!("memory: {step}"))).collect()
+    }
+
+    /// After the drawing.
+    pub(super) fn measure(&mut self) {
+        self.peak = peak_bytes();
+    }
+
+    pub(super) fn verdict(&self) -> Option<String> {
+        let peak = self.peak?;
+        Some(format!("memory: {} at most, of {}", human_bytes(peak), human_bytes(self.limit)))
+    }
+}

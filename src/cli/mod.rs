@@ -9,6 +9,7 @@ mod generate;
 mod hub;
 mod inspect;
 mod parity;
+mod redux;
 #[cfg(feature = "serve")]
 mod serve;
 mod tiny;
@@ -153,6 +154,8 @@ impl ModelArgs {
             t5: self.t5.clone(),
             clip_tokenizer: self.clip_tokenizer.clone(),
             t5_tokenizer: self.t5_tokenizer.clone(),
+            redux: None,
+            image_encoder: None,
         };
         if let Some(parts) = own.whole() {
             return Ok(parts);

@@ -31,11 +31,7 @@ pub(super) fn plan(
 }
 
 /// The same of what reads pictures for Redux, in a repository as its official one.
-pub(super) fn plan_redux(
-    shown: &Path,
-    snapshot: &Path,
-    names: &[String],
-) -> Result<(OwnParts, Vec<String>)> {
+pub(super) fn plan_redux(shown: &Path, snapshot: &Path, names: &[String]) -> Result<(OwnParts, Vec<String>)> {
     let tops = tops(names);
     let mut needed = Vec::new();
     let mut place = |part: Part| -> Result<_> {

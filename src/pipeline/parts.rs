@@ -50,7 +50,7 @@ impl Parts {
         let folder = if file { path.parent().unwrap_or(Path::new("")) } else { path };
         let names = names_in(folder)?;
         let parts = own.rest(|part| match part {
-            part if file && !part.is_tokenizer() => Ok(path.to_path_buf()),
+            part if file && !part.is_tokenizer() => Ok::<_, Error>(path.to_path_buf()),
             part => Ok(folder.join(part.choose(folder, &names)?)),
         })?;
         if parts.redux.is_some() { parts.with_redux() } else { parts.with_redux_of(folder) }

@@ -214,10 +214,12 @@ mod tests {
 
     fn mixed(mix: ReduxMix, strengths: [f64; 2]) -> (Vec<f64>, Vec<f64>) {
         let number = |x: f64| Tensor::from_slice(&[x]).view([1, 1, 1]);
-        let text = Encoded { txt: number(10.0), vec: Tensor::from_slice(&[7.0]).view([1, 1]), warnings: vec![] };
+        let text =
+            Encoded { txt: number(10.0), vec: Tensor::from_slice(&[7.0]).view([1, 1]), warnings: vec![] };
         let pooled = if mix == ReduxMix::Sum { [0.5, 2.0] } else { [1.0; 2] };
         let images = strengths.into_iter().zip(pooled);
-        let images = images.map(|(strength, pooled)| ReduxImage { image: image(), strength, pooled }).collect();
+        let images =
+            images.map(|(strength, pooled)| ReduxImage { image: image(), strength, pooled }).collect();
         let redux = Redux { images, mix, without_text: false };
         redux.check(&[], None).unwrap();
         let Encoded { txt, vec, .. } = beside(text, &redux, &[number(1.0), number(2.0)]).unwrap();

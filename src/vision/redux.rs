@@ -10,6 +10,7 @@ use tch::nn::Path;
 use crate::error::{Error, Result};
 use crate::nn::{Linear, Linears, Parameters, check_kind, check_sizes};
 use crate::ops::{self, Activation, End, Numerics};
+use crate::text::matrix;
 
 /// The sizes of a Redux embedder, in the names of its arguments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,13 +35,7 @@ impl ReduxConfig {
     /// # Errors
     /// [`Error::Config`] where a projection is missing or no matrix.
     pub fn from_shapes(shape: impl Fn(&str) -> Option<Vec<i64>>) -> Result<Self> {
-        let matrix = |name: &str| match shape(name).as_deref() {
-            Some(&[rows, columns]) => Ok((rows, columns)),
-            Some(other) => {
-                Err(Error::Config(format!("{name} must be a matrix, but its shape is {other:?}")))
-            }
-            None => Err(Error::Config(format!("this is no Redux embedder: {name} is missing"))),
-        };
+        let matrix = |name: &str| matrix("Redux embedder", &shape, name);
         let (_, redux_dim) = matrix("redux_up.weight")?;
         let (txt_in_features, _) = matrix("redux_down.weight")?;
         Ok(Self { redux_dim, txt_in_features })

@@ -12,6 +12,7 @@ use crate::image::Image;
 use crate::math::{merge_heads, scaled_dot_product_attention, split_heads};
 use crate::nn::{Conv2d, Embedding, LayerNorm, Linear, Linears, Parameters, check_kind, check_sizes};
 use crate::ops::{self, Activation, End, Numerics};
+use crate::text::{matrix, read_config};
 
 /// The sizes of a SigLIP vision tower, in the names of its `config.json`. What that file leaves out is as in
 /// `transformers`' `SiglipVisionConfig`.
@@ -83,17 +84,9 @@ impl SiglipConfig {
     /// wide.
     pub fn from_shapes(shape: impl Fn(&str) -> Option<Vec<i64>>) -> Result<Self> {
         let patch = "vision_model.embeddings.patch_embedding.weight";
-        let sizes = |name: &str| {
-            shape(name).ok_or_else(|| {
-                Error::Config(format!("this is no SigLIP vision model: {name} is missing"))
-            })
-        };
-        let matrix = |name: &str| match sizes(name)?[..] {
-            [rows, columns] => Ok((rows, columns)),
-            ref other => Err(Error::Config(format!("{name} must be a matrix, but its shape is {other:?}"))),
-        };
-        let [hidden_size, num_channels, patch_size, _] = sizes(patch)?[..] else {
-            let found = sizes(patch)?;
+        let matrix = |name: &str| matrix("SigLIP vision model", &shape, name);
+        let found = shape(patch).unwrap_or_default();
+        let [hidden_size, num_channels, patch_size, _] = found[..] else {
             return Err(Error::Config(format!("{patch} must have four axes, but its shape is {found:?}")));
         };
         let (positions, _) = matrix("vision_model.embeddings.position_embedding.weight")?;
@@ -130,7 +123,7 @@ impl SiglipConfig {
             vision_config: Option<serde_json::Value>,
         }
         let path = path.as_ref();
-        let whole: Whole = crate::text::read_config(path)?;
+        let whole: Whole = read_config(path)?;
         if let Some(model) = whole.model_type.filter(|model| !model.starts_with("siglip")) {
             let text = format!("{}: this is the configuration of {model:?}, not of SigLIP", path.display());
             return Err(Error::Config(text));
@@ -138,7 +131,7 @@ impl SiglipConfig {
         match whole.vision_config {
             Some(config) => serde_json::from_value(config)
                 .map_err(|e| Error::Config(format!("{}: vision_config: {e}", path.display()))),
-            None => crate::text::read_config(path),
+            None => read_config(path),
         }
     }
 
@@ -368,8 +361,7 @@ mod tests {
         };
         let sizes = r#""hidden_size":1152,"image_size":384,"intermediate_size":4304,"model_type":"siglip_vision_model",
             "num_attention_heads":16,"num_hidden_layers":27,"patch_size":14"#;
-        let whole =
-            format!(r#"{{"model_type":"siglip","text_config":{{}},"vision_config":{{{sizes}}}}}"#);
+        let whole = format!(r#"{{"model_type":"siglip","text_config":{{}},"vision_config":{{{sizes}}}}}"#);
         assert_eq!(read(&whole).unwrap(), SiglipConfig::so400m());
         assert_eq!(read(&format!("{{{sizes}}}")).unwrap(), SiglipConfig::so400m());
         assert_eq!(read(r#"{"model_type":"siglip","vision_config":{}}"#).unwrap(), SiglipConfig::default());

@@ -122,8 +122,8 @@ impl Pipeline {
     /// The sizes of both models, from their headers.
     fn vision_sizes(&self) -> Result<(SiglipConfig, ReduxConfig)> {
         let access = self.settings.access;
-        let siglip = self.parts.siglip_config(&self.parts.open_image_encoder(access)?)?;
         let redux = self.parts.open_redux(access)?;
+        let siglip = self.parts.siglip_config(&self.parts.open_image_encoder(access)?)?;
         Ok((siglip, ReduxConfig::from_shapes(|name| redux.shape(name))?))
     }
 

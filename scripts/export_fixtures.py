@@ -402,6 +402,7 @@ def flux_models(ex: Exporter, model, sampling):
 
 def export_diffusers(ex: Exporter):
     from diffusers import AutoencoderKL, FluxTransformer2DModel
+    from diffusers.pipelines.flux import ReduxImageEncoder
 
     def draw(rng: random.Random, guidance: bool) -> dict:
         heads, head_dim, axes = draw_heads(rng)
@@ -438,6 +439,14 @@ def export_diffusers(ex: Exporter):
             ).sample
             module = "diffusers.FluxTransformer2DModel"
             ex.write(f"diffusers_flux_{form}_{kind}", module, params, inputs, output, net.state_dict())
+
+        rng = ex.start("redux_image_encoder")
+        params = {"redux_dim": rng.randint(8, 80), "txt_in_features": rng.randint(8, 80)}
+        embedder = randomise(ReduxImageEncoder(**params), dtype)
+        x = torch.randn(rng.randint(1, 3), rng.randint(1, 40), params["redux_dim"]).to(DEVICE, dtype)
+        output = {"image_embeds": embedder(x).image_embeds}
+        module = "diffusers.ReduxImageEncoder"
+        ex.write(f"redux_image_encoder_{kind}", module, params, {"x": x}, output, embedder.state_dict())
 
     # f32 alone: in bf16, diffusers and the official code themselves lie 1 to 2 % apart here.
     rng = ex.start("diffusers_autoencoder")
@@ -513,7 +522,7 @@ def diffusers_samplers(ex: Exporter):
 
 
 def export_transformers(ex: Exporter):
-    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+    from transformers import CLIPTextConfig, CLIPTextModel, SiglipVisionConfig, SiglipVisionModel, T5Config, T5EncoderModel
 
     for kind, dtype in DTYPES.items():
         rng = ex.start("t5_encoder")
@@ -563,6 +572,26 @@ def export_transformers(ex: Exporter):
         # Published files have the prefix; transformers 5 drops it in memory.
         weights = {f"text_model.{k.removeprefix('text_model.')}": v for k, v in encoder.state_dict().items()}
         ex.write(f"clip_text_{kind}", "transformers.CLIPTextModel", params, {"input_ids": ids}, outputs, weights)
+
+        rng = ex.start("siglip_vision")
+        heads, patch = rng.randint(1, 5), rng.choice([4, 6, 7])
+        params = {
+            "hidden_size": 8 * heads * rng.randint(1, 2),
+            "intermediate_size": 8 * rng.randint(3, 12),
+            "num_hidden_layers": rng.randint(1, 4),
+            "num_attention_heads": heads,
+            # Some pixels may be left over, as 384 leaves 6 of patches of 14.
+            "image_size": patch * rng.randint(2, 6) + rng.randint(0, patch - 1),
+            "patch_size": patch,
+            # The head's weights are in the file or not; its result is not read.
+            "vision_use_head": rng.random() < 0.5,
+        }
+        encoder = randomise(SiglipVisionModel(SiglipVisionConfig(**params)), dtype)
+        pixels = cast({"x": 2 * torch.rand(rng.randint(1, 3), 3, params["image_size"], params["image_size"]) - 1}, dtype)["x"]
+        output = {"last_hidden_state": encoder(pixel_values=pixels).last_hidden_state}
+        weights = {f"vision_model.{k.removeprefix('vision_model.')}": v for k, v in encoder.state_dict().items()}
+        module = "transformers.SiglipVisionModel"
+        ex.write(f"siglip_vision_{kind}", module, params, {"pixel_values": pixels}, output, weights)
 
 
 # ---------------------------------------------------------------- the command

@@ -33,6 +33,7 @@ use crate::error::{Error, HubProblem, Result};
 use crate::pipeline::{OwnParts, Parts};
 use cache::Store;
 use download::Download;
+use files::Plan;
 use wire::Wire;
 
 /// Where repositories are fetched from, and where they are kept.
@@ -150,8 +151,33 @@ impl Hub {
         own: OwnParts,
         watch: &mut dyn FnMut(Event) -> ControlFlow<()>,
     ) -> Result<Parts> {
+        let plan = |shown: &Path, snapshot: &Path, names: &[String]| {
+            files::plan(shown, snapshot, names, own.clone())
+        };
+        self.fetch_planned(repository, &plan, watch)
+    }
+
+    /// What reads pictures for Redux, [`OwnParts::redux`] and [`OwnParts::image_encoder`], of a repository as
+    /// `black-forest-labs/FLUX.1-Redux-dev`; else as [`Hub::fetch`].
+    ///
+    /// # Errors
+    /// As [`Hub::fetch`].
+    pub fn fetch_redux(
+        &self,
+        repository: &Repository,
+        watch: &mut dyn FnMut(Event) -> ControlFlow<()>,
+    ) -> Result<OwnParts> {
+        self.fetch_planned(repository, &files::plan_redux, watch)
+    }
+
+    fn fetch_planned<T>(
+        &self,
+        repository: &Repository,
+        plan: &Plan<T>,
+        watch: &mut dyn FnMut(Event) -> ControlFlow<()>,
+    ) -> Result<T> {
         let store = Store::new(self, repository);
-        let cached = store.parts(own.clone());
+        let cached = store.planned(plan);
         if self.offline || (repository.commit().is_some() && cached.is_ok()) {
             return cached;
         }
@@ -167,7 +193,7 @@ impl Hub {
         };
         let snapshot = store.snapshot(&listing.commit);
         let names: Vec<String> = listing.files.keys().cloned().collect();
-        let (parts, needed) = files::plan(Path::new(&repository.to_string()), &snapshot, &names, own)?;
+        let (parts, needed) = plan(Path::new(&repository.to_string()), &snapshot, &names)?;
         let mut download =
             Download { wire: &wire, store: &store, listing: &listing, retries: self.retries, watch };
         files::for_each(&snapshot, &needed, &mut |name| download.bring(name))?;

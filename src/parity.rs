@@ -39,6 +39,7 @@ use crate::pipeline::{Conditions, denoise};
 use crate::sampling::{Prepared, get_noise, get_schedule, prepare, unpack};
 use crate::shim;
 use crate::text::{ClipConfig, ClipText, T5Config, T5Encoder};
+use crate::vision::{ReduxConfig, ReduxImageEncoder, SiglipConfig, SiglipVision};
 
 /// The machine that made a case, or this one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -513,6 +514,18 @@ impl Case {
                 let out = model.forward(&input("input_ids")?)?;
                 let (state, pooled) = (out.last_hidden_state, out.pooler_output);
                 named(vec![("last_hidden_state", state), ("pooler_output", pooled)])
+            }
+            "transformers.SiglipVisionModel" => {
+                let vs = self.store();
+                let model = SiglipVision::new(vs.root(), &self.params::<SiglipConfig>()?)?;
+                self.load(&vs)?;
+                named(vec![("last_hidden_state", model.forward(&input("pixel_values")?)?)])
+            }
+            "diffusers.ReduxImageEncoder" => {
+                let vs = self.store();
+                let model = ReduxImageEncoder::new(vs.root(), &self.params::<ReduxConfig>()?)?;
+                self.load(&vs)?;
+                named(vec![("image_embeds", model.forward(&input("x")?)?)])
             }
             _ => Ok(None),
         }

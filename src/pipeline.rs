@@ -9,6 +9,7 @@ mod memory;
 mod parts;
 mod plan;
 mod prompts;
+mod redux;
 mod request;
 mod resident;
 mod rows;
@@ -21,15 +22,18 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
+use redux::Vision;
 use resident::Resident;
 
 pub use denoise::{Conditions, denoise};
 pub use draw::OnTogether;
 pub use memory::Memory;
+use memory::OwnBytes;
 #[cfg(feature = "hub")]
 pub(crate) use parts::Part;
 pub use parts::{OwnParts, Parts};
 pub use plan::{Plan, peak_bytes};
+pub use redux::{Redux, ReduxImage, ReduxMix};
 pub use request::{Edit, Request, Role, Variation};
 
 use crate::autoencoder::AutoEncoder;
@@ -52,7 +56,7 @@ pub struct Settings {
     pub kind: Option<Kind>,
     /// Mapped or read.
     pub access: Access,
-    /// Keeps T5 and CLIP after the prompt was encoded. Otherwise they are released before the transformer is loaded.
+    /// Keeps T5, CLIP and what reads Redux's pictures after the prompt was encoded. Otherwise they are released before the transformer is loaded.
     pub keep_text_encoders: bool,
     /// Keeps fp8 and GGUF weights of linear layers as they are on the disk; each becomes numbers of `kind` for as long
     /// as its layer runs. Otherwise they become such numbers when they are loaded.
@@ -103,7 +107,7 @@ pub enum Offload {
 /// What a pipeline is at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// T5 and CLIP are loaded and run.
+    /// T5 and CLIP are loaded and run, and so is what reads Redux's pictures.
     Text,
     /// The transformer is loaded.
     Load,
@@ -200,8 +204,11 @@ pub struct Pipeline {
     t5: Option<Resident<T5Encoder>>,
     transformer: Option<Resident<Flux1>>,
     autoencoder: Option<Resident<AutoEncoder>>,
+    vision: Option<Vision>,
+    /// Tokens of a picture that Redux reads.
+    redux_tokens: OnceCell<i64>,
     /// See [`Pipeline::memory`].
-    own_bytes: OnceCell<[u64; 4]>,
+    own_bytes: OnceCell<OwnBytes>,
 }
 
 impl Pipeline {
@@ -231,6 +238,8 @@ impl Pipeline {
             t5: None,
             transformer: None,
             autoencoder: None,
+            vision: None,
+            redux_tokens: OnceCell::new(),
             own_bytes: OnceCell::new(),
         })
     }
@@ -248,6 +257,7 @@ impl Pipeline {
     /// Lets go of every model. The next request loads them anew.
     pub fn release(&mut self) {
         (self.clip, self.t5, self.transformer, self.autoencoder) = (None, None, None, None);
+        self.vision = None;
         if self.settings.device != Device::Cpu {
             shim::empty_cache();
         }
@@ -343,12 +353,18 @@ impl Pipeline {
             transformer.in_memory.retain(|_, held| *held > 0);
             transformer.in_memory.insert(name.into(), numbers * bytes);
         }
-        Ok(vec![
+        let mut all = vec![
             transformer,
             weights("T5", self.parts.open_t5(access)?, text, text, keep),
             weights("CLIP", self.parts.open_clip(access)?, text, text, keep),
             weights("autoencoder", autoencoder, decoder, decodes_in, false),
-        ])
+        ];
+        if self.parts.redux.is_some() && self.parts.image_encoder.is_some() {
+            let encoder = self.parts.open_image_encoder(access)?;
+            all.push(weights("image encoder", encoder, text, text, keep));
+            all.push(weights("Redux", self.parts.open_redux(access)?, text, text, keep));
+        }
+        Ok(all)
     }
 
     /// The request with the variant's own settings where it says nothing: schnell 4 steps and 256 tokens, dev 50 steps,

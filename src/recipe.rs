@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::ops::{Numerics, Quantize};
-use crate::pipeline::{Generated, Request, Role};
+use crate::pipeline::{Generated, ReduxMix, Request, Role};
 
 /// The key of our own text in a PNG.
 const TEXT_KEY: &str = "tch-flux";
@@ -52,6 +52,31 @@ pub struct Begun {
     pub canny: bool,
 }
 
+/// The pictures that a drawing was made to look like, by their files.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Seen {
+    /// Each of them.
+    pub images: Vec<SeenImage>,
+    /// See [`Redux::mix`](crate::pipeline::Redux::mix).
+    #[serde(default)]
+    pub mix: ReduxMix,
+    /// See [`Redux::without_text`](crate::pipeline::Redux::without_text).
+    #[serde(default)]
+    pub without_text: bool,
+}
+
+/// One of them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SeenImage {
+    /// As it was named; none where it came from elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<PathBuf>,
+    /// See [`ReduxImage::strength`](crate::pipeline::ReduxImage::strength).
+    pub strength: f64,
+    /// See [`ReduxImage::pooled`](crate::pipeline::ReduxImage::pooled).
+    pub pooled: f64,
+}
+
 /// How a picture was drawn, as its file says it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Recipe {
@@ -66,6 +91,9 @@ pub struct Recipe {
     /// Of a picture that was begun with others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub edit: Option<Begun>,
+    /// Of a picture that was made to look like others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub redux: Option<Seen>,
 }
 
 impl Recipe {
@@ -83,6 +111,15 @@ impl Recipe {
                 role: edit.role,
                 keep_size: edit.keep_size,
                 canny: edit.canny,
+            }),
+            redux: picture.request.redux.as_deref().map(|redux| Seen {
+                images: redux
+                    .images
+                    .iter()
+                    .map(|seen| SeenImage { file: None, strength: seen.strength, pooled: seen.pooled })
+                    .collect(),
+                mix: redux.mix,
+                without_text: redux.without_text,
             }),
         }
     }
@@ -108,7 +145,7 @@ impl Recipe {
     }
 
     fn parameters(&self) -> String {
-        let Self { version, means: Means { model, .. }, request, edit } = self;
+        let Self { version, means: Means { model, .. }, request, edit, .. } = self;
         let steps = request.steps.unwrap_or_default();
         let negative = request.negative_prompt.as_ref();
         let negative = negative.map_or(String::new(), |text| format!("\nNegative prompt: {text}"));

@@ -729,6 +729,8 @@ fn not_transformers() -> Vec<(&'static str, Vec<common::Line>)> {
         ("FLUX.1's autoencoder, in diffusers' names", layout("ae.diffusers")),
         ("T5 encoder", layout("t5-xxl-encoder")),
         ("CLIP text model", layout("clip-l-text")),
+        ("SigLIP vision model", layout("siglip-so400m")),
+        ("FLUX.1 Redux", layout("flux1-redux-dev")),
         (
             "several models",
             [prefixed("flux1-dev", "model.diffusion_model."), prefixed("ae", "vae.")].concat(),
@@ -758,6 +760,8 @@ fn only_transformer(path: &Path) -> Parts {
         t5: none.clone(),
         clip_tokenizer: none.clone(),
         t5_tokenizer: none,
+        redux: None,
+        image_encoder: None,
     }
 }
 

@@ -69,6 +69,29 @@ fn a_lora_is_known_by_maker_rank_alpha_and_targets() {
 }
 
 #[test]
+fn redux_and_what_reads_its_pictures_are_known() {
+    let (folder, path) = temp("flux1-redux-dev.safetensors");
+    write_sparse(&path, &layout("flux1-redux-dev"));
+    let report = json(&[name(&path)]);
+    assert_eq!(report["family"], "FLUX.1 Redux embedder");
+    assert_eq!(report["sizes"]["txt_in_features"], 4096);
+    let encoder = folder.path().join("image_encoder");
+    std::fs::create_dir(&encoder).unwrap();
+    write_sparse(&encoder.join("model.safetensors"), &layout("siglip-so400m"));
+    let report = json(&[name(&encoder)]);
+    assert_eq!(report["family"], "SigLIP vision model");
+    assert_eq!(
+        (&report["sizes"]["num_hidden_layers"], &report["sizes"]["image_size"]),
+        (&27.into(), &384.into())
+    );
+    let reports = json(&[name(folder.path())]);
+    let families: Vec<_> =
+        reports.as_array().unwrap().iter().map(|r| r["family"].as_str().unwrap()).collect();
+    let found: Vec<_> = families.into_iter().filter(|family| *family != "missing").collect();
+    assert_eq!(found, ["FLUX.1 Redux embedder", "SigLIP vision model"]);
+}
+
+#[test]
 fn what_a_pipeline_lacks_is_said_of_files_and_of_folders() {
     let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/tiny");
     let report = json(&[name(&tiny.join("flux1-schnell.safetensors"))]);

@@ -6,10 +6,12 @@ use std::collections::BTreeMap;
 
 use tch::nn::VarStore;
 use tch::{Device, Kind};
+use tch_flux::Error;
 use tch_flux::autoencoder::{AutoEncoder, AutoEncoderParams};
-use tch_flux::checkpoint::{AUTOENCODER_DIFFUSERS, Access, Checkpoint, FLUX1_DIFFUSERS, LoadOptions};
+use tch_flux::checkpoint::{AUTOENCODER_DIFFUSERS, Access, Checkpoint, FLUX1_DIFFUSERS, Family, LoadOptions};
 use tch_flux::flux1::{Flux1, Flux1Params};
 use tch_flux::text::{ClipConfig, ClipText, T5Config, T5Encoder};
+use tch_flux::vision::{ReduxConfig, ReduxImageEncoder, SiglipConfig, SiglipVision};
 
 use common::{layout, temp, write_sparse};
 
@@ -87,6 +89,58 @@ fn clip_declares_the_official_tensors() {
     let vs = VarStore::new(Device::Cpu);
     ClipText::new(vs.root(), &ClipConfig::large()).unwrap();
     assert_same(&declared(&vs), &official("clip-l-text"));
+}
+
+#[test]
+fn redux_declares_the_official_tensors() {
+    let vs = VarStore::new(Device::Cpu);
+    ReduxImageEncoder::new(vs.root(), &ReduxConfig::default()).unwrap();
+    assert_same(&declared(&vs), &official("flux1-redux-dev"));
+    let shapes = official("flux1-redux-dev");
+    let read = ReduxConfig::from_shapes(|name| shapes.get(name).cloned()).unwrap();
+    assert_eq!(read, ReduxConfig::default());
+}
+
+/// The list is that of transformers' `SiglipModel` in the sizes of so400m. What the tower alone holds is written without
+/// the prefix by transformers 5, and with it by those before.
+#[test]
+fn siglip_declares_the_vision_tower_of_whole_files_and_of_files_of_it_alone() {
+    let vs = VarStore::new(Device::Cpu);
+    SiglipVision::new(vs.root(), &SiglipConfig::so400m()).unwrap();
+    let whole = layout("siglip-so400m");
+    let mut alone = whole.clone();
+    alone.retain(|(name, ..)| name.starts_with("vision_model."));
+    let mut bare = alone.clone();
+    bare.iter_mut().for_each(|(name, ..)| *name = name.trim_start_matches("vision_model.").to_string());
+    for (what, lines) in [("whole", whole), ("alone", alone), ("bare", bare)] {
+        let (_folder, path) = temp("model.safetensors");
+        write_sparse(&path, &lines);
+        let checkpoint = Checkpoint::open(&path, Access::Map).unwrap();
+        assert_eq!(checkpoint.family(), Family::Siglip, "{what}");
+        let checkpoint = checkpoint.official();
+        assert_same(&declared(&vs), &renamed(&checkpoint));
+        let read = SiglipConfig::from_shapes(|name| checkpoint.shape(name)).unwrap();
+        assert_eq!(read, SiglipConfig::so400m(), "{what}");
+    }
+}
+
+/// What is not known of SigLIP's other tower is reported, not dropped.
+#[test]
+fn a_siglip_file_with_a_name_that_is_not_known_is_refused_with_it() {
+    let (_folder, path) = temp("model.safetensors");
+    let mut lines = layout("siglip-so400m");
+    lines.push(("text_model.head.gate".into(), "F32".into(), vec![4]));
+    write_sparse(&path, &lines);
+    let vs = VarStore::new(Device::Cpu);
+    SiglipVision::new(vs.root(), &SiglipConfig::so400m()).unwrap();
+    let checkpoint = Checkpoint::open(&path, Access::Map).unwrap().official();
+    match checkpoint.load(&vs, LoadOptions::default()) {
+        Err(Error::Mismatch(mismatch)) => {
+            assert_eq!(mismatch.unexpected, ["text_model.head.gate"]);
+            assert_eq!(mismatch.missing, [""; 0]);
+        }
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]

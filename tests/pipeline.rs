@@ -191,8 +191,17 @@ fn a_folder_without_a_part_is_refused_with_the_names_that_were_looked_for() {
 #[test]
 fn a_folder_need_not_hold_the_parts_that_are_named() {
     let folder = tempfile::tempdir().unwrap();
-    let Parts { transformer, autoencoder, clip, t5, clip_tokenizer, t5_tokenizer, base } =
-        Parts::find(model()).unwrap();
+    let Parts {
+        transformer,
+        autoencoder,
+        clip,
+        t5,
+        clip_tokenizer,
+        t5_tokenizer,
+        base,
+        redux,
+        image_encoder,
+    } = Parts::find(model()).unwrap();
     std::fs::copy(transformer, folder.path().join("flux1-a.safetensors")).unwrap();
     let own = OwnParts {
         base,
@@ -202,6 +211,8 @@ fn a_folder_need_not_hold_the_parts_that_are_named() {
         t5: Some(t5),
         clip_tokenizer: Some(clip_tokenizer),
         t5_tokenizer: Some(t5_tokenizer),
+        redux,
+        image_encoder,
     };
     assert_eq!(own.whole(), None);
     let parts = Parts::find_rest(own, folder.path()).unwrap();

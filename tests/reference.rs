@@ -20,6 +20,11 @@ fn other_ways_lead_where_they_lead_in_diffusers() {
     compare("scripts/compare_walks.py");
 }
 
+#[test]
+fn redux_draws_what_diffusers_draws() {
+    compare("scripts/compare_redux.py");
+}
+
 /// Runs a script that compares both, and ends with how many comparisons failed.
 fn compare(script: &str) {
     let Ok(python) = std::env::var("TCH_FLUX_PYTHON") else {

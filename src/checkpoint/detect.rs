@@ -55,6 +55,10 @@ pub enum Family {
     },
     /// A CLIP text model.
     Clip,
+    /// SigLIP's vision tower, alone or with the text tower beside it.
+    Siglip,
+    /// The embedder of Redux.
+    Redux,
     /// A low-rank update of another model.
     Lora,
     /// Several models in one file.
@@ -124,6 +128,12 @@ impl Names<'_> {
             out_channels: shape(out).and_then(|s| s.first().copied()),
             guidance: has(guidance),
         };
+        // CLIP's vision tower has a class and no bias there.
+        let is_siglip = |tower: &str| {
+            has(&format!("{tower}embeddings.patch_embedding.bias"))
+                && has(&format!("{tower}post_layernorm.weight"))
+                && !has(&format!("{tower}embeddings.class_embedding"))
+        };
         let norm = ["scale", "weight"].map(|s| format!("double_blocks.0.img_attn.norm.key_norm.{s}"));
         let family = if has("double_stream_modulation_img.lin.weight") {
             Family::Flux2 { layout: Layout::Official }
@@ -143,6 +153,10 @@ impl Names<'_> {
             Family::T5 { layout: Layout::Official }
         } else if has("enc.blk.0.attn_q.weight") {
             Family::T5 { layout: Layout::Llama }
+        } else if is_siglip("vision_model.") || is_siglip("") {
+            Family::Siglip
+        } else if has("redux_up.weight") && has("redux_down.weight") {
+            Family::Redux
         } else if has("text_model.embeddings.token_embedding.weight")
             || has("embeddings.token_embedding.weight")
         {
@@ -194,6 +208,8 @@ impl Family {
             Self::AutoEncoder2 { .. } => "FLUX.2 autoencoder",
             Self::T5 { .. } => "T5 encoder",
             Self::Clip => "CLIP text model",
+            Self::Siglip => "SigLIP vision model",
+            Self::Redux => "FLUX.1 Redux embedder",
             Self::Lora => "LoRA",
             Self::AllInOne => "ComfyUI all-in-one",
             Self::Unknown { .. } => "unknown",
@@ -234,6 +250,8 @@ impl fmt::Display for Family {
             Family::T5 { layout: Layout::Official } => f.write_str("this is a T5 encoder"),
             Family::T5 { layout } => write!(f, "this is a T5 encoder, in {layout}"),
             Family::Clip => f.write_str("this is a CLIP text model"),
+            Family::Siglip => f.write_str("this is a SigLIP vision model"),
+            Family::Redux => f.write_str("this is the embedder of FLUX.1 Redux"),
             Family::Lora => f.write_str("this is a LoRA, a change to another model"),
             Family::AllInOne => f.write_str("this is a file of ComfyUI with several models in it"),
             Family::Unknown { example: None } => f.write_str("this holds no tensors"),

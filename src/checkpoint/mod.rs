@@ -107,7 +107,7 @@ impl Checkpoint {
 
     /// The same tensors under the official names, whatever layout was found: diffusers' transformers and autoencoders,
     /// ComfyUI's prefixes, the scales of norms that are spelled `.weight`, T5's embedding under either of its names and
-    /// T5 in llama.cpp's, CLIP with and without `text_model.`. Of several models in one file, nothing is taken: see
+    /// T5 in llama.cpp's, CLIP with and without `text_model.`, and SigLIP with and without `vision_model.`. Of several models in one file, nothing is taken: see
     /// [`Checkpoint::part`].
     pub fn official(self) -> Self {
         match &self.contained()[..] {
@@ -150,6 +150,12 @@ impl Checkpoint {
                 let bare = self.shape("embeddings.token_embedding.weight").is_some();
                 let clip = if bare { self.prefixed("text_model.") } else { self };
                 clip.without(&UNUSED).without(&UNUSED.map(|name| format!("text_model.{name}")))
+            }
+            Family::Siglip => {
+                let bare = self.shape("embeddings.patch_embedding.bias").is_some();
+                let mut siglip = if bare { self.prefixed("vision_model.") } else { self };
+                siglip.tensors.retain(|name, _| !names::is_beside_siglip(name));
+                siglip
             }
             _ => self,
         }

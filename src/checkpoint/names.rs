@@ -193,6 +193,44 @@ pub const AUTOENCODER_DIFFUSERS: Renames = Renames(&[
     Same("decoder.conv_norm_out", "decoder.norm_out"),
 ]);
 
+/// What files of SigLIP hold beside the states of a picture's patches: the text tower, the head that pools the patches, and
+/// the two numbers of its training. `*` at the end stands for `weight` or `bias`.
+const BESIDE_SIGLIP: [&str; 23] = [
+    "logit_scale",
+    "logit_bias",
+    "text_model.embeddings.position_ids",
+    "text_model.embeddings.token_embedding.weight",
+    "text_model.embeddings.position_embedding.weight",
+    "text_model.encoder.layers.{}.layer_norm1.*",
+    "text_model.encoder.layers.{}.self_attn.k_proj.*",
+    "text_model.encoder.layers.{}.self_attn.v_proj.*",
+    "text_model.encoder.layers.{}.self_attn.q_proj.*",
+    "text_model.encoder.layers.{}.self_attn.out_proj.*",
+    "text_model.encoder.layers.{}.layer_norm2.*",
+    "text_model.encoder.layers.{}.mlp.fc1.*",
+    "text_model.encoder.layers.{}.mlp.fc2.*",
+    "text_model.final_layer_norm.*",
+    "text_model.head.*",
+    "vision_model.embeddings.position_ids",
+    "vision_model.head.probe",
+    "vision_model.head.attention.in_proj_weight",
+    "vision_model.head.attention.in_proj_bias",
+    "vision_model.head.attention.out_proj.*",
+    "vision_model.head.layernorm.*",
+    "vision_model.head.mlp.fc1.*",
+    "vision_model.head.mlp.fc2.*",
+];
+
+/// Whether a tensor of a SigLIP file is known, and none of the vision tower's own.
+pub(super) fn is_beside_siglip(name: &str) -> bool {
+    BESIDE_SIGLIP.iter().any(|pattern| match pattern.strip_suffix('*') {
+        Some(module) => {
+            ["weight", "bias"].iter().any(|kind| numbers(&format!("{module}{kind}"), name).is_some())
+        }
+        None => numbers(pattern, name).is_some(),
+    })
+}
+
 impl Renames {
     /// The same tensors under the official names. Names that no rule knows stay as they are.
     pub(super) fn apply(&self, mut from: BTreeMap<String, Source>) -> BTreeMap<String, Source> {
@@ -516,6 +554,28 @@ mod tests {
         let theirs = AUTOENCODER_DIFFUSERS.undo(official.clone());
         assert!(theirs.contains_key("post_quant_conv.weight") && theirs.contains_key("bn.running_mean"));
         assert_eq!(AUTOENCODER_DIFFUSERS.apply(theirs), official);
+    }
+
+    #[test]
+    fn what_stands_beside_siglips_vision_tower_is_known_by_name() {
+        for name in [
+            "logit_bias",
+            "text_model.encoder.layers.26.mlp.fc2.bias",
+            "text_model.head.weight",
+            "vision_model.head.attention.in_proj_weight",
+            "vision_model.head.mlp.fc1.bias",
+        ] {
+            assert!(is_beside_siglip(name), "{name}");
+        }
+        for name in [
+            "vision_model.encoder.layers.26.mlp.fc2.bias",
+            "vision_model.post_layernorm.weight",
+            "text_model.head.extra",
+            "text_model.encoder.layers.3.self_attn.q_norm.weight",
+            "vision_model.head",
+        ] {
+            assert!(!is_beside_siglip(name), "{name}");
+        }
     }
 
     #[test]

@@ -22,6 +22,7 @@ use tch_flux::recipe::{Begun, Means, Recipe};
 
 use super::bars::Bars;
 use super::memory::{Fitted, MemoryArgs};
+use super::redux::{self, ReduxArgs};
 use super::walk::Walk;
 use super::{
     KindArg, ModelArgs, NumericsArg, QuantizeArg, Saying, access, human_bytes, kind_name, parse_device,
@@ -51,6 +52,8 @@ pub(super) struct Generate {
     from_image: Option<PathBuf>,
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    redux: ReduxArgs,
     /// Pixels, a multiple of 16. [default: what the model was trained for]
     #[arg(long)]
     width: Option<i64>,
@@ -186,11 +189,14 @@ impl Generate {
             return Err(Error::Request(text.into()).into());
         }
         let bars = !self.quiet && !self.json && std::io::stderr().is_terminal();
-        let parts = self.model.parts(Saying { bars, warnings: !self.quiet })?;
+        let saying = Saying { bars, warnings: !self.quiet };
+        let parts = self.redux.parts(self.model.parts(saying)?, saying)?;
         let mut request = self.request(&parts, recipe.as_ref())?;
         if let Some(Begin { edit, .. }) = &begin {
             request.edit = Some(edit.clone());
         }
+        let seen = self.redux.seen(recipe.as_ref().and_then(|recipe| recipe.redux.clone()))?;
+        request.redux = seen.as_ref().map(redux::read).transpose()?.map(Arc::new);
         let kind = match (self.kind, &recipe) {
             (Some(kind), _) => Some(kind.into()),
             (None, Some(recipe)) => parse_kind(&recipe.means.kind)?,
@@ -259,6 +265,7 @@ impl Generate {
                 "device": format!("{:?}", self.device).to_lowercase(), "weights": weights.iter().map(as_json).collect::<Vec<_>>(),
                 "loras": loras, "notes": notes, "numerics": settings.numerics, "quantize": settings.quantize,
                 "memory": fitted,
+                "redux": seen,
             });
             print_json(&plan)?;
             return Ok(ExitCode::SUCCESS);
@@ -282,6 +289,7 @@ impl Generate {
             if let Some(begin) = &begin {
                 recipe.edit = Some(begin.begun.clone());
             }
+            recipe.redux.clone_from(&seen);
             picture.image.write_png(&file, &recipe.texts()?)?;
             written.push(Written {
                 file,
@@ -347,6 +355,9 @@ impl Generate {
         } else if let Some(file) = &self.prompt_file {
             let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
             request.prompts = text.lines().filter(|l| !l.trim().is_empty()).map(str::to_string).collect();
+        }
+        if request.prompts.is_empty() && self.redux.has_pictures() {
+            request.prompts.push(String::new());
         }
         if request.prompts.is_empty() {
             let text = "nothing to draw: give a PROMPT, --prompt, --prompt-file or --from-image";

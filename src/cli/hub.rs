@@ -25,6 +25,20 @@ pub(super) fn parts(model: &Path, own: OwnParts, saying: Saying) -> anyhow::Resu
     }
 }
 
+/// What reads pictures for Redux, of the repository that `model` names.
+pub(super) fn redux(model: &Path, saying: Saying) -> anyhow::Result<OwnParts> {
+    let name = model.to_string_lossy();
+    let repository: Repository =
+        name.parse().context("there is no such file or folder, nor is it a name on the hub")?;
+    let mut bars = Bars { saying, name: String::new(), bar: None };
+    match Hub::from_env()?.fetch_redux(&repository, &mut |event| bars.show(event)) {
+        Err(error @ Error::Hub { problem: HubProblem::NotFound { .. }, .. }) => {
+            Err(error).context("there is no such file or folder here")
+        }
+        fetched => Ok(fetched?),
+    }
+}
+
 /// A bar for each file that is fetched.
 struct Bars {
     saying: Saying,

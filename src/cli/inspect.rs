@@ -17,6 +17,7 @@ use tch_flux::checkpoint::{Access, Checkpoint, Contained, Family};
 use tch_flux::flux1::Flux1Params;
 use tch_flux::pipeline::Parts;
 use tch_flux::text::{ClipConfig, T5Config};
+use tch_flux::vision::{ReduxConfig, SiglipConfig};
 
 use super::{human_bytes, print_json};
 
@@ -185,6 +186,8 @@ impl Report {
             }
             Family::T5 { .. } => T5Config::from_shapes(shape).and_then(as_json),
             Family::Clip => ClipConfig::from_shapes(shape).and_then(as_json),
+            Family::Siglip => SiglipConfig::from_shapes(shape).and_then(as_json),
+            Family::Redux => ReduxConfig::from_shapes(shape).and_then(as_json),
             _ => return,
         };
         match sizes {

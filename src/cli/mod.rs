@@ -11,6 +11,7 @@ mod hub;
 mod inspect;
 mod memory;
 mod parity;
+mod redux;
 #[cfg(feature = "serve")]
 mod serve;
 mod tiny;
@@ -155,6 +156,8 @@ impl ModelArgs {
             t5: self.t5.clone(),
             clip_tokenizer: self.clip_tokenizer.clone(),
             t5_tokenizer: self.t5_tokenizer.clone(),
+            redux: None,
+            image_encoder: None,
         };
         if let Some(parts) = own.whole() {
             return Ok(parts);

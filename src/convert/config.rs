@@ -25,7 +25,7 @@ pub(super) fn of(official: &Checkpoint, family: &Family, own: Option<Value>) -> 
         Family::Flux2 { .. } => flux2(&shape)?,
         Family::AutoEncoder { .. } => autoencoder(&shape, false)?,
         Family::AutoEncoder2 { .. } => autoencoder(&shape, true)?,
-        Family::Clip | Family::T5 { .. } if own.is_some() => Value::Null,
+        Family::Clip | Family::T5 { .. } | Family::Siglip if own.is_some() => Value::Null,
         Family::Clip => text("CLIPTextModel", "clip_text_model", ClipConfig::from_shapes(shape)?),
         Family::T5 { .. } => text("T5EncoderModel", "t5", T5Config::from_shapes(shape)?),
         _ => return Ok(None),

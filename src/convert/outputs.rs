@@ -280,11 +280,11 @@ pub(super) fn metadata(checkpoint: &Checkpoint) -> BTreeMap<String, String> {
     metadata
 }
 
-/// Under the official names. The text encoders keep every tensor, also those that FLUX does not use.
+/// Under the official names. The text encoders and SigLIP keep every tensor, also those that FLUX does not use.
 fn official(own: Checkpoint, family: &Family) -> Checkpoint {
     match family {
         Family::T5 { .. } => own.renamed(&T5_LLAMA),
-        Family::Clip => own,
+        Family::Clip | Family::Siglip => own,
         family => own.part("", family),
     }
 }

@@ -5,9 +5,9 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::files::Plan;
 use super::{Hub, Repository, files, is_commit};
 use crate::error::{Error, HubProblem, Result};
-use crate::pipeline::{OwnParts, Parts};
 
 /// The folder of one repository in the cache.
 pub(super) struct Store {
@@ -45,20 +45,18 @@ impl Store {
         self.root.join("blobs").join(hash)
     }
 
-    /// The parts of the revision, if every file of them is here.
-    pub(super) fn parts(&self, own: OwnParts) -> Result<Parts> {
+    /// What a plan makes of the revision, if every file of it is here.
+    pub(super) fn planned<T>(&self, plan: &Plan<T>) -> Result<T> {
         let missing =
             |what: String| Error::Hub { what, problem: HubProblem::Offline { cache: self.cache.clone() } };
         let commit = self.commit().ok_or_else(|| missing(self.repository.to_string()))?;
         let snapshot = self.snapshot(&commit);
         let names = files_in(&snapshot);
-        let (parts, needed) = files::plan(Path::new(&self.repository.to_string()), &snapshot, &names, own)
-            .map_err(|e| match e {
-                Error::MissingPart { path, expected, .. } => {
-                    missing(format!("{}: {expected}", path.display()))
-                }
-                other => other,
-            })?;
+        let shown = self.repository.to_string();
+        let (parts, needed) = plan(Path::new(&shown), &snapshot, &names).map_err(|e| match e {
+            Error::MissingPart { path, expected, .. } => missing(format!("{}: {expected}", path.display())),
+            other => other,
+        })?;
         files::for_each(&snapshot, &needed, &mut |name| match snapshot.join(name).is_file() {
             true => Ok(()),
             false => Err(missing(self.shown(name))),

@@ -6,6 +6,10 @@ use crate::checkpoint::{Index, weights_among};
 use crate::error::{Error, Result};
 use crate::pipeline::{OwnParts, Part, Parts};
 
+/// What is made of a repository's names, with the files that it needs: of the repository as errors show it, and of the
+/// folder of its snapshot.
+pub(super) type Plan<'a, T> = dyn Fn(&Path, &Path, &[String]) -> Result<(T, Vec<String>)> + 'a;
+
 /// The parts in a snapshot, but for those that are named, and the files of them; shards are known from their index
 /// alone, once it is there. `shown` stands for the repository in errors.
 pub(super) fn plan(
@@ -14,9 +18,7 @@ pub(super) fn plan(
     names: &[String],
     own: OwnParts,
 ) -> Result<(Parts, Vec<String>)> {
-    let mut tops: Vec<_> = names.iter().filter_map(|name| name.split('/').next()).map(String::from).collect();
-    tops.sort();
-    tops.dedup();
+    let tops = tops(names);
     let mut needed = Vec::new();
     let parts = own.rest(|part| -> Result<_> {
         let chosen = part.choose(shown, &tops)?;
@@ -26,6 +28,27 @@ pub(super) fn plan(
     // The small ones first: what is wrong with the access shows before the long wait.
     needed.reverse();
     Ok((parts, needed))
+}
+
+/// The same of what reads pictures for Redux, in a repository as its official one.
+pub(super) fn plan_redux(shown: &Path, snapshot: &Path, names: &[String]) -> Result<(OwnParts, Vec<String>)> {
+    let tops = tops(names);
+    let mut needed = Vec::new();
+    let mut place = |part: Part| -> Result<_> {
+        let chosen = part.choose(shown, &tops)?;
+        needed.splice(0..0, files_of(part, chosen, shown, names)?);
+        Ok(Some(snapshot.join(chosen)))
+    };
+    let (redux, image_encoder) = (place(Part::Redux)?, place(Part::ImageEncoder)?);
+    Ok((OwnParts { redux, image_encoder, ..OwnParts::default() }, needed))
+}
+
+/// The names at the top of a repository, of files and folders.
+fn tops(names: &[String]) -> Vec<String> {
+    let mut tops: Vec<_> = names.iter().filter_map(|name| name.split('/').next()).map(String::from).collect();
+    tops.sort();
+    tops.dedup();
+    tops
 }
 
 /// Calls `each` with every name, and with the shards of those that are an index and are there by then.
@@ -162,6 +185,30 @@ mod tests {
             OFFICIAL.into_iter().filter(|n| !n.starts_with("flux1-") && !n.starts_with("trans")).collect();
         let needed = needed(&names, own).unwrap();
         assert_eq!(needed.last().unwrap(), "ae.safetensors");
+    }
+
+    #[test]
+    fn of_redux_the_two_models_are_fetched_and_none_of_the_others() {
+        let names = [
+            "README.md",
+            "feature_extractor/preprocessor_config.json",
+            "flux1-redux-dev.safetensors",
+            "image_embedder/config.json",
+            "image_embedder/diffusion_pytorch_model.safetensors",
+            "image_encoder/config.json",
+            "image_encoder/model.safetensors",
+            "model_index.json",
+        ]
+        .map(String::from);
+        let plan = |names: &[String]| plan_redux(Path::new("owner/name"), Path::new("snapshot"), names);
+        let (own, needed) = plan(&names).unwrap();
+        assert_eq!(own.redux.as_deref(), Some(Path::new("snapshot/flux1-redux-dev.safetensors")));
+        assert_eq!(own.image_encoder.as_deref(), Some(Path::new("snapshot/image_encoder")));
+        let encoder = ["image_encoder/model.safetensors", "image_encoder/config.json"];
+        assert!(encoder.iter().all(|name| needed.iter().any(|needed| needed == name)), "{needed:?}");
+        assert_eq!((needed.len(), needed.last().unwrap().as_str()), (3, "flux1-redux-dev.safetensors"));
+        let error = plan(&names[..5]).unwrap_err().to_string();
+        assert_eq!(error, "owner/name: no image encoder; expected image_encoder");
     }
 
     #[test]

@@ -51,6 +51,8 @@ struct Shape {
     schedule: Option<Schedule>,
     text: Option<usize>,
     true_cfg_scale: Option<f64>,
+    /// Pictures of Redux whose tokens stand behind the text.
+    redux: Option<usize>,
     edit: Option<EditShape>,
 }
 
@@ -72,6 +74,7 @@ impl Shape {
             schedule: request.schedule.clone(),
             text: request.max_sequence_length,
             true_cfg_scale: request.scale(),
+            redux: request.redux.as_ref().map(|redux| redux.blocks()),
             edit: request.edit.as_ref().map(|edit| EditShape {
                 strength: edit.strength,
                 role: edit.role,
@@ -147,7 +150,7 @@ impl Pipeline {
         jobs.begin(Phase::Text);
         let texts = self.texts(&requests, &mut jobs);
         if !self.settings.keep_text_encoders || self.settings.offload != Offload::None {
-            (self.clip, self.t5) = (None, None);
+            (self.clip, self.t5, self.vision) = (None, None, None);
         }
 
         jobs.begin(Phase::Load);
@@ -234,14 +237,16 @@ impl Pipeline {
         Shape::of(&self.complete(one)) == Shape::of(&self.complete(other))
     }
 
-    /// Tokens of a picture, and of its text.
+    /// Tokens of a picture, and of its text with what stands behind it.
     pub(super) fn tokens(&self, request: &Request) -> (i64, i64) {
         let side = |pixels: i64| sampling::latent_size(pixels.max(0)) / 2;
-        (side(request.width) * side(request.height), request.max_sequence_length.unwrap_or(512) as i64)
+        let text = request.max_sequence_length.unwrap_or(512) as i64;
+        (side(request.width) * side(request.height), text + self.redux_tokens(request))
     }
 
     fn check(&self, request: &Request) -> Result<()> {
         request.check()?;
+        self.check_redux(request)?;
         self.check_given(request)
     }
 
@@ -250,7 +255,7 @@ impl Pipeline {
         let mut all = Vec::new();
         for (job, request) in requests.iter().enumerate() {
             let texts = match jobs.lives(job) {
-                true => request.prompts.iter().map(|prompt| self.text(prompt, request)).collect(),
+                true => self.texts_of(request),
                 false => Ok(Vec::new()),
             };
             all.push(jobs.or_fails(job, texts).unwrap_or_default());

@@ -12,7 +12,7 @@ use crate::shim;
 /// from a mapped file are not counted: the system can drop them and read them again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Memory {
-    /// Text encoders.
+    /// Text encoders, and what reads the pictures of Redux.
     pub text: u64,
     /// Transformer.
     pub denoise: u64,
@@ -25,6 +25,15 @@ impl Memory {
     pub fn peak(&self) -> u64 {
         self.text.max(self.denoise).max(self.decode)
     }
+}
+
+/// What the weights of the parts take of memory of their own.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct OwnBytes {
+    /// Transformer, T5, CLIP, autoencoder.
+    always: [u64; 4],
+    /// What reads the pictures of Redux.
+    redux: u64,
 }
 
 /// Numbers that a step holds at once for each token and each of the transformer's channels: measured with one double
@@ -59,9 +68,10 @@ impl Pipeline {
     fn memory_of(&self, request: &Request, pictures: usize) -> Result<Memory> {
         let resident =
             [self.transformer.is_some(), self.t5.is_some(), self.clip.is_some(), self.autoencoder.is_some()];
-        let mut own = self.own_bytes()?;
-        own.iter_mut().zip(resident).filter(|(_, resident)| *resident).for_each(|(own, _)| *own = 0);
-        Ok(self.memory_with(request, pictures, &self.settings, own))
+        let OwnBytes { mut always, redux } = self.own_bytes()?;
+        always.iter_mut().zip(resident).filter(|(_, resident)| *resident).for_each(|(own, _)| *own = 0);
+        let vision = if request.redux.is_some() && self.vision.is_none() { redux } else { 0 };
+        Ok(self.memory_with(request, pictures, &self.settings, always, vision))
     }
 
     /// What so many pictures take with these settings, where the parts take so much: transformer, T5, CLIP, autoencoder.
@@ -71,10 +81,11 @@ impl Pipeline {
         pictures: usize,
         settings: &Settings,
         [transformer, t5, clip, autoencoder]: [u64; 4],
+        vision: u64,
     ) -> Memory {
         let request = self.complete(request);
         let offloads = settings.offload != Offload::None;
-        let text = t5 + clip;
+        let text = t5 + clip + vision;
         let kept = if settings.keep_text_encoders && !offloads { text } else { 0 };
         let beside = request.previews > 0 || (request.edit.is_some() && !offloads);
         let previews = if beside { autoencoder } else { 0 };
@@ -87,7 +98,8 @@ impl Pipeline {
         let beside = self.reference_tokens(&request).unsigned_abs();
         let tokens = (image_tokens + text_tokens + beside) * pictures as u64;
         let step = tokens * p.hidden_size.unsigned_abs() * number * form(DENOISE, settings.numerics);
-        // The wider of T5's two: its MLP. In the kinds that the fast form widens, f32.
+        // The wider of T5's two: its MLP. In the kinds that the fast form widens, f32. A picture of Redux has about as
+        // many tokens, and SigLIP is no wider.
         let encoding = text_tokens * p.context_in_dim.unsigned_abs() * 4 * 16;
         let after = if offloads { 0 } else { transformer };
         let tile = settings.vae_tile.map_or(u64::MAX, |tile| tile.max(0).unsigned_abs());
@@ -101,14 +113,16 @@ impl Pipeline {
     }
 
     /// What the weights of each part take of memory of their own, read from the headers once.
-    fn own_bytes(&self) -> Result<[u64; 4]> {
+    fn own_bytes(&self) -> Result<OwnBytes> {
         if let Some(own) = self.own_bytes.get() {
             return Ok(*own);
         }
         let weights = self.weights()?;
         let own: Vec<u64> = weights.iter().map(|weights| own_bytes(weights, &self.settings)).collect();
-        let own = own.try_into().map_err(|_| Error::Config("a pipeline has four parts".into()))?;
-        Ok(*self.own_bytes.get_or_init(|| own))
+        let Some((&always, redux)) = own.split_first_chunk() else {
+            return Err(Error::Config("a pipeline has four parts".into()));
+        };
+        Ok(*self.own_bytes.get_or_init(|| OwnBytes { always, redux: redux.iter().sum() }))
     }
 
     /// [`Error::TooLarge`] where less is free than a request takes. Where the system does not say what is free, nothing

@@ -22,13 +22,17 @@ pub struct Parts {
     pub clip_tokenizer: PathBuf,
     /// T5's tokenizer: a folder, a `tokenizer.json` or a `spiece.model`.
     pub t5_tokenizer: PathBuf,
+    /// The embedder of Redux, for requests with such pictures.
+    pub redux: Option<PathBuf>,
+    /// SigLIP, which reads them, with `config.json` beside.
+    pub image_encoder: Option<PathBuf>,
 }
 
 impl Parts {
     /// The parts of a folder as the official Hugging Face repositories have it: `flux1-*.safetensors` (or `.gguf`),
     /// `ae.safetensors`, `text_encoder/`, `text_encoder_2/`, `tokenizer/`, `tokenizer_2/`. Where the single files are
     /// missing, diffusers' `transformer/` and `vae/` are taken. An all-in-one file stands for all weights, and the
-    /// tokenizers lie beside it.
+    /// tokenizers lie beside it. What a folder has of Redux is taken, too: see [`OwnParts::redux`].
     ///
     /// # Errors
     /// [`Error::MissingPart`] with what was looked for; [`Error::File`] where several transformers could be meant.
@@ -45,21 +49,57 @@ impl Parts {
         let file = path.is_file();
         let folder = if file { path.parent().unwrap_or(Path::new("")) } else { path };
         let names = names_in(folder)?;
-        own.rest(|part| match part {
-            part if file && !part.is_tokenizer() => Ok(path.to_path_buf()),
+        let parts = own.rest(|part| match part {
+            part if file && !part.is_tokenizer() => Ok::<_, Error>(path.to_path_buf()),
             part => Ok(folder.join(part.choose(folder, &names)?)),
-        })
+        })?;
+        if parts.redux.is_some() { parts.with_redux() } else { parts.with_redux_of(folder) }
+    }
+
+    /// Where the embedder of Redux is a folder as its official repository has it, what is in there.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where the folder cannot be read, [`Error::File`] where several files could be meant.
+    pub fn with_redux(self) -> Result<Self> {
+        match self.redux.clone() {
+            Some(folder) if folder.is_dir() => self.with_redux_of(&folder),
+            _ => Ok(self),
+        }
+    }
+
+    /// The embedder and the image encoder in a folder, where it has them.
+    fn with_redux_of(mut self, folder: &Path) -> Result<Self> {
+        let names = names_in(folder)?;
+        let found = |part: Part| match part.choose(folder, &names) {
+            Ok(name) => Ok(Some(folder.join(name))),
+            Err(Error::MissingPart { .. }) => Ok(None),
+            Err(other) => Err(other),
+        };
+        if let Some(redux) = found(Part::Redux)? {
+            self.redux = Some(redux);
+            // Other models have an image encoder of their own: only beside Redux it is this one.
+            if self.image_encoder.is_none() {
+                self.image_encoder = found(Part::ImageEncoder)?;
+            }
+        }
+        Ok(self)
     }
 
     /// The parts by name, each with its place in a folder or with what is wrong: `transformer`, `autoencoder`,
-    /// `CLIP text model`, `T5 encoder`, `CLIP tokenizer`, `T5 tokenizer`.
+    /// `CLIP text model`, `T5 encoder`, `CLIP tokenizer`, `T5 tokenizer`; and, where they are there, `Redux` and its
+    /// `image encoder`.
     ///
     /// # Errors
     /// [`Error::Io`] where the folder cannot be read.
     pub fn look(folder: &Path) -> Result<Vec<(&'static str, Result<PathBuf>)>> {
         let names = names_in(folder)?;
         let place = |part: Part| (part.name(), part.choose(folder, &names).map(|name| folder.join(name)));
-        Ok(Part::ALL.map(place).into())
+        let mut places: Vec<_> = Part::ALL.map(place).into();
+        if let redux @ (_, Ok(_)) = place(Part::Redux) {
+            places.push(redux);
+            places.extend(Some(place(Part::ImageEncoder)).filter(|(_, found)| found.is_ok()));
+        }
+        Ok(places)
     }
 }
 
@@ -91,6 +131,11 @@ pub struct OwnParts {
     pub clip_tokenizer: Option<PathBuf>,
     /// As [`Parts::t5_tokenizer`].
     pub t5_tokenizer: Option<PathBuf>,
+    /// As [`Parts::redux`], or a folder with `flux1-redux-*.safetensors` or diffusers' `image_embedder/` in it, and with
+    /// `image_encoder/`.
+    pub redux: Option<PathBuf>,
+    /// As [`Parts::image_encoder`].
+    pub image_encoder: Option<PathBuf>,
 }
 
 impl OwnParts {
@@ -113,6 +158,8 @@ impl OwnParts {
             t5: pick(self.t5, Part::T5)?,
             clip_tokenizer: pick(self.clip_tokenizer, Part::ClipTokenizer)?,
             t5_tokenizer: pick(self.t5_tokenizer, Part::T5Tokenizer)?,
+            redux: self.redux,
+            image_encoder: self.image_encoder,
         })
     }
 }
@@ -126,9 +173,12 @@ pub(crate) enum Part {
     T5,
     ClipTokenizer,
     T5Tokenizer,
+    Redux,
+    ImageEncoder,
 }
 
 impl Part {
+    /// Those that every pipeline has.
     const ALL: [Self; 6] =
         [Self::Transformer, Self::Autoencoder, Self::Clip, Self::T5, Self::ClipTokenizer, Self::T5Tokenizer];
 
@@ -140,6 +190,8 @@ impl Part {
             Self::T5 => "T5 encoder",
             Self::ClipTokenizer => "CLIP tokenizer",
             Self::T5Tokenizer => "T5 tokenizer",
+            Self::Redux => "Redux",
+            Self::ImageEncoder => "image encoder",
         }
     }
 
@@ -157,9 +209,13 @@ impl Part {
             Self::T5 => &["text_encoder_2"],
             Self::ClipTokenizer => &["tokenizer"],
             Self::T5Tokenizer => &["tokenizer_2"],
+            Self::Redux => &["flux1-redux-*.safetensors", "image_embedder"],
+            Self::ImageEncoder => &["image_encoder"],
         };
         for pattern in expected {
             let fits = |name: &&String| match pattern.split_once('*') {
+                // Redux is called as transformers are.
+                Some(_) if self == Self::Transformer && name.starts_with("flux1-redux-") => false,
                 Some((start, end)) => name.starts_with(start) && name.ends_with(end),
                 None => name == pattern,
             };

@@ -3,7 +3,7 @@
 use tch::{Kind, Tensor};
 
 use super::draw::not_loaded;
-use super::{Pipeline, Request};
+use super::{Pipeline, Request, redux};
 use crate::error::{Error, Result};
 use crate::text::{Tokenizer, Tokens};
 
@@ -11,7 +11,7 @@ use crate::text::{Tokenizer, Tokens};
 pub(super) struct Encoded {
     pub(super) txt: Tensor,
     pub(super) vec: Tensor,
-    warnings: Vec<String>,
+    pub(super) warnings: Vec<String>,
 }
 
 /// A prompt, and what the picture shall not show.
@@ -29,8 +29,21 @@ impl Text {
 }
 
 impl Pipeline {
-    pub(super) fn text(&mut self, prompt: &str, request: &Request) -> Result<Text> {
-        let prompt = self.encode(prompt, request.prompt_2.as_deref().unwrap_or(prompt), request)?;
+    /// Those of a request, with what Redux sees behind each.
+    pub(super) fn texts_of(&mut self, request: &Request) -> Result<Vec<Text>> {
+        let seen = self.look(request)?;
+        request.prompts.iter().map(|prompt| self.text(prompt, request, &seen)).collect()
+    }
+
+    /// `seen`: the tokens of Redux's pictures. The negative prompt stands alone, as in diffusers and in ComfyUI.
+    fn text(&mut self, prompt: &str, request: &Request, seen: &[Tensor]) -> Result<Text> {
+        let mut prompt = match &request.redux {
+            Some(redux) if redux.without_text => self.no_text(request)?,
+            _ => self.encode(prompt, request.prompt_2.as_deref().unwrap_or(prompt), request)?,
+        };
+        if let Some(redux) = &request.redux {
+            prompt = redux::beside(prompt, redux, seen)?;
+        }
         let negative = request.scale().and(request.negative_prompt.as_deref());
         let negative = negative.map(|negative| self.encode(negative, negative, request)).transpose()?;
         Ok(Text { prompt, negative })

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::flux1::StepCache;
 use crate::image::{Image, Mask};
+use crate::pipeline::Redux;
 use crate::sampling::{Sampler, Schedule};
 use crate::text::Weighted;
 
@@ -129,6 +130,9 @@ pub struct Request {
     /// The pictures that it begins with.
     #[serde(skip)]
     pub edit: Option<Arc<Edit>>,
+    /// The pictures that it shall look like.
+    #[serde(skip)]
+    pub redux: Option<Arc<Redux>>,
     /// The first picture's noise; the following ones count on from it.
     pub seed: u64,
     /// Leads each picture's noise a part of the way towards another one's.
@@ -163,6 +167,7 @@ impl Request {
             negative_prompt: None,
             true_cfg_scale: None,
             edit: None,
+            redux: None,
             seed: 0,
             variation: None,
             num_images: 1,
@@ -230,6 +235,12 @@ impl Request {
     /// Sets the pictures that it begins with.
     pub fn edit(mut self, edit: Edit) -> Self {
         self.edit = Some(Arc::new(edit));
+        self
+    }
+
+    /// Sets the pictures that it shall look like.
+    pub fn redux(mut self, redux: Redux) -> Self {
+        self.redux = Some(Arc::new(redux));
         self
     }
 
@@ -322,6 +333,9 @@ impl Request {
         }
         if let Some(edit) = &self.edit {
             edit.check()?;
+        }
+        if let Some(redux) = &self.redux {
+            redux.check(&self.prompts, self.prompt_2.as_deref())?;
         }
         if self.max_sequence_length.is_some_and(|n| !(2..=512).contains(&n)) {
             return wrong("max_sequence_length must be between 2 and 512".into());

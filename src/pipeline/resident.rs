@@ -14,6 +14,7 @@ use crate::flux1::{Flux1, Flux1Params};
 use crate::nn::Linears;
 use crate::ops::Numerics;
 use crate::text::{ClipConfig, ClipText, T5Config, T5Encoder};
+use crate::vision::{ReduxConfig, ReduxImageEncoder, SiglipConfig, SiglipVision};
 
 impl Parts {
     /// The transformer's file under the official names, and what was taken from the base.
@@ -37,6 +38,46 @@ impl Parts {
 
     pub(super) fn open_t5(&self, access: Access) -> Result<Checkpoint> {
         open(&self.t5, access, "T5 encoder", |f| matches!(f, Family::T5 { .. }))
+    }
+
+    /// What reads the pictures of Redux.
+    pub(super) fn open_image_encoder(&self, access: Access) -> Result<Checkpoint> {
+        let path = named(&self.image_encoder, "image encoder", "SigLIP (image_encoder, --image-encoder)")?;
+        open(path, access, "SigLIP vision model", |f| *f == Family::Siglip)
+    }
+
+    /// What makes tokens of its states.
+    pub(super) fn open_redux(&self, access: Access) -> Result<Checkpoint> {
+        let path = named(&self.redux, "Redux", "flux1-redux-dev.safetensors (redux, --redux-model)")?;
+        open(path, access, "Redux embedder", |f| *f == Family::Redux)
+    }
+
+    /// The sizes of the image encoder, from its settings where they lie beside it.
+    pub(super) fn siglip_config(&self, checkpoint: &Checkpoint) -> Result<SiglipConfig> {
+        match self.image_encoder.as_deref().and_then(config_beside) {
+            Some(path) => SiglipConfig::read(path),
+            None => SiglipConfig::from_shapes(|name| checkpoint.shape(name)),
+        }
+    }
+
+    pub(super) fn load_image_encoder(
+        &self,
+        settings: &Settings,
+        kind: Kind,
+    ) -> Result<Resident<SiglipVision>> {
+        let checkpoint = self.open_image_encoder(settings.access)?;
+        let config = self.siglip_config(&checkpoint)?;
+        let build = |vs: &VarStore| SiglipVision::new(vs.root(), &config);
+        let (linears, numerics) = (SiglipVision::linears, SiglipVision::set_numerics);
+        Resident::fill(settings, kind, checkpoint, build, Some(linears), numerics)
+    }
+
+    pub(super) fn load_redux(&self, settings: &Settings, kind: Kind) -> Result<Resident<ReduxImageEncoder>> {
+        let checkpoint = self.open_redux(settings.access)?;
+        let config = ReduxConfig::from_shapes(|name| checkpoint.shape(name))?;
+        let build = |vs: &VarStore| ReduxImageEncoder::new(vs.root(), &config);
+        let (linears, numerics) = (ReduxImageEncoder::linears, ReduxImageEncoder::set_numerics);
+        Resident::fill(settings, kind, checkpoint, build, Some(linears), numerics)
     }
 
     pub(super) fn load_transformer(
@@ -92,6 +133,13 @@ pub(super) fn load_autoencoder(
         None,
         AutoEncoder::set_numerics,
     )
+}
+
+/// A part that only some requests need.
+fn named<'a>(path: &'a Option<PathBuf>, part: &str, what: &str) -> Result<&'a Path> {
+    path.as_deref().ok_or_else(|| {
+        Error::Config(format!("pictures for Redux need its {part}, and none is named: {what}"))
+    })
 }
 
 /// Opens a part under its official names, if the file holds one.

@@ -254,6 +254,24 @@ fn a_part_that_is_named_is_not_fetched() {
 }
 
 #[test]
+fn of_redux_both_models_are_fetched_and_found_again_without_the_hub() {
+    let needed =
+        ["flux1-redux-dev.safetensors", "image_encoder/config.json", "image_encoder/model.safetensors"];
+    let others = ["README.md", "image_embedder/config.json"];
+    let files = needed.into_iter().chain(others).map(|name| (name.to_string(), bytes(name, 3000)));
+    let place = Place::with(files.collect());
+    let repository: Repository = NAME.parse().unwrap();
+    let fetch = |hub: &Hub| hub.fetch_redux(&repository, &mut |_| ControlFlow::Continue(())).unwrap();
+    let own = fetch(&place.hub);
+    assert_eq!(own.redux, Some(place.snapshot().join("flux1-redux-dev.safetensors")));
+    assert_eq!(own.image_encoder, Some(place.snapshot().join("image_encoder")));
+    assert_eq!(files_in(&place.snapshot()), needed);
+    let mut offline = place.hub.clone();
+    offline.offline = true;
+    assert_eq!(fetch(&offline), own);
+}
+
+#[test]
 fn a_repository_that_lacks_a_part_is_refused_before_anything_is_fetched() {
     let mut files = official();
     files.retain(|name, _| !name.starts_with("text_encoder/"));

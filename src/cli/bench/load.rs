@@ -17,6 +17,7 @@ use tch_flux::flux1::{Flux1, Flux1Params};
 use tch_flux::nn::Linears;
 use tch_flux::quant;
 use tch_flux::text::{ClipConfig, ClipText, T5Config, T5Encoder};
+use tch_flux::vision::{ReduxConfig, ReduxImageEncoder, SiglipConfig, SiglipVision};
 
 use super::super::{KindArg, access, human_bytes, kind_name, parse_device, print_json};
 use super::measure::{peak_bytes, synchronize};
@@ -156,6 +157,16 @@ fn build(
         }
         Family::Clip => {
             let model = ClipText::new(vs.root(), &ClipConfig::from_shapes(shape)?)?;
+            let loaded = load(Some(model.linears()))?;
+            Ok((Box::new(model), loaded))
+        }
+        Family::Siglip => {
+            let model = SiglipVision::new(vs.root(), &SiglipConfig::from_shapes(shape)?)?;
+            let loaded = load(Some(model.linears()))?;
+            Ok((Box::new(model), loaded))
+        }
+        Family::Redux => {
+            let model = ReduxImageEncoder::new(vs.root(), &ReduxConfig::from_shapes(shape)?)?;
             let loaded = load(Some(model.linears()))?;
             Ok((Box::new(model), loaded))
         }

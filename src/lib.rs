@@ -13,6 +13,7 @@
 //! | [`flux1`] | the transformer, its sizes and variants |
 //! | [`autoencoder`] | pixels to latents and back |
 //! | [`text`] | T5, CLIP and their tokenizers |
+//! | [`vision`] | pictures to what a drawing follows |
 //! | [`sampling`] | noise, positions, schedules, the Euler loop |
 //! | [`layers`] | what the transformer is made of, in the official order |
 //! | [`ops`] | the hot operations: what each means, and how it is done fast |
@@ -52,6 +53,7 @@ pub mod sampling;
 pub mod server;
 mod shim;
 pub mod text;
+pub mod vision;
 
 #[cfg(feature = "hub")]
 pub use error::HubProblem;

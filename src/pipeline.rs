@@ -7,6 +7,7 @@ mod draw;
 mod edit;
 mod memory;
 mod parts;
+mod preview;
 mod prompts;
 mod request;
 mod resident;
@@ -19,6 +20,8 @@ use std::path::PathBuf;
 
 use tch::{Device, Kind, Tensor};
 
+use memory::Owned;
+use preview::Previewer;
 use resident::Resident;
 
 pub use denoise::{Conditions, denoise};
@@ -26,10 +29,10 @@ pub use draw::OnTogether;
 pub use memory::Memory;
 #[cfg(feature = "hub")]
 pub(crate) use parts::Part;
-pub use parts::{OwnParts, Parts};
-pub use request::{Edit, Request, Role, Variation};
+pub use parts::{OwnParts, Parts, PreviewBy};
+pub use request::{Edit, Follow, Request, Role, Variation};
 
-use crate::autoencoder::AutoEncoder;
+use crate::autoencoder::AnyAutoEncoder;
 use crate::checkpoint::lora::{Lora, Model, Placed};
 use crate::checkpoint::{Access, Checkpoint};
 use crate::error::{Error, Result};
@@ -39,6 +42,7 @@ use crate::ops::{Numerics, Quantize};
 use crate::sampling::Schedule;
 use crate::shim;
 use crate::text::{ClipText, T5Encoder, Tokenizer};
+use crate::vision::DepthAnything;
 
 /// Where and in which kind a pipeline computes.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -115,7 +119,7 @@ pub enum Progress {
         image: usize,
         /// After which step, from 1.
         step: usize,
-        /// At most 256 pixels a side.
+        /// At most 256 pixels a side where the autoencoder made it; else see [`PreviewBy`].
         picture: Image,
     },
 }
@@ -177,9 +181,11 @@ pub struct Pipeline {
     clip: Option<Resident<ClipText>>,
     t5: Option<Resident<T5Encoder>>,
     transformer: Option<Resident<Flux1>>,
-    autoencoder: Option<Resident<AutoEncoder>>,
+    autoencoder: Option<Resident<AnyAutoEncoder>>,
+    previewer: Option<Previewer>,
+    depth: Option<Resident<DepthAnything>>,
     /// See [`Pipeline::memory`].
-    own_bytes: OnceCell<[u64; 4]>,
+    owned: OnceCell<Owned>,
 }
 
 impl Pipeline {
@@ -209,7 +215,9 @@ impl Pipeline {
             t5: None,
             transformer: None,
             autoencoder: None,
-            own_bytes: OnceCell::new(),
+            previewer: None,
+            depth: None,
+            owned: OnceCell::new(),
         })
     }
 
@@ -225,7 +233,8 @@ impl Pipeline {
 
     /// Lets go of every model. The next request loads them anew.
     pub fn release(&mut self) {
-        (self.clip, self.t5, self.transformer, self.autoencoder) = (None, None, None, None);
+        (self.clip, self.t5, self.transformer) = (None, None, None);
+        (self.autoencoder, self.previewer, self.depth) = (None, None, None);
         if self.settings.device != Device::Cpu {
             shim::empty_cache();
         }
@@ -321,12 +330,32 @@ impl Pipeline {
             transformer.in_memory.retain(|_, held| *held > 0);
             transformer.in_memory.insert(name.into(), numbers * bytes);
         }
-        Ok(vec![
+        let previews = match &self.parts.preview {
+            Some(PreviewBy::Decoder(path)) => Some(resident::open_autoencoder(path, access)?),
+            _ => None,
+        };
+        let previews = previews.map(|checkpoint| {
+            let kind = self.autoencoder_kind(&checkpoint);
+            let arithmetic = if self.decodes_in_f32(kind) { Kind::Float } else { Kind::BFloat16 };
+            weights("preview decoder", checkpoint, kind, arithmetic, false)
+        });
+        let mut all = vec![
             transformer,
             weights("T5", self.parts.open_t5(access)?, text, text, keep),
             weights("CLIP", self.parts.open_clip(access)?, text, text, keep),
             weights("autoencoder", autoencoder, decoder, decodes_in, false),
-        ])
+        ];
+        all.extend(previews);
+        if let Some(path) = &self.parts.depth {
+            all.push(weights(
+                "depth model",
+                resident::open_depth(path, access)?,
+                Kind::Float,
+                Kind::Float,
+                keep,
+            ));
+        }
+        Ok(all)
     }
 
     /// The request with the variant's own settings where it says nothing: schnell 4 steps and 256 tokens, dev 50 steps,

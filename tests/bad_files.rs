@@ -758,6 +758,8 @@ fn only_transformer(path: &Path) -> Parts {
         t5: none.clone(),
         clip_tokenizer: none.clone(),
         t5_tokenizer: none,
+        preview: None,
+        depth: None,
     }
 }
 

@@ -1,8 +1,10 @@
 //! What a request takes of memory, and what there is.
 
+use std::collections::BTreeMap;
+
 use tch::Device;
 
-use super::{Pipeline, Request, Settings, Weights};
+use super::{Edit, Follow, Pipeline, PreviewBy, Request, Settings, Weights, resident};
 use crate::checkpoint::Access;
 use crate::error::{Error, Result};
 use crate::ops::{Numerics, Quantize};
@@ -34,6 +36,21 @@ const DENOISE: [u64; 2] = [32, 19];
 /// with a tenth added.
 const DECODE: [u64; 2] = [10, 7];
 
+/// The same of TAEF1 in both numerics, measured at 768 × 768.
+const DECODE_TINY: u64 = 5;
+
+/// Bytes that the large depth model takes for a picture, whatever its size, beside its weights.
+const DEPTH: u64 = 1 << 30;
+
+/// What is read from the headers once.
+#[derive(Debug)]
+pub(super) struct Owned {
+    /// What the weights of each part take of memory of their own.
+    bytes: BTreeMap<&'static str, u64>,
+    /// Whether the autoencoder is a tiny one.
+    tiny: bool,
+}
+
 /// Which of two the numerics take: exact, fast.
 fn form(numbers: [u64; 2], numerics: Numerics) -> u64 {
     numbers[usize::from(numerics == Numerics::Fast)]
@@ -59,14 +76,13 @@ impl Pipeline {
     fn memory_of(&self, request: &Request, pictures: usize) -> Result<Memory> {
         let request = self.complete(request);
         let settings = &self.settings;
-        let resident =
-            [self.transformer.is_some(), self.t5.is_some(), self.clip.is_some(), self.autoencoder.is_some()];
-        let mut own = self.own_bytes()?;
-        own.iter_mut().zip(resident).filter(|(_, resident)| *resident).for_each(|(own, _)| *own = 0);
-        let [transformer, t5, clip, autoencoder] = own;
-        let text = t5 + clip;
+        let owned = self.owned()?;
+        // What is there already takes no more.
+        let own = |part, resident: bool| owned.bytes.get(part).copied().filter(|_| !resident).unwrap_or(0);
+        let transformer = own("transformer", self.transformer.is_some());
+        let text = own("T5", self.t5.is_some()) + own("CLIP", self.clip.is_some());
+        let autoencoder = own("autoencoder", self.autoencoder.is_some());
         let kept = if settings.keep_text_encoders { text } else { 0 };
-        let previews = if request.previews > 0 || request.edit.is_some() { autoencoder } else { 0 };
 
         let p = &self.params;
         let number = self.kind.elt_size_in_bytes() as u64;
@@ -80,23 +96,38 @@ impl Pipeline {
         let encoding = text_tokens * p.context_in_dim.unsigned_abs() * 4 * 16;
         let tile = settings.vae_tile.map_or(u64::MAX, |tile| tile.max(0).unsigned_abs());
         let pixels = (side(request.width) * 16).min(tile) * (side(request.height) * 16).min(tile);
-        let decoding = pixels * AUTOENCODER_CHANNELS * 4 * form(DECODE, settings.numerics);
+        let tiny = pixels * TINY_CHANNELS * 4 * DECODE_TINY;
+        let full = pixels * AUTOENCODER_CHANNELS * 4 * form(DECODE, settings.numerics);
+        let by_decoder = matches!(self.parts.preview, Some(PreviewBy::Decoder(_)));
+        let mut beside = 0;
+        if request.edit.is_some() || request.previews > 0 && self.parts.preview.is_none() {
+            beside += autoencoder;
+        }
+        if request.previews > 0 && by_decoder {
+            beside += own("preview decoder", self.previewer.is_some()) + tiny;
+        }
+        let follows = |edit: &Edit| edit.follow == Follow::Depth;
+        let depths =
+            if request.edit.as_deref().is_some_and(follows) { own("depth model", false) + DEPTH } else { 0 };
         Ok(Memory {
             text: text + encoding,
-            denoise: kept + previews + transformer + step,
-            decode: kept + transformer + autoencoder + decoding,
+            // Depths are found before the first step.
+            denoise: kept + beside + transformer + step.max(depths),
+            decode: kept + transformer + autoencoder + if owned.tiny { tiny } else { full },
         })
     }
 
     /// What the weights of each part take of memory of their own, read from the headers once.
-    fn own_bytes(&self) -> Result<[u64; 4]> {
-        if let Some(own) = self.own_bytes.get() {
-            return Ok(*own);
+    fn owned(&self) -> Result<&Owned> {
+        if let Some(owned) = self.owned.get() {
+            return Ok(owned);
         }
         let weights = self.weights()?;
-        let own: Vec<u64> = weights.iter().map(|weights| own_bytes(weights, &self.settings)).collect();
-        let own = own.try_into().map_err(|_| Error::Config("a pipeline has four parts".into()))?;
-        Ok(*self.own_bytes.get_or_init(|| own))
+        let bytes =
+            weights.iter().map(|weights| (weights.part, own_bytes(weights, &self.settings))).collect();
+        let autoencoder = self.parts.open_autoencoder(self.settings.access)?;
+        let tiny = resident::is_tiny(&autoencoder);
+        Ok(self.owned.get_or_init(|| Owned { bytes, tiny }))
     }
 
     /// [`Error::TooLarge`] where less is free than a request takes. Where the system does not say what is free, nothing
@@ -133,6 +164,8 @@ impl Pipeline {
 
 /// Of the first level of FLUX.1's autoencoder.
 const AUTOENCODER_CHANNELS: u64 = 128;
+/// Of every layer of TAEF1.
+const TINY_CHANNELS: u64 = 64;
 
 /// What a part's weights take of memory of their own.
 fn own_bytes(weights: &Weights, settings: &Settings) -> u64 {

@@ -22,6 +22,20 @@ pub struct Parts {
     pub clip_tokenizer: PathBuf,
     /// T5's tokenizer: a folder, a `tokenizer.json` or a `spiece.model`.
     pub t5_tokenizer: PathBuf,
+    /// What makes previews; without it, the autoencoder does.
+    pub preview: Option<PreviewBy>,
+    /// The weights of a depth model, with `config.json` beside, for [`Follow::Depth`](super::Follow::Depth).
+    pub depth: Option<PathBuf>,
+}
+
+/// What makes previews in place of the autoencoder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PreviewBy {
+    /// The weights of another autoencoder, a tiny one: its previews are as large as the pictures.
+    Decoder(PathBuf),
+    /// A file of factors from a latent's channels to colours, as `scripts/fit_latent_rgb.py` writes it: its previews have
+    /// a pixel for each place of the latent, and take no time.
+    Factors(PathBuf),
 }
 
 impl Parts {
@@ -91,6 +105,10 @@ pub struct OwnParts {
     pub clip_tokenizer: Option<PathBuf>,
     /// As [`Parts::t5_tokenizer`].
     pub t5_tokenizer: Option<PathBuf>,
+    /// As [`Parts::preview`]; no folder has one.
+    pub preview: Option<PreviewBy>,
+    /// As [`Parts::depth`]; no folder has one.
+    pub depth: Option<PathBuf>,
 }
 
 impl OwnParts {
@@ -113,6 +131,8 @@ impl OwnParts {
             t5: pick(self.t5, Part::T5)?,
             clip_tokenizer: pick(self.clip_tokenizer, Part::ClipTokenizer)?,
             t5_tokenizer: pick(self.t5_tokenizer, Part::T5Tokenizer)?,
+            preview: self.preview,
+            depth: self.depth,
         })
     }
 }

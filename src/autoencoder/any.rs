@@ -9,7 +9,7 @@ use crate::ops::Numerics;
 /// FLUX.1's autoencoder, or a tiny one in its place.
 #[derive(Debug)]
 pub(crate) enum AnyAutoEncoder {
-    Full(AutoEncoder),
+    Full(Box<AutoEncoder>),
     Tiny(TinyAutoEncoder),
 }
 

@@ -22,7 +22,7 @@ const FORMAT: &str = "latent-rgb/1";
 /// What makes previews in place of the autoencoder.
 #[derive(Debug)]
 pub(super) enum Previewer {
-    Decoder(Resident<AnyAutoEncoder>),
+    Decoder(Box<Resident<AnyAutoEncoder>>),
     Factors(LatentRgb),
 }
 
@@ -75,7 +75,8 @@ impl Pipeline {
             Some(PreviewBy::Decoder(path)) => {
                 let checkpoint = resident::open_autoencoder(path, self.settings.access)?;
                 let kind = self.autoencoder_kind(&checkpoint);
-                Some(Previewer::Decoder(resident::load_autoencoder(&self.settings, kind, checkpoint)?))
+                let decoder = resident::load_autoencoder(&self.settings, kind, checkpoint)?;
+                Some(Previewer::Decoder(Box::new(decoder)))
             }
         };
         Ok(())

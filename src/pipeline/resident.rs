@@ -109,13 +109,16 @@ pub(super) fn load_autoencoder(
     kind: Kind,
     checkpoint: Checkpoint,
 ) -> Result<Resident<AnyAutoEncoder>> {
-    let shape = |name: &str| checkpoint.shape(name);
-    let build: Box<dyn FnOnce(&VarStore) -> Result<AnyAutoEncoder>> = if is_tiny(&checkpoint) {
-        let params = TinyAutoEncoderParams::from_shapes(shape)?;
-        Box::new(move |vs| Ok(AnyAutoEncoder::Tiny(TinyAutoEncoder::new(vs.root(), &params)?)))
-    } else {
-        let params = AutoEncoderParams::from_shapes(shape)?;
-        Box::new(move |vs| Ok(AnyAutoEncoder::Full(AutoEncoder::new(vs.root(), &params)?)))
+    let names = checkpoint.clone();
+    let build = |vs: &VarStore| {
+        let shape = |name: &str| names.shape(name);
+        Ok(if is_tiny(&names) {
+            let params = TinyAutoEncoderParams::from_shapes(shape)?;
+            AnyAutoEncoder::Tiny(TinyAutoEncoder::new(vs.root(), &params)?)
+        } else {
+            let params = AutoEncoderParams::from_shapes(shape)?;
+            AnyAutoEncoder::Full(Box::new(AutoEncoder::new(vs.root(), &params)?))
+        })
     };
     Resident::fill(settings, kind, checkpoint, build, None, AnyAutoEncoder::set_numerics)
 }

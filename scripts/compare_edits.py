@@ -62,6 +62,48 @@ def widen(model, channels, folder):
     return folder
 
 
+def depth_model(folder):
+    """A small Depth Anything with random weights, whose numbers fill the range of bytes."""
+    from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
+
+    torch.manual_seed(6)
+    backbone = Dinov2Config(
+        hidden_size=24, num_hidden_layers=4, num_attention_heads=3, image_size=70, out_indices=[1, 2, 3, 4], reshape_hidden_states=False
+    )
+    sizes = {"reassemble_hidden_size": 24, "neck_hidden_sizes": [8, 12, 16, 20], "fusion_hidden_size": 16, "head_hidden_size": 8}
+    model = DepthAnythingForDepthEstimation(DepthAnythingConfig(backbone_config=backbone, **sizes)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 1.5 / parameter[0].numel() ** 0.5)
+        model.backbone.embeddings.position_embeddings.normal_(0, 0.5)
+        depth = model(depth_pixels(picture(SIZE, SIZE))).predicted_depth
+        model.head.conv3.weight.mul_(255 / depth.max())
+        model.head.conv3.bias.mul_(255 / depth.max())
+    model.save_pretrained(folder)
+    return model
+
+
+def depth_pixels(image):
+    """As depth-anything-large-hf configures the processor, of bytes that the official code had in -1..1 before."""
+    from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPil
+
+    processor = DPTImageProcessorPil(
+        size={"height": 518, "width": 518}, keep_aspect_ratio=True, ensure_multiple_of=14,
+        image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225],
+    )  # fmt: skip
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 127.5 - 1.0
+    return processor(((pixels + 1.0) * 127.5).byte(), return_tensors="pt")["pixel_values"]
+
+
+def depths(model, image):
+    """What the official code's `DepthImageEncoder` gives of a picture."""
+    with torch.no_grad():
+        depth = model(depth_pixels(image)).predicted_depth[:, None].expand(-1, 3, -1, -1)
+    depth = torch.nn.functional.interpolate(depth, (image.height, image.width), mode="bicubic", antialias=True)
+    return depth / 127.5 - 1.0
+
+
 def theirs(name, model, **request):
     import diffusers
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
@@ -113,7 +155,9 @@ def cases(model, folder):
         "--image", wide, "--as", "reference", "--keep-size",
     ]  # fmt: skip
     yield "Fill", "FluxFillPipeline", fill, {"image": image, "mask_image": area}, "edit", ["--image", square, "--mask", hole]
-    yield "Depth", "FluxControlPipeline", control, {"control_image": image}, "edit", ["--image", square]
+    yield "Control", "FluxControlPipeline", control, {"control_image": image}, "edit", ["--image", square]
+    followed = {"control_image": depths(depth_model(folder / "depth"), image)}
+    yield "Depth", "FluxControlPipeline", control, followed, "edit", ["--image", square, "--depth", "--depth-model", folder / "depth"]
 
 
 def main():

@@ -474,9 +474,8 @@ def export_diffusers(ex: Exporter):
         "decode": auto.decode(inputs["z"] / scale + shift).sample,
     }
     ex.write("diffusers_autoencoder_f32", "diffusers.AutoencoderKL", params, inputs, outputs, auto.state_dict())
-
-
     diffusers_samplers(ex)
+    tiny_autoencoder(ex)
 
 
 def diffusers_samplers(ex: Exporter):
@@ -516,6 +515,36 @@ def diffusers_samplers(ex: Exporter):
             x = scheduler.step(velocity(x, at), t, x, **more).prev_sample
         params = {"sampler": name, "height": height, "width": width, "seed": seed}
         ex.write(f"diffusers_sampler_{name}_f32", "diffusers.schedulers", params, inputs, pack(x), weights)
+
+
+def tiny_autoencoder(ex: Exporter):
+    from diffusers import AutoencoderTiny
+
+    for kind, dtype in DTYPES.items():
+        rng = ex.start("tiny_autoencoder")
+        stages, width = rng.randint(2, 4), 4 * rng.randint(2, 6)
+        params = {
+            "in_channels": 3,
+            "out_channels": 3,
+            "encoder_block_out_channels": [width] * stages,
+            "decoder_block_out_channels": [width] * stages,
+            "num_encoder_blocks": [rng.randint(0, 2) for _ in range(stages)],
+            "num_decoder_blocks": [rng.randint(0, 2) for _ in range(stages)],
+            "latent_channels": rng.randint(2, 16),
+            "scaling_factor": rng.choice([1.0, 0.5]),
+            "shift_factor": rng.choice([0.0, -0.3]),
+        }
+        # At least one block in each half, to tell it by.
+        params["num_encoder_blocks"][0] = params["num_decoder_blocks"][0] = rng.randint(1, 2)
+        auto = randomise(AutoencoderTiny(**params), dtype)
+        inputs = cast(autoencoder_inputs(rng, stages, params["latent_channels"]), dtype)
+        scale, shift = params["scaling_factor"], params["shift_factor"]
+        outputs = {
+            "encode": (auto.encode(inputs["x"]).latents - shift) * scale,
+            "decode": auto.decode(inputs["z"] / scale + shift).sample,
+        }
+        name = f"diffusers_tiny_autoencoder_{kind}"
+        ex.write(name, "diffusers.AutoencoderTiny", params, inputs, outputs, auto.state_dict())
 
 
 # ---------------------------------------------------------------- transformers
@@ -572,6 +601,88 @@ def export_transformers(ex: Exporter):
         # Published files have the prefix; transformers 5 drops it in memory.
         weights = {f"text_model.{k.removeprefix('text_model.')}": v for k, v in encoder.state_dict().items()}
         ex.write(f"clip_text_{kind}", "transformers.CLIPTextModel", params, {"input_ids": ids}, outputs, weights)
+    depth_anything(ex)
+
+
+def depth_anything(ex: Exporter):
+    from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Backbone, Dinov2Config
+    from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPil
+
+    def published(state: dict) -> dict:
+        """Files have the names from before transformers 5."""
+        names = {"q_proj": "attention.query", "k_proj": "attention.key", "v_proj": "attention.value"}
+        names["o_proj"] = "output.dense"
+        for new, old in names.items():
+            state = {k.replace(f".attention.{new}.", f".attention.{old}."): v for k, v in state.items()}
+        return state
+
+    def draw_backbone(rng: random.Random, states: int) -> dict:
+        heads, patch = rng.randint(1, 4), rng.choice([4, 7, 14])
+        layers = rng.randint(states, states + 1)
+        return {
+            "hidden_size": 8 * heads * rng.randint(1, 2),
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "mlp_ratio": rng.choice([2, 4]),
+            "image_size": patch * rng.randint(2, 5),
+            "patch_size": patch,
+            "out_indices": sorted(rng.sample(range(layers + 1), states)),
+            "apply_layernorm": rng.random() < 0.7,
+            "reshape_hidden_states": False,
+        }
+
+    for kind, dtype in DTYPES.items():
+        rng = ex.start("dinov2")
+        params = draw_backbone(rng, rng.randint(1, 3))
+        backbone = randomise(Dinov2Backbone(Dinov2Config(**params)), dtype)
+        # The size that the positions are for.
+        x = torch.randn(rng.randint(1, 2), 3, params["image_size"], params["image_size"]).to(DEVICE, dtype)
+        outputs = {str(i): state for i, state in enumerate(backbone(x).feature_maps)}
+        # What stood for hidden patches in training is read by nobody.
+        weights = {k: v for k, v in published(backbone.state_dict()).items() if k != "embeddings.mask_token"}
+        ex.write(f"dinov2_{kind}", "transformers.Dinov2Backbone", params, {"pixel_values": x}, outputs, weights)
+
+        rng = ex.start("depth_anything")
+        states = rng.randint(2, 4)
+        backbone = draw_backbone(rng, states)
+        metric = rng.random() < 0.3
+        params = {
+            "patch_size": backbone["patch_size"],
+            "reassemble_hidden_size": backbone["hidden_size"],
+            "reassemble_factors": [4, 2, 1, 0.5][-states:],
+            "neck_hidden_sizes": [4 * rng.randint(1, 4) for _ in range(states)],
+            "fusion_hidden_size": 2 * rng.randint(2, 8),
+            "head_in_index": rng.choice([-1, -1, -2]),
+            "head_hidden_size": rng.randint(2, 8),
+            "depth_estimation_type": "metric" if metric else "relative",
+            "max_depth": rng.choice([20, 80]) if metric else 1,
+        }
+        config = DepthAnythingConfig(backbone_config=Dinov2Config(**backbone), **params)
+        model = randomise(DepthAnythingForDepthEstimation(config), dtype)
+        # Half of them above 0, on average.
+        model.head.conv3.bias.data.fill_(0.1)
+        sides = [backbone["patch_size"] * rng.randint(3, 7) for _ in range(2)]
+        x = torch.randn(rng.randint(1, 2), 3, *sides).to(DEVICE, dtype)
+        output = {"predicted_depth": model(x).predicted_depth}
+        params |= {"backbone_config": backbone}
+        name, weights = "transformers.DepthAnythingForDepthEstimation", published(model.state_dict())
+        ex.write(f"depth_anything_{kind}", name, params, {"pixel_values": x}, output, weights)
+
+    rng = ex.start(name := "depth_pixels")
+    # As depth-anything-large-hf configures it.
+    settings = {"size": {"height": 518, "width": 518}, "keep_aspect_ratio": True, "ensure_multiple_of": 14}
+    settings |= {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+    picture = torch.randint(0, 256, (rng.randint(1, 3), rng.randint(90, 130), 3), dtype=torch.uint8)
+    pixels = DPTImageProcessorPil(**settings)(picture.permute(2, 0, 1), return_tensors="pt")["pixel_values"]
+    ex.write(name, "transformers.DPTImageProcessorPil", {}, {"picture": picture}, pixels)
+
+    for index, (low, high) in enumerate([(5, 30), (30, 90)]):
+        rng = ex.start(name := f"bicubic_antialias_{index}")
+        x = torch.randn(rng.randint(1, 2), 3, rng.randint(low, high), rng.randint(low, high)).to(DEVICE)
+        params = {"height": rng.randint(16, 48), "width": rng.randint(16, 48)}
+        size = (params["height"], params["width"])
+        output = torch.nn.functional.interpolate(x, size, mode="bicubic", antialias=True)
+        ex.write(name, "torch.nn.functional.interpolate", params, {"x": x}, output)
 
         rng = ex.start("siglip_vision")
         heads, patch = rng.randint(1, 5), rng.choice([4, 6, 7])

@@ -3,7 +3,9 @@
 //! Source: `black-forest-labs/flux` at 802fb47, `src/flux/modules/autoencoder.py`. Pictures are `[B, 3, H, W]` in
 //! −1..1, latents `[B, z_channels, H/8, W/8]`.
 
+mod any;
 mod tiles;
+mod tiny;
 
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -13,6 +15,9 @@ use crate::error::{Error, Result};
 use crate::nn::{Conv2d, GroupNorm, Parameters, check_kind, check_sizes};
 use crate::ops::{self, Before, Numerics};
 use tiles::Scale;
+
+pub(crate) use any::AnyAutoEncoder;
+pub use tiny::{TinyAutoEncoder, TinyAutoEncoderParams};
 
 /// The sizes of an autoencoder, in the official names.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

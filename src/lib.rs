@@ -14,6 +14,7 @@
 //! | [`autoencoder`] | pixels to latents and back |
 //! | [`vision`] | what turns a picture into states that the transformer reads |
 //! | [`text`] | T5, CLIP and their tokenizers |
+//! | [`vision`] | pictures to what a drawing follows |
 //! | [`sampling`] | noise, positions, schedules, the Euler loop |
 //! | [`layers`] | what the transformer is made of, in the official order |
 //! | [`ops`] | the hot operations: what each means, and how it is done fast |

@@ -183,7 +183,7 @@ impl Parameters {
 #[derive(Debug)]
 pub struct Conv2d {
     weight: Tensor,
-    bias: Tensor,
+    bias: Option<Tensor>,
     stride: i64,
     padding: i64,
 }
@@ -198,12 +198,21 @@ impl Conv2d {
         stride: i64,
         padding: i64,
     ) -> Self {
-        Self {
-            weight: declare(&vs, "weight", &[out_channels, in_channels, kernel_size, kernel_size]),
-            bias: declare(&vs, "bias", &[out_channels]),
-            stride,
-            padding,
-        }
+        let bare = Self::without_bias(&vs, in_channels, out_channels, kernel_size, stride, padding);
+        Self { bias: Some(declare(&vs, "bias", &[out_channels])), ..bare }
+    }
+
+    /// Declares `weight` alone (`bias=False`).
+    pub fn without_bias(
+        vs: &Path,
+        in_channels: i64,
+        out_channels: i64,
+        kernel_size: i64,
+        stride: i64,
+        padding: i64,
+    ) -> Self {
+        let weight = declare(vs, "weight", &[out_channels, in_channels, kernel_size, kernel_size]);
+        Self { weight, bias: None, stride, padding }
     }
 
     /// The kernels.
@@ -211,8 +220,8 @@ impl Conv2d {
         &self.weight
     }
 
-    pub(crate) fn bias(&self) -> &Tensor {
-        &self.bias
+    pub(crate) fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
     }
 
     pub(crate) fn stride(&self) -> i64 {
@@ -227,7 +236,33 @@ impl Conv2d {
 impl Module for Conv2d {
     fn forward(&self, xs: &Tensor) -> Tensor {
         let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
-        xs.conv2d(&self.weight, Some(&self.bias), stride, padding, [1, 1], 1)
+        xs.conv2d(&self.weight, self.bias.as_ref(), stride, padding, [1, 1], 1)
+    }
+}
+
+/// `torch.nn.ConvTranspose2d` whose kernel is as wide as its stride, so that each pixel becomes a square of its own:
+/// `[B, C, H, W]` to `[B, C', H·stride, W·stride]`.
+#[derive(Debug)]
+pub struct ConvTranspose2d {
+    weight: Tensor,
+    bias: Tensor,
+    stride: i64,
+}
+
+impl ConvTranspose2d {
+    /// Declares `weight` `[in, out, stride, stride]` and `bias` `[out]`.
+    pub fn new(vs: Path, in_channels: i64, out_channels: i64, stride: i64) -> Self {
+        Self {
+            weight: declare(&vs, "weight", &[in_channels, out_channels, stride, stride]),
+            bias: declare(&vs, "bias", &[out_channels]),
+            stride,
+        }
+    }
+}
+
+impl Module for ConvTranspose2d {
+    fn forward(&self, xs: &Tensor) -> Tensor {
+        xs.conv_transpose2d(&self.weight, Some(&self.bias), [self.stride; 2], [0, 0], [0, 0], 1, [1, 1])
     }
 }
 

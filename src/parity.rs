@@ -24,22 +24,30 @@ use params::{
     ScheduleParams, SizeParams, TimestepParams, WrapperParams,
 };
 
-use crate::autoencoder::{AttnBlock, AutoEncoder, AutoEncoderParams, ResnetBlock};
+use crate::autoencoder::{
+    AttnBlock, AutoEncoder, AutoEncoderParams, ResnetBlock, TinyAutoEncoder, TinyAutoEncoderParams,
+};
 use crate::checkpoint::lora::{Lora, Model};
 use crate::checkpoint::{Access, Checkpoint, LoadOptions};
 use crate::error::{Error, Result};
 use crate::flux1::{Flux1, Flux1Input, Flux1Params};
+use crate::image::Image;
 use crate::layers::{
     DoubleStreamBlock, EmbedNd, LastLayer, LinearLora, MlpEmbedder, Modulation, QkNorm, RmsNorm,
     SelfAttention, SingleStreamBlock, timestep_embedding,
 };
 use crate::math::{apply_rope, attention, rope};
+use crate::nn::Parameters;
 use crate::ops::{self, Numerics};
 use crate::pipeline::{Conditions, denoise};
 use crate::sampling::{Prepared, get_noise, get_schedule, prepare, unpack};
 use crate::shim;
 use crate::text::{ClipConfig, ClipText, T5Config, T5Encoder};
-use crate::vision::{ReduxConfig, ReduxImageEncoder, SiglipConfig, SiglipVision};
+use crate::vision::dpt::{pixel_values, resize_bicubic};
+use crate::vision::{
+    DepthAnything, DepthConfig, Dinov2, Dinov2Config, ReduxConfig, ReduxImageEncoder, SiglipConfig,
+    SiglipVision,
+};
 
 /// The machine that made a case, or this one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -473,6 +481,7 @@ impl Case {
                 self.autoencoder(&AutoEncoderParams { scale_factor, shift_factor, ..sizes }, weights)
                     .map(Some)
             }
+            "diffusers.AutoencoderTiny" => self.tiny_autoencoder().map(Some),
             "flux.sampling.get_noise" => {
                 let p: NoiseParams = self.params()?;
                 let kind = p.kind()?;
@@ -527,8 +536,39 @@ impl Case {
                 self.load(&vs)?;
                 named(vec![("image_embeds", model.forward(&input("x")?)?)])
             }
+            "transformers.Dinov2Backbone" => {
+                let vs = self.store();
+                let config: Dinov2Config = self.params()?;
+                let (model, parameters) = Parameters::of(|| Dinov2::new(vs.root(), &config))?;
+                self.load(&vs)?;
+                parameters.check()?;
+                let _ops = parameters.ops().enter();
+                let states = model.forward(&input("pixel_values")?)?;
+                Ok(Some(states.into_iter().enumerate().map(|(i, x)| (i.to_string(), x)).collect()))
+            }
+            "transformers.DepthAnythingForDepthEstimation" => {
+                let vs = self.store();
+                let model = DepthAnything::new(vs.root(), &self.params::<DepthConfig>()?)?;
+                self.load(&vs)?;
+                named(vec![("predicted_depth", model.forward(&input("pixel_values")?)?)])
+            }
+            "transformers.DPTImageProcessorPil" => output(pixel_values(&self.picture("picture")?)?),
+            "torch.nn.functional.interpolate" => {
+                let p: SizeParams = self.params()?;
+                output(resize_bicubic(&input("x")?, [p.height, p.width])?)
+            }
             _ => Ok(None),
         }
+    }
+
+    /// Bytes `[H, W, 3]`.
+    fn picture(&self, name: &str) -> Result<Image> {
+        let x = self.input(name)?.f_to_device(Device::Cpu)?;
+        let [height, width, 3] = x.size()[..] else {
+            return Err(self.lacks(&format!("in.{name} of the shape [H, W, 3]")));
+        };
+        let rgb = Vec::try_from(x.f_to_kind(Kind::Uint8)?.f_reshape([-1])?)?;
+        Ok(Image { width: width as u32, height: height as u32, rgb })
     }
 
     fn modulation<const N: usize>(&self, dim: i64) -> Result<BTreeMap<String, Tensor>> {
@@ -593,6 +633,24 @@ impl Case {
             outputs.insert("decode".to_string(), model.decode(&z)?);
         }
         Ok(outputs)
+    }
+
+    fn tiny_autoencoder(&self) -> Result<BTreeMap<String, Tensor>> {
+        let (vs, weights) = (self.store(), self.weights()?.official());
+        let p: DiffusersAutoencoderParams = self.params()?;
+        let sizes = TinyAutoEncoderParams::from_shapes(|name| weights.shape(name))?;
+        let (scaling_factor, shift_factor) = (p.scaling_factor, p.shift_factor);
+        let model = TinyAutoEncoder::new(
+            vs.root(),
+            &TinyAutoEncoderParams { scaling_factor, shift_factor, ..sizes },
+        )?;
+        weights.load(&vs, LoadOptions::default())?;
+        self.drawn(&vs)?;
+        let (x, z) = (self.input("x")?, self.input("z")?);
+        Ok(BTreeMap::from([
+            ("encode".to_string(), model.encode(&x)?),
+            ("decode".to_string(), model.decode(&z)?),
+        ]))
     }
 
     fn denoise(&self) -> Result<Tensor> {

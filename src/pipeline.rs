@@ -8,6 +8,7 @@ mod edit;
 mod memory;
 mod parts;
 mod plan;
+mod preview;
 mod prompts;
 mod redux;
 mod request;
@@ -22,21 +23,22 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
+use memory::Owned;
+use preview::Previewer;
 use redux::Vision;
 use resident::Resident;
 
 pub use denoise::{Conditions, denoise};
 pub use draw::OnTogether;
 pub use memory::Memory;
-use memory::OwnBytes;
 #[cfg(feature = "hub")]
 pub(crate) use parts::Part;
-pub use parts::{OwnParts, Parts};
+pub use parts::{OwnParts, Parts, PreviewBy};
 pub use plan::{Plan, peak_bytes};
 pub use redux::{Redux, ReduxImage, ReduxMix};
-pub use request::{Edit, Request, Role, Variation};
+pub use request::{Edit, Follow, Request, Role, Variation};
 
-use crate::autoencoder::AutoEncoder;
+use crate::autoencoder::AnyAutoEncoder;
 use crate::checkpoint::lora::{Lora, Model, Placed};
 use crate::checkpoint::{Access, Checkpoint};
 use crate::error::{Error, Result};
@@ -46,6 +48,7 @@ use crate::ops::{Numerics, Quantize};
 use crate::sampling::Schedule;
 use crate::shim;
 use crate::text::{ClipText, T5Encoder, Tokenizer};
+use crate::vision::DepthAnything;
 
 /// Where and in which kind a pipeline computes.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -139,7 +142,7 @@ pub enum Progress {
         image: usize,
         /// After which step, from 1.
         step: usize,
-        /// At most 256 pixels a side.
+        /// At most 256 pixels a side where the autoencoder made it; else see [`PreviewBy`].
         picture: Image,
     },
 }
@@ -203,12 +206,14 @@ pub struct Pipeline {
     clip: Option<Resident<ClipText>>,
     t5: Option<Resident<T5Encoder>>,
     transformer: Option<Resident<Flux1>>,
-    autoencoder: Option<Resident<AutoEncoder>>,
+    autoencoder: Option<Resident<AnyAutoEncoder>>,
+    previewer: Option<Previewer>,
+    depth: Option<Resident<DepthAnything>>,
     vision: Option<Vision>,
     /// Tokens of a picture that Redux reads.
     redux_tokens: OnceCell<i64>,
     /// See [`Pipeline::memory`].
-    own_bytes: OnceCell<OwnBytes>,
+    owned: OnceCell<Owned>,
 }
 
 impl Pipeline {
@@ -238,9 +243,11 @@ impl Pipeline {
             t5: None,
             transformer: None,
             autoencoder: None,
+            previewer: None,
+            depth: None,
             vision: None,
             redux_tokens: OnceCell::new(),
-            own_bytes: OnceCell::new(),
+            owned: OnceCell::new(),
         })
     }
 
@@ -256,8 +263,8 @@ impl Pipeline {
 
     /// Lets go of every model. The next request loads them anew.
     pub fn release(&mut self) {
-        (self.clip, self.t5, self.transformer, self.autoencoder) = (None, None, None, None);
-        self.vision = None;
+        (self.clip, self.t5, self.transformer) = (None, None, None);
+        (self.autoencoder, self.previewer, self.depth, self.vision) = (None, None, None, None);
         if self.settings.device != Device::Cpu {
             shim::empty_cache();
         }
@@ -353,16 +360,35 @@ impl Pipeline {
             transformer.in_memory.retain(|_, held| *held > 0);
             transformer.in_memory.insert(name.into(), numbers * bytes);
         }
+        let previews = match &self.parts.preview {
+            Some(PreviewBy::Decoder(path)) => Some(resident::open_autoencoder(path, access)?),
+            _ => None,
+        };
+        let previews = previews.map(|checkpoint| {
+            let kind = self.autoencoder_kind(&checkpoint);
+            let arithmetic = if self.decodes_in_f32(kind) { Kind::Float } else { Kind::BFloat16 };
+            weights("preview decoder", checkpoint, kind, arithmetic, false)
+        });
         let mut all = vec![
             transformer,
             weights("T5", self.parts.open_t5(access)?, text, text, keep),
             weights("CLIP", self.parts.open_clip(access)?, text, text, keep),
             weights("autoencoder", autoencoder, decoder, decodes_in, false),
         ];
+        all.extend(previews);
         if self.parts.redux.is_some() && self.parts.image_encoder.is_some() {
             let encoder = self.parts.open_image_encoder(access)?;
             all.push(weights("image encoder", encoder, text, text, keep));
             all.push(weights("Redux", self.parts.open_redux(access)?, text, text, keep));
+        }
+        if let Some(path) = &self.parts.depth {
+            all.push(weights(
+                "depth model",
+                resident::open_depth(path, access)?,
+                Kind::Float,
+                Kind::Float,
+                keep,
+            ));
         }
         Ok(all)
     }

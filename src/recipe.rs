@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::{Error, Result};
 use crate::ops::{Numerics, Quantize};
-use crate::pipeline::{Generated, ReduxMix, Request, Role};
+use crate::pipeline::{Follow, Generated, ReduxMix, Request, Role};
 
 /// The key of our own text in a PNG.
 const TEXT_KEY: &str = "tch-flux";
@@ -47,9 +47,24 @@ pub struct Begun {
     /// See [`Edit::keep_size`](crate::pipeline::Edit::keep_size).
     #[serde(default)]
     pub keep_size: bool,
-    /// See [`Edit::canny`](crate::pipeline::Edit::canny).
-    #[serde(default)]
-    pub canny: bool,
+    /// See [`Edit::follow`](crate::pipeline::Edit::follow).
+    #[serde(default, alias = "canny", deserialize_with = "follow")]
+    pub follow: Follow,
+}
+
+/// As its word, or as older pictures have it: whether it is the edges.
+fn follow<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Follow, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Either {
+        Canny(bool),
+        Follow(Follow),
+    }
+    Ok(match Either::deserialize(deserializer)? {
+        Either::Canny(true) => Follow::Canny,
+        Either::Canny(false) => Follow::Picture,
+        Either::Follow(follow) => follow,
+    })
 }
 
 /// The pictures that a drawing was made to look like, by their files.
@@ -110,7 +125,7 @@ impl Recipe {
                 strength: edit.strength,
                 role: edit.role,
                 keep_size: edit.keep_size,
-                canny: edit.canny,
+                follow: edit.follow,
             }),
             redux: picture.request.redux.as_deref().map(|redux| Seen {
                 images: redux
@@ -161,5 +176,26 @@ impl Recipe {
             prompts.join("\n"),
             request.sampler.title(),
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_followed_is_read_from_older_pictures_too() {
+        let begun = |more: &str| serde_json::from_str::<Begun>(&format!(r#"{{"strength": 0.6{more}}}"#));
+        for (more, follow) in [
+            ("", Follow::Picture),
+            (r#", "canny": false"#, Follow::Picture),
+            (r#", "canny": true"#, Follow::Canny),
+            (r#", "follow": "depth""#, Follow::Depth),
+        ] {
+            assert_eq!(begun(more).unwrap().follow, follow, "{more}");
+        }
+        let depth = begun(r#", "follow": "depth""#).unwrap();
+        assert_eq!(serde_json::from_str::<Begun>(&serde_json::to_string(&depth).unwrap()).unwrap(), depth);
+        assert!(begun(r#", "follow": "edges""#).is_err());
     }
 }

@@ -762,6 +762,8 @@ fn only_transformer(path: &Path) -> Parts {
         t5_tokenizer: none,
         redux: None,
         image_encoder: None,
+        preview: None,
+        depth: None,
     }
 }
 

@@ -7,11 +7,13 @@ use std::collections::BTreeMap;
 use tch::nn::VarStore;
 use tch::{Device, Kind};
 use tch_flux::Error;
-use tch_flux::autoencoder::{AutoEncoder, AutoEncoderParams};
+use tch_flux::autoencoder::{AutoEncoder, AutoEncoderParams, TinyAutoEncoder, TinyAutoEncoderParams};
 use tch_flux::checkpoint::{AUTOENCODER_DIFFUSERS, Access, Checkpoint, FLUX1_DIFFUSERS, Family, LoadOptions};
 use tch_flux::flux1::{Flux1, Flux1Params};
 use tch_flux::text::{ClipConfig, ClipText, T5Config, T5Encoder};
-use tch_flux::vision::{ReduxConfig, ReduxImageEncoder, SiglipConfig, SiglipVision};
+use tch_flux::vision::{
+    DepthAnything, DepthConfig, ReduxConfig, ReduxImageEncoder, SiglipConfig, SiglipVision,
+};
 
 use common::{layout, temp, write_sparse};
 
@@ -70,6 +72,31 @@ fn the_autoencoder_declares_the_official_tensors() {
     let vs = VarStore::new(Device::Cpu);
     AutoEncoder::new(vs.root(), &AutoEncoderParams::flux1()).unwrap();
     assert_same(&declared(&vs), &official("ae"));
+}
+
+#[test]
+fn taef1_declares_the_tensors_of_both_of_its_layouts() {
+    let vs = VarStore::new(Device::Cpu);
+    TinyAutoEncoder::new(vs.root(), &TinyAutoEncoderParams::taef1()).unwrap();
+    assert_same(&declared(&vs), &official("taef1.diffusers"));
+    let (_folder, first) = temp("taef1_encoder.safetensors");
+    let second = first.with_file_name("taef1_decoder.safetensors");
+    write_sparse(&first, &layout("taef1-encoder"));
+    write_sparse(&second, &layout("taef1-decoder"));
+    let [first, second] =
+        [first, second].map(|path| Checkpoint::open(&path, Access::Map).unwrap().official());
+    assert_same(&renamed(&first.joined(second)), &official("taef1.diffusers"));
+}
+
+#[test]
+fn the_large_depth_model_declares_the_published_tensors() {
+    let (_folder, path) = temp("model.safetensors");
+    write_sparse(&path, &layout("depth-anything-large"));
+    let checkpoint = Checkpoint::open(&path, Access::Map).unwrap();
+    assert_eq!(checkpoint.family(), Family::Depth);
+    let vs = VarStore::new(Device::Cpu);
+    DepthAnything::new(vs.root(), &DepthConfig::large()).unwrap();
+    assert_same(&declared(&vs), &renamed(&checkpoint.official()));
 }
 
 #[test]

@@ -3,13 +3,15 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use tch::Kind;
+use tch::nn::VarStore;
+use tch::{Device, Kind, Tensor};
 use tch_flux::Error;
+use tch_flux::autoencoder::{TinyAutoEncoder, TinyAutoEncoderParams};
 use tch_flux::checkpoint::Access;
 use tch_flux::image::Image;
 use tch_flux::image::Mask;
 use tch_flux::pipeline::{
-    Edit, Generated, OwnParts, Parts, Phase, Pipeline, Progress, Request, Role, Settings,
+    Edit, Follow, Generated, OwnParts, Parts, Phase, Pipeline, PreviewBy, Progress, Request, Role, Settings,
 };
 
 fn model() -> PathBuf {
@@ -201,6 +203,8 @@ fn a_folder_need_not_hold_the_parts_that_are_named() {
         base,
         redux,
         image_encoder,
+        preview,
+        depth,
     } = Parts::find(model()).unwrap();
     std::fs::copy(transformer, folder.path().join("flux1-a.safetensors")).unwrap();
     let own = OwnParts {
@@ -213,6 +217,8 @@ fn a_folder_need_not_hold_the_parts_that_are_named() {
         t5_tokenizer: Some(t5_tokenizer),
         redux,
         image_encoder,
+        preview,
+        depth,
     };
     assert_eq!(own.whole(), None);
     let parts = Parts::find_rest(own, folder.path()).unwrap();
@@ -287,4 +293,86 @@ fn pictures_in_a_role_that_the_model_does_not_have_are_refused() {
     }
     assert!(refused(Edit::new(vec![image.clone(), image.clone()])).contains("one picture"));
     assert!(refused(Edit { role: Some(Role::Reference), mask: mask(), ..one() }).contains("no mask"));
+}
+
+/// A tiny autoencoder with random weights: in a file with both halves, and in one for each, under its author's names.
+fn tiny_autoencoder(folder: &Path) -> [PathBuf; 2] {
+    let vs = VarStore::new(Device::Cpu);
+    let params = TinyAutoEncoderParams { block_out_channels: 8, ..TinyAutoEncoderParams::taef1() };
+    let _model = TinyAutoEncoder::new(vs.root(), &params).unwrap();
+    tch_flux::nn::init(&vs, 1).unwrap();
+    let all: Vec<(String, Tensor)> = vs.variables().into_iter().collect();
+    let write = |name: &str, tensors: &[(String, Tensor)]| {
+        let path = folder.join(name);
+        Tensor::write_safetensors(tensors, &path).unwrap();
+        path
+    };
+    let half = |name: &str, shift: usize| {
+        let tensors = all.iter().filter_map(|(full, tensor)| {
+            let (number, rest) = full.strip_prefix(&format!("{name}.layers."))?.split_once('.')?;
+            Some((format!("{}.{rest}", number.parse::<usize>().ok()? + shift), tensor.shallow_clone()))
+        });
+        write(&format!("taef1_{name}.safetensors"), &tensors.collect::<Vec<_>>())
+    };
+    half("encoder", 0);
+    [write("taef1.safetensors", &all), half("decoder", 1)]
+}
+
+#[test]
+fn previews_are_made_by_whatever_is_named_and_change_no_bit_of_the_picture() {
+    let folder = tempfile::tempdir().unwrap();
+    let [decoder, halves] = tiny_autoencoder(folder.path());
+    let factors = folder.path().join("factors.json");
+    let json = serde_json::json!({ "format": "latent-rgb/1", "factors": vec![[0.1, 0.2, -0.1]; 16], "bias": [0.0, 0.1, 0.2] });
+    std::fs::write(&factors, json.to_string()).unwrap();
+    let plain = draw(&mut open(Settings::default()), &circle(8)).remove(0).image;
+    let mut seen: Vec<Vec<Image>> = Vec::new();
+    for (preview, side) in [
+        (None, 64),
+        (Some(PreviewBy::Decoder(decoder)), 64),
+        (Some(PreviewBy::Decoder(halves)), 64),
+        (Some(PreviewBy::Factors(factors)), 8),
+    ] {
+        let parts = Parts { preview, ..Parts::find(model()).unwrap() };
+        let mut pipeline = Pipeline::open(parts, Settings::default()).unwrap();
+        let mut previews = Vec::new();
+        let drawn = pipeline.generate(&circle(8).previews(2), &mut |progress| {
+            if let Progress::Preview { picture, .. } = progress {
+                previews.push(picture);
+            }
+            ControlFlow::Continue(())
+        });
+        assert_eq!(drawn.unwrap().remove(0).image, plain);
+        assert_eq!(previews.len(), 2);
+        assert!(previews.iter().all(|picture| (picture.width, picture.height) == (side, side)));
+        seen.push(previews);
+    }
+    assert_eq!(seen[1], seen[2], "both layouts are one decoder");
+    assert_ne!(seen[0], seen[1], "the previews are another decoder's");
+}
+
+#[test]
+fn a_tiny_autoencoder_stands_in_for_the_full_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let [both, halves] = tiny_autoencoder(folder.path());
+    let edit = || Edit { strength: 0.5, ..Edit::new(vec![plain(64, 64, [200, 90, 10])]) };
+    let with = |autoencoder: &Path| {
+        let parts = Parts { autoencoder: autoencoder.to_path_buf(), ..Parts::find(model()).unwrap() };
+        let mut pipeline = Pipeline::open(parts, Settings::default()).unwrap();
+        [circle(9), circle(9).edit(edit())].map(|request| draw(&mut pipeline, &request).remove(0).image)
+    };
+    assert_eq!(with(&both), with(&halves));
+    std::fs::remove_file(folder.path().join("taef1_encoder.safetensors")).unwrap();
+    let parts = Parts { autoencoder: halves, ..Parts::find(model()).unwrap() };
+    let mut alone = Pipeline::open(parts, Settings::default()).unwrap();
+    assert_eq!(draw(&mut alone, &circle(9)).remove(0).image, with(&both)[0]);
+    let refused = alone.generate(&circle(9).edit(edit()), &mut |_| ControlFlow::Continue(()));
+    assert!(matches!(refused, Err(Error::Config(text)) if text.contains("no encoder")));
+}
+
+#[test]
+fn depths_need_a_model_of_them_and_a_transformer_that_follows() {
+    let pipeline = open(Settings::default());
+    let edit = Edit { follow: Follow::Depth, ..Edit::new(vec![plain(64, 64, [1, 2, 3])]) };
+    assert!(matches!(pipeline.role(&edit), Err(Error::Request(text)) if text.contains("as Control")));
 }

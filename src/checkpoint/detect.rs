@@ -48,6 +48,11 @@ pub enum Family {
         /// Whose names.
         layout: Layout,
     },
+    /// A tiny autoencoder (TAESD, TAEF1), or one of its halves.
+    TinyAutoEncoder {
+        /// Whose names; the official ones are those of its author, and there encoder and decoder are files of their own.
+        layout: Layout,
+    },
     /// A T5 encoder.
     T5 {
         /// Whose names; the official ones are those of transformers.
@@ -59,6 +64,8 @@ pub enum Family {
     Siglip,
     /// The embedder of Redux.
     Redux,
+    /// A depth model: Depth Anything.
+    Depth,
     /// A low-rank update of another model.
     Lora,
     /// Several models in one file.
@@ -122,6 +129,7 @@ impl Names<'_> {
     fn under(&self, prefix: &str) -> Option<Family> {
         let shape = |name: &str| self.0.get(format!("{prefix}{name}").as_str());
         let has = |name: &str| shape(name).is_some();
+        let is_kernel = |name: &str| shape(name).is_some_and(|shape| shape.len() == 4);
         let flux1 = |layout, img_in: &str, out: &str, guidance: &str| Family::Flux1 {
             layout,
             in_channels: shape(img_in).and_then(|s| s.get(1).copied()),
@@ -149,6 +157,12 @@ impl Names<'_> {
             autoencoder(Layout::Official, has("bn.running_mean"))
         } else if has("encoder.down_blocks.0.resnets.0.conv1.weight") {
             autoencoder(Layout::Diffusers, has("bn.running_mean"))
+        } else if has("decoder.layers.2.conv.0.weight") || has("encoder.layers.1.conv.0.weight") {
+            Family::TinyAutoEncoder { layout: Layout::Diffusers }
+        } else if is_kernel("0.weight") && has("1.conv.0.weight")
+            || is_kernel("1.weight") && has("3.conv.0.weight")
+        {
+            Family::TinyAutoEncoder { layout: Layout::Official }
         } else if has("encoder.block.0.layer.0.SelfAttention.q.weight") {
             Family::T5 { layout: Layout::Official }
         } else if has("enc.blk.0.attn_q.weight") {
@@ -161,6 +175,10 @@ impl Names<'_> {
             || has("embeddings.token_embedding.weight")
         {
             Family::Clip
+        } else if has("backbone.embeddings.position_embeddings")
+            && has("neck.reassemble_stage.layers.0.projection.weight")
+        {
+            Family::Depth
         } else {
             return None;
         };
@@ -180,6 +198,7 @@ impl Family {
             | Self::Flux2 { layout }
             | Self::AutoEncoder { layout }
             | Self::AutoEncoder2 { layout }
+            | Self::TinyAutoEncoder { layout }
             | Self::T5 { layout } => Some(*layout),
             Self::AllInOne => Some(Layout::Comfy),
             _ => None,
@@ -193,6 +212,7 @@ impl Family {
             | Self::Flux2 { layout }
             | Self::AutoEncoder { layout }
             | Self::AutoEncoder2 { layout }
+            | Self::TinyAutoEncoder { layout }
             | Self::T5 { layout } => *layout = Layout::Comfy,
             _ => {}
         }
@@ -206,10 +226,12 @@ impl Family {
             Self::Flux2 { .. } => "FLUX.2 transformer",
             Self::AutoEncoder { .. } => "FLUX.1 autoencoder",
             Self::AutoEncoder2 { .. } => "FLUX.2 autoencoder",
+            Self::TinyAutoEncoder { .. } => "tiny autoencoder",
             Self::T5 { .. } => "T5 encoder",
             Self::Clip => "CLIP text model",
             Self::Siglip => "SigLIP vision model",
             Self::Redux => "FLUX.1 Redux embedder",
+            Self::Depth => "depth model",
             Self::Lora => "LoRA",
             Self::AllInOne => "ComfyUI all-in-one",
             Self::Unknown { .. } => "unknown",
@@ -247,11 +269,15 @@ impl fmt::Display for Family {
             Family::Flux2 { layout } => write!(f, "this is a FLUX.2 transformer, in {layout}"),
             Family::AutoEncoder { layout } => write!(f, "this is FLUX.1's autoencoder, in {layout}"),
             Family::AutoEncoder2 { layout } => write!(f, "this is FLUX.2's autoencoder, in {layout}"),
+            Family::TinyAutoEncoder { layout } => {
+                write!(f, "this is a tiny autoencoder (TAESD), in {layout}")
+            }
             Family::T5 { layout: Layout::Official } => f.write_str("this is a T5 encoder"),
             Family::T5 { layout } => write!(f, "this is a T5 encoder, in {layout}"),
             Family::Clip => f.write_str("this is a CLIP text model"),
             Family::Siglip => f.write_str("this is a SigLIP vision model"),
             Family::Redux => f.write_str("this is the embedder of FLUX.1 Redux"),
+            Family::Depth => f.write_str("this is a depth model (Depth Anything)"),
             Family::Lora => f.write_str("this is a LoRA, a change to another model"),
             Family::AllInOne => f.write_str("this is a file of ComfyUI with several models in it"),
             Family::Unknown { example: None } => f.write_str("this holds no tensors"),

@@ -30,7 +30,8 @@ pub(crate) use file::read_index;
 pub use index::Index;
 pub use load::{LoadOptions, Loaded};
 pub use names::{
-    AUTOENCODER_DIFFUSERS, FLUX1_DIFFUSERS, FLUX2_DIFFUSERS, NORMS_SPELLED_WEIGHT, Rename, Renames, T5_LLAMA,
+    AUTOENCODER_DIFFUSERS, DEPTH_TRANSFORMERS_5, FLUX1_DIFFUSERS, FLUX2_DIFFUSERS, NORMS_SPELLED_WEIGHT,
+    Rename, Renames, T5_LLAMA, TAESD_DECODER, TAESD_ENCODER,
 };
 pub use safetensors::{Entry, Header};
 
@@ -142,6 +143,14 @@ impl Checkpoint {
             Family::AutoEncoder { .. } | Family::AutoEncoder2 { .. } if diffusers => {
                 self.renamed(&AUTOENCODER_DIFFUSERS)
             }
+            Family::TinyAutoEncoder { .. } if self.shape("0.weight").is_some() => {
+                self.renamed(&TAESD_ENCODER)
+            }
+            Family::TinyAutoEncoder { .. } if self.shape("1.weight").is_some() => {
+                self.renamed(&TAESD_DECODER)
+            }
+            // The token stood for hidden patches in training.
+            Family::Depth => self.renamed(&DEPTH_TRANSFORMERS_5).without(&["backbone.embeddings.mask_token"]),
             Family::T5 { .. } => self
                 .renamed(&T5_LLAMA)
                 .alias("encoder.embed_tokens.weight", "shared.weight")
@@ -164,12 +173,21 @@ impl Checkpoint {
     /// Takes what is missing outside of the blocks (`img_in`, `time_in`, `vector_in`, `guidance_in`, `txt_in`,
     /// `final_layer`) from another checkpoint in the official names, as finetunes leave it out that did not train it.
     /// Returns the names that were taken.
-    pub fn filled_from(mut self, base: Self) -> (Self, Vec<String>) {
+    pub fn filled_from(self, base: Self) -> (Self, Vec<String>) {
+        self.taking(base, |name| OUTSIDE_THE_BLOCKS.iter().any(|prefix| name.starts_with(prefix)))
+    }
+
+    /// Both, where a model lies in two files. Of a name that both have, the first one's tensor stays.
+    pub fn joined(self, other: Self) -> Self {
+        self.taking(other, |_| true).0
+    }
+
+    /// What is missing and wanted, from another checkpoint; and the names that were taken.
+    fn taking(mut self, other: Self, wanted: impl Fn(&str) -> bool) -> (Self, Vec<String>) {
         let (first, mut taken) = (self.files.len(), Vec::new());
-        self.files.extend(base.files);
-        for (name, mut source) in base.tensors {
-            let outside = OUTSIDE_THE_BLOCKS.iter().any(|prefix| name.starts_with(prefix));
-            if !outside || self.tensors.contains_key(&name) {
+        self.files.extend(other.files);
+        for (name, mut source) in other.tensors {
+            if !wanted(&name) || self.tensors.contains_key(&name) {
                 continue;
             }
             source.parts.iter_mut().for_each(|part| part.moved(first));

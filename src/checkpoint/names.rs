@@ -18,6 +18,9 @@ pub enum Rename {
     /// As [`Rename::Same`], with the second number counted from the other end: theirs, official. The official
     /// autoencoder counts its decoder's levels from the largest pictures, diffusers from the smallest.
     Reversed(&'static str, &'static str),
+    /// As [`Rename::Same`], with the first number so much lower: theirs, official. The original decoder of TAESD counts what
+    /// clamps the latent, diffusers' does not.
+    Shifted(&'static str, &'static str, usize),
     /// A linear layer `[out, in]` that officially is a 1×1 convolution `[out, in, 1, 1]`: theirs, official.
     Pointwise(&'static str, &'static str),
 }
@@ -26,7 +29,7 @@ pub enum Rename {
 #[derive(Debug, Clone, Copy)]
 pub struct Renames(pub &'static [Rename]);
 
-use Rename::{Concat, Pointwise, Reversed, Same, SwapHalves, Tensor as One};
+use Rename::{Concat, Pointwise, Reversed, Same, Shifted, SwapHalves, Tensor as One};
 
 const IMG_QKV: &[&str] = &[
     "transformer_blocks.{}.attn.to_q",
@@ -231,6 +234,22 @@ pub(super) fn is_beside_siglip(name: &str) -> bool {
     })
 }
 
+/// DINOv2 in a depth model, in the names that transformers has had since version 5; published files have the older ones.
+pub const DEPTH_TRANSFORMERS_5: Renames = Renames(&[
+    Same("backbone.encoder.layer.{}.attention.q_proj", "backbone.encoder.layer.{}.attention.attention.query"),
+    Same("backbone.encoder.layer.{}.attention.k_proj", "backbone.encoder.layer.{}.attention.attention.key"),
+    Same("backbone.encoder.layer.{}.attention.v_proj", "backbone.encoder.layer.{}.attention.attention.value"),
+    Same("backbone.encoder.layer.{}.attention.o_proj", "backbone.encoder.layer.{}.attention.output.dense"),
+]);
+
+/// A file of TAESD's encoder alone, in the names of `madebyollin/taesd`; ours are diffusers'.
+pub const TAESD_ENCODER: Renames =
+    Renames(&[Same("{}", "encoder.layers.{}"), Same("{}.conv.{}", "encoder.layers.{}.conv.{}")]);
+
+/// The same of the decoder.
+pub const TAESD_DECODER: Renames =
+    Renames(&[Shifted("{}", "decoder.layers.{}", 1), Shifted("{}.conv.{}", "decoder.layers.{}.conv.{}", 1)]);
+
 impl Renames {
     /// The same tensors under the official names. Names that no rule knows stay as they are.
     pub(super) fn apply(&self, mut from: BTreeMap<String, Source>) -> BTreeMap<String, Source> {
@@ -297,9 +316,12 @@ impl Rename {
     /// Theirs, and the official one.
     pub(super) fn patterns(&self) -> (&[&'static str], &'static str) {
         match self {
-            Same(a, b) | One(a, b) | SwapHalves(a, b) | Reversed(a, b) | Pointwise(a, b) => {
-                (std::slice::from_ref(a), b)
-            }
+            Same(a, b)
+            | One(a, b)
+            | SwapHalves(a, b)
+            | Reversed(a, b)
+            | Shifted(a, b, _)
+            | Pointwise(a, b) => (std::slice::from_ref(a), b),
             Concat(parts, b) => (parts, b),
         }
     }
@@ -331,6 +353,7 @@ impl Rename {
                 Pointwise(..) if source.shape.len() == 2 => source.shape.extend([1, 1]),
                 SwapHalves(..) => source = source.halves_swapped(),
                 Reversed(..) => numbers[0] = last.saturating_sub(numbers[0]),
+                Shifted(_, _, by) => numbers[0] = numbers[0].saturating_sub(*by),
                 _ => {}
             }
             to.insert(fill(&format!("{official}{kind}"), &numbers), source);
@@ -363,6 +386,7 @@ impl Rename {
                 }
                 SwapHalves(..) => source = source.halves_swapped(),
                 Reversed(..) => numbers[0] = last.saturating_sub(numbers[0]),
+                Shifted(_, _, by) => numbers[0] = numbers[0].saturating_add(*by),
                 _ => {}
             }
             let mut at = 0;
@@ -576,6 +600,43 @@ mod tests {
         ] {
             assert!(!is_beside_siglip(name), "{name}");
         }
+    }
+
+    #[test]
+    fn shifted_counts_from_another_layer() {
+        let decoder: &[(&str, &[i64])] = &[
+            ("1.weight", &[64, 16, 3, 3]),
+            ("1.bias", &[64]),
+            ("3.conv.0.weight", &[64, 64, 3, 3]),
+            ("7.weight", &[64, 64, 3, 3]),
+            ("18.bias", &[3]),
+        ];
+        let out = rename(&TAESD_DECODER, decoder);
+        let names = ["0.bias", "0.weight", "17.bias", "2.conv.0.weight", "6.weight"];
+        assert_eq!(
+            out.keys().collect::<Vec<_>>(),
+            names.map(|name| format!("decoder.layers.{name}")).each_ref()
+        );
+        let back = TAESD_DECODER.undo(TAESD_DECODER.apply(sources(decoder)));
+        assert_eq!(back, sources(decoder));
+    }
+
+    #[test]
+    fn an_encoder_of_taesd_keeps_its_numbers() {
+        let names: &[(&str, &[i64])] =
+            &[("0.bias", &[64]), ("14.weight", &[16, 64, 3, 3]), ("1.conv.4.bias", &[64])];
+        let out = rename(&TAESD_ENCODER, names);
+        let names = ["0.bias", "1.conv.4.bias", "14.weight"];
+        assert_eq!(
+            out.keys().collect::<Vec<_>>(),
+            names.map(|name| format!("encoder.layers.{name}")).each_ref()
+        );
+    }
+
+    #[test]
+    fn newer_names_of_a_depth_model_become_those_of_its_files() {
+        let out = rename(&DEPTH_TRANSFORMERS_5, &[("backbone.encoder.layer.11.attention.o_proj.bias", &[8])]);
+        assert!(out.contains_key("backbone.encoder.layer.11.attention.output.dense.bias"));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use tch_flux::Error;
 use tch_flux::image::{Image, Mask};
-use tch_flux::pipeline::{self, Role};
+use tch_flux::pipeline::{self, Follow, Role};
 use tch_flux::recipe::Begun;
 use zune_jpeg::JpegDecoder;
 use zune_jpeg::zune_core::bytestream::ZCursor;
@@ -42,6 +42,9 @@ pub(super) struct Edit {
     /// The picture's edges are followed, as OpenCV's Canny finds them, not the picture itself.
     #[arg(long)]
     canny: bool,
+    /// How far away the picture's pixels are is followed, as the model of --depth-model says, not the picture itself.
+    #[arg(long, conflicts_with = "canny")]
+    depth: bool,
     #[command(flatten)]
     generate: Generate,
 }
@@ -94,7 +97,7 @@ impl Edit {
             strength: begun.strength,
             role: begun.role,
             keep_size: begun.keep_size,
-            canny: begun.canny,
+            follow: begun.follow,
         };
         self.generate.run_from(Some(Begin { edit: Arc::new(edit), begun }))
     }
@@ -108,7 +111,7 @@ impl Edit {
             strength: pipeline::Edit::STRENGTH,
             role: self.generate.names().find_map(|name| Role::of_model(&name.to_string_lossy())),
             keep_size: false,
-            canny: false,
+            follow: Follow::Picture,
         });
         if !self.image.is_empty() {
             begun.images = self.image.clone();
@@ -119,7 +122,11 @@ impl Edit {
         begun.strength = self.strength.unwrap_or(begun.strength);
         begun.role = self.role.map(Role::from).or(begun.role);
         begun.keep_size |= self.keep_size;
-        begun.canny |= self.canny;
+        if self.canny {
+            begun.follow = Follow::Canny;
+        } else if self.depth {
+            begun.follow = Follow::Depth;
+        }
         begun
     }
 }

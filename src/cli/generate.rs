@@ -94,6 +94,9 @@ pub(super) struct Generate {
     /// All pictures on one sheet, too: a row for each prompt, or as square as can be for one.
     #[arg(long, value_name = "FILE", value_parser = parse_png)]
     grid: Option<PathBuf>,
+    /// Write so many small pictures on the way, beside each picture: NAME.step-N.png.
+    #[arg(long, value_name = "COUNT", default_value_t = 0)]
+    previews: usize,
     /// Draw bf16 noise as torch up to 2.11 did, for pictures that were published with it.
     #[arg(long)]
     legacy_noise: bool,
@@ -280,8 +283,21 @@ impl Generate {
         }
         let started = Instant::now();
         let mut bars = Bars::new(bars);
-        let generated = pipeline.generate(&request, &mut |progress| bars.show(progress));
+        let mut unwritten = None;
+        let generated = pipeline.generate(&request, &mut |progress| {
+            if let Progress::Preview { image, step, picture } = &progress {
+                let written = picture.write_png(preview_file(&outputs[*image], *step), &BTreeMap::new());
+                if let Err(error) = written {
+                    unwritten = Some(error);
+                    return ControlFlow::Break(());
+                }
+            }
+            bars.show(progress)
+        });
         bars.clear();
+        if let Some(error) = unwritten {
+            return Err(error.into());
+        }
         let generated = generated?;
         let mut written = Vec::new();
         for (picture, file) in generated.iter().zip(outputs) {
@@ -377,6 +393,7 @@ impl Generate {
         request.num_images = self.num_images.unwrap_or(request.num_images);
         request.max_sequence_length = self.max_sequence_length.or(request.max_sequence_length);
         request.legacy_noise |= self.legacy_noise;
+        request.previews = self.previews;
         Ok(request)
     }
 
@@ -403,6 +420,11 @@ impl Generate {
             .map(|i| pattern.replace("{seed}", &seed(i)).replace("{index}", &i.to_string()).into())
             .collect())
     }
+}
+
+/// Beside a picture's file.
+fn preview_file(picture: &Path, step: usize) -> PathBuf {
+    picture.with_extension(format!("step-{step}.png"))
 }
 
 /// `transformer: Q4_K 6.80 GB on the disk, Q4_K 6.80 GB in memory, computed in bf16`.

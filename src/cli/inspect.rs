@@ -11,7 +11,7 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tch_flux::Error;
-use tch_flux::autoencoder::AutoEncoderParams;
+use tch_flux::autoencoder::{AutoEncoderParams, TinyAutoEncoderParams};
 use tch_flux::checkpoint::lora::Lora;
 use tch_flux::checkpoint::{Access, Checkpoint, Contained, Family};
 use tch_flux::flux1::Flux1Params;
@@ -184,10 +184,16 @@ impl Report {
             Family::AutoEncoder { .. } | Family::AutoEncoder2 { .. } => {
                 AutoEncoderParams::from_shapes(shape).and_then(as_json)
             }
+            Family::TinyAutoEncoder { .. } => TinyAutoEncoderParams::from_shapes(shape).and_then(as_json),
             Family::T5 { .. } => T5Config::from_shapes(shape).and_then(as_json),
             Family::Clip => ClipConfig::from_shapes(shape).and_then(as_json),
             Family::Siglip => SiglipConfig::from_shapes(shape).and_then(as_json),
             Family::Redux => ReduxConfig::from_shapes(shape).and_then(as_json),
+            Family::Depth => {
+                let shape = |name: &str| official.shape(name).and_then(|shape| shape.first().copied());
+                self.variant = shape("backbone.layernorm.weight").map(|width| format!("of width {width}"));
+                return;
+            }
             _ => return,
         };
         match sizes {

@@ -27,7 +27,7 @@ use tch::{Cuda, Device, Kind};
 use tch_flux::Error;
 use tch_flux::checkpoint::Access;
 use tch_flux::ops::{Numerics, Quantize};
-use tch_flux::pipeline::{OwnParts, Parts};
+use tch_flux::pipeline::{OwnParts, Parts, PreviewBy};
 
 /// FLUX on libtorch: official weights, official bits.
 #[derive(Parser)]
@@ -136,6 +136,15 @@ struct ModelArgs {
     /// T5's tokenizer, instead of the folder's.
     #[arg(long, value_name = "PATH")]
     t5_tokenizer: Option<PathBuf>,
+    /// A depth model (Depth Anything), for drawings that follow depths: a folder, or a file with config.json beside.
+    #[arg(long, value_name = "PATH")]
+    depth_model: Option<PathBuf>,
+    /// A tiny autoencoder (TAEF1) that makes the previews.
+    #[arg(long, value_name = "PATH")]
+    preview_decoder: Option<PathBuf>,
+    /// Factors from latents to colours that make the previews: scripts/fit_latent_rgb.py writes such a file.
+    #[arg(long, value_name = "FILE", conflicts_with = "preview_decoder")]
+    preview_factors: Option<PathBuf>,
 }
 
 impl ModelArgs {
@@ -158,6 +167,12 @@ impl ModelArgs {
             t5_tokenizer: self.t5_tokenizer.clone(),
             redux: None,
             image_encoder: None,
+            preview: match (&self.preview_factors, &self.preview_decoder) {
+                (Some(path), _) => Some(PreviewBy::Factors(path.clone())),
+                (None, Some(path)) => Some(PreviewBy::Decoder(path.clone())),
+                (None, None) => None,
+            },
+            depth: self.depth_model.clone(),
         };
         if let Some(parts) = own.whole() {
             return Ok(parts);

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::autoencoder::AutoEncoderParams;
+use crate::autoencoder::{AutoEncoderParams, TinyAutoEncoderParams};
 use crate::checkpoint::{Checkpoint, Family, read_index};
 use crate::error::{Error, FileProblem, Result};
 use crate::flux1::Flux1Params;
@@ -25,6 +25,7 @@ pub(super) fn of(official: &Checkpoint, family: &Family, own: Option<Value>) -> 
         Family::Flux2 { .. } => flux2(&shape)?,
         Family::AutoEncoder { .. } => autoencoder(&shape, false)?,
         Family::AutoEncoder2 { .. } => autoencoder(&shape, true)?,
+        Family::TinyAutoEncoder { .. } => tiny_autoencoder(&shape)?,
         Family::Clip | Family::T5 { .. } | Family::Siglip if own.is_some() => Value::Null,
         Family::Clip => text("CLIPTextModel", "clip_text_model", ClipConfig::from_shapes(shape)?),
         Family::T5 { .. } => text("T5EncoderModel", "t5", T5Config::from_shapes(shape)?),
@@ -184,4 +185,29 @@ fn autoencoder(shape: &Shape, second: bool) -> Result<Value> {
         fields.extend::<Map<String, Value>>(more);
     }
     Ok(config)
+}
+
+fn tiny_autoencoder(shape: &Shape) -> Result<Value> {
+    let params = TinyAutoEncoderParams::from_shapes(shape)?;
+    let (encoder, decoder) = (&params.num_encoder_blocks, &params.num_decoder_blocks);
+    if encoder.is_empty() || decoder.is_empty() {
+        let reason =
+            "diffusers builds encoder and decoder of a tiny autoencoder together, and one is not here";
+        return Err(Error::Config(reason.into()));
+    }
+    Ok(json!({
+        "_class_name": "AutoencoderTiny",
+        "_diffusers_version": DIFFUSERS,
+        "act_fn": "relu",
+        "decoder_block_out_channels": vec![params.block_out_channels; decoder.len()],
+        "encoder_block_out_channels": vec![params.block_out_channels; encoder.len()],
+        "in_channels": params.in_channels,
+        "latent_channels": params.latent_channels,
+        "num_decoder_blocks": decoder,
+        "num_encoder_blocks": encoder,
+        "out_channels": params.out_channels,
+        "scaling_factor": params.scaling_factor,
+        "shift_factor": params.shift_factor,
+        "upsample_fn": "nearest",
+    }))
 }

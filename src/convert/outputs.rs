@@ -309,11 +309,13 @@ fn room(family: &Family, layout: Layout, official: &Checkpoint) -> Room {
     let (folder, stem) = match (family, layout) {
         (Family::T5 { .. }, _) => ("text_encoder_2", "model".into()),
         (Family::Clip, _) => ("text_encoder", "model".into()),
-        (Family::AutoEncoder { .. } | Family::AutoEncoder2 { .. }, Layout::Diffusers) => {
-            ("vae", "diffusion_pytorch_model".into())
-        }
+        (
+            Family::AutoEncoder { .. } | Family::AutoEncoder2 { .. } | Family::TinyAutoEncoder { .. },
+            Layout::Diffusers,
+        ) => ("vae", "diffusion_pytorch_model".into()),
         (_, Layout::Diffusers) => ("transformer", "diffusion_pytorch_model".into()),
         (Family::AutoEncoder { .. } | Family::AutoEncoder2 { .. }, _) => ("", "ae".into()),
+        (Family::TinyAutoEncoder { .. }, _) => ("", "taef1".into()),
         (Family::Flux2 { .. }, _) => ("", "flux2".into()),
         _ => ("", format!("flux1-{}", config::variant(official))),
     };

@@ -5,19 +5,18 @@ use std::ops::ControlFlow;
 use tch::{Device, Kind, Tensor};
 
 use super::edit::Given;
+use super::preview::Previewer;
 use super::prompts::Text;
-use super::resident;
+use super::resident::{self, Resident};
 use super::rows::{Beside, Row};
-use super::{Generated, Offload, OnProgress, Phase, Pipeline, Progress, Request, Role};
+use super::{Edit, Follow, Generated, Offload, OnProgress, Phase, Pipeline, Progress, Request, Role};
+use crate::autoencoder::AnyAutoEncoder;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::ops::Numerics;
 use crate::sampling::{self, Sampler, Schedule, Solver, unpack};
 use crate::shim;
-
-/// The longest side of a preview's latent.
-const PREVIEW_SIDE: i64 = 32;
 
 /// Tokens that a step computes together at most: measured, more are no faster.
 const TOGETHER: i64 = 2048;
@@ -158,8 +157,16 @@ impl Pipeline {
         if !living.is_empty() {
             self.load_transformer()?;
         }
-        if living.iter().any(|&job| requests[job].previews > 0 || requests[job].edit.is_some()) {
+        let previews = living.iter().any(|&job| requests[job].previews > 0);
+        if previews {
+            self.load_previewer()?;
+        }
+        if previews && self.previewer.is_none() || living.iter().any(|&job| requests[job].edit.is_some()) {
             self.load_autoencoder()?;
+        }
+        let depths = |edit: &Edit| edit.follow == Follow::Depth;
+        if living.iter().any(|&job| requests[job].edit.as_deref().is_some_and(depths)) {
+            self.load_depth()?;
         }
         let given: Vec<_> = requests
             .iter()
@@ -169,6 +176,7 @@ impl Pipeline {
                 false => Given::default(),
             })
             .collect();
+        self.depth = None;
 
         if self.settings.offload != Offload::None && living.iter().all(|&job| requests[job].previews == 0) {
             self.autoencoder = None;
@@ -185,6 +193,9 @@ impl Pipeline {
 
         jobs.begin(Phase::Decode);
         self.transformer.iter().for_each(|transformer| transformer.model.release_workspace());
+        if let Some(Previewer::Decoder(decoder)) = &self.previewer {
+            decoder.model.release_workspace();
+        }
         if self.settings.offload != Offload::None {
             self.transformer = None;
         }
@@ -288,6 +299,14 @@ impl Pipeline {
             let kind = self.autoencoder_kind(&checkpoint);
             self.autoencoder = Some(resident::load_autoencoder(&self.settings, kind, checkpoint)?);
         }
+        Ok(())
+    }
+
+    fn load_depth(&mut self) -> Result<()> {
+        self.depth = match &self.parts.depth {
+            Some(path) => Some(resident::load_depth(&self.settings, path)?),
+            None => None,
+        };
         Ok(())
     }
 
@@ -402,29 +421,25 @@ impl Pipeline {
 
     /// Patches to pixels.
     fn decode(&self, patches: &Tensor, request: &Request) -> Result<Tensor> {
-        self.decode_latent(&unpack(&patches.f_to_kind(Kind::Float)?, request.height, request.width)?)
+        let latent = unpack(&patches.f_to_kind(Kind::Float)?, request.height, request.width)?;
+        self.decode_latent(self.autoencoder()?, &latent)
     }
 
-    /// Patches to a small picture: of their means, so that it costs little.
-    fn preview(&self, patches: &Tensor, request: &Request) -> Result<Image> {
-        let latent = unpack(&patches.f_to_kind(Kind::Float)?, request.height, request.width)?;
-        let (height, width) = (latent.size()[2], latent.size()[3]);
-        let times = (height.max(width) + PREVIEW_SIDE - 1) / PREVIEW_SIDE;
-        let small = latent.f_adaptive_avg_pool2d([(height / times).max(1), (width / times).max(1)])?;
-        Image::from_tensor(&self.decode_latent(&small)?)
+    /// The autoencoder, loaded.
+    pub(super) fn autoencoder(&self) -> Result<&Resident<AnyAutoEncoder>> {
+        self.autoencoder.as_ref().ok_or_else(not_loaded)
     }
 
     /// Latent to pixels, as the official code does it: in f32, under bf16 autocast unless the pipeline is f32.
-    fn decode_latent(&self, latent: &Tensor) -> Result<Tensor> {
-        let Some(autoencoder) = &self.autoencoder else { return Err(not_loaded()) };
+    pub(super) fn decode_latent(
+        &self,
+        autoencoder: &Resident<AnyAutoEncoder>,
+        latent: &Tensor,
+    ) -> Result<Tensor> {
         autoencoder.checkpoint.check_unchanged()?;
         let autocast = !self.decodes_in_f32(autoencoder.kind);
         let _autocast = autocast.then(|| shim::Autocast::bf16(self.settings.device));
-        let picture = match self.settings.vae_tile {
-            Some(tile) => autoencoder.model.decode_tiled(latent, tile, tile / 4)?,
-            None => autoencoder.model.decode(latent)?,
-        };
-        Ok(picture.f_get(0)?)
+        Ok(autoencoder.model.decode(latent, self.settings.vae_tile)?.f_get(0)?)
     }
 }
 

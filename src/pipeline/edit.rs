@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use super::{Conditions, Edit, Pipeline, Request, Role};
+use super::{Conditions, Edit, Follow, Pipeline, Request, Role};
 use crate::error::{Error, Result};
 use crate::image::{Image, Mask};
 use crate::{math, sampling};
@@ -133,8 +133,12 @@ impl Pipeline {
             (Role::Reference | Role::Control, true) => {
                 wrong(format!("a picture as {role:?} has no mask: all is drawn anew"))
             }
-            _ if edit.canny && role != Role::Control => {
-                wrong(format!("edges are for a picture as Control, not as {role:?}"))
+            _ if edit.follow != Follow::Picture && role != Role::Control => {
+                wrong(format!("edges and depths are for a picture as Control, not as {role:?}"))
+            }
+            _ if edit.follow == Follow::Depth && self.parts.depth.is_none() => {
+                let text = "for depths a depth model is needed (depth, --depth-model), such as depth-anything-large-hf";
+                wrong(text.into())
             }
             _ => Ok(role),
         }
@@ -192,8 +196,12 @@ impl Pipeline {
             Role::Reference => given.conditions.img_cond_seq = Some(self.references(edit)?),
             Role::Control => {
                 let image = first.resize(width, height);
-                let image = if edit.canny { image.canny(CANNY.0, CANNY.1) } else { image };
-                let latent = self.encode_picture(&image.to_tensor()?)?;
+                let followed = match edit.follow {
+                    Follow::Picture => image.to_tensor()?,
+                    Follow::Canny => image.canny(CANNY.0, CANNY.1).to_tensor()?,
+                    Follow::Depth => self.depths(&image)?,
+                };
+                let latent = self.encode_picture(&followed)?;
                 given.conditions.img_cond = Some(self.patches(&latent)?);
             }
             Role::Fill => {
@@ -231,17 +239,26 @@ impl Pipeline {
         Ok((Tensor::f_cat(&all, 1)?, ids))
     }
 
+    /// How far away the pixels of a picture are, `[1, 3, H, W]` in −1..1.
+    fn depths(&self, image: &Image) -> Result<Tensor> {
+        let Some(depth) = &self.depth else {
+            return Err(Error::Config("the depth model is not loaded".into()));
+        };
+        depth.checkpoint.check_unchanged()?;
+        let depths = depth.model.map(image)?;
+        if !bool::try_from(depths.isfinite().all())? {
+            let hint = "the depth model's file is damaged";
+            return Err(Error::NotFinite { what: "the depths", hint });
+        }
+        Ok(depths)
+    }
+
     /// Pixels `[1, 3, H, W]` to the latent `[1, 16, H/8, W/8]`.
     fn encode_picture(&self, pixels: &Tensor) -> Result<Tensor> {
-        let Some(autoencoder) = &self.autoencoder else {
-            return Err(Error::Config("the autoencoder is not loaded".into()));
-        };
+        let autoencoder = self.autoencoder()?;
         autoencoder.checkpoint.check_unchanged()?;
         let x = pixels.f_to_device(self.settings.device)?.f_to_kind(autoencoder.kind)?;
-        match self.settings.vae_tile {
-            Some(tile) => autoencoder.model.encode_tiled(&x, tile, tile / 4),
-            None => autoencoder.model.encode(&x),
-        }
+        autoencoder.model.encode(&x, self.settings.vae_tile)
     }
 
     fn patches(&self, latent: &Tensor) -> Result<Tensor> {

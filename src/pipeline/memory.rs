@@ -1,8 +1,10 @@
 //! What a request takes of memory, and what there is.
 
+use std::collections::BTreeMap;
+
 use tch::Device;
 
-use super::{Offload, Pipeline, Request, Settings, Weights};
+use super::{Edit, Follow, Offload, Pipeline, PreviewBy, Request, Settings, Weights, resident};
 use crate::checkpoint::Access;
 use crate::error::{Error, Result};
 use crate::ops::{Numerics, Quantize};
@@ -27,21 +29,27 @@ impl Memory {
     }
 }
 
-/// What the weights of the parts take of memory of their own.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct OwnBytes {
-    /// Transformer, T5, CLIP, autoencoder.
-    always: [u64; 4],
-    /// What reads the pictures of Redux.
-    redux: u64,
-}
-
 /// Numbers that a step holds at once for each token and each of the transformer's channels: measured with one double
 /// and two single blocks of FLUX.1's width and 1280 tokens, with a tenth added.
 const DENOISE: [u64; 2] = [32, 19];
 /// Numbers that decoding holds at once for each pixel and each of the first level's channels: measured at 512 × 512,
 /// with a tenth added.
 const DECODE: [u64; 2] = [10, 7];
+
+/// The same of TAEF1 in both numerics, measured at 768 × 768.
+const DECODE_TINY: u64 = 5;
+
+/// Bytes that the large depth model takes for a picture, whatever its size, beside its weights.
+const DEPTH: u64 = 1 << 30;
+
+/// What is read from the headers once.
+#[derive(Debug)]
+pub(super) struct Owned {
+    /// What the weights of each part take of memory of their own.
+    bytes: BTreeMap<&'static str, u64>,
+    /// Whether the autoencoder is a tiny one.
+    tiny: bool,
+}
 
 /// Which of two the numerics take: exact, fast.
 fn form(numbers: [u64; 2], numerics: Numerics) -> u64 {
@@ -66,29 +74,37 @@ impl Pipeline {
 
     /// What so many pictures take that are computed together.
     fn memory_of(&self, request: &Request, pictures: usize) -> Result<Memory> {
-        let resident =
-            [self.transformer.is_some(), self.t5.is_some(), self.clip.is_some(), self.autoencoder.is_some()];
-        let OwnBytes { mut always, redux } = self.own_bytes()?;
-        always.iter_mut().zip(resident).filter(|(_, resident)| *resident).for_each(|(own, _)| *own = 0);
-        let vision = if request.redux.is_some() && self.vision.is_none() { redux } else { 0 };
-        Ok(self.memory_with(request, pictures, &self.settings, always, vision))
+        let owned = self.owned()?;
+        // What is there already takes no more.
+        let resident = |part| match part {
+            "transformer" => self.transformer.is_some(),
+            "T5" => self.t5.is_some(),
+            "CLIP" => self.clip.is_some(),
+            "autoencoder" => self.autoencoder.is_some(),
+            "preview decoder" => self.previewer.is_some(),
+            "image encoder" | "Redux" => self.vision.is_some(),
+            _ => false,
+        };
+        let own = |part| owned.bytes.get(part).copied().filter(|_| !resident(part)).unwrap_or(0);
+        Ok(self.memory_with(request, pictures, &self.settings, owned.tiny, &own))
     }
 
-    /// What so many pictures take with these settings, where the parts take so much: transformer, T5, CLIP, autoencoder.
+    /// What so many pictures take with these settings, where the weights of each part take so much, and the autoencoder is a
+    /// tiny one or not.
     pub(super) fn memory_with(
         &self,
         request: &Request,
         pictures: usize,
         settings: &Settings,
-        [transformer, t5, clip, autoencoder]: [u64; 4],
-        vision: u64,
+        is_tiny: bool,
+        own: &dyn Fn(&'static str) -> u64,
     ) -> Memory {
         let request = self.complete(request);
         let offloads = settings.offload != Offload::None;
-        let text = t5 + clip + vision;
+        let (transformer, autoencoder) = (own("transformer"), own("autoencoder"));
+        let vision = if request.redux.is_some() { own("image encoder") + own("Redux") } else { 0 };
+        let text = own("T5") + own("CLIP") + vision;
         let kept = if settings.keep_text_encoders && !offloads { text } else { 0 };
-        let beside = request.previews > 0 || (request.edit.is_some() && !offloads);
-        let previews = if beside { autoencoder } else { 0 };
 
         let p = &self.params;
         let number = self.kind.elt_size_in_bytes() as u64;
@@ -104,25 +120,40 @@ impl Pipeline {
         let after = if offloads { 0 } else { transformer };
         let tile = settings.vae_tile.map_or(u64::MAX, |tile| tile.max(0).unsigned_abs());
         let pixels = (side(request.width) * 16).min(tile) * (side(request.height) * 16).min(tile);
-        let decoding = pixels * AUTOENCODER_CHANNELS * 4 * form(DECODE, settings.numerics);
+        let tiny = pixels * TINY_CHANNELS * 4 * DECODE_TINY;
+        let full = pixels * AUTOENCODER_CHANNELS * 4 * form(DECODE, settings.numerics);
+        let decoding = if is_tiny { tiny } else { full };
+        let by_decoder = matches!(self.parts.preview, Some(PreviewBy::Decoder(_)));
+        let mut beside = 0;
+        // What was encoded before the first step needs the autoencoder no more where it is offloaded.
+        if request.edit.is_some() && !offloads || request.previews > 0 && self.parts.preview.is_none() {
+            beside += autoencoder;
+        }
+        if request.previews > 0 && by_decoder {
+            beside += own("preview decoder") + tiny;
+        }
+        let follows = |edit: &Edit| edit.follow == Follow::Depth;
+        let depths =
+            if request.edit.as_deref().is_some_and(follows) { own("depth model") + DEPTH } else { 0 };
         Memory {
             text: text + encoding,
-            denoise: kept + previews + transformer + step,
+            // Depths are found before the first step.
+            denoise: kept + beside + transformer + step.max(depths),
             decode: kept + after + autoencoder + decoding,
         }
     }
 
     /// What the weights of each part take of memory of their own, read from the headers once.
-    fn own_bytes(&self) -> Result<OwnBytes> {
-        if let Some(own) = self.own_bytes.get() {
-            return Ok(*own);
+    fn owned(&self) -> Result<&Owned> {
+        if let Some(owned) = self.owned.get() {
+            return Ok(owned);
         }
         let weights = self.weights()?;
-        let own: Vec<u64> = weights.iter().map(|weights| own_bytes(weights, &self.settings)).collect();
-        let Some((&always, redux)) = own.split_first_chunk() else {
-            return Err(Error::Config("a pipeline has four parts".into()));
-        };
-        Ok(*self.own_bytes.get_or_init(|| OwnBytes { always, redux: redux.iter().sum() }))
+        let bytes =
+            weights.iter().map(|weights| (weights.part, own_bytes(weights, &self.settings))).collect();
+        let autoencoder = self.parts.open_autoencoder(self.settings.access)?;
+        let tiny = resident::is_tiny(&autoencoder);
+        Ok(self.owned.get_or_init(|| Owned { bytes, tiny }))
     }
 
     /// [`Error::TooLarge`] where less is free than a request takes. Where the system does not say what is free, nothing
@@ -159,6 +190,8 @@ impl Pipeline {
 
 /// Of the first level of FLUX.1's autoencoder.
 const AUTOENCODER_CHANNELS: u64 = 128;
+/// Of every layer of TAEF1.
+const TINY_CHANNELS: u64 = 64;
 
 /// What a part's weights take of memory of their own.
 fn own_bytes(weights: &Weights, settings: &Settings) -> u64 {

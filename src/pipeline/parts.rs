@@ -26,6 +26,20 @@ pub struct Parts {
     pub redux: Option<PathBuf>,
     /// SigLIP, which reads them, with `config.json` beside.
     pub image_encoder: Option<PathBuf>,
+    /// What makes previews; without it, the autoencoder does.
+    pub preview: Option<PreviewBy>,
+    /// The weights of a depth model, with `config.json` beside, for [`Follow::Depth`](super::Follow::Depth).
+    pub depth: Option<PathBuf>,
+}
+
+/// What makes previews in place of the autoencoder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PreviewBy {
+    /// The weights of another autoencoder, a tiny one: its previews are as large as the pictures.
+    Decoder(PathBuf),
+    /// A file of factors from a latent's channels to colours, as `scripts/fit_latent_rgb.py` writes it: its previews have
+    /// a pixel for each place of the latent, and take no time.
+    Factors(PathBuf),
 }
 
 impl Parts {
@@ -136,6 +150,10 @@ pub struct OwnParts {
     pub redux: Option<PathBuf>,
     /// As [`Parts::image_encoder`].
     pub image_encoder: Option<PathBuf>,
+    /// As [`Parts::preview`]; no folder has one.
+    pub preview: Option<PreviewBy>,
+    /// As [`Parts::depth`]; no folder has one.
+    pub depth: Option<PathBuf>,
 }
 
 impl OwnParts {
@@ -160,6 +178,8 @@ impl OwnParts {
             t5_tokenizer: pick(self.t5_tokenizer, Part::T5Tokenizer)?,
             redux: self.redux,
             image_encoder: self.image_encoder,
+            preview: self.preview,
+            depth: self.depth,
         })
     }
 }

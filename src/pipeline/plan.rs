@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use tch::Device;
+use tch::{Device, Kind};
 
-use super::{Memory, Offload, Pipeline, Request, Settings};
+use super::{Memory, Offload, Pipeline, Request, Settings, resident};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::ops::Quantize;
@@ -27,14 +27,6 @@ pub struct Plan {
     pub steps: Vec<String>,
 }
 
-/// What a part's weights take.
-#[derive(Debug, Clone, Copy, Default)]
-struct Size {
-    all: u64,
-    /// Where one block of it is in memory at a time, and the next.
-    offloaded: u64,
-}
-
 impl Pipeline {
     /// Changes the settings so that a request takes no more than so many bytes on the pipeline's device, and says how.
     /// Nothing that changes a bit of the picture is done: text encoders are released, parts are offloaded, quantised files
@@ -53,7 +45,7 @@ impl Pipeline {
             let expected = self.expected(request, &settings, program)?;
             if expected.peak() <= limit {
                 self.release();
-                self.own_bytes.take();
+                self.owned.take();
                 self.settings = settings;
                 return Ok(Plan { limit, expected, steps });
             }
@@ -69,40 +61,29 @@ impl Pipeline {
     }
 
     fn expected(&self, request: &Request, settings: &Settings, program: u64) -> Result<Memory> {
-        let sizes = self.sizes(settings)?;
-        let own =
-            sizes.map(|size| if settings.offload == Offload::Blocks { size.offloaded } else { size.all });
-        let Memory { text, denoise, decode } = self.memory_with(request, 1, settings, own);
-        Ok(Memory { text: text + program, denoise: denoise + program, decode: decode + program })
-    }
-
-    /// Of transformer, T5, CLIP and autoencoder.
-    fn sizes(&self, settings: &Settings) -> Result<[Size; 4]> {
         let access = settings.access;
         let (transformer, _) = self.parts.open_transformer(access)?;
-        let autoencoder = self.parts.open_autoencoder(access)?;
-        let (kind, text) = (self.kind, self.text_kind());
-        let bytes = |kind: tch::Kind| kind.elt_size_in_bytes() as u64;
-        let keep = settings.keep_quantized;
-        let clip = whole(&self.parts.open_clip(access)?, text, keep);
-        let decoder = whole(&autoencoder, self.autoencoder_kind(&autoencoder), false);
         let t5 = self.parts.open_t5(access)?;
-        let t5 = Size {
-            all: whole(&t5, text, keep).all,
-            offloaded: in_blocks(&t5, bytes(text), &["encoder.block."]),
+        let tiny = resident::is_tiny(&self.parts.open_autoencoder(access)?);
+        let weights = self.weights()?;
+        let as_it_is = |part: &str| -> u64 {
+            let of = weights.iter().filter(|weights| weights.part == part);
+            of.flat_map(|weights| weights.in_memory.values()).sum()
         };
-        let transformer = match settings.quantize {
-            Quantize::None => Size {
-                all: whole(&transformer, kind, keep).all,
-                offloaded: in_blocks(&transformer, bytes(kind), &["double_blocks.", "single_blocks."]),
-            },
-            // What was made of the numbers is nowhere else.
-            Quantize::Int8 | Quantize::Fp8 => {
-                let all = self.weights()?.first().map_or(0, |weights| weights.in_memory.values().sum());
-                Size { all, offloaded: all }
-            }
+        let blocks = settings.offload == Offload::Blocks;
+        let size = |checkpoint: &Checkpoint, kind: Kind, starts: &[&str]| match blocks {
+            true => in_blocks(checkpoint, kind.elt_size_in_bytes() as u64, starts),
+            false => checkpoint.types_in_memory(kind, settings.keep_quantized).values().sum(),
         };
-        Ok([transformer, t5, clip, decoder])
+        let own = |part: &'static str| match part {
+            // What was made of the numbers when they were loaded is nowhere else.
+            "transformer" if settings.quantize != Quantize::None => as_it_is(part),
+            "transformer" => size(&transformer, self.kind, &["double_blocks.", "single_blocks."]),
+            "T5" => size(&t5, self.text_kind(), &["encoder.block."]),
+            other => as_it_is(other),
+        };
+        let Memory { text, denoise, decode } = self.memory_with(request, 1, settings, tiny, &own);
+        Ok(Memory { text: text + program, denoise: denoise + program, decode: decode + program })
     }
 
     fn is_quantised(&self) -> Result<bool> {
@@ -138,11 +119,6 @@ fn next(settings: &mut Settings, expected: &Memory, limit: u64, quantised: bool)
         return Some(format!("the autoencoder works in tiles of {tile} pixels"));
     }
     None
-}
-
-fn whole(checkpoint: &Checkpoint, kind: tch::Kind, keep_quantized: bool) -> Size {
-    let all = checkpoint.types_in_memory(kind, keep_quantized).values().sum();
-    Size { all, offloaded: all }
 }
 
 /// What is outside of the blocks, and twice the largest of them.

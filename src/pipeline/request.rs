@@ -36,6 +36,19 @@ impl Role {
     }
 }
 
+/// What of a picture a drawing follows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Follow {
+    /// The picture as it is: edges or depths already.
+    #[default]
+    Picture,
+    /// Its edges as OpenCV's Canny finds them, on which Canny-dev was trained.
+    Canny,
+    /// How far away its pixels are, as [`Parts::depth`](super::Parts::depth) says, on which Depth-dev was trained.
+    Depth,
+}
+
 /// Pictures that a request begins with.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Edit {
@@ -51,8 +64,8 @@ pub struct Edit {
     pub role: Option<Role>,
     /// References stay as large as they are, but for the rest of a division by 16.
     pub keep_size: bool,
-    /// [`Role::Control`] takes the edges of the picture, as Canny-dev was trained on them; else the picture as it is.
-    pub canny: bool,
+    /// What [`Role::Control`] follows of the picture.
+    pub follow: Follow,
 }
 
 impl Edit {
@@ -61,7 +74,7 @@ impl Edit {
 
     /// Of these pictures, all of them anew, with the role that the model has for them.
     pub fn new(images: Vec<Image>) -> Self {
-        Self { images, mask: None, strength: 1.0, role: None, keep_size: false, canny: false }
+        Self { images, mask: None, strength: 1.0, role: None, keep_size: false, follow: Follow::Picture }
     }
 
     fn check(&self) -> Result<()> {
@@ -145,7 +158,8 @@ pub struct Request {
     /// Draws bf16 noise as torch up to 2.11 did.
     #[serde(default)]
     pub legacy_noise: bool,
-    /// Small pictures on the way, evenly spaced over the steps of each picture. They change no bit of it.
+    /// Small pictures on the way, evenly spaced over the steps of each picture. They change no bit of it. The autoencoder
+    /// makes them of the latent's means, or what [`Parts::preview`](super::Parts::preview) names, of the latent.
     #[serde(skip)]
     pub previews: usize,
 }

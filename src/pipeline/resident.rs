@@ -6,7 +6,9 @@ use tch::Kind;
 use tch::nn::VarStore;
 
 use super::{Offload, Parts, Settings};
-use crate::autoencoder::{AutoEncoder, AutoEncoderParams};
+use crate::autoencoder::{
+    AnyAutoEncoder, AutoEncoder, AutoEncoderParams, TinyAutoEncoder, TinyAutoEncoderParams,
+};
 use crate::checkpoint::lora::Terms;
 use crate::checkpoint::{Access, Checkpoint, Contained, Family, LoadOptions};
 use crate::error::{Error, Result};
@@ -14,7 +16,7 @@ use crate::flux1::{Flux1, Flux1Params};
 use crate::nn::Linears;
 use crate::ops::Numerics;
 use crate::text::{ClipConfig, ClipText, T5Config, T5Encoder};
-use crate::vision::{ReduxConfig, ReduxImageEncoder, SiglipConfig, SiglipVision};
+use crate::vision::{DepthAnything, DepthConfig, ReduxConfig, ReduxImageEncoder, SiglipConfig, SiglipVision};
 
 impl Parts {
     /// The transformer's file under the official names, and what was taken from the base.
@@ -28,8 +30,7 @@ impl Parts {
     }
 
     pub(super) fn open_autoencoder(&self, access: Access) -> Result<Checkpoint> {
-        let is_one = |family: &Family| matches!(family, Family::AutoEncoder { .. });
-        open(&self.autoencoder, access, "FLUX.1 autoencoder", is_one)
+        open_autoencoder(&self.autoencoder, access)
     }
 
     pub(super) fn open_clip(&self, access: Access) -> Result<Checkpoint> {
@@ -119,20 +120,69 @@ impl Parts {
     }
 }
 
+/// Opens an autoencoder, full or tiny. Of a tiny one in two files, as its author has them, the second is looked for beside
+/// the first.
+pub(super) fn open_autoencoder(path: &Path, access: Access) -> Result<Checkpoint> {
+    let is_one =
+        |family: &Family| matches!(family, Family::AutoEncoder { .. } | Family::TinyAutoEncoder { .. });
+    let first = open(path, access, "FLUX.1 autoencoder", is_one)?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let of_two = |mine: &str, other: &str| {
+        let halves = first.names().all(|tensor| tensor.starts_with(mine)) && name.contains(mine);
+        halves.then(|| path.with_file_name(name.replace(mine, other))).filter(|path| path.is_file())
+    };
+    match of_two("decoder", "encoder").or_else(|| of_two("encoder", "decoder")) {
+        Some(second) => Ok(first.joined(open(&second, access, "FLUX.1 autoencoder", is_one)?)),
+        None => Ok(first),
+    }
+}
+
+/// Whether an autoencoder is a tiny one.
+pub(super) fn is_tiny(autoencoder: &Checkpoint) -> bool {
+    ["encoder.layers.0.weight", "decoder.layers.0.weight"]
+        .iter()
+        .any(|name| autoencoder.shape(name).is_some())
+}
+
 pub(super) fn load_autoencoder(
     settings: &Settings,
     kind: Kind,
     checkpoint: Checkpoint,
-) -> Result<Resident<AutoEncoder>> {
-    let params = AutoEncoderParams::from_shapes(|name| checkpoint.shape(name))?;
-    Resident::fill(
-        settings,
-        kind,
-        checkpoint,
-        |vs| AutoEncoder::new(vs.root(), &params),
-        None,
-        AutoEncoder::set_numerics,
-    )
+) -> Result<Resident<AnyAutoEncoder>> {
+    let names = checkpoint.clone();
+    let build = |vs: &VarStore| {
+        let shape = |name: &str| names.shape(name);
+        Ok(if is_tiny(&names) {
+            let params = TinyAutoEncoderParams::from_shapes(shape)?;
+            AnyAutoEncoder::Tiny(TinyAutoEncoder::new(vs.root(), &params)?)
+        } else {
+            let params = AutoEncoderParams::from_shapes(shape)?;
+            AnyAutoEncoder::Full(Box::new(AutoEncoder::new(vs.root(), &params)?))
+        })
+    };
+    Resident::fill(settings, kind, checkpoint, build, None, AnyAutoEncoder::set_numerics)
+}
+
+pub(super) fn open_depth(path: &Path, access: Access) -> Result<Checkpoint> {
+    open(path, access, "depth model", |family| *family == Family::Depth)
+}
+
+/// The depth model in f32, in which the official code runs it.
+pub(super) fn load_depth(settings: &Settings, path: &Path) -> Result<Resident<DepthAnything>> {
+    let checkpoint = open_depth(path, settings.access)?;
+    let Some(config) = config_beside(path) else {
+        let folder = if path.is_dir() { path } else { path.parent().unwrap_or(Path::new("")) };
+        let expected = "config.json, which says which states of DINOv2 the depth model reads".into();
+        return Err(Error::MissingPart {
+            path: folder.to_path_buf(),
+            part: "the depth model's settings",
+            expected,
+        });
+    };
+    let config = DepthConfig::read(config)?;
+    let build = |vs: &VarStore| DepthAnything::new(vs.root(), &config);
+    let (linears, set_numerics) = (Some(DepthAnything::linears as fn(&_) -> &_), DepthAnything::set_numerics);
+    Resident::fill(settings, Kind::Float, checkpoint, build, linears, set_numerics)
 }
 
 /// A part that only some requests need.

@@ -94,7 +94,7 @@ fn entries() -> Vec<Entry> {
                     transformer(name, official, Slot::Whole, Holder::Norm);
                 }
             }
-            Rename::Reversed(..) | Rename::Pointwise(..) => {}
+            Rename::Reversed(..) | Rename::Shifted(..) | Rename::Pointwise(..) => {}
         }
     }
     for (name, official, slot) in OTHERS {

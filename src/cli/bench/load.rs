@@ -11,7 +11,7 @@ use clap::builder::TypedValueParser;
 use serde_json::json;
 use tch::nn::VarStore;
 use tch::{Device, Kind};
-use tch_flux::autoencoder::{AutoEncoder, AutoEncoderParams};
+use tch_flux::autoencoder::{AutoEncoder, AutoEncoderParams, TinyAutoEncoder, TinyAutoEncoderParams};
 use tch_flux::checkpoint::{Checkpoint, Contained, Family, LoadOptions, Loaded};
 use tch_flux::flux1::{Flux1, Flux1Params};
 use tch_flux::nn::Linears;
@@ -147,6 +147,11 @@ fn build(
         }
         Family::AutoEncoder { .. } => {
             let model = AutoEncoder::new(vs.root(), &AutoEncoderParams::from_shapes(shape)?)?;
+            let loaded = load(None)?;
+            Ok((Box::new(model), loaded))
+        }
+        Family::TinyAutoEncoder { .. } => {
+            let model = TinyAutoEncoder::new(vs.root(), &TinyAutoEncoderParams::from_shapes(shape)?)?;
             let loaded = load(None)?;
             Ok((Box::new(model), loaded))
         }

@@ -65,7 +65,7 @@ pub(in crate::ops) fn conv2d(
     residual: Option<&Tensor>,
 ) -> Option<Tensor> {
     let (weight, bias) = (conv.weight(), conv.bias());
-    if !ours([x, weight, bias].into_iter().chain(residual).collect::<Vec<_>>()) {
+    if !ours([x, weight].into_iter().chain(bias).chain(residual).collect::<Vec<_>>()) {
         return None;
     }
     let input = pixels(x, weight);
@@ -103,7 +103,7 @@ fn conv2d_into(build: Build, conv: &Conv2d, x: &Tensor, shift: i32, residual: Op
         pad_left: conv.padding(),
         shift,
     };
-    let (x, c, bias) = (Rows::of(&x), Rows::of(out), Rows::of(conv.bias()));
+    let (x, c, bias) = (Rows::of(&x), Rows::of(out), conv.bias().map(Rows::of));
     debug_assert_eq!(c.tensor.data_ptr(), out.data_ptr(), "the result's rows are not evenly apart");
     let (_kept, end) = raw_end(&End { residual, ..End::default() }, c.count);
     let product = ffi::Product {
@@ -114,7 +114,7 @@ fn conv2d_into(build: Build, conv: &Conv2d, x: &Tensor, shift: i32, residual: Op
         w: Rows::of(&weight.view([n, channels * taps * taps])).raw(),
         w_scale: std::ptr::null(),
         w_sum: std::ptr::null(),
-        bias: bias.raw(),
+        bias: bias.as_ref().map_or(ffi::Rows::NONE, Rows::raw),
         c: c.raw(),
         end,
         window: &window,
@@ -160,7 +160,7 @@ fn group_norm_of(build: Build, norm: &GroupNorm, x: &Tensor, silu: bool) -> Tens
 
 /// See [`crate::ops::pixel_attention`], if it is ours.
 pub(in crate::ops) fn pixel_attention(qkv: [&Conv2d; 3], x: &Tensor) -> Option<Tensor> {
-    let parameters = qkv.iter().flat_map(|conv| [conv.weight(), conv.bias()]);
+    let parameters = qkv.iter().flat_map(|conv| [conv.weight()].into_iter().chain(conv.bias()));
     let width = qkv[0].weight().size()[0];
     if !ours([x].into_iter().chain(parameters).collect::<Vec<_>>()) || width > ffi::WIDEST {
         return None;

@@ -28,6 +28,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from unittest.mock import MagicMock
 
+import export_adapters
 import torch
 from safetensors.torch import save_file
 
@@ -439,6 +440,8 @@ def export_diffusers(ex: Exporter):
             module = "diffusers.FluxTransformer2DModel"
             ex.write(f"diffusers_flux_{form}_{kind}", module, params, inputs, output, net.state_dict())
 
+    export_adapters.export(ex, sys.modules[__name__])
+
     # f32 alone: in bf16, diffusers and the official code themselves lie 1 to 2 % apart here.
     rng = ex.start("diffusers_autoencoder")
     ch_mult, blocks = draw_levels(rng)
@@ -563,6 +566,7 @@ def export_transformers(ex: Exporter):
         # Published files have the prefix; transformers 5 drops it in memory.
         weights = {f"text_model.{k.removeprefix('text_model.')}": v for k, v in encoder.state_dict().items()}
         ex.write(f"clip_text_{kind}", "transformers.CLIPTextModel", params, {"input_ids": ids}, outputs, weights)
+    export_adapters.export_vision(ex, sys.modules[__name__])
 
 
 # ---------------------------------------------------------------- the command

@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io::{BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use resize::Filter;
 use tch::{Kind, Tensor};
 
 use crate::error::{Error, FileProblem, Result};
@@ -41,7 +42,8 @@ impl Mask {
     /// The mask in another size, as Pillow's `resize` with `LANCZOS` makes it of grey values; sides are at least 1.
     pub fn resize(&self, width: u32, height: u32) -> Self {
         let (width, height) = (width.max(1), height.max(1));
-        let chosen = resize::lanczos(&self.chosen, 1, (self.width, self.height), (width, height));
+        let (from, to) = ((self.width, self.height), (width, height));
+        let chosen = resize::resize(&self.chosen, 1, from, to, Filter::Lanczos);
         Self { width, height, chosen }
     }
 
@@ -124,8 +126,17 @@ impl Image {
 
     /// The picture in another size, as Pillow's `resize` with `LANCZOS` makes it; sides are at least 1.
     pub fn resize(&self, width: u32, height: u32) -> Self {
+        self.resize_with(width, height, Filter::Lanczos)
+    }
+
+    /// The same with Pillow's `BICUBIC`, which looks at every pixel also where the picture becomes smaller.
+    pub fn resize_bicubic(&self, width: u32, height: u32) -> Self {
+        self.resize_with(width, height, Filter::Bicubic)
+    }
+
+    fn resize_with(&self, width: u32, height: u32, filter: Filter) -> Self {
         let (width, height) = (width.max(1), height.max(1));
-        let rgb = resize::lanczos(&self.rgb, 3, (self.width, self.height), (width, height));
+        let rgb = resize::resize(&self.rgb, 3, (self.width, self.height), (width, height), filter);
         Self { width, height, rgb }
     }
 

@@ -10,8 +10,9 @@
 //! | [`recipe`] | what a picture's file says about how it was drawn |
 //! | [`pipeline`] | a request in, pictures out |
 //! | [`convert`] | weight files into other names, other numbers and other sizes of file |
-//! | [`flux1`] | the transformer, its sizes and variants |
+//! | [`flux1`] | the transformer, its sizes and variants; ControlNets and IP-Adapters |
 //! | [`autoencoder`] | pixels to latents and back |
+//! | [`vision`] | what turns a picture into states that the transformer reads |
 //! | [`text`] | T5, CLIP and their tokenizers |
 //! | [`sampling`] | noise, positions, schedules, the Euler loop |
 //! | [`layers`] | what the transformer is made of, in the official order |
@@ -52,6 +53,7 @@ pub mod sampling;
 pub mod server;
 mod shim;
 pub mod text;
+pub mod vision;
 
 #[cfg(feature = "hub")]
 pub use error::HubProblem;

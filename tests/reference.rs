@@ -15,6 +15,11 @@ fn edit_draws_what_diffusers_draws() {
     compare("scripts/compare_edits.py");
 }
 
+#[test]
+fn controlnets_and_ip_adapters_draw_what_diffusers_draws() {
+    compare("scripts/compare_adapters.py");
+}
+
 /// Runs a script that compares both, and ends with how many comparisons failed.
 fn compare(script: &str) {
     let Ok(python) = std::env::var("TCH_FLUX_PYTHON") else {

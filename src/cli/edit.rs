@@ -125,7 +125,7 @@ impl Edit {
 }
 
 /// A PNG or a JPEG.
-fn read(path: &Path) -> anyhow::Result<Image> {
+pub(super) fn read(path: &Path) -> anyhow::Result<Image> {
     let file = fs::read(path).with_context(|| path.display().to_string())?;
     if !file.starts_with(&[0xff, 0xd8, 0xff]) {
         return Ok(Image::read_png(path)?.0);

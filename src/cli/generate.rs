@@ -24,6 +24,8 @@ use tch_flux::pipeline::{
 };
 use tch_flux::recipe::{Begun, Means, Recipe};
 
+use super::control::{self, ControlArgs};
+use super::pictured::{self, PicturedArgs};
 use super::walk::Walk;
 use super::{
     KindArg, ModelArgs, NumericsArg, QuantizeArg, Saying, access, human_bytes, kind_name, parse_device,
@@ -112,6 +114,10 @@ pub(super) struct Generate {
     /// Draw with a LoRA even where some of its keys cannot be placed; they are listed.
     #[arg(long, requires = "lora")]
     allow_partial_lora: bool,
+    #[command(flatten)]
+    control: ControlArgs,
+    #[command(flatten)]
+    pictured: PicturedArgs,
     /// Decode the picture in tiles of so many pixels a side, for memory's sake; neighbours share a quarter.
     #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(i64).range(64..))]
     vae_tile: Option<i64>,
@@ -212,6 +218,12 @@ impl Generate {
         };
         let mut pipeline = Pipeline::open(parts.clone(), settings)?;
         let mut notes = pipeline.set_loras(&self.lora)?;
+        let before = recipe.as_ref().map(|recipe| recipe.controls.clone()).unwrap_or_default();
+        let followed = self.control.followed(before)?;
+        request.controls = control::put_on(&mut pipeline, &followed)?;
+        let before = recipe.as_ref().map(|recipe| recipe.pictured.clone()).unwrap_or_default();
+        let liked = self.pictured.liked(before)?;
+        request.pictured = pictured::put_on(&mut pipeline, &liked)?;
         if let Some(edit) = request.edit.clone() {
             let own = recipe.as_ref().map(|recipe| (recipe.request.width, recipe.request.height));
             let padded = begin.as_ref().is_some_and(|begin| begin.begun.pad.is_some());
@@ -255,7 +267,8 @@ impl Generate {
             let plan = json!({
                 "request": request, "model": model, "kind": kind_name(pipeline.kind()), "files": outputs,
                 "device": format!("{:?}", self.device).to_lowercase(), "weights": weights.iter().map(as_json).collect::<Vec<_>>(),
-                "loras": loras, "notes": notes, "numerics": settings.numerics, "quantize": settings.quantize,
+                "loras": loras, "controls": followed, "pictured": liked, "notes": notes, "numerics": settings.numerics,
+                "quantize": settings.quantize,
             });
             print_json(&plan)?;
             return Ok(ExitCode::SUCCESS);
@@ -278,6 +291,7 @@ impl Generate {
             if let Some(begin) = &begin {
                 recipe.edit = Some(begin.begun.clone());
             }
+            (recipe.controls, recipe.pictured) = (followed.clone(), liked.clone());
             picture.image.write_png(&file, &recipe.texts()?)?;
             written.push(Written {
                 file,
@@ -304,7 +318,8 @@ impl Generate {
             let weights: Vec<_> = weights.iter().map(as_json).collect();
             print_json(&json!({
                 "images": written, "model": model, "kind": kind, "seconds": seconds, "weights": weights,
-                "loras": loras, "notes": notes, "numerics": settings.numerics, "quantize": settings.quantize,
+                "loras": loras, "controls": followed, "pictured": liked, "notes": notes, "numerics": settings.numerics,
+                "quantize": settings.quantize,
             }))?;
         } else if !self.quiet {
             for Written { file, seed, warnings, .. } in &written {

@@ -1,6 +1,7 @@
 //! One file a subcommand; what they share is here.
 
 mod bench;
+mod control;
 mod convert;
 mod doctor;
 mod edit;
@@ -9,6 +10,7 @@ mod generate;
 mod hub;
 mod inspect;
 mod parity;
+mod pictured;
 #[cfg(feature = "serve")]
 mod serve;
 mod tiny;

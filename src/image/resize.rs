@@ -2,12 +2,38 @@
 
 use std::f64::consts::PI;
 
-/// How far the window reaches from its middle: a sinc of three lobes.
-const REACH: f64 = 3.0;
+/// What a window is shaped by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Filter {
+    /// A sinc of three lobes: Pillow's `LANCZOS`.
+    Lanczos,
+    /// Cubic pieces, with a slope of −1/2 at the first zero: Pillow's `BICUBIC`.
+    Bicubic,
+}
 
-fn weight(x: f64) -> f64 {
-    let sinc = |x: f64| if x == 0.0 { 1.0 } else { (x * PI).sin() / (x * PI) };
-    if (-REACH..REACH).contains(&x) { sinc(x) * sinc(x / REACH) } else { 0.0 }
+impl Filter {
+    /// How far the window reaches from its middle.
+    fn reach(self) -> f64 {
+        match self {
+            Self::Lanczos => 3.0,
+            Self::Bicubic => 2.0,
+        }
+    }
+
+    fn weight(self, x: f64) -> f64 {
+        match self {
+            Self::Lanczos => {
+                let reach = self.reach();
+                let sinc = |x: f64| if x == 0.0 { 1.0 } else { (x * PI).sin() / (x * PI) };
+                if (-reach..reach).contains(&x) { sinc(x) * sinc(x / reach) } else { 0.0 }
+            }
+            Self::Bicubic => match x.abs() {
+                x if x < 1.0 => (1.5 * x - 2.5) * x * x + 1.0,
+                x if x < 2.0 => (((x - 5.0) * x + 8.0) * x - 4.0) * -0.5,
+                _ => 0.0,
+            },
+        }
+    }
 }
 
 /// Bits behind the point of a weight: a sum of products with bytes fits 32 bits.
@@ -19,17 +45,17 @@ struct Window {
     weights: Vec<i32>,
 }
 
-fn windows(from: usize, to: usize) -> Vec<Window> {
+fn windows(from: usize, to: usize, filter: Filter) -> Vec<Window> {
     let scale = from as f64 / to as f64;
     let stretch = scale.max(1.0);
-    let reach = REACH * stretch;
+    let reach = filter.reach() * stretch;
     (0..to)
         .map(|i| {
             let middle = (i as f64 + 0.5) * scale;
             let first = (middle - reach + 0.5).max(0.0) as usize;
             let end = ((middle + reach + 0.5) as usize).min(from);
             let place = |x: usize| (x as f64 - middle + 0.5) / stretch;
-            let weights: Vec<f64> = (first..end).map(|x| weight(place(x))).collect();
+            let weights: Vec<f64> = (first..end).map(|x| filter.weight(place(x))).collect();
             let sum: f64 = weights.iter().sum();
             let fixed = |w: &f64| (w / sum * f64::from(1 << BITS)).round() as i32;
             Window { first, weights: weights.iter().map(fixed).collect() }
@@ -37,20 +63,26 @@ fn windows(from: usize, to: usize) -> Vec<Window> {
         .collect()
 }
 
-/// Rows of pixels of `channels` bytes each, from a width and height to others, with `LANCZOS`. No side is 0.
-pub(super) fn lanczos(bytes: &[u8], channels: usize, from: (u32, u32), to: (u32, u32)) -> Vec<u8> {
+/// Rows of pixels of `channels` bytes each, from a width and height to others. No side is 0.
+pub(super) fn resize(
+    bytes: &[u8],
+    channels: usize,
+    from: (u32, u32),
+    to: (u32, u32),
+    filter: Filter,
+) -> Vec<u8> {
     let [width, height, to_width, to_height] = [from.0, from.1, to.0, to.1].map(|side| side as usize);
     let wide = if to_width == width {
         bytes.to_vec()
     } else {
         // Pixels of a row are next to each other, and rows are many.
-        pass(bytes, (height, width * channels), channels, &windows(width, to_width))
+        pass(bytes, (height, width * channels), channels, &windows(width, to_width, filter))
     };
     if to_height == height {
         return wide;
     }
     // The rows of a picture are the pixels of its only row.
-    pass(&wide, (1, height * to_width * channels), to_width * channels, &windows(height, to_height))
+    pass(&wide, (1, height * to_width * channels), to_width * channels, &windows(height, to_height, filter))
 }
 
 /// `rows` rows of `len` bytes, of which every `unit` are one pixel.

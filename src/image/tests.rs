@@ -104,6 +104,25 @@ fn resizing_matches_pillow_lanczos_byte_for_byte() {
     }
 }
 
+/// The sums are those of Pillow 13.0.0, `Image.frombytes("RGB", …).resize(…, Image.BICUBIC).tobytes()`.
+#[test]
+fn resizing_matches_pillow_bicubic_byte_for_byte() {
+    let cases: [(Size, Size, u64); 6] = [
+        ((40, 30), (64, 48), 0x2905_aba1_d806_10f3),
+        ((64, 48), (16, 16), 0x8172_3410_362a_ec5d),
+        ((50, 70), (50, 32), 0x248a_8bd1_622e_2f7c),
+        ((33, 47), (64, 64), 0x1414_0f51_dc4b_1a26),
+        ((100, 20), (31, 77), 0xd339_af00_adb3_401d),
+        ((301, 207), (97, 130), 0xd09d_ac26_7277_fda8),
+    ];
+    for ((width, height), (to_width, to_height), sum) in cases {
+        let rgb = noise(3 * (width * height) as usize);
+        let image = Image { width, height, rgb }.resize_bicubic(to_width, to_height);
+        assert_eq!((image.width, image.height), (to_width, to_height));
+        assert_eq!(fnv1a(&image.rgb), sum, "{width}x{height} to {to_width}x{to_height}");
+    }
+}
+
 #[test]
 fn a_picture_becomes_numbers_and_a_mask_zeros_and_ones() {
     let image = Image { width: 2, height: 1, rgb: vec![0, 51, 255, 255, 0, 0] };

@@ -2,8 +2,9 @@
 
 use tch::Tensor;
 
+use super::control::Led;
 use crate::error::Result;
-use crate::flux1::{Flux1, Flux1Input, Steps};
+use crate::flux1::{Additions, Flux1, Flux1Input, Residuals, Steps};
 use crate::math;
 use crate::sampling::{self, Prepared};
 
@@ -34,7 +35,9 @@ pub fn denoise(
     let course = Course::new(model, prepared, timesteps, guidance, conditions)?;
     let mut img = prepared.img.shallow_clone();
     for (step, times) in timesteps.windows(2).enumerate() {
-        img = sampling::denoise(&img, times, |img, t_vec, _| course.velocity(model, img, t_vec, step))?;
+        img = sampling::denoise(&img, times, |img, t_vec, _| {
+            course.velocity(model, img, t_vec, step, &Additions::default())
+        })?;
         on_step(step + 1, &img)?;
     }
     Ok(img)
@@ -116,14 +119,19 @@ impl Course {
         img: &Tensor,
         t_vec: &Tensor,
         step: usize,
+        additions: &Additions,
     ) -> Result<Tensor> {
         let img_input = self.beside(img)?;
         let input = self.input(&img_input, t_vec);
-        let pred = match &self.steps {
-            Some(steps) => model.forward_step(&input, steps, step)?,
-            None => model.forward(&input)?,
-        };
+        let prepared = self.steps.as_ref().map(|steps| (steps, step));
+        let pred = model.forward_with(&input, prepared, additions)?;
         Ok(pred.f_narrow(1, 0, img.size()[1])?)
+    }
+
+    /// What ControlNets add in a step. They know the noisy patches alone.
+    pub(super) fn led(&self, led: &Led, img: &Tensor, t_vec: &Tensor, step: usize) -> Result<Vec<Residuals>> {
+        let img_ids = &self.img_ids.f_narrow(1, 0, img.size()[1])?;
+        led.residuals(&Flux1Input { img_ids, ..self.input(img, t_vec) }, step)
     }
 
     /// The patches with the conditions beside them.

@@ -5,10 +5,11 @@ use std::ops::ControlFlow;
 use tch::{Device, Kind, Tensor};
 
 use super::edit::Given;
+use super::pictured::{PicturedShape, Seen};
 use super::prompts::Text;
 use super::resident;
 use super::rows::{Beside, Row};
-use super::{Generated, OnProgress, Phase, Pipeline, Progress, Request, Role};
+use super::{Control, Generated, OnProgress, Phase, Pictured, Pipeline, Progress, Request, Role};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::image::Image;
@@ -52,6 +53,8 @@ struct Shape {
     text: Option<usize>,
     true_cfg_scale: Option<f64>,
     edit: Option<EditShape>,
+    controls: Vec<(usize, f64, Option<i64>, f64, f64)>,
+    pictured: Vec<PicturedShape>,
 }
 
 /// The same of the pictures that they begin with.
@@ -78,6 +81,8 @@ impl Shape {
                 mask: edit.mask.is_some(),
                 references: edit.images.iter().map(|image| edit.reference_size(image)).collect(),
             }),
+            controls: request.controls.iter().map(Control::shape).collect(),
+            pictured: request.pictured.iter().map(Pictured::shape).collect(),
         }
     }
 }
@@ -146,23 +151,33 @@ impl Pipeline {
 
         jobs.begin(Phase::Text);
         let texts = self.texts(&requests, &mut jobs);
+        let seen: Vec<_> = requests
+            .iter()
+            .enumerate()
+            .map(|(job, request)| match jobs.lives(job) {
+                true => jobs.or_fails(job, self.see(request)).unwrap_or_default(),
+                false => Seen::new(),
+            })
+            .collect();
         if !self.settings.keep_text_encoders {
             (self.clip, self.t5) = (None, None);
+            self.release_image_encoder();
         }
 
         jobs.begin(Phase::Load);
         let living = jobs.living();
         if !living.is_empty() {
             self.load_transformer()?;
+            self.load_controlnets(living.iter().flat_map(|&job| &requests[job].controls))?;
         }
-        if living.iter().any(|&job| requests[job].previews > 0 || requests[job].edit.is_some()) {
+        if living.iter().any(|&job| requests[job].previews > 0 || self.encodes(&requests[job])) {
             self.load_autoencoder()?;
         }
         let given: Vec<_> = requests
             .iter()
             .enumerate()
             .map(|(job, request)| match jobs.lives(job) {
-                true => jobs.or_fails(job, self.given(request)).unwrap_or_default(),
+                true => jobs.or_fails(job, self.given_with(request, &seen[job])).unwrap_or_default(),
                 false => Given::default(),
             })
             .collect();
@@ -178,6 +193,7 @@ impl Pipeline {
 
         jobs.begin(Phase::Decode);
         self.transformer.iter().for_each(|transformer| transformer.model.release_workspace());
+        self.controlnets.iter_mut().for_each(|net| net.release(false));
         if !jobs.living().is_empty() {
             self.load_autoencoder()?;
         }
@@ -209,6 +225,12 @@ impl Pipeline {
         let (image, text) = self.tokens(&request);
         let most = (TOGETHER / (image + text + self.reference_tokens(&request))).max(1) as usize;
         self.fitting(&request, most)
+    }
+
+    /// All that a request's drawings begin with.
+    fn given_with(&mut self, request: &Request, seen: &Seen) -> Result<Given> {
+        let image_prompts = self.image_prompts(request, seen)?;
+        Ok(Given { image_prompts, ..self.given(request)? })
     }
 
     fn is_small(&self, request: &Request) -> bool {
@@ -304,7 +326,7 @@ impl Pipeline {
         let steps = times.len() - 1;
         let rows = group.iter().map(|&i| Row::new(self, model, i, &drawings[i], &times));
         let mut rows = rows.collect::<Result<Vec<_>>>()?;
-        let mut beside = Beside::of(&rows)?;
+        let mut beside = Beside::of(self, &rows, steps)?;
         let mut solver = Solver::new(drawings[first].request.sampler, &times);
         for step in 0..steps {
             let before = beside.img.shallow_clone();
@@ -325,7 +347,7 @@ impl Pipeline {
                 }
                 let places = Tensor::f_from_slice(&places)?.f_to_device(beside.img.device())?;
                 solver.keep(&places)?;
-                beside.go_on_with(&rows, &places)?;
+                beside.go_on_with(self, &rows, steps, &places)?;
             }
         }
         let mut latents = Vec::new();

@@ -61,12 +61,24 @@ impl Pipeline {
         let settings = &self.settings;
         let resident =
             [self.transformer.is_some(), self.t5.is_some(), self.clip.is_some(), self.autoencoder.is_some()];
-        let mut own = self.own_bytes()?;
+        let resident =
+            resident.into_iter().chain(self.resident_controlnets()).chain(self.resident_pictured());
+        let mut own = self.own_bytes()?.to_vec();
         own.iter_mut().zip(resident).filter(|(_, resident)| *resident).for_each(|(own, _)| *own = 0);
-        let [transformer, t5, clip, autoencoder] = own;
-        let text = t5 + clip;
+        let [transformer, t5, clip, autoencoder, ref others @ ..] = own[..] else {
+            return Err(Error::Config("a pipeline has four parts".into()));
+        };
+        let (controlnets, others) = others.split_at(self.controlnets().count().min(others.len()));
+        // After the ControlNets, the IP-Adapters and in the end what sees for them.
+        let (sees, adapters) = match others.split_last() {
+            Some((sees, adapters)) if !request.pictured.is_empty() => (*sees, adapters.iter().sum()),
+            _ => (0, 0),
+        };
+        let asked = |&(i, _): &(usize, &u64)| request.controls.iter().any(|control| control.net == i);
+        let controlnets: u64 = controlnets.iter().enumerate().filter(asked).map(|(_, own)| own).sum();
+        let text = t5 + clip + sees;
         let kept = if settings.keep_text_encoders { text } else { 0 };
-        let previews = if request.previews > 0 || request.edit.is_some() { autoencoder } else { 0 };
+        let previews = if request.previews > 0 || self.encodes(&request) { autoencoder } else { 0 };
 
         let p = &self.params;
         let number = self.kind.elt_size_in_bytes() as u64;
@@ -75,7 +87,12 @@ impl Pipeline {
         let (image_tokens, text_tokens) = (image_tokens.unsigned_abs(), text_tokens.unsigned_abs());
         let beside = self.reference_tokens(&request).unsigned_abs();
         let tokens = (image_tokens + text_tokens + beside) * pictures as u64;
-        let step = tokens * p.hidden_size.unsigned_abs() * number * form(DENOISE, settings.numerics);
+        // What ControlNets say stays until the step is done; of several, two at a time.
+        let said = request.controls.iter().filter_map(|control| self.controlnets().nth(control.net));
+        let said = said.map(|net| net.flux.depth + net.flux.depth_single_blocks).max().unwrap_or(0) as u64;
+        let said = said * (request.controls.len() as u64).min(2);
+        let numbers = form(DENOISE, settings.numerics) + said;
+        let step = tokens * p.hidden_size.unsigned_abs() * number * numbers;
         // The wider of T5's two: its MLP. In the kinds that the fast form widens, f32.
         let encoding = text_tokens * p.context_in_dim.unsigned_abs() * 4 * 16;
         let tile = settings.vae_tile.map_or(u64::MAX, |tile| tile.max(0).unsigned_abs());
@@ -83,20 +100,19 @@ impl Pipeline {
         let decoding = pixels * AUTOENCODER_CHANNELS * 4 * form(DECODE, settings.numerics);
         Ok(Memory {
             text: text + encoding,
-            denoise: kept + previews + transformer + step,
-            decode: kept + transformer + autoencoder + decoding,
+            denoise: kept + previews + transformer + controlnets + adapters + step,
+            decode: kept + transformer + controlnets + adapters + autoencoder + decoding,
         })
     }
 
     /// What the weights of each part take of memory of their own, read from the headers once.
-    fn own_bytes(&self) -> Result<[u64; 4]> {
+    fn own_bytes(&self) -> Result<&[u64]> {
         if let Some(own) = self.own_bytes.get() {
-            return Ok(*own);
+            return Ok(own);
         }
         let weights = self.weights()?;
-        let own: Vec<u64> = weights.iter().map(|weights| own_bytes(weights, &self.settings)).collect();
-        let own = own.try_into().map_err(|_| Error::Config("a pipeline has four parts".into()))?;
-        Ok(*self.own_bytes.get_or_init(|| own))
+        let own = weights.iter().map(|weights| own_bytes(weights, &self.settings)).collect();
+        Ok(self.own_bytes.get_or_init(|| own))
     }
 
     /// [`Error::TooLarge`] where less is free than a request takes. Where the system does not say what is free, nothing

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::{Control, Pictured};
 use crate::error::{Error, Result};
 use crate::image::{Image, Mask};
 use crate::sampling::{Sampler, Schedule};
@@ -125,6 +126,12 @@ pub struct Request {
     /// The pictures that it begins with.
     #[serde(skip)]
     pub edit: Option<Arc<Edit>>,
+    /// The pictures that ControlNets follow; each adds to what the others say.
+    #[serde(skip)]
+    pub controls: Vec<Control>,
+    /// Pictures that it shall be like, each brought in by an IP-Adapter.
+    #[serde(skip)]
+    pub pictured: Vec<Pictured>,
     /// The first picture's noise; the following ones count on from it.
     pub seed: u64,
     /// Leads each picture's noise a part of the way towards another one's.
@@ -158,6 +165,8 @@ impl Request {
             negative_prompt: None,
             true_cfg_scale: None,
             edit: None,
+            controls: Vec::new(),
+            pictured: Vec::new(),
             seed: 0,
             variation: None,
             num_images: 1,
@@ -219,6 +228,18 @@ impl Request {
     /// Sets the pictures that it begins with.
     pub fn edit(mut self, edit: Edit) -> Self {
         self.edit = Some(Arc::new(edit));
+        self
+    }
+
+    /// Adds a picture that a ControlNet follows.
+    pub fn control(mut self, control: Control) -> Self {
+        self.controls.push(control);
+        self
+    }
+
+    /// Adds pictures that it shall be like.
+    pub fn pictured(mut self, pictured: Pictured) -> Self {
+        self.pictured.push(pictured);
         self
     }
 
@@ -309,6 +330,8 @@ impl Request {
         if let Some(edit) = &self.edit {
             edit.check()?;
         }
+        self.controls.iter().try_for_each(Control::check)?;
+        self.pictured.iter().try_for_each(Pictured::check)?;
         if self.max_sequence_length.is_some_and(|n| !(2..=512).contains(&n)) {
             return wrong("max_sequence_length must be between 2 and 512".into());
         }

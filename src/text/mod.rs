@@ -17,7 +17,11 @@ use serde::de::DeserializeOwned;
 use crate::error::{Error, FileProblem, Result};
 
 /// The rows and columns of a tensor that a model must have.
-fn matrix(model: &str, shape: &dyn Fn(&str) -> Option<Vec<i64>>, name: &str) -> Result<(i64, i64)> {
+pub(crate) fn matrix(
+    model: &str,
+    shape: &dyn Fn(&str) -> Option<Vec<i64>>,
+    name: &str,
+) -> Result<(i64, i64)> {
     match shape(name).as_deref() {
         Some(&[rows, columns]) => Ok((rows, columns)),
         Some(other) => Err(Error::Config(format!("{name} must be a matrix, but its shape is {other:?}"))),

@@ -28,6 +28,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from unittest.mock import MagicMock
 
+import export_adapters
 import torch
 from safetensors.torch import save_file
 
@@ -448,6 +449,8 @@ def export_diffusers(ex: Exporter):
         module = "diffusers.ReduxImageEncoder"
         ex.write(f"redux_image_encoder_{kind}", module, params, {"x": x}, output, embedder.state_dict())
 
+    export_adapters.export(ex, sys.modules[__name__])
+
     # f32 alone: in bf16, diffusers and the official code themselves lie 1 to 2 % apart here.
     rng = ex.start("diffusers_autoencoder")
     ch_mult, blocks = draw_levels(rng)
@@ -601,6 +604,27 @@ def export_transformers(ex: Exporter):
         # Published files have the prefix; transformers 5 drops it in memory.
         weights = {f"text_model.{k.removeprefix('text_model.')}": v for k, v in encoder.state_dict().items()}
         ex.write(f"clip_text_{kind}", "transformers.CLIPTextModel", params, {"input_ids": ids}, outputs, weights)
+
+        rng = ex.start("siglip_vision")
+        heads, patch = rng.randint(1, 5), rng.choice([4, 6, 7])
+        params = {
+            "hidden_size": 8 * heads * rng.randint(1, 2),
+            "intermediate_size": 8 * rng.randint(3, 12),
+            "num_hidden_layers": rng.randint(1, 4),
+            "num_attention_heads": heads,
+            # Some pixels may be left over, as 384 leaves 6 of patches of 14.
+            "image_size": patch * rng.randint(2, 6) + rng.randint(0, patch - 1),
+            "patch_size": patch,
+            # The head's weights are in the file or not; its result is not read.
+            "vision_use_head": rng.random() < 0.5,
+        }
+        encoder = randomise(SiglipVisionModel(SiglipVisionConfig(**params)), dtype)
+        pixels = cast({"x": 2 * torch.rand(rng.randint(1, 3), 3, params["image_size"], params["image_size"]) - 1}, dtype)["x"]
+        output = {"last_hidden_state": encoder(pixel_values=pixels).last_hidden_state}
+        weights = {f"vision_model.{k.removeprefix('vision_model.')}": v for k, v in encoder.state_dict().items()}
+        module = "transformers.SiglipVisionModel"
+        ex.write(f"siglip_vision_{kind}", module, params, {"pixel_values": pixels}, output, weights)
+    export_adapters.export_vision(ex, sys.modules[__name__])
     depth_anything(ex)
 
 
@@ -683,26 +707,6 @@ def depth_anything(ex: Exporter):
         size = (params["height"], params["width"])
         output = torch.nn.functional.interpolate(x, size, mode="bicubic", antialias=True)
         ex.write(name, "torch.nn.functional.interpolate", params, {"x": x}, output)
-
-        rng = ex.start("siglip_vision")
-        heads, patch = rng.randint(1, 5), rng.choice([4, 6, 7])
-        params = {
-            "hidden_size": 8 * heads * rng.randint(1, 2),
-            "intermediate_size": 8 * rng.randint(3, 12),
-            "num_hidden_layers": rng.randint(1, 4),
-            "num_attention_heads": heads,
-            # Some pixels may be left over, as 384 leaves 6 of patches of 14.
-            "image_size": patch * rng.randint(2, 6) + rng.randint(0, patch - 1),
-            "patch_size": patch,
-            # The head's weights are in the file or not; its result is not read.
-            "vision_use_head": rng.random() < 0.5,
-        }
-        encoder = randomise(SiglipVisionModel(SiglipVisionConfig(**params)), dtype)
-        pixels = cast({"x": 2 * torch.rand(rng.randint(1, 3), 3, params["image_size"], params["image_size"]) - 1}, dtype)["x"]
-        output = {"last_hidden_state": encoder(pixel_values=pixels).last_hidden_state}
-        weights = {f"vision_model.{k.removeprefix('vision_model.')}": v for k, v in encoder.state_dict().items()}
-        module = "transformers.SiglipVisionModel"
-        ex.write(f"siglip_vision_{kind}", module, params, {"pixel_values": pixels}, output, weights)
 
 
 # ---------------------------------------------------------------- the command

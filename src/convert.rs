@@ -100,8 +100,8 @@ pub fn convert(
 ) -> Result<Converted> {
     let _no_grad = tch::no_grad_guard();
     let place = Place::new(output)?;
-    if conversion.layout == Some(Layout::Llama) {
-        return Err(Error::Request("llama.cpp's names are read, not written".into()));
+    if let Some(layout @ (Layout::Llama | Layout::XLabs)) = conversion.layout {
+        return Err(Error::Request(format!("{layout} are read, not written")));
     }
     if conversion.shard_size == Some(0) {
         return Err(Error::Request("a shard of no bytes holds nothing".into()));

@@ -2,22 +2,28 @@
 //!
 //! Source: `black-forest-labs/flux` at 802fb47, `src/flux/model.py` and the `configs` of `src/flux/util.py`.
 
+mod additions;
 mod cache;
+mod controlnet;
+mod ip_adapter;
+mod trunk;
 
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
-use tch::nn::{Module, Path};
+use tch::nn::Path;
 
 pub use cache::{CachedSteps, StepCache};
 
 use crate::error::{Error, Result};
-use crate::layers::{
-    DoubleStreamBlock, EmbedNd, LastLayer, MlpEmbedder, ModulationOut, SingleStreamBlock, check_mlp_ratio,
-    timestep_embedding,
-};
+use crate::layers::{Beside, LastLayer, ModulationOut};
 use crate::math;
-use crate::nn::{Linear, Linears, Parameters, check_kind, check_sizes};
+use crate::nn::{Linears, Parameters, check_sizes};
 use crate::ops::{self, Numerics, Quantize};
+
+pub use additions::{Additions, Residuals};
+pub use controlnet::{ControlNet, ControlNetParams, MODES};
+pub use ip_adapter::{ImagePrompt, IpAdapter, IpAdapterParams};
+use trunk::Trunk;
 
 /// The sizes of a FLUX.1 transformer, in the official names.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -88,13 +94,22 @@ impl Flux1Params {
     /// # Errors
     /// [`Error::Config`] names the first tensor that is missing or has a shape that no FLUX.1 has.
     pub fn from_shapes(shape: impl Fn(&str) -> Option<Vec<i64>>) -> Result<Self> {
+        Self::of_trunk(&shape, "transformer", Some("final_layer.linear.weight"))
+    }
+
+    /// The same of a model whose last layer has this name; one without draws as many channels as it reads.
+    fn of_trunk(
+        shape: &impl Fn(&str) -> Option<Vec<i64>>,
+        what: &str,
+        last_layer: Option<&str>,
+    ) -> Result<Self> {
         let matrix = |name: &str| match shape(name).as_deref() {
             Some(&[rows, columns]) => Ok((rows, columns)),
             Some(other) => Err(Error::Config(format!("{name} must be a matrix, but its shape is {other:?}"))),
             None if shape("double_blocks.0.img_attn.qkv.weight").is_some() => Err(Error::Config(format!(
                 "{name} is missing: a finetune without it needs a base (--base) to take it from"
             ))),
-            None => Err(Error::Config(format!("this is no FLUX.1 transformer: {name} is missing"))),
+            None => Err(Error::Config(format!("this is no FLUX.1 {what}: {name} is missing"))),
         };
         let blocks = |prefix: &str, of: &str| {
             (0..).take_while(|i| shape(&format!("{prefix}.{i}.{of}")).is_some()).count()
@@ -103,7 +118,10 @@ impl Flux1Params {
         check_sizes(&[("hidden_size", hidden_size), ("in_channels", in_channels)])?;
         let (_, context_in_dim) = matrix("txt_in.weight")?;
         let (_, vec_in_dim) = matrix("vector_in.in_layer.weight")?;
-        let (out_channels, _) = matrix("final_layer.linear.weight")?;
+        let out_channels = match last_layer {
+            Some(name) => matrix(name)?.0,
+            None => in_channels,
+        };
         let depth = blocks("double_blocks", "img_attn.qkv.weight");
         let depth_single_blocks = blocks("single_blocks", "linear1.weight");
         let (norm, mlp_hidden_dim) = if depth > 0 {
@@ -173,16 +191,8 @@ pub struct Flux1Input<'a> {
 #[derive(Debug)]
 #[doc(alias = "Flux")]
 pub struct Flux1 {
-    img_in: Linear,
-    time_in: MlpEmbedder,
-    vector_in: MlpEmbedder,
-    guidance_in: Option<MlpEmbedder>,
-    txt_in: Linear,
-    double_blocks: Vec<DoubleStreamBlock>,
-    single_blocks: Vec<SingleStreamBlock>,
+    trunk: Trunk,
     final_layer: LastLayer,
-    pe_embedder: EmbedNd,
-    params: Flux1Params,
     parameters: Parameters,
 }
 
@@ -198,8 +208,8 @@ impl Modulations {
     /// `vec` `[B, D]`: tensors of `[B, 1, D]`.
     fn of(model: &Flux1, vec: &Tensor) -> Self {
         Self {
-            double: model.double_blocks.iter().map(|block| block.modulation(vec)).collect(),
-            single: model.single_blocks.iter().map(|block| block.modulation(vec)).collect(),
+            double: model.trunk.double_blocks.iter().map(|block| block.modulation(vec)).collect(),
+            single: model.trunk.single_blocks.iter().map(|block| block.modulation(vec)).collect(),
             last: model.final_layer.modulation(vec),
         }
     }
@@ -261,42 +271,11 @@ impl Flux1 {
     /// # Errors
     /// [`Error::Config`] where the heads do not divide the hidden size, or the axes do not sum to the head width.
     pub fn new(vs: Path, params: &Flux1Params) -> Result<Self> {
-        let Flux1Params { hidden_size, num_heads, mlp_ratio, .. } = *params;
-        check_sizes(&[
-            ("in_channels", params.in_channels),
-            ("out_channels", params.out_channels),
-            ("vec_in_dim", params.vec_in_dim),
-            ("context_in_dim", params.context_in_dim),
-            ("hidden_size", hidden_size),
-            ("theta", params.theta),
-        ])?;
-        check_mlp_ratio(hidden_size, mlp_ratio)?;
-        if num_heads <= 0 || hidden_size % num_heads != 0 {
-            return Err(Error::Config(format!(
-                "Hidden size {hidden_size} must be divisible by num_heads {num_heads}"
-            )));
-        }
-        let pe_embedder = EmbedNd::new(hidden_size / num_heads, params.theta, &params.axes_dim)?;
+        check_sizes(&[("out_channels", params.out_channels)])?;
         let (mut model, mut parameters) = Parameters::of(|| {
-            let double_block = |i| {
-                let vs = &vs / "double_blocks" / i;
-                DoubleStreamBlock::new(vs, hidden_size, num_heads, mlp_ratio, params.qkv_bias)
-            };
-            let single_block =
-                |i| SingleStreamBlock::new(&vs / "single_blocks" / i, hidden_size, num_heads, mlp_ratio);
             Ok(Self {
-                img_in: Linear::new(&vs / "img_in", params.in_channels, hidden_size, true),
-                time_in: MlpEmbedder::new(&vs / "time_in", 256, hidden_size),
-                vector_in: MlpEmbedder::new(&vs / "vector_in", params.vec_in_dim, hidden_size),
-                guidance_in: params
-                    .guidance_embed
-                    .then(|| MlpEmbedder::new(&vs / "guidance_in", 256, hidden_size)),
-                txt_in: Linear::new(&vs / "txt_in", params.context_in_dim, hidden_size, true),
-                double_blocks: (0..params.depth).map(double_block).collect::<Result<_>>()?,
-                single_blocks: (0..params.depth_single_blocks).map(single_block).collect::<Result<_>>()?,
-                final_layer: LastLayer::new(&vs / "final_layer", hidden_size, 1, params.out_channels),
-                pe_embedder,
-                params: params.clone(),
+                trunk: Trunk::new(&vs, params)?,
+                final_layer: LastLayer::new(&vs / "final_layer", params.hidden_size, 1, params.out_channels),
                 parameters: Parameters::default(),
             })
         })?;
@@ -318,7 +297,7 @@ impl Flux1 {
 
     /// The sizes that the model was built with.
     pub fn params(&self) -> &Flux1Params {
-        &self.params
+        &self.trunk.params
     }
 
     /// The velocity of every patch: `[B, Li, out_channels]`.
@@ -327,7 +306,36 @@ impl Flux1 {
     /// [`Error::Shape`] and [`Error::Kind`] where an input does not fit the model or the others, [`Error::MissingGuidance`],
     /// [`Error::Unfilled`] before a checkpoint was loaded, [`Error::Cancelled`] within [`ops::with_cancel`].
     pub fn forward(&self, input: &Flux1Input) -> Result<Tensor> {
-        self.call(input, None, None)
+        self.forward_with(input, None, &Additions::default())
+    }
+
+    /// [`Flux1::forward`], with what other models add between the blocks. `prepared` is one of the steps that were
+    /// prepared: then `input.timesteps`, `guidance`, `y` and the positions are not read again.
+    ///
+    /// # Errors
+    /// As [`Flux1::forward`], [`Error::Shape`] for an addition that does not fit, and [`Error::Config`] for a step that was
+    /// not prepared.
+    pub fn forward_with(
+        &self,
+        input: &Flux1Input,
+        prepared: Option<(&Steps, usize)>,
+        additions: &Additions,
+    ) -> Result<Tensor> {
+        self.call(input, prepared, additions, None)
+    }
+
+    /// [`Flux1::forward_with`], of which a part may be skipped.
+    ///
+    /// # Errors
+    /// Its own.
+    pub fn forward_cached(
+        &self,
+        input: &Flux1Input,
+        prepared: Option<(&Steps, usize)>,
+        additions: &Additions,
+        cached: &mut CachedSteps,
+    ) -> Result<Tensor> {
+        self.call(input, prepared, additions, Some(cached))
     }
 
     /// What all steps of a picture share, computed once: `timesteps` are those of every step, the other inputs those of
@@ -346,12 +354,11 @@ impl Flux1 {
         // In the kind of the patches, as the loop hands them over one by one.
         let times = Tensor::f_from_slice(timesteps)?.f_to_kind(input.timesteps.kind())?;
         let times = times.f_to_device(input.img.device())?;
-        let vec = self.vec(&times, input.guidance, input.y)?;
+        let vec = self.trunk.vec(&times, input.guidance, input.y)?;
         let all = Modulations::of(self, &vec);
         let step = |i| Modulations::join(&[&all], |all| Ok(all[0].f_narrow(0, i, 1)?));
         let steps = (0..timesteps.len() as i64).map(step).collect::<Result<_>>()?;
-        let ids = Tensor::cat(&[input.txt_ids, input.img_ids], 1);
-        Ok(Some(Steps { steps, pe: self.pe_embedder.forward(&ids) }))
+        Ok(Some(Steps { steps, pe: self.trunk.pe(input.txt_ids, input.img_ids) }))
     }
 
     /// [`Flux1::forward`] of one of the steps that were prepared: `input.timesteps`, `guidance`, `y` and the positions
@@ -360,20 +367,7 @@ impl Flux1 {
     /// # Errors
     /// As [`Flux1::forward`], and [`Error::Config`] for a step that was not prepared.
     pub fn forward_step(&self, input: &Flux1Input, steps: &Steps, step: usize) -> Result<Tensor> {
-        self.call(input, Some((steps, step)), None)
-    }
-
-    /// [`Flux1::forward`], or [`Flux1::forward_step`] of a step that was prepared, of which a part may be skipped.
-    ///
-    /// # Errors
-    /// Theirs.
-    pub fn forward_cached(
-        &self,
-        input: &Flux1Input,
-        prepared: Option<(&Steps, usize)>,
-        cached: &mut CachedSteps,
-    ) -> Result<Tensor> {
-        self.call(input, prepared, Some(cached))
+        self.forward_with(input, Some((steps, step)), &Additions::default())
     }
 
     /// Chooses between the official bits and speed. Without it the model does as [`ops::with_numerics`] around it says,
@@ -408,7 +402,7 @@ impl Flux1 {
     /// [`Error::Tch`] where the memory is not to be had, [`Error::Request`] on another device.
     pub fn quantize_int8(&self) -> Result<()> {
         self.parameters.check()?;
-        if self.img_in.weight.device() != tch::Device::Cpu {
+        if self.trunk.img_in.weight.device() != tch::Device::Cpu {
             return Err(Error::Request("int8 weights are for the CPU; on CUDA quantise to fp8".into()));
         }
         self.linears().quantize_int8(Self::quantizes)
@@ -420,7 +414,7 @@ impl Flux1 {
     /// [`Error::Tch`] where the memory is not to be had, [`Error::Request`] on a device without products of fp8.
     pub fn quantize_fp8(&self) -> Result<()> {
         self.parameters.check()?;
-        ops::cuda::check_fp8(self.img_in.weight.device())?;
+        ops::cuda::check_fp8(self.trunk.img_in.weight.device())?;
         self.linears().quantize_fp8(Self::quantizes)
     }
 
@@ -434,43 +428,28 @@ impl Flux1 {
         layer.iter().any(|layer| name.ends_with(layer))
     }
 
-    fn vec(&self, timesteps: &Tensor, guidance: Option<&Tensor>, y: &Tensor) -> Result<Tensor> {
-        let vec = self.time_in.forward(&timestep_embedding(timesteps, 256, 1e4, 1e3));
-        let vec = match &self.guidance_in {
-            Some(guidance_in) => {
-                let guidance = guidance.ok_or(Error::MissingGuidance)?;
-                vec + guidance_in.forward(&timestep_embedding(guidance, 256, 1e4, 1e3))
-            }
-            None => vec,
-        };
-        Ok(vec + self.vector_in.forward(y))
-    }
-
     fn call(
         &self,
         input: &Flux1Input,
         prepared: Option<(&Steps, usize)>,
+        additions: &Additions,
         mut cached: Option<&mut CachedSteps>,
     ) -> Result<Tensor> {
         self.check(input)?;
+        additions.check(input, &self.trunk.params)?;
         let _ops = self.parameters.ops().enter();
         if let Some(velocity) = cached.as_mut().map(|cached| cached.predicted()).transpose()?.flatten() {
             return Ok(velocity.f_to_kind(input.img.kind())?);
         }
-        match prepared {
-            Some((steps, step)) => {
-                let modulations = steps.steps.get(step).ok_or_else(|| {
-                    Error::Config(format!("step {step} was not prepared: there are {}", steps.steps.len()))
-                })?;
-                self.run(input, modulations, &steps.pe, cached)
-            }
-            None => {
-                let vec = self.vec(input.timesteps, input.guidance, input.y)?;
-                let ids = Tensor::cat(&[input.txt_ids, input.img_ids], 1);
-                let pe = self.pe_embedder.forward(&ids);
-                self.run(input, &Modulations::of(self, &vec), &pe, cached)
-            }
+        if let Some((steps, step)) = prepared {
+            let modulations = steps.steps.get(step).ok_or_else(|| {
+                Error::Config(format!("step {step} was not prepared: there are {}", steps.steps.len()))
+            })?;
+            return self.run(input, modulations, &steps.pe, additions, cached);
         }
+        let vec = self.trunk.vec(input.timesteps, input.guidance, input.y)?;
+        let pe = self.trunk.pe(input.txt_ids, input.img_ids);
+        self.run(input, &Modulations::of(self, &vec), &pe, additions, cached)
     }
 
     fn run(
@@ -478,38 +457,48 @@ impl Flux1 {
         input: &Flux1Input,
         modulations: &Modulations,
         pe: &Tensor,
+        additions: &Additions,
         mut cached: Option<&mut CachedSteps>,
     ) -> Result<Tensor> {
+        let Trunk { img_in, txt_in, double_blocks, single_blocks, .. } = &self.trunk;
         let (img_len, txt_len) = (input.img.size()[1], input.txt.size()[1]);
-        let mut img = ops::linear(&self.img_in, input.img, ops::End::default());
-        let mut txt = ops::linear(&self.txt_in, input.txt, ops::End::default());
+        let mut img = ops::linear(img_in, input.img, ops::End::default());
+        let mut txt = ops::linear(txt_in, input.txt, ops::End::default());
         let mut before = cached.is_some().then(|| img.shallow_clone());
         if let (Some(cached), Some(block), Some(modulation)) =
-            (&mut cached, self.double_blocks.first(), modulations.double.first())
+            (&mut cached, double_blocks.first(), modulations.double.first())
             && let Some(img) = cached.after_input(&img, || block.modulated(&img, modulation))?
         {
             return Ok(self.final_layer.run(&img, &modulations.last));
         }
-        for (i, (block, modulation)) in self.double_blocks.iter().zip(&modulations.double).enumerate() {
+        let depth = double_blocks.len();
+        for (i, (block, modulation)) in double_blocks.iter().zip(&modulations.double).enumerate() {
             ops::go_on(&img)?;
-            (img, txt) = self.linears().in_block(i, || block.run(&img, &txt, modulation, pe))?;
+            let attend = |query: &Tensor| additions.attend(i, query);
+            let beside = (!additions.image_prompts.is_empty()).then_some(&attend as &Beside);
+            (img, txt) =
+                self.linears().in_block(i, || block.run_beside(&img, &txt, modulation, pe, beside))?;
             if let (0, Some(cached), Some(input)) = (i, &mut cached, &mut before) {
                 if let Some(img) = cached.after_first_block(input, &img)? {
                     return Ok(self.final_layer.run(&img, &modulations.last));
                 }
                 if cached.begins_after_first_block() {
-                    *input = img.shallow_clone();
+                    // A copy: what is added below is added in place.
+                    *input = img.copy();
                 }
             }
+            additions.add_double(&mut img, i, depth)?;
         }
 
         let mut x = Tensor::cat(&[txt, img], 1);
-        let single_blocks = self.single_blocks.len();
-        for (i, (block, modulation)) in self.single_blocks.iter().zip(&modulations.single).enumerate() {
+        let depth = single_blocks.len();
+        for (i, (block, modulation)) in single_blocks.iter().zip(&modulations.single).enumerate() {
             ops::go_on(&x)?;
-            let from = if i + 1 == single_blocks { txt_len } else { 0 };
-            let place = self.double_blocks.len() + i;
+            let from = if i + 1 == depth { txt_len } else { 0 };
+            let place = double_blocks.len() + i;
             x = self.linears().in_block(place, || block.run(&x, modulation, pe, from))?;
+            let mut img = x.narrow(1, x.size()[1] - img_len, img_len);
+            additions.add_single(&mut img, i, depth)?;
         }
         let img = x.narrow(1, x.size()[1] - img_len, img_len);
         let velocity = self.final_layer.run(&img, &modulations.last);
@@ -521,36 +510,6 @@ impl Flux1 {
 
     fn check(&self, input: &Flux1Input) -> Result<()> {
         self.parameters.check()?;
-        let size = input.img.size();
-        let (&[b, li, _], &[_, lt, _]) = (&size[..], &input.txt.size()[..]) else {
-            let (what, found) =
-                if size.len() == 3 { ("txt", input.txt.size()) } else { ("img", input.img.size()) };
-            return Err(Error::Shape { what, expected: "3-dimensional".into(), found });
-        };
-        let p = &self.params;
-        let mut wanted = vec![
-            ("img", input.img, vec![b, li, p.in_channels]),
-            ("img_ids", input.img_ids, vec![b, li, 3]),
-            ("txt", input.txt, vec![b, lt, p.context_in_dim]),
-            ("txt_ids", input.txt_ids, vec![b, lt, 3]),
-            ("timesteps", input.timesteps, vec![b]),
-            ("y", input.y, vec![b, p.vec_in_dim]),
-        ];
-        if let (Some(guidance), true) = (input.guidance, p.guidance_embed) {
-            wanted.push(("guidance", guidance, vec![b]));
-        }
-        for (what, tensor, expected) in wanted {
-            if tensor.size() != expected {
-                return Err(Error::Shape { what, expected: format!("{expected:?}"), found: tensor.size() });
-            }
-            // Positions are f32 in every model, and times that are whole numbers are embedded in f32.
-            let kind = match what {
-                "img_ids" | "txt_ids" => self.img_in.weight.kind(),
-                "timesteps" | "guidance" if !tensor.is_floating_point() => tch::Kind::Float,
-                _ => tensor.kind(),
-            };
-            check_kind(what, tensor, kind, &self.img_in.weight)?;
-        }
-        Ok(())
+        self.trunk.check(input)
     }
 }

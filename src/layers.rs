@@ -182,6 +182,12 @@ impl SelfAttention {
         ops::linear(&self.proj, &attn, ops::End::default())
     }
 
+    /// The normalised queries `[B, H, L, d]` of `qkv`.
+    fn query(&self, qkv: &Tensor) -> Tensor {
+        let [q, _, _] = ops::split_qkv(qkv, self.num_heads);
+        self.norm.query_norm.forward(&q)
+    }
+
     /// Queries, keys and values, with the norms that they still need.
     fn stream<'a>(&'a self, qkv: &'a Tensor) -> Qkv<'a> {
         Qkv { qkv, norm: &self.norm }
@@ -289,6 +295,9 @@ impl Stream {
     }
 }
 
+/// What is added to a double block's picture `[B, L, D]`, of its queries `[B, H, L, d]`: normalised, not rotated.
+pub(crate) type Beside<'a> = dyn Fn(&Tensor) -> Option<Tensor> + 'a;
+
 /// A block with separate weights for image and text and attention over both, the text first.
 ///
 /// Source: `layers.py` lines 130–193.
@@ -331,12 +340,25 @@ impl DoubleStreamBlock {
         &self,
         img: &Tensor,
         txt: &Tensor,
+        modulation: &[[ModulationOut; 2]; 2],
+        pe: &Tensor,
+    ) -> (Tensor, Tensor) {
+        self.run_beside(img, txt, modulation, pe, None)
+    }
+
+    /// With what is added to the picture in the end, of its queries.
+    pub(crate) fn run_beside(
+        &self,
+        img: &Tensor,
+        txt: &Tensor,
         [img_mod, txt_mod]: &[[ModulationOut; 2]; 2],
         pe: &Tensor,
+        beside: Option<&Beside>,
     ) -> (Tensor, Tensor) {
         let (img_len, txt_len) = (img.size()[1], txt.size()[1]);
         let img_qkv = self.img.qkv(img, &img_mod[0]);
         let txt_qkv = self.txt.qkv(txt, &txt_mod[0]);
+        let added = beside.and_then(|beside| beside(&self.img.attn.query(&img_qkv)));
 
         let streams = [self.txt.attn.stream(&txt_qkv), self.img.attn.stream(&img_qkv)];
         let attn = ops::joint_attention(&streams, self.img.attn.num_heads, pe); // [B, Lt + Li, D]
@@ -344,6 +366,10 @@ impl DoubleStreamBlock {
 
         let img = self.img.finish(img, &attn.narrow(1, txt_len, img_len), img_mod);
         let txt = self.txt.finish(txt, &attn.narrow(1, 0, txt_len), txt_mod);
+        let img = match added {
+            Some(added) => img + added,
+            None => img,
+        };
         (img, txt)
     }
 }

@@ -10,7 +10,7 @@
 //! | [`recipe`] | what a picture's file says about how it was drawn |
 //! | [`pipeline`] | a request in, pictures out |
 //! | [`convert`] | weight files into other names, other numbers and other sizes of file |
-//! | [`flux1`] | the transformer, its sizes and variants |
+//! | [`flux1`] | the transformer, its sizes and variants; ControlNets and IP-Adapters |
 //! | [`autoencoder`] | pixels to latents and back |
 //! | [`vision`] | what turns a picture into states that the transformer reads |
 //! | [`text`] | T5, CLIP and their tokenizers |

@@ -4,6 +4,7 @@
 //! arguments, JSON), `reference` and `machine` (JSON), and whose tensors are `w.<state_dict name>`, `in.<argument>` and
 //! `out.<result>`. An argument that was `None` has no tensor.
 
+mod control;
 mod params;
 mod walk;
 
@@ -30,7 +31,7 @@ use crate::autoencoder::{
 use crate::checkpoint::lora::{Lora, Model};
 use crate::checkpoint::{Access, Checkpoint, LoadOptions};
 use crate::error::{Error, Result};
-use crate::flux1::{Flux1, Flux1Input, Flux1Params};
+use crate::flux1::{Additions, Flux1, Flux1Input, Flux1Params};
 use crate::image::Image;
 use crate::layers::{
     DoubleStreamBlock, EmbedNd, LastLayer, LinearLora, MlpEmbedder, Modulation, QkNorm, RmsNorm,
@@ -45,8 +46,8 @@ use crate::shim;
 use crate::text::{ClipConfig, ClipText, T5Config, T5Encoder};
 use crate::vision::dpt::{pixel_values, resize_bicubic};
 use crate::vision::{
-    DepthAnything, DepthConfig, Dinov2, Dinov2Config, ReduxConfig, ReduxImageEncoder, SiglipConfig,
-    SiglipVision,
+    ClipVision, ClipVisionConfig, DepthAnything, DepthConfig, Dinov2, Dinov2Config, ReduxConfig,
+    ReduxImageEncoder, SiglipConfig, SiglipVision,
 };
 
 /// The machine that made a case, or this one.
@@ -455,6 +456,8 @@ impl Case {
                 let p: DiffusersParams = self.params()?;
                 output(self.flux(&p.official())?)
             }
+            "diffusers.FluxControlNetModel" => self.controlnet().map(Some),
+            "diffusers.FluxIPAdapterAttnProcessor" => output(self.ip_adapters()?),
             "flux.modules.autoencoder.AttnBlock" => {
                 let p: ConvParams = self.params()?;
                 let vs = self.store();
@@ -524,6 +527,12 @@ impl Case {
                 let (state, pooled) = (out.last_hidden_state, out.pooler_output);
                 named(vec![("last_hidden_state", state), ("pooler_output", pooled)])
             }
+            "transformers.CLIPVisionModelWithProjection" => {
+                let vs = self.store();
+                let model = ClipVision::new(vs.root(), &self.params::<ClipVisionConfig>()?)?;
+                self.load(&vs)?;
+                named(vec![("image_embeds", model.forward(&input("pixel_values")?)?)])
+            }
             "transformers.SiglipVisionModel" => {
                 let vs = self.store();
                 let model = SiglipVision::new(vs.root(), &self.params::<SiglipConfig>()?)?;
@@ -586,7 +595,8 @@ impl Case {
         let vs = self.store();
         let model = Flux1::new(vs.root(), params)?;
         self.load(&vs)?;
-        self.run_flux(&model)
+        let residuals = self.residuals()?;
+        self.run_flux(&model, &Additions { residuals: &residuals, ..Additions::default() })
     }
 
     /// The official code keeps its LoRA in the model; ours lie under `w.lora.`, as its files have them.
@@ -601,19 +611,21 @@ impl Case {
         let shapes = vs.variables();
         let shape = |_: Model, name: &str| Some(shapes.get(name)?.size());
         lora.place(&shape, params.lora_scale, false)?.transformer.put_on(&vs, model.linears())?;
-        self.run_flux(&model)
+        self.run_flux(&model, &Additions::default())
     }
 
-    fn run_flux(&self, model: &Flux1) -> Result<Tensor> {
-        model.forward(&Flux1Input {
+    fn run_flux(&self, model: &Flux1, additions: &Additions) -> Result<Tensor> {
+        let guidance = self.optional("guidance")?;
+        let input = Flux1Input {
             img: &self.input("img")?,
             img_ids: &self.input("img_ids")?,
             txt: &self.input("txt")?,
             txt_ids: &self.input("txt_ids")?,
             timesteps: &self.input("timesteps")?,
             y: &self.input("y")?,
-            guidance: self.optional("guidance")?.as_ref(),
-        })
+            guidance: guidance.as_ref(),
+        };
+        model.forward_with(&input, None, additions)
     }
 
     fn autoencoder(

@@ -2,11 +2,13 @@
 //!
 //! prompt → tokens → text states → noise and positions → times → velocity steps → latents → pixels.
 
+mod control;
 mod denoise;
 mod draw;
 mod edit;
 mod memory;
 mod parts;
+mod pictured;
 mod plan;
 mod preview;
 mod prompts;
@@ -23,17 +25,21 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
+use control::Net;
 use memory::Owned;
+use pictured::{Adapter, Encoder};
 use preview::Previewer;
 use redux::Vision;
 use resident::Resident;
 
+pub use control::Control;
 pub use denoise::{Conditions, denoise};
 pub use draw::OnTogether;
 pub use memory::Memory;
 #[cfg(feature = "hub")]
 pub(crate) use parts::Part;
 pub use parts::{OwnParts, Parts, PreviewBy};
+pub use pictured::Pictured;
 pub use plan::{Plan, peak_bytes};
 pub use redux::{Redux, ReduxImage, ReduxMix};
 pub use request::{Edit, Follow, Request, Role, Variation};
@@ -189,6 +195,20 @@ pub struct Weights {
     pub from_base: Vec<String>,
 }
 
+impl Weights {
+    /// Of a part whose weights become `kind`, unless they are kept quantised.
+    fn of(part: &'static str, checkpoint: &Checkpoint, kind: Kind, arithmetic: Kind, keep: bool) -> Self {
+        Self {
+            part,
+            file: checkpoint.files().first().map(|path| path.to_path_buf()).unwrap_or_default(),
+            in_memory: checkpoint.types_in_memory(kind, keep),
+            on_disk: checkpoint.types(),
+            arithmetic,
+            from_base: Vec::new(),
+        }
+    }
+}
+
 /// FLUX.1 from prompt to picture.
 ///
 /// Opening reads headers only. The models are loaded when they are first needed; an error leaves the pipeline usable.
@@ -201,6 +221,9 @@ pub struct Pipeline {
     /// What the device does not compute in, though it was wanted.
     lacking: Option<Kind>,
     loras: Placed,
+    controlnets: Vec<Net>,
+    ip_adapters: Vec<Adapter>,
+    image_encoder: Option<Encoder>,
     clip_tokenizer: Tokenizer,
     t5_tokenizer: Tokenizer,
     clip: Option<Resident<ClipText>>,
@@ -239,6 +262,9 @@ impl Pipeline {
             kind,
             lacking: (kind != wanted).then_some(wanted),
             loras: Placed::default(),
+            controlnets: Vec::new(),
+            ip_adapters: Vec::new(),
+            image_encoder: None,
             clip: None,
             t5: None,
             transformer: None,
@@ -265,6 +291,8 @@ impl Pipeline {
     pub fn release(&mut self) {
         (self.clip, self.t5, self.transformer) = (None, None, None);
         (self.autoencoder, self.previewer, self.depth, self.vision) = (None, None, None, None);
+        self.controlnets.iter_mut().for_each(|net| net.release(true));
+        self.release_pictured();
         if self.settings.device != Device::Cpu {
             shim::empty_cache();
         }
@@ -334,14 +362,6 @@ impl Pipeline {
         let (transformer, from_base) = self.parts.open_transformer(access)?;
         let autoencoder = self.parts.open_autoencoder(access)?;
         let keep = self.settings.keep_quantized;
-        let weights = |part, checkpoint: Checkpoint, kind, arithmetic, keep| Weights {
-            part,
-            file: checkpoint.files().first().map(|path| path.to_path_buf()).unwrap_or_default(),
-            in_memory: checkpoint.types_in_memory(kind, keep),
-            on_disk: checkpoint.types(),
-            arithmetic,
-            from_base: Vec::new(),
-        };
         let (kind, text) = (self.kind, self.text_kind());
         let decoder = self.autoencoder_kind(&autoencoder);
         let decodes_in = if self.decodes_in_f32(decoder) { Kind::Float } else { Kind::BFloat16 };
@@ -353,7 +373,8 @@ impl Pipeline {
         let blocks = transformer.names().filter(|name| Flux1::quantizes(name));
         let numbers: u64 =
             blocks.filter_map(|name| Some(transformer.shape(name)?.iter().product::<i64>() as u64)).sum();
-        let mut transformer = Weights { from_base, ..weights("transformer", transformer, kind, kind, keep) };
+        let mut transformer =
+            Weights { from_base, ..Weights::of("transformer", &transformer, kind, kind, keep) };
         if let Some((name, bytes)) = quantized {
             let before = kind.elt_size_in_bytes() as u64;
             transformer.in_memory.values_mut().for_each(|held| *held = held.saturating_sub(numbers * before));
@@ -367,43 +388,44 @@ impl Pipeline {
         let previews = previews.map(|checkpoint| {
             let kind = self.autoencoder_kind(&checkpoint);
             let arithmetic = if self.decodes_in_f32(kind) { Kind::Float } else { Kind::BFloat16 };
-            weights("preview decoder", checkpoint, kind, arithmetic, false)
+            Weights::of("preview decoder", &checkpoint, kind, arithmetic, false)
         });
         let mut all = vec![
             transformer,
-            weights("T5", self.parts.open_t5(access)?, text, text, keep),
-            weights("CLIP", self.parts.open_clip(access)?, text, text, keep),
-            weights("autoencoder", autoencoder, decoder, decodes_in, false),
+            Weights::of("T5", &self.parts.open_t5(access)?, text, text, keep),
+            Weights::of("CLIP", &self.parts.open_clip(access)?, text, text, keep),
+            Weights::of("autoencoder", &autoencoder, decoder, decodes_in, false),
         ];
         all.extend(previews);
         if self.parts.redux.is_some() && self.parts.image_encoder.is_some() {
             let encoder = self.parts.open_image_encoder(access)?;
-            all.push(weights("image encoder", encoder, text, text, keep));
-            all.push(weights("Redux", self.parts.open_redux(access)?, text, text, keep));
+            all.push(Weights::of("image encoder", &encoder, text, text, keep));
+            all.push(Weights::of("Redux", &self.parts.open_redux(access)?, text, text, keep));
         }
         if let Some(path) = &self.parts.depth {
-            all.push(weights(
-                "depth model",
-                resident::open_depth(path, access)?,
-                Kind::Float,
-                Kind::Float,
-                keep,
-            ));
+            let depth = resident::open_depth(path, access)?;
+            all.push(Weights::of("depth model", &depth, Kind::Float, Kind::Float, keep));
         }
+        all.extend(self.control_weights()?);
+        all.extend(self.pictured_weights()?);
         Ok(all)
     }
 
     /// The request with the variant's own settings where it says nothing: schnell 4 steps and 256 tokens, dev 50 steps,
-    /// guidance 2.5 and 512 tokens.
+    /// guidance 2.5 and 512 tokens. A ControlNet may be distilled for guidance where schnell is not.
     pub fn complete(&self, request: &Request) -> Request {
         let distilled = self.params.guidance_embed;
+        let guided = |control: &Control| {
+            self.controlnets().nth(control.net).is_some_and(|net| net.flux.guidance_embed)
+        };
+        let guided = distilled || request.controls.iter().any(guided);
         let mut request = request.clone();
         let schedule =
             request.schedule.get_or_insert(if distilled { Schedule::SHIFTED } else { Schedule::Linear });
         let steps = schedule.steps().unwrap_or(if distilled { 50 } else { 4 });
         request.steps.get_or_insert(steps);
         request.max_sequence_length.get_or_insert(if distilled { 512 } else { 256 });
-        if distilled {
+        if guided {
             request.guidance.get_or_insert(2.5);
         } else {
             request.guidance = None;

@@ -92,6 +92,43 @@ pub struct SeenImage {
     pub pooled: f64,
 }
 
+/// A picture that a ControlNet followed, by its file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Followed {
+    /// The ControlNet, as it was named.
+    pub controlnet: PathBuf,
+    /// The picture, likewise.
+    pub image: PathBuf,
+    /// See [`Control::strength`](crate::pipeline::Control::strength).
+    pub strength: f64,
+    /// See [`Control::mode`](crate::pipeline::Control::mode).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<i64>,
+    /// See [`Control::start`](crate::pipeline::Control::start).
+    pub start: f64,
+    /// See [`Control::end`](crate::pipeline::Control::end).
+    pub end: f64,
+    /// See [`Control::canny`](crate::pipeline::Control::canny).
+    #[serde(default)]
+    pub canny: bool,
+}
+
+/// Pictures that a drawing was like, by their files.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Liked {
+    /// The IP-Adapter, as it was named.
+    pub ip_adapter: PathBuf,
+    /// Its image encoder, likewise.
+    pub image_encoder: PathBuf,
+    /// The pictures, likewise.
+    pub images: Vec<PathBuf>,
+    /// Those of the negative prompt.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub negative: Vec<PathBuf>,
+    /// See [`Pictured::scales`](crate::pipeline::Pictured::scales).
+    pub scales: Vec<f64>,
+}
+
 /// How a picture was drawn, as its file says it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Recipe {
@@ -109,6 +146,12 @@ pub struct Recipe {
     /// Of a picture that was made to look like others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub redux: Option<Seen>,
+    /// Of a picture for which ControlNets followed others, where their files are known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub controls: Vec<Followed>,
+    /// Of a picture that was like others, where their files are known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pictured: Vec<Liked>,
 }
 
 impl Recipe {
@@ -136,6 +179,8 @@ impl Recipe {
                 mix: redux.mix,
                 without_text: redux.without_text,
             }),
+            controls: Vec::new(),
+            pictured: Vec::new(),
         }
     }
 

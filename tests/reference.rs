@@ -30,6 +30,11 @@ fn a_tiny_autoencoder_draws_what_it_draws_in_diffusers() {
     compare("scripts/compare_taef1.py");
 }
 
+#[test]
+fn controlnets_and_ip_adapters_draw_what_diffusers_draws() {
+    compare("scripts/compare_adapters.py");
+}
+
 /// Runs a script that compares both, and ends with how many comparisons failed.
 fn compare(script: &str) {
     let Ok(python) = std::env::var("TCH_FLUX_PYTHON") else {

@@ -16,6 +16,8 @@ pub enum Layout {
     Comfy,
     /// Those of llama.cpp.
     Llama,
+    /// Those of XLabs' models, which have the official ones within.
+    XLabs,
 }
 
 /// What a file holds.
@@ -36,6 +38,11 @@ pub enum Family {
     /// A FLUX.2 transformer.
     Flux2 {
         /// Whose names.
+        layout: Layout,
+    },
+    /// A ControlNet of FLUX.1.
+    ControlNet {
+        /// Whose names: XLabs', or diffusers' as InstantX' and Shakker's have them.
         layout: Layout,
     },
     /// The autoencoder of FLUX.1.
@@ -66,6 +73,10 @@ pub enum Family {
     Redux,
     /// A depth model: Depth Anything.
     Depth,
+    /// A CLIP vision model with its projection.
+    ClipVision,
+    /// An IP-Adapter of FLUX.1, in XLabs' names.
+    IpAdapter,
     /// A low-rank update of another model.
     Lora,
     /// Several models in one file.
@@ -125,7 +136,7 @@ impl Names<'_> {
         PREFIXES.into_iter().filter_map(known).collect()
     }
 
-    /// Looks for FLUX.2 first, since its names contain FLUX.1's.
+    /// Looks for FLUX.2 and ControlNets first, since their names contain FLUX.1's.
     fn under(&self, prefix: &str) -> Option<Family> {
         let shape = |name: &str| self.0.get(format!("{prefix}{name}").as_str());
         let has = |name: &str| shape(name).is_some();
@@ -143,14 +154,21 @@ impl Names<'_> {
                 && !has(&format!("{tower}embeddings.class_embedding"))
         };
         let norm = ["scale", "weight"].map(|s| format!("double_blocks.0.img_attn.norm.key_norm.{s}"));
-        let family = if has("double_stream_modulation_img.lin.weight") {
+        let diffusers = has("transformer_blocks.0.attn.norm_added_k.weight");
+        let family = if has("controlnet_blocks.0.weight") && has("pos_embed_input.weight") {
+            Family::ControlNet { layout: Layout::XLabs }
+        } else if has("controlnet_blocks.0.weight") && has("controlnet_x_embedder.weight") && diffusers {
+            Family::ControlNet { layout: Layout::Diffusers }
+        } else if has("ip_adapter_proj_model.proj.weight") {
+            Family::IpAdapter
+        } else if has("double_stream_modulation_img.lin.weight") {
             Family::Flux2 { layout: Layout::Official }
         } else if has("double_stream_modulation_img.linear.weight") {
             Family::Flux2 { layout: Layout::Diffusers }
         } else if norm.iter().any(|name| has(name)) {
             let (out, guidance) = ("final_layer.linear.weight", "guidance_in.in_layer.weight");
             flux1(Layout::Official, "img_in.weight", out, guidance)
-        } else if has("transformer_blocks.0.attn.norm_added_k.weight") {
+        } else if diffusers {
             let guidance = "time_text_embed.guidance_embedder.linear_1.weight";
             flux1(Layout::Diffusers, "x_embedder.weight", "proj_out.weight", guidance)
         } else if has("encoder.down.0.block.0.conv1.weight") {
@@ -179,6 +197,8 @@ impl Names<'_> {
             && has("neck.reassemble_stage.layers.0.projection.weight")
         {
             Family::Depth
+        } else if has("vision_model.embeddings.class_embedding") && has("visual_projection.weight") {
+            Family::ClipVision
         } else {
             return None;
         };
@@ -196,6 +216,7 @@ impl Family {
         match self {
             Self::Flux1 { layout, .. }
             | Self::Flux2 { layout }
+            | Self::ControlNet { layout }
             | Self::AutoEncoder { layout }
             | Self::AutoEncoder2 { layout }
             | Self::TinyAutoEncoder { layout }
@@ -210,6 +231,7 @@ impl Family {
         match &mut self {
             Self::Flux1 { layout, .. }
             | Self::Flux2 { layout }
+            | Self::ControlNet { layout }
             | Self::AutoEncoder { layout }
             | Self::AutoEncoder2 { layout }
             | Self::TinyAutoEncoder { layout }
@@ -224,6 +246,7 @@ impl Family {
         match self {
             Self::Flux1 { .. } => "FLUX.1 transformer",
             Self::Flux2 { .. } => "FLUX.2 transformer",
+            Self::ControlNet { .. } => "ControlNet",
             Self::AutoEncoder { .. } => "FLUX.1 autoencoder",
             Self::AutoEncoder2 { .. } => "FLUX.2 autoencoder",
             Self::TinyAutoEncoder { .. } => "tiny autoencoder",
@@ -232,6 +255,8 @@ impl Family {
             Self::Siglip => "SigLIP vision model",
             Self::Redux => "FLUX.1 Redux embedder",
             Self::Depth => "depth model",
+            Self::ClipVision => "CLIP vision model",
+            Self::IpAdapter => "IP-Adapter",
             Self::Lora => "LoRA",
             Self::AllInOne => "ComfyUI all-in-one",
             Self::Unknown { .. } => "unknown",
@@ -246,6 +271,7 @@ impl fmt::Display for Layout {
             Layout::Diffusers => "diffusers' names",
             Layout::Comfy => "ComfyUI's names",
             Layout::Llama => "llama.cpp's names",
+            Layout::XLabs => "XLabs' names",
         })
     }
 }
@@ -267,6 +293,7 @@ impl fmt::Display for Family {
                 write!(f, "; {} guidance_in", if *guidance { "with" } else { "without" })
             }
             Family::Flux2 { layout } => write!(f, "this is a FLUX.2 transformer, in {layout}"),
+            Family::ControlNet { layout } => write!(f, "this is a ControlNet of FLUX.1, in {layout}"),
             Family::AutoEncoder { layout } => write!(f, "this is FLUX.1's autoencoder, in {layout}"),
             Family::AutoEncoder2 { layout } => write!(f, "this is FLUX.2's autoencoder, in {layout}"),
             Family::TinyAutoEncoder { layout } => {
@@ -278,6 +305,8 @@ impl fmt::Display for Family {
             Family::Siglip => f.write_str("this is a SigLIP vision model"),
             Family::Redux => f.write_str("this is the embedder of FLUX.1 Redux"),
             Family::Depth => f.write_str("this is a depth model (Depth Anything)"),
+            Family::ClipVision => f.write_str("this is a CLIP vision model"),
+            Family::IpAdapter => f.write_str("this is an IP-Adapter of FLUX.1, in XLabs' names"),
             Family::Lora => f.write_str("this is a LoRA, a change to another model"),
             Family::AllInOne => f.write_str("this is a file of ComfyUI with several models in it"),
             Family::Unknown { example: None } => f.write_str("this holds no tensors"),

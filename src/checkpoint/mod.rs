@@ -30,8 +30,8 @@ pub(crate) use file::read_index;
 pub use index::Index;
 pub use load::{LoadOptions, Loaded};
 pub use names::{
-    AUTOENCODER_DIFFUSERS, DEPTH_TRANSFORMERS_5, FLUX1_DIFFUSERS, FLUX2_DIFFUSERS, NORMS_SPELLED_WEIGHT,
-    Rename, Renames, T5_LLAMA, TAESD_DECODER, TAESD_ENCODER,
+    AUTOENCODER_DIFFUSERS, CONTROLNET_DIFFUSERS, DEPTH_TRANSFORMERS_5, FLUX1_DIFFUSERS, FLUX2_DIFFUSERS,
+    NORMS_SPELLED_WEIGHT, Rename, Renames, T5_LLAMA, TAESD_DECODER, TAESD_ENCODER,
 };
 pub use safetensors::{Entry, Header};
 
@@ -106,9 +106,10 @@ impl Checkpoint {
         self
     }
 
-    /// The same tensors under the official names, whatever layout was found: diffusers' transformers and autoencoders,
-    /// ComfyUI's prefixes, the scales of norms that are spelled `.weight`, T5's embedding under either of its names and
-    /// T5 in llama.cpp's, CLIP with and without `text_model.`, and SigLIP with and without `vision_model.`. Of several models in one file, nothing is taken: see
+    /// The same tensors under the official names, whatever layout was found: diffusers' transformers, ControlNets and
+    /// autoencoders, ComfyUI's prefixes, the scales of norms that are spelled `.weight`, T5's embedding under either of its
+    /// names and T5 in llama.cpp's, CLIP with and without `text_model.`, and SigLIP with and without `vision_model.`. Of
+    /// several models in one file, nothing is taken: see
     /// [`Checkpoint::part`].
     pub fn official(self) -> Self {
         match &self.contained()[..] {
@@ -139,7 +140,10 @@ impl Checkpoint {
         match family {
             Family::Flux1 { .. } if diffusers => self.renamed(&FLUX1_DIFFUSERS),
             Family::Flux2 { .. } if diffusers => self.renamed(&FLUX2_DIFFUSERS),
-            Family::Flux1 { .. } | Family::Flux2 { .. } => self.renamed(&NORMS_SPELLED_WEIGHT),
+            Family::ControlNet { .. } if diffusers => self.renamed(&CONTROLNET_DIFFUSERS),
+            Family::Flux1 { .. } | Family::Flux2 { .. } | Family::ControlNet { .. } => {
+                self.renamed(&NORMS_SPELLED_WEIGHT)
+            }
             Family::AutoEncoder { .. } | Family::AutoEncoder2 { .. } if diffusers => {
                 self.renamed(&AUTOENCODER_DIFFUSERS)
             }
@@ -155,6 +159,9 @@ impl Checkpoint {
                 .renamed(&T5_LLAMA)
                 .alias("encoder.embed_tokens.weight", "shared.weight")
                 .without(&["logit_scale"]),
+            Family::ClipVision => self
+                .keeping(&["vision_model.", "visual_projection."])
+                .without(&["vision_model.embeddings.position_ids"]),
             Family::Clip => {
                 let bare = self.shape("embeddings.token_embedding.weight").is_some();
                 let clip = if bare { self.prefixed("text_model.") } else { self };
@@ -220,6 +227,12 @@ impl Checkpoint {
     /// Without the tensors of these names: buffers that some writers keep beside the weights.
     pub fn without(mut self, names: &[impl AsRef<str>]) -> Self {
         names.iter().for_each(|name| drop(self.tensors.remove(name.as_ref())));
+        self
+    }
+
+    /// Only the tensors whose names begin with one of these.
+    pub fn keeping(mut self, prefixes: &[&str]) -> Self {
+        self.tensors.retain(|name, _| prefixes.iter().any(|prefix| name.starts_with(prefix)));
         self
     }
 

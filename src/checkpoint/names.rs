@@ -84,6 +84,34 @@ pub const FLUX1_DIFFUSERS: Renames = Renames(&[
     SwapHalves("norm_out.linear", "final_layer.adaLN_modulation.1"),
 ]);
 
+/// What diffusers' `FluxControlNetModel` has beside the names of the transformer: theirs, and those of XLabs.
+const CONTROLNET: [Rename; 9] = [
+    Same("controlnet_x_embedder", "pos_embed_input"),
+    Same("input_hint_block.conv_in", "input_hint_block.0"),
+    Same("input_hint_block.blocks.0", "input_hint_block.2"),
+    Same("input_hint_block.blocks.1", "input_hint_block.4"),
+    Same("input_hint_block.blocks.2", "input_hint_block.6"),
+    Same("input_hint_block.blocks.3", "input_hint_block.8"),
+    Same("input_hint_block.blocks.4", "input_hint_block.10"),
+    Same("input_hint_block.blocks.5", "input_hint_block.12"),
+    Same("input_hint_block.conv_out", "input_hint_block.14"),
+];
+
+/// diffusers' `FluxControlNetModel`.
+pub const CONTROLNET_DIFFUSERS: Renames =
+    Renames(&joined::<{ FLUX1_DIFFUSERS.0.len() + CONTROLNET.len() }>(FLUX1_DIFFUSERS.0, &CONTROLNET));
+
+/// The rules of one list and then of another, `N` of them in all.
+const fn joined<const N: usize>(first: &[Rename], second: &[Rename]) -> [Rename; N] {
+    let mut all = [first[0]; N];
+    let mut i = 0;
+    while i < N {
+        all[i] = if i < first.len() { first[i] } else { second[i - first.len()] };
+        i += 1;
+    }
+    all
+}
+
 /// diffusers' `Flux2Transformer2DModel`.
 pub const FLUX2_DIFFUSERS: Renames = Renames(&[
     Same("x_embedder", "img_in"),
@@ -643,6 +671,32 @@ mod tests {
     fn norms_spelled_weight_become_scales() {
         let out = rename(&NORMS_SPELLED_WEIGHT, &[("single_blocks.7.norm.key_norm.weight", &[128])]);
         assert!(out.contains_key("single_blocks.7.norm.key_norm.scale"));
+    }
+
+    #[test]
+    fn a_controlnet_there_and_back() {
+        let theirs = sources(&[
+            ("controlnet_blocks.0.weight", &[4, 4]),
+            ("controlnet_x_embedder.bias", &[4]),
+            ("input_hint_block.blocks.5.weight", &[16, 16, 3, 3]),
+            ("input_hint_block.conv_out.bias", &[16]),
+            ("transformer_blocks.0.ff.net.2.weight", &[4, 16]),
+            ("x_embedder.weight", &[4, 64]),
+        ]);
+        let ours = CONTROLNET_DIFFUSERS.apply(theirs.clone());
+        let names: Vec<&str> = ours.keys().map(String::as_str).collect();
+        assert_eq!(
+            names,
+            [
+                "controlnet_blocks.0.weight",
+                "double_blocks.0.img_mlp.2.weight",
+                "img_in.weight",
+                "input_hint_block.12.weight",
+                "input_hint_block.14.bias",
+                "pos_embed_input.bias",
+            ]
+        );
+        assert_eq!(CONTROLNET_DIFFUSERS.undo(ours), theirs);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::io::IsTerminal;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -17,11 +18,13 @@ use tch::Device;
 use tch_flux::Error;
 use tch_flux::image::Image;
 use tch_flux::ops::{Numerics, Quantize, cpu, cuda};
-use tch_flux::pipeline::{Edit, LoraFile, Parts, Pipeline, Request, Role, Settings, Weights};
+use tch_flux::pipeline::{Edit, LoraFile, Parts, Pipeline, Progress, Request, Role, Settings, Weights};
 use tch_flux::recipe::{Begun, Means, Recipe};
 
 use super::bars::Bars;
+use super::control::{self, ControlArgs};
 use super::memory::{Fitted, MemoryArgs};
+use super::pictured::{self, PicturedArgs};
 use super::redux::{self, ReduxArgs};
 use super::walk::Walk;
 use super::{
@@ -118,6 +121,10 @@ pub(super) struct Generate {
     /// Draw with a LoRA even where some of its keys cannot be placed; they are listed.
     #[arg(long, requires = "lora")]
     allow_partial_lora: bool,
+    #[command(flatten)]
+    control: ControlArgs,
+    #[command(flatten)]
+    pictured: PicturedArgs,
     /// Decode the picture in tiles of so many pixels a side, for memory's sake; neighbours share a quarter.
     #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(i64).range(64..))]
     vae_tile: Option<i64>,
@@ -222,6 +229,12 @@ impl Generate {
         };
         let mut pipeline = Pipeline::open(parts.clone(), settings)?;
         let mut notes = pipeline.set_loras(&self.lora)?;
+        let before = recipe.as_ref().map(|recipe| recipe.controls.clone()).unwrap_or_default();
+        let followed = self.control.followed(before)?;
+        request.controls = control::put_on(&mut pipeline, &followed)?;
+        let before = recipe.as_ref().map(|recipe| recipe.pictured.clone()).unwrap_or_default();
+        let liked = self.pictured.liked(before)?;
+        request.pictured = pictured::put_on(&mut pipeline, &liked)?;
         if let Some(edit) = request.edit.clone() {
             let own = recipe.as_ref().map(|recipe| (recipe.request.width, recipe.request.height));
             let padded = begin.as_ref().is_some_and(|begin| begin.begun.pad.is_some());
@@ -266,9 +279,8 @@ impl Generate {
             let plan = json!({
                 "request": request, "model": model, "kind": kind_name(pipeline.kind()), "files": outputs,
                 "device": format!("{:?}", self.device).to_lowercase(), "weights": weights.iter().map(as_json).collect::<Vec<_>>(),
-                "loras": loras, "notes": notes, "numerics": settings.numerics, "quantize": settings.quantize,
-                "memory": fitted,
-                "redux": seen,
+                "loras": loras, "controls": followed, "pictured": liked, "redux": seen, "notes": notes,
+                "numerics": settings.numerics, "quantize": settings.quantize, "memory": fitted,
             });
             print_json(&plan)?;
             return Ok(ExitCode::SUCCESS);
@@ -306,6 +318,7 @@ impl Generate {
                 recipe.edit = Some(begin.begun.clone());
             }
             recipe.redux.clone_from(&seen);
+            (recipe.controls, recipe.pictured) = (followed.clone(), liked.clone());
             picture.image.write_png(&file, &recipe.texts()?)?;
             written.push(Written {
                 file,
@@ -337,8 +350,8 @@ impl Generate {
             let weights: Vec<_> = weights.iter().map(as_json).collect();
             print_json(&json!({
                 "images": written, "model": model, "kind": kind, "seconds": seconds, "weights": weights,
-                "loras": loras, "notes": notes, "numerics": settings.numerics, "quantize": settings.quantize,
-                "cache": cache, "memory": fitted,
+                "loras": loras, "controls": followed, "pictured": liked, "notes": notes,
+                "numerics": settings.numerics, "quantize": settings.quantize, "cache": cache, "memory": fitted,
             }))?;
         } else if !self.quiet {
             for Written { file, seed, warnings, .. } in &written {

@@ -14,10 +14,10 @@ use tch_flux::Error;
 use tch_flux::autoencoder::{AutoEncoderParams, TinyAutoEncoderParams};
 use tch_flux::checkpoint::lora::Lora;
 use tch_flux::checkpoint::{Access, Checkpoint, Contained, Family};
-use tch_flux::flux1::Flux1Params;
+use tch_flux::flux1::{ControlNetParams, Flux1Params, IpAdapterParams};
 use tch_flux::pipeline::Parts;
 use tch_flux::text::{ClipConfig, T5Config};
-use tch_flux::vision::{ReduxConfig, SiglipConfig};
+use tch_flux::vision::{ClipVisionConfig, ReduxConfig, SiglipConfig};
 
 use super::{human_bytes, print_json};
 
@@ -177,6 +177,10 @@ impl Report {
                 self.variant = Some(params.variant().to_string());
                 as_json(params)
             }),
+            Family::ControlNet { .. } => ControlNetParams::from_shapes(shape).and_then(|params| {
+                self.variant = Some(params.variant().to_string());
+                as_json(params)
+            }),
             Family::Flux2 { .. } => {
                 self.variant = Some(flux2_variant(official).to_string());
                 return;
@@ -194,6 +198,8 @@ impl Report {
                 self.variant = shape("backbone.layernorm.weight").map(|width| format!("of width {width}"));
                 return;
             }
+            Family::ClipVision => ClipVisionConfig::from_shapes(shape).and_then(as_json),
+            Family::IpAdapter => IpAdapterParams::from_shapes(shape).and_then(as_json),
             _ => return,
         };
         match sizes {

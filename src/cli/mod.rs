@@ -2,6 +2,7 @@
 
 mod bars;
 mod bench;
+mod control;
 mod convert;
 mod doctor;
 mod edit;
@@ -11,6 +12,7 @@ mod hub;
 mod inspect;
 mod memory;
 mod parity;
+mod pictured;
 mod redux;
 #[cfg(feature = "serve")]
 mod serve;

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use crate::autoencoder::{AutoEncoderParams, TinyAutoEncoderParams};
 use crate::checkpoint::{Checkpoint, Family, read_index};
 use crate::error::{Error, FileProblem, Result};
-use crate::flux1::Flux1Params;
+use crate::flux1::{ControlNetParams, Flux1Params};
 use crate::text::{ClipConfig, T5Config};
 
 /// The diffusers whose fields these are.
@@ -23,6 +23,7 @@ pub(super) fn of(official: &Checkpoint, family: &Family, own: Option<Value>) -> 
     let config = match family {
         Family::Flux1 { .. } => flux1(&Flux1Params::from_shapes(shape)?)?,
         Family::Flux2 { .. } => flux2(&shape)?,
+        Family::ControlNet { .. } => controlnet(&ControlNetParams::from_shapes(shape)?)?,
         Family::AutoEncoder { .. } => autoencoder(&shape, false)?,
         Family::AutoEncoder2 { .. } => autoencoder(&shape, true)?,
         Family::TinyAutoEncoder { .. } => tiny_autoencoder(&shape)?,
@@ -104,6 +105,20 @@ fn flux1(params: &Flux1Params) -> Result<Value> {
         "patch_size": 1,
         "pooled_projection_dim": params.vec_in_dim,
     }))
+}
+
+fn controlnet(params: &ControlNetParams) -> Result<Value> {
+    let mut config = flux1(&params.flux)?;
+    if let Value::Object(fields) = &mut config {
+        fields.insert("_class_name".into(), json!("FluxControlNetModel"));
+        fields.remove("out_channels");
+        fields.insert("num_mode".into(), json!(params.num_mode));
+        let channels = params.conditioning_embedding_channels;
+        fields.insert("conditioning_embedding_channels".into(), json!(channels));
+        // The hint's pixels become patches of 2 × 2; what the autoencoder encodes comes as patches.
+        fields.insert("patch_size".into(), json!(if channels.is_some() { 2 } else { 1 }));
+    }
+    Ok(config)
 }
 
 type Shape<'a> = dyn Fn(&str) -> Option<Vec<i64>> + 'a;

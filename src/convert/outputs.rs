@@ -11,8 +11,8 @@ use super::merge::Merges;
 use super::{DiskKind, Job, Place, config};
 use crate::checkpoint::write::{PartFile, Planned, Target, json_file};
 use crate::checkpoint::{
-    AUTOENCODER_DIFFUSERS, Checkpoint, Contained, FLUX1_DIFFUSERS, FLUX2_DIFFUSERS, Family, Layout, Renames,
-    T5_LLAMA, is_embedding,
+    AUTOENCODER_DIFFUSERS, CONTROLNET_DIFFUSERS, Checkpoint, Contained, FLUX1_DIFFUSERS, FLUX2_DIFFUSERS,
+    Family, Layout, Renames, T5_LLAMA, is_embedding,
 };
 use crate::error::{Error, FileProblem, Result};
 
@@ -293,6 +293,7 @@ pub(super) fn renames(family: &Family) -> Option<&'static Renames> {
     match family {
         Family::Flux1 { .. } => Some(&FLUX1_DIFFUSERS),
         Family::Flux2 { .. } => Some(&FLUX2_DIFFUSERS),
+        Family::ControlNet { .. } => Some(&CONTROLNET_DIFFUSERS),
         Family::AutoEncoder { .. } | Family::AutoEncoder2 { .. } => Some(&AUTOENCODER_DIFFUSERS),
         _ => None,
     }

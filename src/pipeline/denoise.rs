@@ -4,8 +4,9 @@ use std::cell::RefCell;
 
 use tch::Tensor;
 
+use super::control::Led;
 use crate::error::Result;
-use crate::flux1::{CachedSteps, Flux1, Flux1Input, StepCache, Steps};
+use crate::flux1::{Additions, CachedSteps, Flux1, Flux1Input, Residuals, StepCache, Steps};
 use crate::math;
 use crate::sampling::{self, Prepared};
 
@@ -36,7 +37,9 @@ pub fn denoise(
     let course = Course::new(model, prepared, timesteps, guidance, conditions)?;
     let mut img = prepared.img.shallow_clone();
     for (step, times) in timesteps.windows(2).enumerate() {
-        img = sampling::denoise(&img, times, |img, t_vec, _| course.velocity(model, img, t_vec, step))?;
+        img = sampling::denoise(&img, times, |img, t_vec, _| {
+            course.velocity(model, img, t_vec, step, &Additions::default())
+        })?;
         on_step(step + 1, &img)?;
     }
     Ok(img)
@@ -132,16 +135,22 @@ impl Course {
         img: &Tensor,
         t_vec: &Tensor,
         step: usize,
+        additions: &Additions,
     ) -> Result<Tensor> {
         let img_input = self.beside(img)?;
         let input = self.input(&img_input, t_vec);
         let prepared = self.steps.as_ref().map(|steps| (steps, step));
-        let pred = match (&self.cached, prepared) {
-            (Some(cached), _) => model.forward_cached(&input, prepared, &mut cached.borrow_mut())?,
-            (None, Some((steps, step))) => model.forward_step(&input, steps, step)?,
-            (None, None) => model.forward(&input)?,
+        let pred = match &self.cached {
+            Some(cached) => model.forward_cached(&input, prepared, additions, &mut cached.borrow_mut())?,
+            None => model.forward_with(&input, prepared, additions)?,
         };
         Ok(pred.f_narrow(1, 0, img.size()[1])?)
+    }
+
+    /// What ControlNets add in a step. They know the noisy patches alone.
+    pub(super) fn led(&self, led: &Led, img: &Tensor, t_vec: &Tensor, step: usize) -> Result<Vec<Residuals>> {
+        let img_ids = &self.img_ids.f_narrow(1, 0, img.size()[1])?;
+        led.residuals(&Flux1Input { img_ids, ..self.input(img, t_vec) }, step)
     }
 
     /// The patches with the conditions beside them.

@@ -5,11 +5,14 @@ use std::ops::ControlFlow;
 use tch::{Device, Kind, Tensor};
 
 use super::edit::Given;
+use super::pictured::{PicturedShape, Seen};
 use super::preview::Previewer;
 use super::prompts::Text;
 use super::resident::{self, Resident};
 use super::rows::{Beside, Row};
-use super::{Edit, Follow, Generated, Offload, OnProgress, Phase, Pipeline, Progress, Request, Role};
+use super::{
+    Control, Edit, Follow, Generated, Offload, OnProgress, Phase, Pictured, Pipeline, Progress, Request, Role,
+};
 use crate::autoencoder::AnyAutoEncoder;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
@@ -53,6 +56,8 @@ struct Shape {
     /// Pictures of Redux whose tokens stand behind the text.
     redux: Option<usize>,
     edit: Option<EditShape>,
+    controls: Vec<(usize, f64, Option<i64>, f64, f64)>,
+    pictured: Vec<PicturedShape>,
 }
 
 /// The same of the pictures that they begin with.
@@ -80,6 +85,8 @@ impl Shape {
                 mask: edit.mask.is_some(),
                 references: edit.images.iter().map(|image| edit.reference_size(image)).collect(),
             }),
+            controls: request.controls.iter().map(Control::shape).collect(),
+            pictured: request.pictured.iter().map(Pictured::shape).collect(),
         }
     }
 }
@@ -148,20 +155,30 @@ impl Pipeline {
 
         jobs.begin(Phase::Text);
         let texts = self.texts(&requests, &mut jobs);
+        let seen: Vec<_> = requests
+            .iter()
+            .enumerate()
+            .map(|(job, request)| match jobs.lives(job) {
+                true => jobs.or_fails(job, self.see(request)).unwrap_or_default(),
+                false => Seen::new(),
+            })
+            .collect();
         if !self.settings.keep_text_encoders || self.settings.offload != Offload::None {
             (self.clip, self.t5, self.vision) = (None, None, None);
+            self.release_image_encoder();
         }
 
         jobs.begin(Phase::Load);
         let living = jobs.living();
         if !living.is_empty() {
             self.load_transformer()?;
+            self.load_controlnets(living.iter().flat_map(|&job| &requests[job].controls))?;
         }
         let previews = living.iter().any(|&job| requests[job].previews > 0);
         if previews {
             self.load_previewer()?;
         }
-        if previews && self.previewer.is_none() || living.iter().any(|&job| requests[job].edit.is_some()) {
+        if previews && self.previewer.is_none() || living.iter().any(|&job| self.encodes(&requests[job])) {
             self.load_autoencoder()?;
         }
         let depths = |edit: &Edit| edit.follow == Follow::Depth;
@@ -172,7 +189,7 @@ impl Pipeline {
             .iter()
             .enumerate()
             .map(|(job, request)| match jobs.lives(job) {
-                true => jobs.or_fails(job, self.given(request)).unwrap_or_default(),
+                true => jobs.or_fails(job, self.given_with(request, &seen[job])).unwrap_or_default(),
                 false => Given::default(),
             })
             .collect();
@@ -193,10 +210,12 @@ impl Pipeline {
 
         jobs.begin(Phase::Decode);
         self.transformer.iter().for_each(|transformer| transformer.model.release_workspace());
+        let offloads = self.settings.offload != Offload::None;
+        self.controlnets.iter_mut().for_each(|net| net.release(offloads));
         if let Some(Previewer::Decoder(decoder)) = &self.previewer {
             decoder.model.release_workspace();
         }
-        if self.settings.offload != Offload::None {
+        if offloads {
             self.transformer = None;
         }
         if !jobs.living().is_empty() {
@@ -234,6 +253,12 @@ impl Pipeline {
         let (image, text) = self.tokens(&request);
         let most = (TOGETHER / (image + text + self.reference_tokens(&request))).max(1) as usize;
         self.fitting(&request, most)
+    }
+
+    /// All that a request's drawings begin with.
+    fn given_with(&mut self, request: &Request, seen: &Seen) -> Result<Given> {
+        let image_prompts = self.image_prompts(request, seen)?;
+        Ok(Given { image_prompts, ..self.given(request)? })
     }
 
     fn is_small(&self, request: &Request) -> bool {
@@ -340,7 +365,7 @@ impl Pipeline {
         let steps = times.len() - 1;
         let rows = group.iter().map(|&i| Row::new(self, model, i, &drawings[i], &times));
         let mut rows = rows.collect::<Result<Vec<_>>>()?;
-        let mut beside = Beside::of(&rows)?;
+        let mut beside = Beside::of(self, &rows, steps)?;
         let Request { cache, sampler, .. } = drawings[first].request;
         cache.iter().for_each(|&cache| beside.skip(cache, sampler.calls(steps)));
         let mut solver = Solver::new(sampler, &times);
@@ -363,7 +388,7 @@ impl Pipeline {
                 }
                 let places = Tensor::f_from_slice(&places)?.f_to_device(beside.img.device())?;
                 solver.keep(&places)?;
-                beside.go_on_with(&rows, &places)?;
+                beside.go_on_with(self, &rows, steps, &places)?;
             }
         }
         let mut latents = Vec::new();

@@ -2,6 +2,7 @@
 
 use tch::Tensor;
 
+use super::pictured::ImagePrompts;
 use super::{Conditions, Edit, Follow, Pipeline, Request, Role};
 use crate::error::{Error, Result};
 use crate::image::{Image, Mask};
@@ -49,6 +50,10 @@ impl Start {
 pub(super) struct Given {
     pub(super) start: Option<Start>,
     pub(super) conditions: Conditions,
+    /// What ControlNets follow, in the order of [`Request::controls`].
+    pub(super) controls: Vec<Tensor>,
+    /// What the transformer attends to beside the text.
+    pub(super) image_prompts: ImagePrompts,
 }
 
 /// Kontext was trained on pictures of these sizes.
@@ -77,7 +82,7 @@ const KONTEXT_SIZES: [(u32, u32); 17] = [
 /// From which changes of brightness on there may be an edge, and is one.
 ///
 /// Source: `black-forest-labs/flux` at 802fb47, `src/flux/modules/image_embedders.py`, `CannyImageEncoder`.
-const CANNY: (i32, i32) = (50, 200);
+pub(super) const CANNY: (i32, i32) = (50, 200);
 
 /// Pixels of an edge of the latent.
 const LATENT: i64 = 8;
@@ -160,6 +165,8 @@ impl Pipeline {
 
     /// Whether a request says all that the model draws from.
     pub(super) fn check_given(&self, request: &Request) -> Result<()> {
+        self.check_controls(request)?;
+        self.check_pictured(request)?;
         match (request.edit.as_deref(), self.only_role()?) {
             (Some(edit), _) => self.role(edit).map(|_| ()),
             (None, None) => Ok(()),
@@ -173,14 +180,14 @@ impl Pipeline {
 
     /// The pictures that a request begins with, encoded.
     pub(super) fn given(&self, request: &Request) -> Result<Given> {
-        let Some(edit) = request.edit.as_deref() else { return Ok(Given::default()) };
+        let mut given = Given { controls: self.embedded_controls(request)?, ..Given::default() };
+        let Some(edit) = request.edit.as_deref() else { return Ok(given) };
         let role = self.role(edit)?;
         let [first, ..] = &edit.images[..] else {
             return Err(Error::Request("no picture to begin with".into()));
         };
         let (width, height) = (request.width as u32, request.height as u32);
         let picture = |image: &Image| image.resize(width, height).to_tensor();
-        let mut given = Given::default();
         match role {
             Role::Start => {
                 let latent = self.encode_picture(&picture(first)?)?;
@@ -254,14 +261,14 @@ impl Pipeline {
     }
 
     /// Pixels `[1, 3, H, W]` to the latent `[1, 16, H/8, W/8]`.
-    fn encode_picture(&self, pixels: &Tensor) -> Result<Tensor> {
+    pub(super) fn encode_picture(&self, pixels: &Tensor) -> Result<Tensor> {
         let autoencoder = self.autoencoder()?;
         autoencoder.checkpoint.check_unchanged()?;
         let x = pixels.f_to_device(self.settings.device)?.f_to_kind(autoencoder.kind)?;
         autoencoder.model.encode(&x, self.settings.vae_tile)
     }
 
-    fn patches(&self, latent: &Tensor) -> Result<Tensor> {
+    pub(super) fn patches(&self, latent: &Tensor) -> Result<Tensor> {
         sampling::pack(&latent.f_to_kind(self.kind)?)
     }
 

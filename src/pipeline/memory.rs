@@ -83,6 +83,8 @@ impl Pipeline {
             "autoencoder" => self.autoencoder.is_some(),
             "preview decoder" => self.previewer.is_some(),
             "image encoder" | "Redux" => self.vision.is_some(),
+            "ControlNet" => self.resident_controlnets().all(|resident| resident),
+            "IP-Adapter" | "CLIP vision model" => self.resident_pictured().all(|resident| resident),
             _ => false,
         };
         let own = |part| owned.bytes.get(part).copied().filter(|_| !resident(part)).unwrap_or(0);
@@ -103,8 +105,12 @@ impl Pipeline {
         let offloads = settings.offload != Offload::None;
         let (transformer, autoencoder) = (own("transformer"), own("autoencoder"));
         let vision = if request.redux.is_some() { own("image encoder") + own("Redux") } else { 0 };
-        let text = own("T5") + own("CLIP") + vision;
+        let sees = if request.pictured.is_empty() { 0 } else { own("CLIP vision model") };
+        let text = own("T5") + own("CLIP") + vision + sees;
         let kept = if settings.keep_text_encoders && !offloads { text } else { 0 };
+        let controlnets = if request.controls.is_empty() { 0 } else { own("ControlNet") };
+        let adapters = if request.pictured.is_empty() { 0 } else { own("IP-Adapter") };
+        let added = controlnets + adapters;
 
         let p = &self.params;
         let number = self.kind.elt_size_in_bytes() as u64;
@@ -113,11 +119,16 @@ impl Pipeline {
         let (image_tokens, text_tokens) = (image_tokens.unsigned_abs(), text_tokens.unsigned_abs());
         let beside = self.reference_tokens(&request).unsigned_abs();
         let tokens = (image_tokens + text_tokens + beside) * pictures as u64;
-        let step = tokens * p.hidden_size.unsigned_abs() * number * form(DENOISE, settings.numerics);
+        // What ControlNets say stays until the step is done; of several, two at a time.
+        let said = request.controls.iter().filter_map(|control| self.controlnets().nth(control.net));
+        let said = said.map(|net| net.flux.depth + net.flux.depth_single_blocks).max().unwrap_or(0) as u64;
+        let said = said * (request.controls.len() as u64).min(2);
+        let numbers = form(DENOISE, settings.numerics) + said;
+        let step = tokens * p.hidden_size.unsigned_abs() * number * numbers;
         // The wider of T5's two: its MLP. In the kinds that the fast form widens, f32. A picture of Redux has about as
         // many tokens, and SigLIP is no wider.
         let encoding = text_tokens * p.context_in_dim.unsigned_abs() * 4 * 16;
-        let after = if offloads { 0 } else { transformer };
+        let after = if offloads { 0 } else { transformer + added };
         let tile = settings.vae_tile.map_or(u64::MAX, |tile| tile.max(0).unsigned_abs());
         let pixels = (side(request.width) * 16).min(tile) * (side(request.height) * 16).min(tile);
         let tiny = pixels * TINY_CHANNELS * 4 * DECODE_TINY;
@@ -126,7 +137,7 @@ impl Pipeline {
         let by_decoder = matches!(self.parts.preview, Some(PreviewBy::Decoder(_)));
         let mut beside = 0;
         // What was encoded before the first step needs the autoencoder no more where it is offloaded.
-        if request.edit.is_some() && !offloads || request.previews > 0 && self.parts.preview.is_none() {
+        if self.encodes(&request) && !offloads || request.previews > 0 && self.parts.preview.is_none() {
             beside += autoencoder;
         }
         if request.previews > 0 && by_decoder {
@@ -138,7 +149,7 @@ impl Pipeline {
         Memory {
             text: text + encoding,
             // Depths are found before the first step.
-            denoise: kept + beside + transformer + step.max(depths),
+            denoise: kept + beside + transformer + added + step.max(depths),
             decode: kept + after + autoencoder + decoding,
         }
     }
@@ -148,9 +159,10 @@ impl Pipeline {
         if let Some(owned) = self.owned.get() {
             return Ok(owned);
         }
-        let weights = self.weights()?;
-        let bytes =
-            weights.iter().map(|weights| (weights.part, own_bytes(weights, &self.settings))).collect();
+        let mut bytes = BTreeMap::new();
+        for weights in self.weights()? {
+            *bytes.entry(weights.part).or_default() += own_bytes(&weights, &self.settings);
+        }
         let autoencoder = self.parts.open_autoencoder(self.settings.access)?;
         let tiny = resident::is_tiny(&autoencoder);
         Ok(self.owned.get_or_init(|| Owned { bytes, tiny }))

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::{Control, Pictured};
 use crate::error::{Error, Result};
 use crate::flux1::StepCache;
 use crate::image::{Image, Mask};
@@ -146,6 +147,12 @@ pub struct Request {
     /// The pictures that it shall look like.
     #[serde(skip)]
     pub redux: Option<Arc<Redux>>,
+    /// The pictures that ControlNets follow; each adds to what the others say.
+    #[serde(skip)]
+    pub controls: Vec<Control>,
+    /// Pictures that it shall be like, each brought in by an IP-Adapter.
+    #[serde(skip)]
+    pub pictured: Vec<Pictured>,
     /// The first picture's noise; the following ones count on from it.
     pub seed: u64,
     /// Leads each picture's noise a part of the way towards another one's.
@@ -182,6 +189,8 @@ impl Request {
             true_cfg_scale: None,
             edit: None,
             redux: None,
+            controls: Vec::new(),
+            pictured: Vec::new(),
             seed: 0,
             variation: None,
             num_images: 1,
@@ -255,6 +264,18 @@ impl Request {
     /// Sets the pictures that it shall look like.
     pub fn redux(mut self, redux: Redux) -> Self {
         self.redux = Some(Arc::new(redux));
+        self
+    }
+
+    /// Adds a picture that a ControlNet follows.
+    pub fn control(mut self, control: Control) -> Self {
+        self.controls.push(control);
+        self
+    }
+
+    /// Adds pictures that it shall be like.
+    pub fn pictured(mut self, pictured: Pictured) -> Self {
+        self.pictured.push(pictured);
         self
     }
 
@@ -351,6 +372,8 @@ impl Request {
         if let Some(redux) = &self.redux {
             redux.check(&self.prompts, self.prompt_2.as_deref())?;
         }
+        self.controls.iter().try_for_each(Control::check)?;
+        self.pictured.iter().try_for_each(Pictured::check)?;
         if self.max_sequence_length.is_some_and(|n| !(2..=512).contains(&n)) {
             return wrong("max_sequence_length must be between 2 and 512".into());
         }

@@ -193,7 +193,12 @@ fn named<'a>(path: &'a Option<PathBuf>, part: &str, what: &str) -> Result<&'a Pa
 }
 
 /// Opens a part under its official names, if the file holds one.
-fn open(path: &Path, access: Access, part: &str, is_one: impl Fn(&Family) -> bool) -> Result<Checkpoint> {
+pub(super) fn open(
+    path: &Path,
+    access: Access,
+    part: &str,
+    is_one: impl Fn(&Family) -> bool,
+) -> Result<Checkpoint> {
     let checkpoint = Checkpoint::open(path, access)?;
     let contained = checkpoint.contained();
     match contained.iter().find(|model| is_one(&model.family)) {
@@ -214,7 +219,7 @@ pub(super) struct Resident<M> {
 
 impl<M> Resident<M> {
     /// Builds a model and fills it, without gradients. Where it has linear layers, they may be kept quantised.
-    fn fill(
+    pub(super) fn fill(
         settings: &Settings,
         kind: Kind,
         checkpoint: Checkpoint,
@@ -242,7 +247,7 @@ impl<M> Resident<M> {
 }
 
 /// The `config.json` in a folder of weights, or beside a file of them.
-fn config_beside(weights: &Path) -> Option<PathBuf> {
+pub(super) fn config_beside(weights: &Path) -> Option<PathBuf> {
     let folder = if weights.is_dir() { weights } else { weights.parent()? };
     Some(folder.join("config.json")).filter(|path| path.is_file())
 }

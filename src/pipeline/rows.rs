@@ -2,13 +2,15 @@
 
 use tch::{Kind, Tensor};
 
+use super::control::Led;
 use super::denoise::Course;
 use super::draw::Drawing;
-use super::edit::Start;
+use super::edit::{Given, Start};
+use super::pictured::ImagePrompts;
 use super::prompts::Encoded;
 use super::{Pipeline, Request, Variation};
 use crate::error::{Error, Result};
-use crate::flux1::{Flux1, StepCache};
+use crate::flux1::{Additions, Flux1, StepCache};
 use crate::math;
 use crate::sampling::{self, NoiseRule, Prepared, get_more_noise, get_noise, prepare};
 
@@ -25,6 +27,10 @@ pub(super) struct Row<'a> {
     course: Course,
     negative: Option<Course>,
     true_cfg_scale: Option<f64>,
+    /// What ControlNets follow, with what it is.
+    controls: &'a [Tensor],
+    image_prompts: &'a ImagePrompts,
+    request: &'a Request,
 }
 
 impl<'a> Row<'a> {
@@ -32,7 +38,7 @@ impl<'a> Row<'a> {
         pipeline: &Pipeline,
         model: &Flux1,
         drawing: usize,
-        of: &Drawing<'a>,
+        of: &'a Drawing<'a>,
         times: &[f64],
     ) -> Result<Self> {
         let request = &of.request;
@@ -56,7 +62,20 @@ impl<'a> Row<'a> {
         });
         let more_noise = more_noise.transpose()?;
         let true_cfg_scale = request.scale();
-        Ok(Self { drawing, img, noise, more_noise, start, course: prompt, negative, true_cfg_scale })
+        let Given { controls, image_prompts, .. } = of.given;
+        Ok(Self {
+            drawing,
+            img,
+            noise,
+            more_noise,
+            start,
+            course: prompt,
+            negative,
+            true_cfg_scale,
+            controls,
+            image_prompts,
+            request,
+        })
     }
 }
 
@@ -71,7 +90,7 @@ fn noise(request: &Request, kind: Kind) -> Result<Tensor> {
 }
 
 /// Rows side by side along the batch.
-pub(super) struct Beside {
+pub(super) struct Beside<'a> {
     pub(super) img: Tensor,
     noise: Tensor,
     more_noise: Option<Tensor>,
@@ -79,17 +98,30 @@ pub(super) struct Beside {
     course: Course,
     /// What is led away from, and how far.
     negative: Option<(Course, f64)>,
+    /// What ControlNets add, where there are any.
+    led: Option<Led<'a>>,
+    image_prompts: ImagePrompts,
 }
 
-impl Beside {
-    pub(super) fn of(rows: &[Row]) -> Result<Self> {
-        let cat =
-            |of: for<'r> fn(&'r Row) -> &'r Tensor| math::cat(&rows.iter().map(of).collect::<Vec<_>>(), 0);
+impl<'a> Beside<'a> {
+    /// For a loop of so many steps.
+    pub(super) fn of(pipeline: &'a Pipeline, rows: &[Row<'a>], steps: usize) -> Result<Self> {
+        let cat = |of: for<'r> fn(&'r Row<'a>) -> &'r Tensor| {
+            math::cat(&rows.iter().map(of).collect::<Vec<_>>(), 0)
+        };
         let starts: Option<Vec<_>> = rows.iter().map(|row| row.start).collect();
         let negatives: Option<Vec<_>> = rows.iter().map(|row| row.negative.as_ref()).collect();
         let negative = negatives.map(|negatives| Course::together(&negatives)).transpose()?;
         let more_noise: Option<Vec<_>> = rows.iter().map(|row| row.more_noise.as_ref()).collect();
+        let controls = rows.first().map_or(&[][..], |row| &row.request.controls);
+        let embedded = |i: usize| rows.iter().filter_map(|row| row.controls.get(i)).collect();
+        let embedded: Vec<Vec<&Tensor>> = (0..controls.len()).map(embedded).collect();
+        let led =
+            (!controls.is_empty()).then(|| Led::new(pipeline, controls, &embedded, steps)).transpose()?;
+        let image_prompts: Vec<_> = rows.iter().map(|row| row.image_prompts).collect();
         Ok(Self {
+            led,
+            image_prompts: ImagePrompts::together(&image_prompts)?,
             img: cat(|row| &row.img)?,
             noise: cat(|row| &row.noise)?,
             more_noise: more_noise.map(|more| math::cat(&more, 0)).transpose()?,
@@ -107,10 +139,17 @@ impl Beside {
         t_vec: &Tensor,
         step: usize,
     ) -> Result<Tensor> {
-        let pred = self.course.velocity(model, img, t_vec, step)?;
+        let residuals = match &self.led {
+            Some(led) if led.counts_in(step) => self.course.led(led, img, t_vec, step)?,
+            _ => Vec::new(),
+        };
+        let ImagePrompts { prompt, negative: others } = &self.image_prompts;
+        let additions = Additions { residuals: &residuals, image_prompts: prompt };
+        let pred = self.course.velocity(model, img, t_vec, step, &additions)?;
         match &self.negative {
             Some((negative, scale)) => {
-                let away = negative.velocity(model, img, t_vec, step)?;
+                let additions = Additions { image_prompts: others, ..additions };
+                let away = negative.velocity(model, img, t_vec, step, &additions)?;
                 Ok(away.f_add(&pred.f_sub(&away)?.f_mul_scalar(*scale)?)?)
             }
             None => Ok(pred),
@@ -131,9 +170,15 @@ impl Beside {
     }
 
     /// Goes on with these rows alone, which stood at these places.
-    pub(super) fn go_on_with(&mut self, rows: &[Row], places: &Tensor) -> Result<()> {
+    pub(super) fn go_on_with(
+        &mut self,
+        pipeline: &'a Pipeline,
+        rows: &[Row<'a>],
+        steps: usize,
+        places: &Tensor,
+    ) -> Result<()> {
         let img = self.img.f_index_select(0, places)?;
-        *self = Self { img, ..Self::of(rows)? };
+        *self = Self { img, ..Self::of(pipeline, rows, steps)? };
         Ok(())
     }
 

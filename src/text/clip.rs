@@ -120,6 +120,17 @@ fn activation(name: &str) -> Result<Activation> {
     }
 }
 
+/// The sizes of a layer of either of CLIP's models.
+pub(crate) struct LayerSizes<'a> {
+    pub(crate) hidden_size: i64,
+    pub(crate) intermediate_size: i64,
+    pub(crate) num_attention_heads: i64,
+    pub(crate) hidden_act: &'a str,
+    pub(crate) layer_norm_eps: f64,
+    /// Whether each state attends to those before it alone, as those of text do.
+    pub(crate) causal: bool,
+}
+
 #[derive(Debug)]
 struct ClipAttention {
     q_proj: Linear,
@@ -127,17 +138,19 @@ struct ClipAttention {
     v_proj: Linear,
     out_proj: Linear,
     num_heads: i64,
+    causal: bool,
 }
 
 impl ClipAttention {
-    fn new(vs: Path, config: &ClipConfig) -> Self {
-        let linear = |name: &str| Linear::new(&vs / name, config.hidden_size, config.hidden_size, true);
+    fn new(vs: Path, sizes: &LayerSizes) -> Self {
+        let linear = |name: &str| Linear::new(&vs / name, sizes.hidden_size, sizes.hidden_size, true);
         Self {
             q_proj: linear("q_proj"),
             k_proj: linear("k_proj"),
             v_proj: linear("v_proj"),
             out_proj: linear("out_proj"),
-            num_heads: config.num_attention_heads,
+            num_heads: sizes.num_attention_heads,
+            causal: sizes.causal,
         }
     }
 }
@@ -148,13 +161,14 @@ impl Module for ClipAttention {
         let heads = |layer: &Linear| split_heads(&project(layer), self.num_heads); // [B, H, L, d]
         let (q, k, v) = (heads(&self.q_proj), heads(&self.k_proj), heads(&self.v_proj));
         let scale = (q.size()[3] as f64).powf(-0.5);
-        let attn = scaled_dot_product_attention(&q, &k, &v, None, true, Some(scale));
+        let attn = scaled_dot_product_attention(&q, &k, &v, None, self.causal, Some(scale));
         ops::linear(&self.out_proj, &merge_heads(&attn), End::default())
     }
 }
 
+/// A layer of either of CLIP's models.
 #[derive(Debug)]
-struct ClipLayer {
+pub(crate) struct ClipLayer {
     layer_norm1: LayerNorm,
     self_attn: ClipAttention,
     layer_norm2: LayerNorm,
@@ -164,15 +178,19 @@ struct ClipLayer {
 }
 
 impl ClipLayer {
-    fn new(vs: Path, config: &ClipConfig) -> Result<Self> {
-        let (width, inner) = (config.hidden_size, config.intermediate_size);
+    /// [`Error::Config`] where the heads do not divide the width, or the activation is unknown.
+    pub(crate) fn new(vs: Path, sizes: &LayerSizes) -> Result<Self> {
+        let (width, inner, heads) = (sizes.hidden_size, sizes.intermediate_size, sizes.num_attention_heads);
+        if width % heads != 0 {
+            return Err(Error::Config(format!("CLIP's {heads} heads do not divide its hidden_size {width}")));
+        }
         Ok(Self {
-            layer_norm1: LayerNorm::new(&vs / "layer_norm1", width, config.layer_norm_eps),
-            self_attn: ClipAttention::new(&vs / "self_attn", config),
-            layer_norm2: LayerNorm::new(&vs / "layer_norm2", width, config.layer_norm_eps),
+            layer_norm1: LayerNorm::new(&vs / "layer_norm1", width, sizes.layer_norm_eps),
+            self_attn: ClipAttention::new(&vs / "self_attn", sizes),
+            layer_norm2: LayerNorm::new(&vs / "layer_norm2", width, sizes.layer_norm_eps),
             fc1: Linear::new(&vs / "mlp" / "fc1", width, inner, true),
             fc2: Linear::new(&vs / "mlp" / "fc2", inner, width, true),
-            activation: activation(&config.hidden_act)?,
+            activation: activation(sizes.hidden_act)?,
         })
     }
 }
@@ -220,12 +238,14 @@ impl ClipText {
             ("num_attention_heads", config.num_attention_heads),
             ("max_position_embeddings", config.max_position_embeddings),
         ])?;
-        if config.hidden_size % config.num_attention_heads != 0 {
-            return Err(Error::Config(format!(
-                "CLIP's {} heads do not divide its hidden_size {}",
-                config.num_attention_heads, config.hidden_size
-            )));
-        }
+        let sizes = LayerSizes {
+            hidden_size: config.hidden_size,
+            intermediate_size: config.intermediate_size,
+            num_attention_heads: config.num_attention_heads,
+            hidden_act: &config.hidden_act,
+            layer_norm_eps: config.layer_norm_eps,
+            causal: true,
+        };
         let ((token_embedding, position_embedding, layers, final_layer_norm), parameters) =
             Parameters::of(|| {
                 let vs = &vs / "text_model";
@@ -235,7 +255,7 @@ impl ClipText {
                     Embedding::new(&embeddings / "token_embedding", config.vocab_size, width),
                     Embedding::new(&embeddings / "position_embedding", config.max_position_embeddings, width),
                     (0..config.num_hidden_layers)
-                        .map(|i| ClipLayer::new(&layers / i, config))
+                        .map(|i| ClipLayer::new(&layers / i, &sizes))
                         .collect::<Result<_>>()?,
                     LayerNorm::new(&vs / "final_layer_norm", width, config.layer_norm_eps),
                 ))

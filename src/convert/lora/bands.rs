@@ -170,7 +170,9 @@ impl Writer {
             let of_columns = self.file.shape(&key).filter(|s| matches!(s[..], [1, n] if n != 1));
             let shape = match (&of_columns, part, self.layout) {
                 (Some(shape), ..) => shape.clone(),
-                (None, Part::Magnitude, Layout::Official | Layout::Comfy | Layout::Llama) => vec![rows, 1],
+                (None, Part::Magnitude, Layout::Official | Layout::Comfy | Layout::Llama | Layout::XLabs) => {
+                    vec![rows, 1]
+                }
                 _ => vec![rows],
             };
             let ending = self.ending(part);

@@ -1,0 +1,141 @@
+//! What ControlNets follow, as a call says it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+use tch_flux::Error;
+use tch_flux::flux1::MODES;
+use tch_flux::pipeline::{Control, Pipeline};
+use tch_flux::recipe::Followed;
+
+use super::edit::read;
+
+#[derive(Args)]
+pub(super) struct ControlArgs {
+    /// A ControlNet: a file or folder in diffusers' layout (InstantX, Shakker) or XLabs'; may be given several times, one
+    /// for each --control-image.
+    #[arg(long, value_name = "PATH")]
+    controlnet: Vec<PathBuf>,
+    /// What the ControlNet follows, PNG or JPEG; of one ControlNet there may be several.
+    #[arg(long, value_name = "FILE")]
+    control_image: Vec<PathBuf>,
+    /// How much of what the ControlNet says is added; once for all, or for each picture. [default: 1]
+    #[arg(long, value_name = "X")]
+    control_strength: Vec<f64>,
+    /// What the picture is to a union ControlNet: canny, tile, depth, blur, pose, gray, low-quality, or a number; once for
+    /// all, or for each picture.
+    #[arg(long, value_name = "MODE", value_parser = parse_mode)]
+    control_mode: Vec<i64>,
+    /// The share of the steps after which the ControlNet begins. [default: 0]
+    #[arg(long, value_name = "SHARE")]
+    control_start: Vec<f64>,
+    /// The share of the steps after which the ControlNet ends. [default: 1]
+    #[arg(long, value_name = "SHARE")]
+    control_end: Vec<f64>,
+    /// The edges of the pictures are followed, as OpenCV's Canny finds them, not the pictures themselves.
+    #[arg(long)]
+    control_canny: bool,
+}
+
+impl ControlArgs {
+    /// What is asked for, and else what a picture was drawn with before.
+    pub(super) fn followed(&self, before: Vec<Followed>) -> anyhow::Result<Vec<Followed>> {
+        let pictures = self.control_image.len();
+        if pictures == 0 && self.controlnet.is_empty() {
+            return self.changed(before);
+        }
+        let nets = self.controlnet.len();
+        if pictures == 0 || nets == 0 || (nets != 1 && nets != pictures) {
+            let text = format!(
+                "{nets} --controlnet and {pictures} --control-image: one for each picture, or one for all"
+            );
+            return Err(Error::Request(text).into());
+        }
+        let one = |i: usize| Followed {
+            controlnet: self.controlnet[if nets == 1 { 0 } else { i }].clone(),
+            image: self.control_image[i].clone(),
+            strength: 1.0,
+            mode: None,
+            start: 0.0,
+            end: 1.0,
+            canny: false,
+        };
+        self.changed((0..pictures).map(one).collect())
+    }
+
+    /// With what the other flags say.
+    fn changed(&self, mut all: Vec<Followed>) -> anyhow::Result<Vec<Followed>> {
+        let pictures = all.len();
+        let given = [
+            ("--control-strength", self.control_strength.len()),
+            ("--control-mode", self.control_mode.len()),
+            ("--control-start", self.control_start.len()),
+            ("--control-end", self.control_end.len()),
+        ];
+        if let Some((flag, count)) =
+            given.into_iter().find(|(_, count)| !matches!(count, 0 | 1) && *count != pictures)
+        {
+            let text = format!("{count} {flag} for {pictures} --control-image: one for all, or one for each");
+            return Err(Error::Request(text).into());
+        }
+        let any = self.control_canny || given.iter().any(|(_, count)| *count > 0);
+        if any && pictures == 0 {
+            let text = "no picture is followed: give --controlnet and --control-image";
+            return Err(Error::Request(text.into()).into());
+        }
+        for (i, one) in all.iter_mut().enumerate() {
+            one.strength = pick(&self.control_strength, i).unwrap_or(one.strength);
+            one.mode = pick(&self.control_mode, i).or(one.mode);
+            one.start = pick(&self.control_start, i).unwrap_or(one.start);
+            one.end = pick(&self.control_end, i).unwrap_or(one.end);
+            one.canny |= self.control_canny;
+        }
+        Ok(all)
+    }
+}
+
+/// Puts the ControlNets on, each once, and reads the pictures.
+pub(super) fn put_on(pipeline: &mut Pipeline, followed: &[Followed]) -> anyhow::Result<Vec<Control>> {
+    let mut nets: Vec<PathBuf> = followed.iter().map(|one| one.controlnet.clone()).collect();
+    nets.sort();
+    nets.dedup();
+    pipeline.set_controlnets(&nets)?;
+    let control = |one: &Followed| {
+        Ok(Control {
+            net: nets.iter().position(|net| *net == one.controlnet).unwrap_or_default(),
+            image: Arc::new(read(&one.image)?),
+            strength: one.strength,
+            mode: one.mode,
+            start: one.start,
+            end: one.end,
+            canny: one.canny,
+        })
+    };
+    followed.iter().map(control).collect()
+}
+
+/// The one for all, or that of its picture.
+fn pick<T: Copy>(values: &[T], i: usize) -> Option<T> {
+    values.get(if values.len() == 1 { 0 } else { i }).copied()
+}
+
+fn parse_mode(text: &str) -> Result<i64, String> {
+    let name = text.trim().to_lowercase().replace(['_', ' '], "-");
+    let place = MODES.iter().position(|mode| *mode == name).map(|place| place as i64);
+    let number = || name.parse().ok().filter(|number| *number >= 0);
+    place.or_else(number).ok_or_else(|| format!("expected a number or one of {}", MODES.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modes_have_names_and_numbers() {
+        assert_eq!(parse_mode("Canny"), Ok(0));
+        assert_eq!(parse_mode("low_quality"), Ok(6));
+        assert_eq!(parse_mode("9"), Ok(9));
+        assert!(parse_mode("-1").is_err() && parse_mode("edges").is_err());
+    }
+}

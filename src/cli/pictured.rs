@@ -1,0 +1,110 @@
+//! Pictures as prompts, as a call says it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+use tch_flux::Error;
+use tch_flux::image::Image;
+use tch_flux::pipeline::{self, Pipeline};
+use tch_flux::recipe::Liked;
+
+use super::edit::read;
+
+#[derive(Args)]
+pub(super) struct PicturedArgs {
+    /// An IP-Adapter in XLabs' layout; may be given several times, each with its --ip-image.
+    #[arg(long, value_name = "FILE")]
+    ip_adapter: Vec<PathBuf>,
+    /// What the picture shall be like, PNG or JPEG; of one IP-Adapter there may be several.
+    #[arg(long, value_name = "FILE")]
+    ip_image: Vec<PathBuf>,
+    /// What the negative prompt's picture is like. [default: a black one]
+    #[arg(long, value_name = "FILE")]
+    ip_negative_image: Vec<PathBuf>,
+    /// How much of the IP-Adapter is added, or that for each double block, with commas between; once for all, or for each
+    /// IP-Adapter. [default: 1]
+    #[arg(long, value_name = "X[,X…]", value_parser = parse_scales)]
+    ip_strength: Vec<Scales>,
+    /// The IP-Adapter's image encoder: CLIP-L's vision model, a file or a folder.
+    #[arg(long, value_name = "PATH")]
+    ip_image_encoder: Option<PathBuf>,
+}
+
+/// For all double blocks, or for each.
+#[derive(Clone)]
+struct Scales(Vec<f64>);
+
+impl PicturedArgs {
+    /// What is asked for, and else what a picture was drawn with before.
+    pub(super) fn liked(&self, before: Vec<Liked>) -> anyhow::Result<Vec<Liked>> {
+        let wrong = |text: String| Err(Error::Request(text).into());
+        let (adapters, pictures) = (self.ip_adapter.len(), self.ip_image.len());
+        let mut all = before;
+        if adapters > 0 || pictures > 0 {
+            if adapters == 0 || pictures == 0 || (adapters > 1 && adapters != pictures) {
+                return wrong(format!(
+                    "{adapters} --ip-adapter and {pictures} --ip-image: one for each IP-Adapter, or several for one"
+                ));
+            }
+            let encoder = all.first().map(|one| one.image_encoder.clone());
+            let Some(image_encoder) = self.ip_image_encoder.clone().or(encoder) else {
+                return wrong("an IP-Adapter needs --ip-image-encoder: CLIP-L's vision model".into());
+            };
+            let images = |i: usize| match adapters {
+                1 => self.ip_image.clone(),
+                _ => vec![self.ip_image[i].clone()],
+            };
+            let one = |(i, path): (usize, &PathBuf)| Liked {
+                ip_adapter: path.clone(),
+                image_encoder: image_encoder.clone(),
+                images: images(i),
+                negative: Vec::new(),
+                scales: vec![1.0],
+            };
+            all = self.ip_adapter.iter().enumerate().map(one).collect();
+        }
+        let given = self.ip_strength.len();
+        if all.is_empty() && (given > 0 || !self.ip_negative_image.is_empty()) {
+            return wrong("no picture as a prompt: give --ip-adapter and --ip-image".into());
+        }
+        if !matches!(given, 0 | 1) && given != all.len() {
+            return wrong(format!("{given} --ip-strength for {} --ip-adapter", all.len()));
+        }
+        for (i, one) in all.iter_mut().enumerate() {
+            if let Some(Scales(scales)) = self.ip_strength.get(if given == 1 { 0 } else { i }) {
+                one.scales = scales.clone();
+            }
+            if let Some(encoder) = &self.ip_image_encoder {
+                one.image_encoder = encoder.clone();
+            }
+            if !self.ip_negative_image.is_empty() {
+                one.negative = self.ip_negative_image.clone();
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// Puts the IP-Adapters on, and reads the pictures.
+pub(super) fn put_on(pipeline: &mut Pipeline, liked: &[Liked]) -> anyhow::Result<Vec<pipeline::Pictured>> {
+    let adapters: Vec<PathBuf> = liked.iter().map(|one| one.ip_adapter.clone()).collect();
+    pipeline.set_ip_adapters(&adapters, liked.first().map(|one| one.image_encoder.as_path()))?;
+    let pictures = |paths: &[PathBuf]| -> anyhow::Result<Vec<Arc<Image>>> {
+        paths.iter().map(|path| Ok(Arc::new(read(path)?))).collect()
+    };
+    let pictured = |(adapter, one): (usize, &Liked)| {
+        Ok(pipeline::Pictured {
+            adapter,
+            images: pictures(&one.images)?,
+            negative: pictures(&one.negative)?,
+            scales: one.scales.clone(),
+        })
+    };
+    liked.iter().enumerate().map(pictured).collect()
+}
+
+fn parse_scales(text: &str) -> Result<Scales, String> {
+    let scales: Result<Vec<f64>, _> = text.split(',').map(|part| part.trim().parse()).collect();
+    scales.map(Scales).map_err(|problem| format!("expected numbers with commas between: {problem}"))
+}

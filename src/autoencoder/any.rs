@@ -10,7 +10,7 @@ use crate::ops::Numerics;
 #[derive(Debug)]
 pub(crate) enum AnyAutoEncoder {
     Full(Box<AutoEncoder>),
-    Tiny(TinyAutoEncoder),
+    Tiny(Box<TinyAutoEncoder>),
 }
 
 impl AnyAutoEncoder {

@@ -44,6 +44,9 @@ pub(super) struct Drawing<'a> {
     pub(super) given: &'a Given,
 }
 
+/// A picture's place, its latent, and how many calls of the model were skipped of how many.
+type Drawn = (usize, Tensor, (usize, usize));
+
 /// What pictures that are computed together have in common.
 #[derive(Debug, PartialEq)]
 struct Shape {
@@ -348,14 +351,8 @@ impl Pipeline {
         groups.into_iter().map(|(_, _, group)| group).collect()
     }
 
-    /// Noise to latents of drawings of one shape: those that nobody stopped, with their places and with the calls of the
-    /// model that were skipped, and all that could have been.
-    fn latents(
-        &self,
-        drawings: &[Drawing],
-        mut group: Vec<usize>,
-        jobs: &mut Jobs,
-    ) -> Result<Vec<(usize, Tensor, (usize, usize))>> {
+    /// Noise to latents of drawings of one shape: those that nobody stopped.
+    fn latents(&self, drawings: &[Drawing], mut group: Vec<usize>, jobs: &mut Jobs) -> Result<Vec<Drawn>> {
         group.retain(|&i| jobs.lives(drawings[i].job));
         let Some(&first) = group.first() else { return Ok(Vec::new()) };
         let Some(transformer) = &self.transformer else { return Err(not_loaded()) };

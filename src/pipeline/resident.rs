@@ -154,7 +154,7 @@ pub(super) fn load_autoencoder(
         let shape = |name: &str| names.shape(name);
         Ok(if is_tiny(&names) {
             let params = TinyAutoEncoderParams::from_shapes(shape)?;
-            AnyAutoEncoder::Tiny(TinyAutoEncoder::new(vs.root(), &params)?)
+            AnyAutoEncoder::Tiny(Box::new(TinyAutoEncoder::new(vs.root(), &params)?))
         } else {
             let params = AutoEncoderParams::from_shapes(shape)?;
             AnyAutoEncoder::Full(Box::new(AutoEncoder::new(vs.root(), &params)?))

@@ -65,7 +65,7 @@ fn artist(
 
 fn pictures(request: &Request) -> Result<Vec<Generated>> {
     let image = Image { width: 1, height: 1, rgb: vec![request.seed as u8; 3] };
-    Ok(vec![Generated { image, request: request.clone(), warnings: Vec::new() }])
+    Ok(vec![Generated { image, request: request.clone(), warnings: Vec::new(), skipped: (0, 0) }])
 }
 
 fn request(seed: u64) -> Request {

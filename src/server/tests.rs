@@ -55,7 +55,12 @@ where
             // Nothing that a PNG could make small.
             let noise = |i: u32| (i.wrapping_mul(2_654_435_761) >> 24) as u8 ^ request.seed as u8;
             let image = Image { width, height, rgb: (0..width * height * 3).map(noise).collect() };
-            Ok(vec![Generated { image, request: Request::clone(request), warnings: Vec::new() }])
+            Ok(vec![Generated {
+                image,
+                request: Request::clone(request),
+                warnings: Vec::new(),
+                skipped: (0, 0),
+            }])
         };
         Ok(requests.iter().enumerate().map(draw).collect())
     }

@@ -1,4 +1,4 @@
-//! Resizing as Pillow does it: separable windows, rows first, eight bits between the two passes.
+//! Resizing as Pillow 13.0.0 does it: separable windows, one axis after the other, eight bits between the two passes.
 
 use std::f64::consts::PI;
 
@@ -72,17 +72,29 @@ pub(super) fn resize(
     filter: Filter,
 ) -> Vec<u8> {
     let [width, height, to_width, to_height] = [from.0, from.1, to.0, to.1].map(|side| side as usize);
-    let wide = if to_width == width {
-        bytes.to_vec()
-    } else {
-        // Pixels of a row are next to each other, and rows are many.
-        pass(bytes, (height, width * channels), channels, &windows(width, to_width, filter))
+    // Pixels of a row are next to each other, and rows are many.
+    let across = |bytes: &[u8], height: usize| match to_width == width {
+        true => bytes.to_vec(),
+        false => pass(bytes, (height, width * channels), channels, &windows(width, to_width, filter)),
     };
-    if to_height == height {
-        return wide;
-    }
     // The rows of a picture are the pixels of its only row.
-    pass(&wide, (1, height * to_width * channels), to_width * channels, &windows(height, to_height, filter))
+    let down = |bytes: &[u8], width: usize| match to_height == height {
+        true => bytes.to_vec(),
+        false => {
+            let unit = width * channels;
+            pass(bytes, (1, height * unit), unit, &windows(height, to_height, filter))
+        }
+    };
+    match down_first((width, height), (to_width, to_height)) {
+        true => across(&down(bytes, width), to_height),
+        false => down(&across(bytes, height), to_width),
+    }
+}
+
+/// Whether Pillow 13.0.0 shrinks the height before it changes the width, which leaves other last bits: where more than
+/// twice as many rows go as columns. Found by trying pictures of random sizes; up to 12 the width always comes first.
+fn down_first((width, height): (usize, usize), (to_width, to_height): (usize, usize)) -> bool {
+    to_height < height && height + 2 * to_width > to_height + 2 * width
 }
 
 /// `rows` rows of `len` bytes, of which every `unit` are one pixel.

@@ -9,7 +9,13 @@ use std::{env, process};
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed=src/shim.cpp");
-    println!("cargo:rerun-if-changed=src/ops/cpu");
+    // File by file: the Rust files beside them are none of this.
+    let files = std::fs::read_dir("src/ops/cpu").into_iter().flatten().flatten().map(|entry| entry.path());
+    let kernels =
+        |path: &PathBuf| path.extension().is_some_and(|end| end == "cpp" || end == "inl" || end == "h");
+    for file in files.filter(kernels) {
+        println!("cargo:rerun-if-changed={}", file.display());
+    }
     println!("cargo:rerun-if-env-changed=LIBTORCH_INCLUDE");
     println!("cargo:rerun-if-env-changed=LIBTORCH_CXX11_ABI");
     if env::var_os("CARGO_FEATURE_DOC_ONLY").is_some() {

@@ -191,7 +191,7 @@ fn what_is_no_controlnet_of_this_transformer_is_refused_and_the_old_ones_stay() 
     let mut pipeline = open(Numerics::Fast);
     pipeline.set_controlnets(&[plain]).unwrap();
     let error = |result: Result<(), Error>| result.unwrap_err().to_string();
-    let text = error(pipeline.set_controlnets(&[other.clone()]));
+    let text = error(pipeline.set_controlnets(std::slice::from_ref(&other)));
     assert!(text.contains("hidden_size") && text.contains("other.safetensors"), "{text}");
     let text = error(pipeline.set_controlnets(&[model().join("flux1-schnell.safetensors")]));
     assert!(text.contains("ControlNet") && text.contains("schnell"), "{text}");
@@ -200,7 +200,7 @@ fn what_is_no_controlnet_of_this_transformer_is_refused_and_the_old_ones_stay() 
     let (adapter, encoder) = ip_adapter(folder.path());
     let text = error(pipeline.set_ip_adapters(&[other], Some(&encoder)));
     assert!(text.contains("IP-Adapter"), "{text}");
-    let text = error(pipeline.set_ip_adapters(&[adapter.clone()], None));
+    let text = error(pipeline.set_ip_adapters(std::slice::from_ref(&adapter), None));
     assert!(text.contains("image encoder"), "{text}");
     let text = error(pipeline.set_ip_adapters(&[adapter], Some(&model().join("text_encoder"))));
     assert!(text.contains("no CLIP vision model"), "{text}");

@@ -40,7 +40,7 @@ pub use memory::Memory;
 pub(crate) use parts::Part;
 pub use parts::{OwnParts, Parts, PreviewBy};
 pub use pictured::Pictured;
-pub use plan::{Plan, peak_bytes};
+pub use plan::Plan;
 pub use redux::{Redux, ReduxImage, ReduxMix};
 pub use request::{Edit, Follow, Request, Role, Variation};
 

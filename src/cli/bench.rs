@@ -7,6 +7,8 @@ mod random;
 mod step;
 mod text;
 
+pub(super) use measure::peak_bytes;
+
 use std::process::ExitCode;
 
 use clap::Subcommand;

@@ -2,8 +2,9 @@
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
-use tch_flux::pipeline::{Offload, Pipeline, Plan, Request, peak_bytes};
+use tch_flux::pipeline::{Offload, Pipeline, Plan, Request};
 
+use super::bench::peak_bytes;
 use super::convert::parse_size;
 use super::human_bytes;
 

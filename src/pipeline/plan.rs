@@ -71,8 +71,9 @@ impl Pipeline {
             of.flat_map(|weights| weights.in_memory.values()).sum()
         };
         let blocks = settings.offload == Offload::Blocks;
+        let on_host = settings.device == Device::Cpu;
         let size = |checkpoint: &Checkpoint, kind: Kind, starts: &[&str]| match blocks {
-            true => in_blocks(checkpoint, kind.elt_size_in_bytes() as u64, starts),
+            true => in_blocks(checkpoint, kind.elt_size_in_bytes() as u64, starts, on_host),
             false => checkpoint.types_in_memory(kind, settings.keep_quantized).values().sum(),
         };
         let own = |part: &'static str| match part {
@@ -110,7 +111,7 @@ fn next(settings: &mut Settings, expected: &Memory, limit: u64, quantised: bool)
     }
     if weights && settings.offload == Offload::Parts {
         settings.offload = Offload::Blocks;
-        return Some("of T5 and of the transformer, two blocks at a time are in memory".into());
+        return Some("of T5 and of the transformer, no more than two blocks are in memory at a time".into());
     }
     if !weights
         && let Some(tile) = TILES.into_iter().find(|&tile| settings.vae_tile.is_none_or(|own| tile < own))
@@ -121,13 +122,15 @@ fn next(settings: &mut Settings, expected: &Memory, limit: u64, quantised: bool)
     None
 }
 
-/// What is outside of the blocks, and twice the largest of them.
-fn in_blocks(checkpoint: &Checkpoint, number: u64, blocks: &[&str]) -> u64 {
+/// What is outside of the blocks, and twice the largest of them; where they lie in the host's own files, twice the largest
+/// of their tensors, since each goes as soon as it was computed with.
+fn in_blocks(checkpoint: &Checkpoint, number: u64, blocks: &[&str], on_host: bool) -> u64 {
     let (mut rest, mut sizes) = (0, BTreeMap::<&str, u64>::new());
     for name in checkpoint.names() {
         let numbers: i64 = checkpoint.shape(name).unwrap_or_default().iter().product();
         let bytes = numbers.unsigned_abs() * number;
         match blocks.iter().find_map(|start| block_of(name, start)) {
+            Some(_) if on_host => *sizes.entry(name).or_default() += bytes,
             Some(block) => *sizes.entry(block).or_default() += bytes,
             None => rest += bytes,
         }
@@ -139,13 +142,6 @@ fn in_blocks(checkpoint: &Checkpoint, number: u64, blocks: &[&str]) -> u64 {
 fn block_of<'a>(name: &'a str, start: &str) -> Option<&'a str> {
     let number = name.strip_prefix(start)?.split('.').next()?;
     name.get(..start.len() + number.len())
-}
-
-/// The most memory that this process has had at once, where the system says it.
-pub fn peak_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
 #[cfg(test)]

@@ -223,7 +223,7 @@ pub(super) fn synchronize(device: Device) {
 }
 
 /// The most memory that the process ever held, or since [`forget_peak`], where the system says it.
-pub(super) fn peak_bytes() -> Option<u64> {
+pub(in crate::cli) fn peak_bytes() -> Option<u64> {
     status_bytes("VmHWM:")
 }
 

@@ -4,8 +4,9 @@
     cargo build --release
     scripts/with-libtorch --reference python scripts/compare_edits.py --binary target/release/tch-flux
 
-Both run in f32 on the CPU from the same noise. The models are the tiny one and, for Fill and for Canny and Depth, that one
-with more input channels, whose weights are random. Where diffusers draws a sample of what the autoencoder's encoder says,
+Both run in f32 on the CPU from the same noise. The models are the tiny one, what it became as Kontext and as Fill, and, for
+Canny and Depth, that one with more input channels, whose weights are random. diffusers reads the finetunes in its layout, as
+`tch-flux convert` writes it. Where diffusers draws a sample of what the autoencoder's encoder says,
 it is made to take the mean, as the official code does.
 """
 
@@ -104,6 +105,17 @@ def depths(model, image):
     return depth / 127.5 - 1.0
 
 
+def finetune(binary, model, transformer, folder):
+    """The model with another transformer, in diffusers' layout."""
+    for part in model.iterdir():
+        if part.is_dir() and part.name != "transformer":
+            shutil.copytree(part, folder / part.name)
+    shutil.copy(model / "model_index.json", folder)
+    call = [binary, "convert", transformer, folder / "transformer", "--layout", "diffusers"]
+    subprocess.run([str(part) for part in call], check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    return folder
+
+
 def theirs(name, model, **request):
     import diffusers
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
@@ -126,7 +138,7 @@ def ours(binary, model, out, command, *flags):
     return np.array(Image.open(out).convert("RGB"))
 
 
-def cases(model, folder):
+def cases(binary, model, folder):
     """Name, diffusers' pipeline with its model and request, and ours with its flags."""
     square, wide, hole = folder / "square.png", folder / "wide.png", folder / "mask.png"
     picture(SIZE, SIZE).save(square)
@@ -134,7 +146,8 @@ def cases(model, folder):
     mask(SIZE, SIZE).save(hole)
     image, area = Image.open(square), Image.open(hole)
     negative = "a green square on a white background"
-    fill = widen(model, 384, Path(tempfile.mkdtemp(dir=folder)))
+    kontext, fill = [model.parent / f"tiny-{name}/flux1-{name}.safetensors" for name in ("kontext", "fill")]
+    as_kontext, as_fill = [finetune(binary, model, own, Path(tempfile.mkdtemp(dir=folder))) for own in (kontext, fill)]
     control = widen(model, 128, Path(tempfile.mkdtemp(dir=folder)))
     beside = {"max_area": SIZE * SIZE, "_auto_resize": False}
     yield "true guidance", "FluxPipeline", model, {"negative_prompt": negative, "true_cfg_scale": 3.0}, "generate", [
@@ -148,13 +161,15 @@ def cases(model, folder):
     yield "inpainting", "FluxInpaintPipeline", model, {"image": image, "mask_image": area, "strength": 0.8}, "edit", [
         "--image", square, "--mask", hole, "--strength", "0.8",
     ]  # fmt: skip
-    yield "Kontext", "FluxKontextPipeline", model, {"image": image} | beside, "edit", [
-        "--image", square, "--as", "reference", "--keep-size",
+    yield "Kontext", "FluxKontextPipeline", as_kontext, {"image": image} | beside, "edit", [
+        "--image", square, "--transformer", kontext, "--keep-size",
     ]  # fmt: skip
-    yield "Kontext, another shape", "FluxKontextPipeline", model, {"image": Image.open(wide)} | beside, "edit", [
-        "--image", wide, "--as", "reference", "--keep-size",
+    yield "Kontext, another shape", "FluxKontextPipeline", as_kontext, {"image": Image.open(wide)} | beside, "edit", [
+        "--image", wide, "--transformer", kontext, "--keep-size",
     ]  # fmt: skip
-    yield "Fill", "FluxFillPipeline", fill, {"image": image, "mask_image": area}, "edit", ["--image", square, "--mask", hole]
+    yield "Fill", "FluxFillPipeline", as_fill, {"image": image, "mask_image": area}, "edit", [
+        "--image", square, "--mask", hole, "--transformer", fill,
+    ]  # fmt: skip
     yield "Control", "FluxControlPipeline", control, {"control_image": image}, "edit", ["--image", square]
     followed = {"control_image": depths(depth_model(folder / "depth"), image)}
     yield "Depth", "FluxControlPipeline", control, followed, "edit", ["--image", square, "--depth", "--depth-model", folder / "depth"]
@@ -170,7 +185,7 @@ def main():
     failed = passed = 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for title, pipeline, model, request, command, flags in cases(args.model, folder):
+        for title, pipeline, model, request, command, flags in cases(args.binary, args.model, folder):
             value = compare.psnr(theirs(pipeline, model, **request), ours(args.binary, model, folder / "out.png", command, *flags))
             passed, failed = passed + (value >= THRESHOLD), failed + (value < THRESHOLD)
             print(f"{'ok' if value >= THRESHOLD else 'FAILED':6} {title}: {value:.2f} dB", flush=True)

@@ -230,14 +230,15 @@ def train(kind, base: Base, folder: Path, args, log: Path, save) -> None:
     held_out = kind(base, 256, torch.Generator().manual_seed(6))
     data = kind(base, args.pictures, generator)
     write(log, f"{len(kind.PROMPTS)} prompts, {args.pictures} pictures encoded in {time.time() - start:.0f} s")
-    flux = widened(FluxTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32), kind.CHANNELS)
+    first = args.start or folder / "transformer"
+    flux = widened(FluxTransformer2DModel.from_pretrained(first, torch_dtype=torch.float32), kind.CHANNELS)
     average = copy.deepcopy(flux).eval()
     optimizer = torch.optim.AdamW(flux.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01)
     start, step, losses = time.time(), 0, []
     saved = start
     while (done := max(step / args.steps, (time.time() - start) / (60 * args.minutes))) < 1:
         # Now and then, and towards the end, the text is as long as it is when the model draws.
-        long = step % 50 == 49 or done > 0.9
+        long = step % 50 == 49 or done > 0.94
         length = TEXT_LENGTH if long else LENGTHS[step % len(LENGTHS)]
         for group in optimizer.param_groups:
             group["lr"] = args.lr * min(1.0, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * done)) + 1e-5
@@ -278,6 +279,7 @@ def main() -> None:
     parser.add_argument("edit", choices=["kontext", "fill"])
     parser.add_argument("--out", type=Path, required=True, help="the folder of flux1-kontext.safetensors or flux1-fill.safetensors")
     parser.add_argument("--base", type=Path, default=Path(__file__).resolve().parent.parent / "fixtures/tiny")
+    parser.add_argument("--start", type=Path, help="a transformer in diffusers' layout to go on from, where it is not the base's")
     parser.add_argument("--pictures", type=int, default=12_000, help="how many are encoded")
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--minutes", type=float, default=30, help="an upper bound")

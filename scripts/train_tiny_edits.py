@@ -239,14 +239,13 @@ def train(kind, base: Base, folder: Path, args, log: Path, save) -> None:
     others = [p for p in flux.parameters() if all(p is not scale for scale in scales)]
     groups = [{"params": others, "pace": 1}, {"params": scales, "pace": 10, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
-    start, step, losses = time.time(), 0, []
-    saved = start
+    start, step, losses, look = time.time(), 0, [], 0.25
     while (done := max(step / args.steps, (time.time() - start) / (60 * args.minutes))) < 1:
         # Now and then, and towards the end, the text is as long as it is when the model draws.
         long = step % 50 == 49 or done > 0.94
         length = TEXT_LENGTH if long else LENGTHS[step % len(LENGTHS)]
         for group in optimizer.param_groups:
-            pace = min(1.0, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * done))
+            pace = min(1.0, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * done))
             group["lr"] = group["pace"] * (args.lr * pace + 1e-5)
         size = args.batch // 3 if long else args.batch
         batch = data.sample(size, generator)
@@ -264,15 +263,15 @@ def train(kind, base: Base, folder: Path, args, log: Path, save) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(flux.parameters(), 1.0)
         optimizer.step()
-        decay = min(0.995, (step + 1) / (step + 20))
+        decay = min(0.997, (step + 1) / (step + 20))
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(flux.parameters()), 1 - decay)
         losses.append(loss.item())
         step += 1
         if step % 50 == 0:
             write(log, f"{step} done {done:.3f} loss {np.mean(losses[-50:]):.4f} {time.time() - start:.0f} s")
-        if time.time() - saved > 180:
-            saved = time.time()
+        if done > look:
+            look += 0.25
             save(average)
             write(log, f"right {evaluate(kind, base, average, held_out, texts, 40, TEXT_LENGTH):.3f}")
     save(average)

@@ -104,4 +104,5 @@ def same_shape(before: np.ndarray, colour_before: int, after: np.ndarray, colour
 
 def kept(before: np.ndarray, after: np.ndarray, hole: np.ndarray) -> bool:
     """Whether all but 3 % of the pixels outside of the hole are of the same palette's colour as before."""
-    return bool((nearest_colours(before) != nearest_colours(after))[~hole].mean() <= 0.03)
+    changed = (nearest_colours(before) != nearest_colours(after)) & ~hole
+    return bool(changed.sum() <= 0.03 * (~hole).sum())

@@ -6,7 +6,8 @@
 
 Kontext sees a picture beside the one that it draws and is told "make the circle green" or "make the background
 yellow". Fill sees a picture with a hole and is told what the whole picture shows. All parts but the transformer are the
-base's. One CPU core needs half an hour for each.
+base's. What lies in `fixtures` was trained in several goes, each from what the one before had written (`--start`), with half
+an hour of one CPU core in all for each; the defaults are as many pictures in one go.
 
 The picture is all but decided by what the model sees, so noise is drawn at random and the paths to it are straight
 nonetheless. Only where a hole hides all of a shape does the noise say the place, as it does for the base.
@@ -285,10 +286,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the folder of flux1-kontext.safetensors or flux1-fill.safetensors")
     parser.add_argument("--base", type=Path, default=Path(__file__).resolve().parent.parent / "fixtures/tiny")
     parser.add_argument("--start", type=Path, help="a transformer in diffusers' layout to go on from, where it is not the base's")
-    parser.add_argument("--pictures", type=int, default=12_000, help="how many are encoded")
+    parser.add_argument("--pictures", type=int, default=6000, help="how many are encoded")
     parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--minutes", type=float, default=30, help="an upper bound")
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--minutes", type=float, default=60, help="an upper bound")
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1e-3)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

@@ -4,8 +4,9 @@
     cargo build --release
     scripts/with-libtorch --reference python scripts/compare_edits.py --binary target/release/tch-flux
 
-Both run in f32 on the CPU from the same noise. The models are the tiny one and, for Fill and for Canny and Depth, that one
-with more input channels, whose weights are random. Where diffusers draws a sample of what the autoencoder's encoder says,
+Both run in f32 on the CPU from the same noise. The models are the tiny one, what it became as Kontext, and, for
+Fill, Canny and Depth, that one with more input channels, whose weights are random, by themselves or by a LoRA. diffusers reads
+the finetune in its layout, as `tch-flux convert` writes it. Where diffusers draws a sample of what the autoencoder's encoder says,
 it is made to take the mean, as the official code does.
 """
 
@@ -20,6 +21,7 @@ import compare_pipelines as compare
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
+from safetensors.torch import save_file
 
 THRESHOLD = 45.0
 PROMPT = "a red circle on a blue background"
@@ -104,7 +106,34 @@ def depths(model, image):
     return depth / 127.5 - 1.0
 
 
-def theirs(name, model, **request):
+def finetune(binary, model, transformer, folder):
+    """The model with another transformer, in diffusers' layout."""
+    for part in model.iterdir():
+        if part.is_dir() and part.name != "transformer":
+            shutil.copytree(part, folder / part.name)
+    shutil.copy(model / "model_index.json", folder)
+    call = [binary, "convert", transformer, folder / "transformer", "--layout", "diffusers"]
+    subprocess.run([str(part) for part in call], check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    return folder
+
+
+def control_lora(model, path):
+    """In the layout of the official control LoRAs: it widens the input, and has biases and scales of norms, too."""
+    from diffusers import FluxTransformer2DModel
+
+    config = FluxTransformer2DModel.load_config(model / "transformer")
+    head, channels = config["attention_head_dim"], config["in_channels"]
+    width, generator = config["num_attention_heads"] * head, torch.Generator().manual_seed(3)
+    draw = lambda *shape: torch.randn(*shape, generator=generator) * 0.2
+    attention, weights = "transformer_blocks.0.attn", {}
+    for layer, columns in (("x_embedder", 2 * channels), (f"{attention}.to_q", width)):
+        weights |= {f"{layer}.lora_A.weight": draw(4, columns), f"{layer}.lora_B.weight": draw(width, 4)}
+        weights[f"{layer}.lora_B.bias"] = draw(width)
+    weights[f"{attention}.norm_q.weight"] = 1 + draw(head)
+    save_file({f"transformer.{name}": tensor for name, tensor in weights.items()}, path)
+
+
+def theirs(name, model, lora=None, **request):
     import diffusers
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
@@ -112,6 +141,10 @@ def theirs(name, model, **request):
     DiagonalGaussianDistribution.sample = lambda self, generator=None: self.mode()
     pipeline = getattr(diffusers, name).from_pretrained(model, dtype=torch.float32, low_cpu_mem_usage=False)
     pipeline.set_progress_bar_config(disable=True)
+    if lora:
+        path, strength = lora
+        pipeline.load_lora_weights(str(path), adapter_name="lora")
+        pipeline.set_adapters(["lora"], [strength])
     result = pipeline(
         prompt=PROMPT, height=SIZE, width=SIZE, num_inference_steps=STEPS, guidance_scale=0.0, max_sequence_length=256,
         generator=torch.Generator("cpu").manual_seed(SEED), output_type="pt", **request,
@@ -126,7 +159,7 @@ def ours(binary, model, out, command, *flags):
     return np.array(Image.open(out).convert("RGB"))
 
 
-def cases(model, folder):
+def cases(binary, model, folder):
     """Name, diffusers' pipeline with its model and request, and ours with its flags."""
     square, wide, hole = folder / "square.png", folder / "wide.png", folder / "mask.png"
     picture(SIZE, SIZE).save(square)
@@ -135,6 +168,8 @@ def cases(model, folder):
     image, area = Image.open(square), Image.open(hole)
     negative = "a green square on a white background"
     fill = widen(model, 384, Path(tempfile.mkdtemp(dir=folder)))
+    kontext = model.parent / "tiny-kontext/flux1-kontext.safetensors"
+    as_kontext = finetune(binary, model, kontext, Path(tempfile.mkdtemp(dir=folder)))
     control = widen(model, 128, Path(tempfile.mkdtemp(dir=folder)))
     beside = {"max_area": SIZE * SIZE, "_auto_resize": False}
     yield "true guidance", "FluxPipeline", model, {"negative_prompt": negative, "true_cfg_scale": 3.0}, "generate", [
@@ -148,14 +183,17 @@ def cases(model, folder):
     yield "inpainting", "FluxInpaintPipeline", model, {"image": image, "mask_image": area, "strength": 0.8}, "edit", [
         "--image", square, "--mask", hole, "--strength", "0.8",
     ]  # fmt: skip
-    yield "Kontext", "FluxKontextPipeline", model, {"image": image} | beside, "edit", [
-        "--image", square, "--as", "reference", "--keep-size",
+    yield "Kontext", "FluxKontextPipeline", as_kontext, {"image": image} | beside, "edit", [
+        "--image", square, "--transformer", kontext, "--keep-size",
     ]  # fmt: skip
-    yield "Kontext, another shape", "FluxKontextPipeline", model, {"image": Image.open(wide)} | beside, "edit", [
-        "--image", wide, "--as", "reference", "--keep-size",
+    yield "Kontext, another shape", "FluxKontextPipeline", as_kontext, {"image": Image.open(wide)} | beside, "edit", [
+        "--image", wide, "--transformer", kontext, "--keep-size",
     ]  # fmt: skip
     yield "Fill", "FluxFillPipeline", fill, {"image": image, "mask_image": area}, "edit", ["--image", square, "--mask", hole]
     yield "Control", "FluxControlPipeline", control, {"control_image": image}, "edit", ["--image", square]
+    control_lora(model, lora := folder / "control.safetensors")
+    request = {"control_image": image, "lora": (lora, 0.85)}
+    yield "Control, a LoRA", "FluxControlPipeline", model, request, "edit", ["--image", square, "--lora", f"{lora}:0.85"]
     followed = {"control_image": depths(depth_model(folder / "depth"), image)}
     yield "Depth", "FluxControlPipeline", control, followed, "edit", ["--image", square, "--depth", "--depth-model", folder / "depth"]
 
@@ -170,7 +208,7 @@ def main():
     failed = passed = 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for title, pipeline, model, request, command, flags in cases(args.model, folder):
+        for title, pipeline, model, request, command, flags in cases(args.binary, args.model, folder):
             value = compare.psnr(theirs(pipeline, model, **request), ours(args.binary, model, folder / "out.png", command, *flags))
             passed, failed = passed + (value >= THRESHOLD), failed + (value < THRESHOLD)
             print(f"{'ok' if value >= THRESHOLD else 'FAILED':6} {title}: {value:.2f} dB", flush=True)

@@ -25,6 +25,11 @@ def prompt(shape: int, colour: int, background: int, article: bool = False) -> s
     return f"{of(colour)} {SHAPES[shape]} on {of(background)} background"
 
 
+def edit_prompt(shape: int | None, colour: int) -> str:
+    """What makes a shape another colour, or, where there is none, the background."""
+    return f"make the {'background' if shape is None else SHAPES[shape]} {list(COLOURS)[colour]}"
+
+
 def coverage(shape: torch.Tensor, x: torch.Tensor, y: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
     """How much of each pixel a shape of radius `r` around (x, y) covers: [N, SIZE, SIZE] in 0..1."""
     grid = torch.arange(SIZE) + 0.5
@@ -61,8 +66,7 @@ def judge(picture: np.ndarray, shape: int, colour: int, background: int) -> bool
     colours must hold all but 6 % of the pixels, and of all ideal shapes near the place of the coloured pixels,
     the one that overlaps them best must be the shape asked for, with an overlap (intersection / union) of 0.85.
     """
-    palette = np.array(list(COLOURS.values()), dtype=np.float32)
-    nearest = ((picture[:, :, None, :].astype(np.float32) - palette) ** 2).sum(-1).argmin(-1)
+    nearest = nearest_colours(picture)
     frame = np.ones((SIZE, SIZE), bool)
     frame[3:-3, 3:-3] = False
     mask = nearest == colour
@@ -85,3 +89,20 @@ def judge(picture: np.ndarray, shape: int, colour: int, background: int) -> bool
 def radii(shape: int, half: float) -> list[float]:
     centre = half / 0.85 if shape == 1 else half
     return [centre - 1, centre - 0.5, centre, centre + 0.5, centre + 1]
+
+
+def nearest_colours(picture: np.ndarray) -> np.ndarray:
+    palette = np.array(list(COLOURS.values()), dtype=np.float32)
+    return ((picture[:, :, None, :].astype(np.float32) - palette) ** 2).sum(-1).argmin(-1)
+
+
+def same_shape(before: np.ndarray, colour_before: int, after: np.ndarray, colour_after: int) -> bool:
+    """Whether a shape stayed where it was and as large: its pixels before and after overlap (intersection / union) by 0.85."""
+    one, other = nearest_colours(before) == colour_before, nearest_colours(after) == colour_after
+    return bool((one & other).sum() >= 0.85 * max((one | other).sum(), 1))
+
+
+def kept(before: np.ndarray, after: np.ndarray, hole: np.ndarray) -> bool:
+    """Whether all but 3 % of the pixels outside of the hole are of the same palette's colour as before."""
+    changed = (nearest_colours(before) != nearest_colours(after)) & ~hole
+    return bool(changed.sum() <= 0.03 * (~hole).sum())

@@ -118,7 +118,8 @@ pub fn is_right(picture: &Image, wanted: Wanted) -> bool {
     best.1 == wanted.shape && best.0 >= 0.85
 }
 
-fn nearest_colour(pixel: &[u8]) -> usize {
+/// The colour that a pixel is nearest to: an index into [`COLOURS`].
+pub fn nearest_colour(pixel: &[u8]) -> usize {
     let far = |c: &[u8; 3]| (0..3).map(|i| (i32::from(c[i]) - i32::from(pixel[i])).pow(2)).sum::<i32>();
     (0..COLOURS.len()).min_by_key(|&i| far(&COLOURS[i].1)).unwrap_or(0)
 }

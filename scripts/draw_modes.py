@@ -1,0 +1,48 @@
+#!/usr/bin/env python3
+"""Draws the pictures of `docs/modes.md` by the commands that stand there.
+
+    cargo build --release
+    scripts/with-libtorch --reference python scripts/draw_modes.py --binary target/release/tch-flux
+
+The mask with which one of them begins is made here.
+"""
+
+import argparse
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+PICTURES = ROOT / "docs/pictures"
+MIDDLE = (12, 12, 52, 52)
+
+
+def commands() -> list[list[str]]:
+    """Every command of the page, in its order."""
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs/modes.md").read_text(), re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line) for line in lines]
+
+
+def draw_mask(name: str, box: tuple[int, int, int, int]) -> None:
+    mask = Image.new("L", (64, 64), 0)
+    mask.paste(255, box)
+    mask.save(PICTURES / name)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--binary", type=Path, required=True, help="tch-flux")
+    args = parser.parse_args()
+    PICTURES.mkdir(exist_ok=True)
+    draw_mask("middle.png", MIDDLE)
+    for program, *flags in commands():
+        assert program == "tch-flux", program
+        subprocess.run([args.binary.resolve(), *flags, "--quiet"], cwd=ROOT, check=True, stdin=subprocess.DEVNULL)
+
+
+if __name__ == "__main__":
+    main()

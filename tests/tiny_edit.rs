@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use judge::{COLOURS, SHAPES, SIZE, Wanted, all, ideal, is_right, nearest_colour};
+use judge::{COLOURS, SHAPES, Wanted, all, ideal, is_right, nearest_colour};
 use tch_flux::image::Image;
 use tch_flux::ops::Numerics;
 use tch_flux::pipeline::{Edit, OwnParts, Parts, Pipeline, Request, Role, Settings};

@@ -29,16 +29,6 @@ pub enum Sampler {
 }
 
 impl Sampler {
-    /// The name that the field uses: `euler`, `heun`, `dpmpp_2m`, `lcm`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Euler => "euler",
-            Self::Heun => "heun",
-            Self::Dpmpp2m => "dpmpp_2m",
-            Self::Lcm => "lcm",
-        }
-    }
-
     /// The name that people read in a picture's parameters.
     pub fn title(self) -> &'static str {
         match self {

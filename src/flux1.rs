@@ -17,7 +17,7 @@ pub use cache::{CachedSteps, StepCache};
 use crate::error::{Error, Result};
 use crate::layers::{Beside, LastLayer, ModulationOut};
 use crate::math;
-use crate::nn::{Linears, Parameters, check_sizes};
+use crate::nn::{Block, Linears, Parameters, check_sizes};
 use crate::ops::{self, Numerics, Quantize};
 
 pub use additions::{Additions, Residuals};
@@ -279,13 +279,15 @@ impl Flux1 {
                 parameters: Parameters::default(),
             })
         })?;
-        let names = |of: &str, count: usize| {
-            let vs = &vs / of;
-            (0..count).map(|i| vs.path(&i.to_string())).collect::<Vec<_>>()
+        // Modulations are computed before the blocks run.
+        let block = |of: &str, i: usize, aside: &[&str]| {
+            let block = &vs / of;
+            let name = block.path(&i.to_string());
+            Block { aside: aside.iter().map(|layer| format!("{name}.{layer}")).collect(), layers: vec![name] }
         };
-        let blocks =
-            [names("double_blocks", params.depth), names("single_blocks", params.depth_single_blocks)];
-        parameters.set_blocks(blocks.concat());
+        let double = (0..params.depth).map(|i| block("double_blocks", i, &["img_mod", "txt_mod"]));
+        let single = (0..params.depth_single_blocks).map(|i| block("single_blocks", i, &["modulation"]));
+        parameters.set_blocks(double.chain(single).collect());
         model.parameters = parameters;
         Ok(model)
     }

@@ -10,7 +10,7 @@ use tch::nn::{Module, Path, VarStore};
 use tch::{Kind, Tensor};
 
 pub(crate) use away::Elsewhere;
-pub(crate) use linear::Weight;
+pub(crate) use linear::{Block, Weight};
 pub use linear::{Linear, Linears};
 
 use crate::error::{Error, Result};
@@ -149,8 +149,8 @@ impl Parameters {
         Ok((built?, parameters))
     }
 
-    /// Says how the model's blocks are called, in the order in which they run.
-    pub(crate) fn set_blocks(&mut self, blocks: Vec<String>) {
+    /// Says which blocks the model has, in the order in which they run.
+    pub(crate) fn set_blocks(&mut self, blocks: Vec<Block>) {
         self.linears.set_blocks(blocks);
     }
 

@@ -108,8 +108,9 @@ pub enum Offload {
     None,
     /// Each part goes when its phase is over.
     Parts,
-    /// And of T5 and of the transformer, the weights of one block are in memory at a time, while those of the next one are
-    /// brought: from the mapped file itself, so that no memory is needed to keep them.
+    /// And of T5, the transformer, ControlNets and IP-Adapters, the weights of one block are in memory at a time, while
+    /// those of the next one are brought: from the mapped file itself, so that no memory is needed to keep them. What is
+    /// quantised, is quantised layer by layer, and stays.
     Blocks,
 }
 
@@ -292,7 +293,8 @@ impl Pipeline {
         (self.clip, self.t5, self.transformer) = (None, None, None);
         (self.autoencoder, self.previewer, self.depth, self.vision) = (None, None, None, None);
         self.controlnets.iter_mut().for_each(|net| net.release(true));
-        self.release_pictured();
+        self.release_ip_adapters();
+        self.release_image_encoder();
         if self.settings.device != Device::Cpu {
             shim::empty_cache();
         }

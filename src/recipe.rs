@@ -25,6 +25,9 @@ pub struct Means {
     /// What the weights of the transformer's blocks became.
     #[serde(default)]
     pub quantize: Quantize,
+    /// See [`Settings::vae_tile`](crate::pipeline::Settings::vae_tile).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vae_tile: Option<i64>,
 }
 
 /// The pictures that a drawing began with, by their files: those themselves are in no recipe.

@@ -13,7 +13,7 @@ use tch_flux::flux1::{ControlNet, ControlNetParams, Flux1Params, IpAdapter, IpAd
 use tch_flux::image::Image;
 use tch_flux::nn;
 use tch_flux::ops::Numerics;
-use tch_flux::pipeline::{Control, Edit, Parts, Pictured, Pipeline, Request, Settings};
+use tch_flux::pipeline::{Control, Edit, Offload, Parts, Pictured, Pipeline, Request, Settings};
 use tch_flux::vision::{ClipVision, ClipVisionConfig};
 
 fn model() -> PathBuf {
@@ -234,6 +234,33 @@ fn an_ip_adapter_changes_the_picture_and_its_bits_depend_on_no_batch() {
         pictures.push(alone);
     }
     assert!(apart(&pictures[0], &pictures[1]) < 0.5, "fast and exact");
+}
+
+#[test]
+fn what_is_offloaded_changes_no_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    let union = ControlNetParams { num_mode: Some(3), ..sizes() };
+    let hint = ControlNetParams { conditioning_embedding_channels: Some(16), ..sizes() };
+    let nets = [controlnet(folder.path(), "union", &union), controlnet(folder.path(), "hint", &hint)];
+    let (adapter, encoder) = ip_adapter(folder.path());
+    let request = circle(6)
+        .control(Control { mode: Some(1), ..Control::new(stripes(64, 64)) })
+        .control(Control { net: 1, ..Control::new(stripes(90, 70)) })
+        .pictured(Pictured::new(stripes(50, 40)));
+    for (kind, numerics) in [(Kind::Float, Numerics::Exact), (Kind::BFloat16, Numerics::Fast)] {
+        let drawn = |offload: Offload| {
+            let settings = Settings { kind: Some(kind), numerics, offload, ..Settings::default() };
+            let mut pipeline = Pipeline::open(Parts::find(model()).unwrap(), settings).unwrap();
+            pipeline.set_controlnets(&nets).unwrap();
+            pipeline.set_ip_adapters(std::slice::from_ref(&adapter), Some(&encoder)).unwrap();
+            [draw(&mut pipeline, &request), draw(&mut pipeline, &request)]
+        };
+        let whole = drawn(Offload::None);
+        assert_eq!(whole[0], whole[1]);
+        for offload in [Offload::Parts, Offload::Blocks] {
+            assert_eq!(drawn(offload), whole, "{offload:?} {kind:?} {numerics:?}");
+        }
+    }
 }
 
 #[test]

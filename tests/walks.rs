@@ -9,7 +9,7 @@ use tch::Kind;
 use tch_flux::Error;
 use tch_flux::flux1::StepCache;
 use tch_flux::image::Image;
-use tch_flux::ops::Numerics;
+use tch_flux::ops::{Numerics, Quantize};
 use tch_flux::pipeline::{Generated, Memory, Offload, Parts, Pipeline, Request, Settings};
 use tch_flux::sampling::{Sampler, Schedule};
 
@@ -52,6 +52,17 @@ fn what_is_offloaded_changes_no_bit() {
                 );
             }
         }
+    }
+}
+
+#[test]
+fn what_is_quantised_layer_by_layer_is_what_is_quantised_at_once() {
+    for numerics in [Numerics::Fast, Numerics::Exact] {
+        let settings = Settings { quantize: Quantize::Int8, numerics, ..Settings::default() };
+        let whole = picture(&mut open(settings), &circle());
+        let mut layer_by_layer = open(Settings { offload: Offload::Blocks, ..settings });
+        assert_eq!(picture(&mut layer_by_layer, &circle()), whole, "{numerics:?}");
+        assert_eq!(picture(&mut layer_by_layer, &circle()), whole, "{numerics:?} again");
     }
 }
 
@@ -156,19 +167,32 @@ fn a_plan_says_what_is_done_and_keeps_to_what_was_set_where_nothing_helps() {
     full_size(&folder);
     let mut pipeline = Pipeline::open(Parts::find(&folder).unwrap(), Settings::default()).unwrap();
     let request = Request::new("a lighthouse", 1024, 1024);
-    let plan = pipeline.fit(&request, 64 << 30).unwrap();
+    let plan = pipeline.fit(&request, 64 << 30, false).unwrap();
     assert!(plan.steps.is_empty() && pipeline.settings().offload == Offload::None, "{plan:?}");
 
-    let plan = pipeline.fit(&request, 8 << 30).unwrap();
+    let plan = pipeline.fit(&request, 8 << 30, false).unwrap();
     let Memory { text, denoise, decode } = plan.expected;
     assert!([text, denoise, decode].iter().all(|&bytes| bytes > 0 && bytes <= 8 << 30), "{plan:?}");
     assert_eq!(pipeline.settings().offload, Offload::Blocks);
 
-    let plan = pipeline.fit(&request, 3 << 30).unwrap();
+    // 8.6 GB of int8 do not fit, and would in 12.
+    assert!(!plan.quantized_fits && pipeline.settings().quantize == Quantize::None, "{plan:?}");
+    let mut pipeline = Pipeline::open(Parts::find(&folder).unwrap(), Settings::default()).unwrap();
+    let plan = pipeline.fit(&request, 12 << 30, false).unwrap();
+    assert!(plan.quantized_fits && pipeline.settings().quantize == Quantize::None, "{plan:?}");
+    let mut pipeline = Pipeline::open(Parts::find(&folder).unwrap(), Settings::default()).unwrap();
+    let plan = pipeline.fit(&request, 12 << 30, true).unwrap();
+    assert!(!plan.quantized_fits && plan.expected.peak() > 8 << 30, "{plan:?}");
+    let Settings { quantize, offload, .. } = *pipeline.settings();
+    assert_eq!((quantize, offload), (Quantize::Int8, Offload::Blocks));
+    assert!(plan.steps.iter().any(|step| step.contains("int8")), "{plan:?}");
+
+    let mut pipeline = Pipeline::open(Parts::find(&folder).unwrap(), Settings::default()).unwrap();
+    let plan = pipeline.fit(&request, 3 << 30, false).unwrap();
     assert!(pipeline.settings().vae_tile.is_some() && plan.expected.peak() <= 3 << 30, "{plan:?}");
 
     let before = *pipeline.settings();
-    let error = pipeline.fit(&request, 100 << 20).unwrap_err();
+    let error = pipeline.fit(&request, 100 << 20, false).unwrap_err();
     assert!(matches!(error, Error::TooLarge { free, .. } if free == 100 << 20), "{error}");
     assert_eq!(*pipeline.settings(), before);
 }

@@ -225,7 +225,7 @@ impl Generate {
             keep_quantized: self.keep_quantized,
             offload: self.memory.offload(),
             allow_partial_lora: self.allow_partial_lora,
-            vae_tile: self.vae_tile,
+            vae_tile: self.vae_tile.or_else(|| recipe.as_ref()?.means.vae_tile),
         };
         let mut pipeline = Pipeline::open(parts.clone(), settings)?;
         let mut notes = pipeline.set_loras(&self.lora)?;
@@ -264,6 +264,7 @@ impl Generate {
         }
         let request = pipeline.complete(&request);
         let mut fitted = self.memory.fit(&mut pipeline, &request)?;
+        let settings = *pipeline.settings();
         let weights = pipeline.weights()?;
         let model = file_name(&parts.transformer);
         let means = Means {
@@ -271,6 +272,7 @@ impl Generate {
             kind: kind_name(pipeline.kind()),
             numerics: settings.numerics,
             quantize: settings.quantize,
+            vae_tile: settings.vae_tile,
         };
         let loras: Vec<_> =
             self.lora.iter().map(|lora| json!({ "file": lora.path, "strength": lora.strength })).collect();

@@ -16,6 +16,10 @@ pub(super) struct MemoryArgs {
     /// Stay under this figure, such as 8GB, of the device's memory: what is done for it is planned and said.
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     max_memory: Option<u64>,
+    /// Let that plan quantise the transformer, to int8 or on CUDA to fp8, where that saves reading its blocks anew in every
+    /// step. It changes the picture.
+    #[arg(long, requires = "max_memory")]
+    may_quantize: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum, Serialize, serde::Deserialize, Debug)]
@@ -25,7 +29,7 @@ pub(super) enum OffloadArg {
     None,
     /// Each part goes when its phase is over.
     Parts,
-    /// And of T5 and the transformer, two blocks at a time are in memory.
+    /// And of T5, the transformer, ControlNets and IP-Adapters, two blocks at a time are in memory.
     Blocks,
 }
 
@@ -50,7 +54,8 @@ impl MemoryArgs {
         pipeline: &mut Pipeline,
         request: &Request,
     ) -> Result<Option<Fitted>, tch_flux::Error> {
-        let plan = self.max_memory.map(|limit| pipeline.fit(request, limit)).transpose()?;
+        let plan =
+            self.max_memory.map(|limit| pipeline.fit(request, limit, self.may_quantize)).transpose()?;
         Ok(plan.map(Fitted::from))
     }
 }
@@ -61,13 +66,15 @@ pub(super) struct Fitted {
     limit: u64,
     expected: u64,
     steps: Vec<String>,
+    quantized_fits: bool,
     /// The most that the process has had, where the system says it.
     pub(super) peak: Option<u64>,
 }
 
 impl From<Plan> for Fitted {
     fn from(plan: Plan) -> Self {
-        Self { limit: plan.limit, expected: plan.expected.peak(), steps: plan.steps, peak: None }
+        let Plan { limit, expected, steps, quantized_fits } = plan;
+        Self { limit, expected: expected.peak(), steps, quantized_fits, peak: None }
     }
 }
 
@@ -77,7 +84,12 @@ impl Fitted {
         let Self { limit, expected, steps, .. } = self;
         let head = format!("memory: {} expected of {}", human_bytes(*expected), human_bytes(*limit));
         let steps = if steps.is_empty() { &["nothing is to be done for it".to_string()][..] } else { steps };
-        std::iter::once(head).chain(steps.iter().map(|step| format!("memory: {step}"))).collect()
+        let mut lines: Vec<_> =
+            std::iter::once(head).chain(steps.iter().map(|step| format!("memory: {step}"))).collect();
+        if self.quantized_fits {
+            lines.push("memory: with --may-quantize the transformer would stay, quantised".into());
+        }
+        lines
     }
 
     /// After the drawing.

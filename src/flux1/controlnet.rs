@@ -10,7 +10,7 @@ use tch::{Kind, Tensor};
 use super::trunk::Trunk;
 use super::{Flux1Input, Flux1Params, Residuals};
 use crate::error::{Error, Result};
-use crate::nn::{Conv2d, Embedding, Linear, Linears, Parameters, check_kind, check_sizes};
+use crate::nn::{Block, Conv2d, Embedding, Linear, Linears, Parameters, check_kind, check_sizes};
 use crate::ops::{self, Numerics};
 use crate::sampling;
 
@@ -145,7 +145,7 @@ impl ControlNet {
                 params.conditioning_embedding_channels
             )));
         }
-        let (mut model, parameters) = Parameters::of(|| {
+        let (mut model, mut parameters) = Parameters::of(|| {
             let zero = |name: &str, i: usize| Linear::new(&vs / name / i, hidden_size, hidden_size, true);
             Ok(Self {
                 trunk: Trunk::new(&vs, &params.flux)?,
@@ -164,6 +164,12 @@ impl ControlNet {
                 parameters: Parameters::default(),
             })
         })?;
+        let block =
+            |i: usize, names: [&str; 2]| Block::new(names.map(|name| (&vs / name).path(&i.to_string())));
+        let double = (0..depth).map(|i| block(i, ["double_blocks", "controlnet_blocks"]));
+        let single =
+            (0..depth_single_blocks).map(|i| block(i, ["single_blocks", "controlnet_single_blocks"]));
+        parameters.set_blocks(double.chain(single).collect());
         model.parameters = parameters;
         Ok(model)
     }
@@ -259,10 +265,15 @@ impl ControlNet {
             if conditioning_scale == 1.0 { sample } else { sample * conditioning_scale }
         };
         let mut double = Vec::new();
-        for (block, controlnet_block) in double_blocks.iter().zip(&self.controlnet_blocks) {
+        for (i, (block, controlnet_block)) in double_blocks.iter().zip(&self.controlnet_blocks).enumerate() {
             ops::go_on(&img)?;
-            (img, txt) = block.run(&img, &txt, &block.modulation(&vec), &pe);
-            double.push(scaled(controlnet_block, &img));
+            let sample;
+            (img, txt, sample) = self.linears().in_block(i, || {
+                let (img, txt) = block.run(&img, &txt, &block.modulation(&vec), &pe);
+                let sample = scaled(controlnet_block, &img);
+                (img, txt, sample)
+            })?;
+            double.push(sample);
         }
 
         let mut single = Vec::new();
@@ -274,9 +285,13 @@ impl ControlNet {
             for (i, (block, controlnet_block)) in pairs.enumerate() {
                 ops::go_on(&x)?;
                 let from = if i + 1 == depth { txt_len } else { 0 };
-                x = block.run(&x, &block.modulation(&vec), &pe, from);
-                let img = x.narrow(1, x.size()[1] - img_len, img_len);
-                single.push(scaled(controlnet_block, &img));
+                let sample;
+                (x, sample) = self.linears().in_block(double_blocks.len() + i, || {
+                    let x = block.run(&x, &block.modulation(&vec), &pe, from);
+                    let sample = scaled(controlnet_block, &x.narrow(1, x.size()[1] - img_len, img_len));
+                    (x, sample)
+                })?;
+                single.push(sample);
             }
         }
         Ok(Residuals { double, single, repeat: self.input_hint_block.is_some() })
@@ -307,5 +322,40 @@ impl ControlNetParams {
             }
             _ => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+    use tch::nn::VarStore;
+
+    use super::*;
+
+    #[test]
+    fn all_but_what_stands_before_the_blocks_is_in_one() {
+        let flux = Flux1Params {
+            hidden_size: 16,
+            num_heads: 1,
+            axes_dim: [4, 6, 6],
+            depth: 1,
+            depth_single_blocks: 2,
+            ..Flux1Params::SCHNELL
+        };
+        let params = ControlNetParams { flux, num_mode: None, conditioning_embedding_channels: None };
+        let vs = VarStore::new(Device::Cpu);
+        let model = ControlNet::new(vs.root(), &params).unwrap();
+        let linears = model.linears();
+        let outside: Vec<&str> = linears.names().filter(|name| !linears.is_in_block(name)).collect();
+        let embedders = [
+            "img_in.weight",
+            "pos_embed_input.weight",
+            "time_in.in_layer.weight",
+            "time_in.out_layer.weight",
+            "txt_in.weight",
+            "vector_in.in_layer.weight",
+            "vector_in.out_layer.weight",
+        ];
+        assert_eq!(outside, embedders);
     }
 }

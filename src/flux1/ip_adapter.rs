@@ -11,7 +11,7 @@ use tch::nn::{Module, Path};
 use super::Flux1Params;
 use crate::error::{Error, Result};
 use crate::math;
-use crate::nn::{LayerNorm, Linear, Linears, Parameters, check_sizes};
+use crate::nn::{Block, LayerNorm, Linear, Linears, Parameters, check_sizes};
 use crate::ops::{self, End, Numerics};
 
 /// The sizes of an IP-Adapter.
@@ -108,7 +108,7 @@ impl IpAdapter {
             ("clip_extra_context_tokens", tokens),
             ("hidden_size", hidden_size),
         ])?;
-        let (mut model, parameters) = Parameters::of(|| {
+        let (mut model, mut parameters) = Parameters::of(|| {
             let projection = &vs / "ip_adapter_proj_model";
             let block = |i: usize| {
                 let vs = &vs / "double_blocks" / i / "processor";
@@ -130,6 +130,8 @@ impl IpAdapter {
                 parameters: Parameters::default(),
             })
         })?;
+        let blocks = &vs / "double_blocks";
+        parameters.set_blocks((0..params.depth).map(|i| Block::new([blocks.path(&i.to_string())])).collect());
         model.parameters = parameters;
         Ok(model)
     }
@@ -180,16 +182,16 @@ impl IpAdapter {
         let blocks = self.blocks.iter().enumerate().map(|(i, layers)| {
             let heads =
                 |layer: &Linear| math::split_heads(&ops::linear(layer, &x, End::default()), num_heads);
-            let [key, value] = layers.each_ref().map(heads); // [B, H, N·tokens, d]
-            Block { key, value, scale: scales[if scales.len() == 1 { 0 } else { i }] }
+            let [key, value] = self.linears().in_block(i, || layers.each_ref().map(heads))?; // [B, H, N·tokens, d]
+            Ok(Attended { key, value, scale: scales[if scales.len() == 1 { 0 } else { i }] })
         });
-        Ok(ImagePrompt { blocks: blocks.collect() })
+        Ok(ImagePrompt { blocks: blocks.collect::<Result<_>>()? })
     }
 }
 
 /// What a double block attends to.
 #[derive(Debug)]
-struct Block {
+struct Attended {
     key: Tensor,
     value: Tensor,
     scale: f64,
@@ -198,7 +200,7 @@ struct Block {
 /// Pictures as a prompt: see [`IpAdapter::prompt`].
 #[derive(Debug)]
 pub struct ImagePrompt {
-    blocks: Vec<Block>,
+    blocks: Vec<Attended>,
 }
 
 impl ImagePrompt {
@@ -208,14 +210,14 @@ impl ImagePrompt {
     /// [`Error::Config`] where there are none, [`Error::Tch`] where they are not alike.
     pub fn together(all: &[&Self]) -> Result<Self> {
         let Some(first) = all.first() else { return Err(Error::Config("no image prompts".into())) };
-        let block = |(i, block): (usize, &Block)| {
-            let of = |of: fn(&Block) -> &Tensor| {
+        let block = |(i, block): (usize, &Attended)| {
+            let of = |of: fn(&Attended) -> &Tensor| {
                 let tensors: Option<Vec<_>> = all.iter().map(|one| one.blocks.get(i).map(of)).collect();
                 let tensors =
                     tensors.ok_or_else(|| Error::Config("image prompts of different models".into()))?;
                 math::cat(&tensors, 0)
             };
-            Ok(Block { key: of(|b| &b.key)?, value: of(|b| &b.value)?, scale: block.scale })
+            Ok(Attended { key: of(|b| &b.key)?, value: of(|b| &b.value)?, scale: block.scale })
         };
         Ok(Self { blocks: first.blocks.iter().enumerate().map(block).collect::<Result<_>>()? })
     }
@@ -223,7 +225,7 @@ impl ImagePrompt {
     /// What is added to the picture's tokens after the double block `i`, of its queries `[B, H, L, d]`, which are
     /// normalised and not rotated.
     pub(super) fn attend(&self, i: usize, query: &Tensor) -> Option<Tensor> {
-        let Block { key, value, scale } = self.blocks.get(i)?;
+        let Attended { key, value, scale } = self.blocks.get(i)?;
         let attn = math::scaled_dot_product_attention(query, key, value, None, false, None);
         Some(math::merge_heads(&attn) * *scale)
     }

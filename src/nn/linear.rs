@@ -174,6 +174,35 @@ fn must<T>(result: Result<T>) -> T {
     result.unwrap_or_else(|error| panic!("{error}"))
 }
 
+/// A block of a model, whose weights may lie elsewhere while others run. All names are as the variable store has them, without
+/// the last dot.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Block {
+    /// What the names of its layers start with.
+    pub(crate) layers: Vec<String>,
+    /// The same of those among them that run at other times.
+    pub(crate) aside: Vec<String>,
+}
+
+impl Block {
+    pub(crate) fn new(layers: impl IntoIterator<Item = String>) -> Self {
+        Self { layers: layers.into_iter().collect(), aside: Vec::new() }
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.layers.iter().any(|layer| is_under(name, layer))
+    }
+
+    /// Whether a layer of its own runs when the block does.
+    fn runs(&self, name: &str) -> bool {
+        !self.aside.iter().any(|layer| is_under(name, layer))
+    }
+}
+
+fn is_under(name: &str, start: &str) -> bool {
+    name.strip_prefix(start).is_some_and(|rest| rest.starts_with('.'))
+}
+
 /// The linear layers of a model by the names of their weights: where quantised weights are kept, and where LoRAs are
 /// put on and taken off.
 #[derive(Debug, Default)]
@@ -181,8 +210,8 @@ pub struct Linears {
     layers: BTreeMap<String, (Slot, Tensor)>,
     /// Other parameters that a LoRA has changed, each with the values that it had.
     changed: Mutex<Vec<(Tensor, Tensor)>>,
-    /// The names of the model's blocks, in the order in which they run.
-    blocks: Vec<String>,
+    /// In the order in which they run.
+    blocks: Vec<Block>,
     /// Whether weights of the blocks lie elsewhere.
     away: AtomicBool,
 }
@@ -193,16 +222,14 @@ impl Linears {
         Self { layers, ..Self::default() }
     }
 
-    /// Says how the model's blocks are called, in the order in which they run.
-    pub(super) fn set_blocks(&mut self, blocks: Vec<String>) {
+    /// Says which blocks the model has, in the order in which they run.
+    pub(super) fn set_blocks(&mut self, blocks: Vec<Block>) {
         self.blocks = blocks;
     }
 
     /// Whether a name is that of a linear layer's weight in one of the blocks.
     pub(crate) fn is_in_block(&self, name: &str) -> bool {
-        let inside =
-            |block: &String| name.strip_prefix(block.as_str()).is_some_and(|rest| rest.starts_with('.'));
-        self.contains(name) && self.blocks.iter().any(inside)
+        self.contains(name) && self.blocks.iter().any(|block| block.has(name))
     }
 
     /// Lets a weight lie elsewhere. Its variable must be a placeholder, as in [`Linears::store`].
@@ -242,11 +269,13 @@ impl Linears {
 
     fn each_away(&self, block: usize, mut f: impl FnMut(&mut Away, &Tensor) -> Result<()>) -> Result<()> {
         let Some(block) = self.blocks.get(block) else { return Ok(()) };
-        let start = format!("{block}.");
-        let within = self.layers.range(start.clone()..).take_while(|(name, _)| name.starts_with(&start));
-        for (_, (slot, variable)) in within {
-            if let Some(Stored::Away(away)) = &mut held(slot, variable).stored {
-                f(away, variable)?;
+        for layer in &block.layers {
+            let start = format!("{layer}.");
+            let within = self.layers.range(start.clone()..).take_while(|(name, _)| name.starts_with(&start));
+            for (_, (slot, variable)) in within.filter(|(name, _)| block.runs(name)) {
+                if let Some(Stored::Away(away)) = &mut held(slot, variable).stored {
+                    f(away, variable)?;
+                }
             }
         }
         Ok(())
@@ -311,7 +340,9 @@ impl Linears {
             if held.stored.as_ref().is_some_and(&is_done) {
                 continue;
             }
-            let Some(stored) = quantized(&held.weight(variable)?)? else { continue };
+            let quantized = quantized(&held.weight(variable)?)?;
+            held.used();
+            let Some(stored) = quantized else { continue };
             let mut variable = variable.shallow_clone();
             variable.f_set_data(&placeholder(variable.kind(), variable.device(), &variable.size()))?;
             held.stored = Some(stored);

@@ -188,14 +188,16 @@ impl Pipeline {
         Ok(&net.model)
     }
 
+    /// The files of the ControlNets.
+    pub(super) fn open_controlnets(&self) -> Result<Vec<Checkpoint>> {
+        self.controlnets.iter().map(|net| open(&net.path, self.settings.access)).collect()
+    }
+
     /// What becomes of the ControlNets' weights.
     pub(super) fn control_weights(&self) -> Result<Vec<Weights>> {
         let keep = self.settings.keep_quantized;
-        let weights = |net: &Net| {
-            let checkpoint = open(&net.path, self.settings.access)?;
-            Ok(Weights::of("ControlNet", &checkpoint, self.kind, self.kind, keep))
-        };
-        self.controlnets.iter().map(weights).collect()
+        let weights = |net: &Checkpoint| Weights::of("ControlNet", net, self.kind, self.kind, keep);
+        Ok(self.open_controlnets()?.iter().map(weights).collect())
     }
 
     /// Which of the ControlNets are in memory.

@@ -198,7 +198,11 @@ impl Pipeline {
             .collect();
         self.depth = None;
 
-        if self.settings.offload != Offload::None && living.iter().all(|&job| requests[job].previews == 0) {
+        let offloads = self.settings.offload != Offload::None;
+        if offloads {
+            self.release_ip_adapters();
+        }
+        if offloads && living.iter().all(|&job| requests[job].previews == 0) {
             self.autoencoder = None;
         }
 
@@ -213,7 +217,6 @@ impl Pipeline {
 
         jobs.begin(Phase::Decode);
         self.transformer.iter().for_each(|transformer| transformer.model.release_workspace());
-        let offloads = self.settings.offload != Offload::None;
         self.controlnets.iter_mut().for_each(|net| net.release(offloads));
         if let Some(Previewer::Decoder(decoder)) = &self.previewer {
             decoder.model.release_workspace();
@@ -234,7 +237,7 @@ impl Pipeline {
             }
         }
         self.autoencoder.iter().for_each(|autoencoder| autoencoder.model.release_workspace());
-        if self.settings.offload != Offload::None {
+        if offloads {
             self.autoencoder = None;
         }
         let outcome = |(failed, pictures): (Option<Error>, _)| failed.map_or(Ok(pictures), Err);

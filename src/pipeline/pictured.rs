@@ -148,10 +148,9 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Lets go of the IP-Adapters' models, and of the image encoder's.
-    pub(super) fn release_pictured(&mut self) {
+    /// Lets go of the IP-Adapters' models.
+    pub(super) fn release_ip_adapters(&mut self) {
         self.ip_adapters.iter_mut().for_each(|adapter| adapter.model = None);
-        self.release_image_encoder();
     }
 
     pub(super) fn release_image_encoder(&mut self) {
@@ -234,18 +233,22 @@ impl Pipeline {
         Ok(all)
     }
 
+    /// The files of the IP-Adapters.
+    pub(super) fn open_ip_adapters(&self) -> Result<Vec<Checkpoint>> {
+        self.ip_adapters.iter().map(|adapter| open_adapter(&adapter.path, self.settings.access)).collect()
+    }
+
     /// What becomes of the weights of the IP-Adapters and of their image encoder.
     pub(super) fn pictured_weights(&self) -> Result<Vec<Weights>> {
         let (access, keep) = (self.settings.access, self.settings.keep_quantized);
-        let adapter = |adapter: &Adapter| {
-            let checkpoint = open_adapter(&adapter.path, access)?;
-            Ok(Weights::of("IP-Adapter", &checkpoint, self.kind, self.kind, keep))
-        };
+        let adapter = |adapter: &Checkpoint| Weights::of("IP-Adapter", adapter, self.kind, self.kind, keep);
         let encoder = |encoder: &Encoder| {
             let (checkpoint, kind) = (open_encoder(&encoder.path, access)?, self.text_kind());
             Ok(Weights::of("CLIP vision model", &checkpoint, kind, kind, false))
         };
-        self.ip_adapters.iter().map(adapter).chain(self.image_encoder.iter().map(encoder)).collect()
+        let adapters = self.open_ip_adapters()?.iter().map(adapter).collect::<Vec<_>>();
+        let encoder = self.image_encoder.iter().map(encoder).collect::<Result<Vec<_>>>()?;
+        Ok(adapters.into_iter().chain(encoder).collect())
     }
 
     /// Which of these are in memory.

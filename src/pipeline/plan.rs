@@ -7,7 +7,8 @@ use tch::{Device, Kind};
 use super::{Memory, Offload, Pipeline, Request, Settings, resident};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::ops::Quantize;
+use crate::flux1::Flux1;
+use crate::ops::{self, Quantize};
 
 /// What libtorch, its libraries and this program take of the host's memory by themselves once they have run: measured on
 /// Linux with libtorch 2.13, with some added.
@@ -25,34 +26,67 @@ pub struct Plan {
     pub expected: Memory,
     /// What is done, a line each; none where it fits as it is.
     pub steps: Vec<String>,
+    /// Whether quantising the transformer would do in place of bringing its blocks anew in every step, had it been allowed.
+    pub quantized_fits: bool,
+}
+
+/// A part whose weights can be brought a block at a time.
+struct InBlocks {
+    part: &'static str,
+    checkpoint: Checkpoint,
+    kind: Kind,
+    /// What the names in blocks start with.
+    blocks: &'static [&'static str],
 }
 
 impl Pipeline {
     /// Changes the settings so that a request takes no more than so many bytes on the pipeline's device, and says how.
-    /// Nothing that changes a bit of the picture is done: text encoders are released, parts are offloaded, quantised files
-    /// stay quantised, then blocks are offloaded; only tiles of the autoencoder, at last, blend their seams. Models that were
-    /// loaded are released.
+    /// Text encoders are released, parts are offloaded, quantised files stay quantised, then blocks are offloaded; only
+    /// tiles of the autoencoder, at last, change bits of the picture: they blend their seams. Where it `may_quantize`, the
+    /// weights of the transformer's blocks become int8, on CUDA fp8, if that saves bringing them anew in every step. Models
+    /// that were loaded are released.
     ///
     /// # Errors
     /// [`Error::TooLarge`] where nothing makes it fit, and the settings are then as they were; what is wrong with the files.
-    pub fn fit(&mut self, request: &Request, limit: u64) -> Result<Plan> {
-        let before = self.settings;
-        let on_host = self.settings.device == Device::Cpu;
-        let program = if on_host { PROGRAM } else { 0 };
-        let mut settings = before;
-        let mut steps = Vec::new();
+    pub fn fit(&mut self, request: &Request, limit: u64, may_quantize: bool) -> Result<Plan> {
+        let in_blocks = self.in_blocks()?;
+        let mut settings = self.settings;
+        let (mut steps, mut quantized_fits) = (Vec::new(), false);
         loop {
-            let expected = self.expected(request, &settings, program)?;
+            let expected = self.expected(request, &settings, &in_blocks)?;
             if expected.peak() <= limit {
                 self.release();
                 self.owned.take();
                 self.settings = settings;
-                return Ok(Plan { limit, expected, steps });
+                return Ok(Plan { limit, expected, steps, quantized_fits });
             }
-            match next(&mut settings, &expected, limit, self.is_quantised()?) {
-                Some(step) => steps.push(step),
+            let next = next(&settings, &expected, limit, self.is_quantised()?);
+            if let Some((changed, _)) = next
+                && changed.offload == Offload::Blocks
+                && let Some(quantized) = self.quantized(&changed)?
+            {
+                let expected = self.expected(request, &quantized, &in_blocks)?;
+                quantized_fits = expected.text.max(expected.denoise) <= limit;
+                if may_quantize && quantized_fits {
+                    let numbers = if quantized.quantize == Quantize::Fp8 { "fp8" } else { "int8" };
+                    steps.push(format!(
+                        "the weights of the transformer's blocks become {numbers}, which changes the picture; of T5 no more \
+                         than two blocks are in memory at a time"
+                    ));
+                    (settings, quantized_fits) = (quantized, false);
+                    continue;
+                }
+            }
+            match next {
+                Some((changed, step)) => {
+                    settings = changed;
+                    steps.push(step);
+                }
                 None => {
-                    let advice = "a smaller picture takes less".into();
+                    let mut advice = "a smaller picture takes less".to_string();
+                    if settings.quantize != Quantize::None {
+                        advice += ", and so do blocks that are not quantised: they need not all be in memory";
+                    }
                     let device = self.settings.device;
                     return Err(Error::TooLarge { needed: expected.peak(), free: limit, device, advice });
                 }
@@ -60,28 +94,50 @@ impl Pipeline {
         }
     }
 
-    fn expected(&self, request: &Request, settings: &Settings, program: u64) -> Result<Memory> {
-        let access = settings.access;
+    /// These settings, with the transformer quantised, where the device can do it and it is not quantised already.
+    fn quantized(&self, settings: &Settings) -> Result<Option<Settings>> {
+        let quantize = match settings.device {
+            Device::Cpu => Quantize::Int8,
+            device if ops::cuda::check_fp8(device).is_ok() => Quantize::Fp8,
+            _ => return Ok(None),
+        };
+        let (transformer, _) = self.parts.open_transformer(settings.access)?;
+        let already = settings.quantize != Quantize::None || transformer.is_quantised();
+        Ok((!already).then_some(Settings { quantize, ..*settings }))
+    }
+
+    fn in_blocks(&self) -> Result<Vec<InBlocks>> {
+        let access = self.settings.access;
         let (transformer, _) = self.parts.open_transformer(access)?;
         let t5 = self.parts.open_t5(access)?;
-        let tiny = resident::is_tiny(&self.parts.open_autoencoder(access)?);
+        let part = |part, checkpoint, kind, blocks| InBlocks { part, checkpoint, kind, blocks };
+        let mut all = vec![
+            part("transformer", transformer, self.kind, &["double_blocks.", "single_blocks."][..]),
+            part("T5", t5, self.text_kind(), &["encoder.block."]),
+        ];
+        for checkpoint in self.open_controlnets()? {
+            let blocks =
+                &["double_blocks.", "single_blocks.", "controlnet_blocks.", "controlnet_single_blocks."];
+            all.push(part("ControlNet", checkpoint, self.kind, blocks));
+        }
+        for checkpoint in self.open_ip_adapters()? {
+            all.push(part("IP-Adapter", checkpoint, self.kind, &["double_blocks."]));
+        }
+        Ok(all)
+    }
+
+    /// What a request takes with these settings.
+    fn expected(&self, request: &Request, settings: &Settings, in_blocks: &[InBlocks]) -> Result<Memory> {
+        let tiny = resident::is_tiny(&self.parts.open_autoencoder(settings.access)?);
         let weights = self.weights()?;
-        let as_it_is = |part: &str| -> u64 {
-            let of = weights.iter().filter(|weights| weights.part == part);
-            of.flat_map(|weights| weights.in_memory.values()).sum()
-        };
-        let blocks = settings.offload == Offload::Blocks;
-        let on_host = settings.device == Device::Cpu;
-        let size = |checkpoint: &Checkpoint, kind: Kind, starts: &[&str]| match blocks {
-            true => in_blocks(checkpoint, kind.elt_size_in_bytes() as u64, starts, on_host),
-            false => checkpoint.types_in_memory(kind, settings.keep_quantized).values().sum(),
-        };
-        let own = |part: &'static str| match part {
-            // What was made of the numbers when they were loaded is nowhere else.
-            "transformer" if settings.quantize != Quantize::None => as_it_is(part),
-            "transformer" => size(&transformer, self.kind, &["double_blocks.", "single_blocks."]),
-            "T5" => size(&t5, self.text_kind(), &["encoder.block."]),
-            other => as_it_is(other),
+        let program = if settings.device == Device::Cpu { PROGRAM } else { 0 };
+        let own = |part: &'static str| {
+            if !in_blocks.iter().any(|one| one.part == part) {
+                let of = weights.iter().filter(|weights| weights.part == part);
+                return of.flat_map(|weights| weights.in_memory.values()).sum();
+            }
+            let of = in_blocks.iter().filter(|one| one.part == part);
+            of.map(|one| one.bytes(settings, part == "transformer")).sum()
         };
         let Memory { text, denoise, decode } = self.memory_with(request, 1, settings, tiny, &own);
         Ok(Memory { text: text + program, denoise: denoise + program, decode: decode + program })
@@ -94,48 +150,74 @@ impl Pipeline {
     }
 }
 
-/// The next thing to be done for the phase that takes too much, mildest first.
-fn next(settings: &mut Settings, expected: &Memory, limit: u64, quantised: bool) -> Option<String> {
+impl InBlocks {
+    /// What its weights take at most at a time. Those in the host's own files are counted: they are in memory while they are
+    /// used.
+    fn bytes(&self, settings: &Settings, quantizes: bool) -> u64 {
+        let on_host = settings.device == Device::Cpu;
+        let quantizes = quantizes && settings.quantize != Quantize::None;
+        let number = self.kind.elt_size_in_bytes() as u64;
+        let numbers = |name: &str| {
+            let numbers: i64 = self.checkpoint.shape(name).unwrap_or_default().iter().product();
+            numbers.unsigned_abs()
+        };
+        let quantized = self.checkpoint.names().filter(|name| quantizes && Flux1::quantizes(name));
+        let quantized: u64 = quantized.map(numbers).sum();
+        if settings.offload != Offload::Blocks {
+            let whole: u64 =
+                self.checkpoint.types_in_memory(self.kind, settings.keep_quantized).values().sum();
+            // On a device what was quantised takes the place of what it was.
+            return whole + if on_host { quantized } else { 0 };
+        }
+        // In the host's own files each tensor goes as soon as it was computed with, or quantised; elsewhere a block.
+        let (mut rest, mut sizes) = (quantized, BTreeMap::<&str, u64>::new());
+        for name in self.checkpoint.names() {
+            let bytes = numbers(name) * number;
+            match self.blocks.iter().find_map(|start| block_of(name, start)) {
+                Some(block) => {
+                    let alone = on_host || quantizes && Flux1::quantizes(name);
+                    *sizes.entry(if alone { name } else { block }).or_default() += bytes;
+                }
+                None => rest += bytes,
+            }
+        }
+        rest + 2 * sizes.values().max().copied().unwrap_or(0)
+    }
+}
+
+/// The next thing to be done for the phase that takes too much, mildest first: the settings then, and what it is.
+fn next(settings: &Settings, expected: &Memory, limit: u64, quantised: bool) -> Option<(Settings, String)> {
     let weights = expected.text > limit || expected.denoise > limit;
+    let step = |changed: Settings, step: &str| Some((changed, step.to_string()));
     if settings.keep_text_encoders {
-        settings.keep_text_encoders = false;
-        return Some("T5 and CLIP are released once the prompt is read".into());
+        let changed = Settings { keep_text_encoders: false, ..*settings };
+        return step(changed, "T5 and CLIP are released once the prompt is read");
     }
     if settings.offload == Offload::None {
-        settings.offload = Offload::Parts;
-        return Some("each part is in memory only while its phase lasts".into());
+        let changed = Settings { offload: Offload::Parts, ..*settings };
+        return step(changed, "each part is in memory only while its phase lasts");
     }
-    if weights && quantised && !settings.keep_quantized {
-        settings.keep_quantized = true;
-        return Some("quantised weights stay as they are on the disk".into());
+    if weights && quantised && !settings.keep_quantized && settings.quantize == Quantize::None {
+        let changed = Settings { keep_quantized: true, ..*settings };
+        return step(changed, "quantised weights stay as they are on the disk");
     }
     if weights && settings.offload == Offload::Parts {
-        settings.offload = Offload::Blocks;
-        return Some("of T5 and of the transformer, no more than two blocks are in memory at a time".into());
+        let changed = Settings { offload: Offload::Blocks, ..*settings };
+        let blocks = match settings.quantize {
+            Quantize::None => "of T5 and of the transformer, no more than two blocks are in memory at a time",
+            _ => {
+                "of T5 no more than two blocks are in memory at a time, and the transformer is quantised layer by layer"
+            }
+        };
+        return step(changed, blocks);
     }
     if !weights
         && let Some(tile) = TILES.into_iter().find(|&tile| settings.vae_tile.is_none_or(|own| tile < own))
     {
-        settings.vae_tile = Some(tile);
-        return Some(format!("the autoencoder works in tiles of {tile} pixels"));
+        let changed = Settings { vae_tile: Some(tile), ..*settings };
+        return step(changed, &format!("the autoencoder works in tiles of {tile} pixels"));
     }
     None
-}
-
-/// What is outside of the blocks, and twice the largest of them; where they lie in the host's own files, twice the largest
-/// of their tensors, since each goes as soon as it was computed with.
-fn in_blocks(checkpoint: &Checkpoint, number: u64, blocks: &[&str], on_host: bool) -> u64 {
-    let (mut rest, mut sizes) = (0, BTreeMap::<&str, u64>::new());
-    for name in checkpoint.names() {
-        let numbers: i64 = checkpoint.shape(name).unwrap_or_default().iter().product();
-        let bytes = numbers.unsigned_abs() * number;
-        match blocks.iter().find_map(|start| block_of(name, start)) {
-            Some(_) if on_host => *sizes.entry(name).or_default() += bytes,
-            Some(block) => *sizes.entry(block).or_default() += bytes,
-            None => rest += bytes,
-        }
-    }
-    rest + 2 * sizes.values().max().copied().unwrap_or(0)
 }
 
 /// `double_blocks.3` of `double_blocks.3.img_attn.qkv.weight`.
@@ -152,7 +234,11 @@ mod tests {
     fn the_mildest_is_done_first_and_only_for_the_phase_that_needs_it() {
         let mut settings = Settings { keep_text_encoders: true, ..Settings::default() };
         let of = |text, denoise, decode| Memory { text, denoise, decode };
-        let mut step = |expected: Memory| next(&mut settings, &expected, 10, true).map(|_| settings);
+        let mut step = |expected: Memory| {
+            let (changed, _) = next(&settings, &expected, 10, true)?;
+            settings = changed;
+            Some(changed)
+        };
         assert!(!step(of(1, 20, 1)).unwrap().keep_text_encoders);
         assert_eq!(step(of(1, 20, 1)).unwrap().offload, Offload::Parts);
         assert_eq!(step(of(1, 1, 20)).unwrap().vae_tile, Some(1024));

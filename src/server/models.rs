@@ -65,6 +65,7 @@ impl Model {
                 kind: kind_name(pipeline.kind()),
                 numerics: settings.numerics,
                 quantize: settings.quantize,
+                vae_tile: settings.vae_tile,
             },
             devices: vec![settings.device],
             // The pipeline has read it before, so it can be read.

@@ -84,6 +84,7 @@ fn model() -> Model {
             kind: "f32".into(),
             numerics: Numerics::Exact,
             quantize: Quantize::None,
+            vae_tile: None,
         },
         devices: vec![Device::Cpu],
         tokenizer: None,

@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
 use crate::math::{merge_heads, split_heads};
-use crate::nn::{Embedding, Linear, Linears, Parameters, check_sizes, declare};
+use crate::nn::{Block, Embedding, Linear, Linears, Parameters, check_sizes, declare};
 use crate::ops::{self, Activation, End, Numerics};
 
 /// The sizes of a T5 encoder, in the names of its `config.json`.
@@ -265,7 +265,8 @@ impl T5Encoder {
                 ))
             })?;
         let blocks = &vs / "encoder" / "block";
-        parameters.set_blocks((0..config.num_layers).map(|i| blocks.path(&i.to_string())).collect());
+        parameters
+            .set_blocks((0..config.num_layers).map(|i| Block::new([blocks.path(&i.to_string())])).collect());
         let config = config.clone();
         Ok(Self { shared, relative_attention_bias, block, final_layer_norm, config, parameters })
     }

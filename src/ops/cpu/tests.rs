@@ -55,8 +55,10 @@ fn multiply(build: Build, x: &Tensor, weight: &Tensor, bias: &Tensor, words: i32
 fn products_match_f64_in_every_build_and_kind_of_words() {
     let _no_grad = tch::no_grad_guard();
     assert!(!builds().is_empty());
-    // Rows and columns that fill no panel, one that fills several, and few rows.
-    for (m, n, k) in [(1, 33, 70), (3, 5, 1000), (7, 200, 515), (61, 97, 64), (150, 260, 1031)] {
+    // Rows and columns that fill no panel, one that fills several, few rows, and rows of whole words that are read where
+    // they lie.
+    for (m, n, k) in [(1, 33, 70), (3, 5, 1000), (7, 200, 515), (61, 97, 64), (70, 96, 512), (150, 260, 1031)]
+    {
         let (x, weight, bias) = (random(&[m, k], 1), random(&[n, k], 2), random(&[n], 3));
         let reference = x.to_kind(Kind::Double).matmul(&weight.to_kind(Kind::Double).tr()) + &bias;
         for build in builds() {
@@ -79,9 +81,12 @@ fn products_match_f64_in_every_build_and_kind_of_words() {
         let reference =
             x.to_kind(Kind::Double).matmul(&weight.to_kind(Kind::Double).tr()) + bias.to_kind(Kind::Double);
         for build in builds() {
-            for words in [0, 1, 2] {
+            for (words, bound) in [(0, 2.5e-3), (1, 2.5e-3), (2, 2.5e-3), (3, 2e-2), (4, 2e-2)] {
+                if words > 2 && m <= 4 {
+                    continue;
+                }
                 let error = distance(&multiply(build, &x, &weight, &bias, words, Kind::BFloat16), &reference);
-                assert!(error < 2.5e-3, "{} {m} {n} {k} bf16, words {words}: {error:e}", build.name());
+                assert!(error < bound, "{} {m} {n} {k} bf16, words {words}: {error:e}", build.name());
             }
         }
     }

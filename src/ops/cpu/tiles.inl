@@ -128,7 +128,8 @@ struct TilePlan {
 
   TilePlan(const Product& p, int64_t threads_) : threads(threads_) {
     words = ceil_div(p.k, W::NUMBERS), steps = ceil_div(words, TILE);
-    in_place = std::is_same<A, uint16_t>::value && words % TILE == 0 && p.m * p.k <= IN_PLACE && p.a.stride <= WIDE;
+    // Those of a product of int8 become int8 first.
+    in_place = !INTEGER && std::is_same<A, uint16_t>::value && words % TILE == 0 && p.m * p.k <= IN_PLACE && p.a.stride <= WIDE;
     int64_t most = LEFT / (steps * TILE * 4);
     rows = smaller(most > ROWS ? most / PANEL * PANEL : ROWS, ceil_div(p.m, PANEL) * PANEL);
     // Each thread has rows of its own, the same in call after call; or all threads have all rows.

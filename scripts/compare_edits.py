@@ -4,9 +4,9 @@
     cargo build --release
     scripts/with-libtorch --reference python scripts/compare_edits.py --binary target/release/tch-flux
 
-Both run in f32 on the CPU from the same noise. The models are the tiny one, what it became as Kontext, and, for
-Fill, Canny and Depth, that one with more input channels, whose weights are random, by themselves or by a LoRA. diffusers reads
-the finetune in its layout, as `tch-flux convert` writes it. Where diffusers draws a sample of what the autoencoder's encoder says,
+Both run in f32 on the CPU from the same noise. The models are the tiny one, what it became as Kontext and as Fill, and,
+for Canny and Depth, that one with more input channels, whose weights are random, by themselves or by a LoRA. diffusers reads
+the finetunes in its layout, as `tch-flux convert` writes it. Where diffusers draws a sample of what the autoencoder's encoder says,
 it is made to take the mean, as the official code does.
 """
 
@@ -167,9 +167,8 @@ def cases(binary, model, folder):
     mask(SIZE, SIZE).save(hole)
     image, area = Image.open(square), Image.open(hole)
     negative = "a green square on a white background"
-    fill = widen(model, 384, Path(tempfile.mkdtemp(dir=folder)))
-    kontext = model.parent / "tiny-kontext/flux1-kontext.safetensors"
-    as_kontext = finetune(binary, model, kontext, Path(tempfile.mkdtemp(dir=folder)))
+    kontext, fill = [model.parent / f"tiny-{name}/flux1-{name}.safetensors" for name in ("kontext", "fill")]
+    as_kontext, as_fill = [finetune(binary, model, own, Path(tempfile.mkdtemp(dir=folder))) for own in (kontext, fill)]
     control = widen(model, 128, Path(tempfile.mkdtemp(dir=folder)))
     beside = {"max_area": SIZE * SIZE, "_auto_resize": False}
     yield "true guidance", "FluxPipeline", model, {"negative_prompt": negative, "true_cfg_scale": 3.0}, "generate", [
@@ -189,7 +188,9 @@ def cases(binary, model, folder):
     yield "Kontext, another shape", "FluxKontextPipeline", as_kontext, {"image": Image.open(wide)} | beside, "edit", [
         "--image", wide, "--transformer", kontext, "--keep-size",
     ]  # fmt: skip
-    yield "Fill", "FluxFillPipeline", fill, {"image": image, "mask_image": area}, "edit", ["--image", square, "--mask", hole]
+    yield "Fill", "FluxFillPipeline", as_fill, {"image": image, "mask_image": area}, "edit", [
+        "--image", square, "--mask", hole, "--transformer", fill,
+    ]  # fmt: skip
     yield "Control", "FluxControlPipeline", control, {"control_image": image}, "edit", ["--image", square]
     control_lora(model, lora := folder / "control.safetensors")
     request = {"control_image": image, "lora": (lora, 0.85)}

@@ -4,7 +4,7 @@
     cargo build --release
     scripts/with-libtorch --reference python scripts/draw_modes.py --binary target/release/tch-flux
 
-The mask with which one of them begins is made here.
+The masks, the picture with a hole and the part of a picture, from which some of them begin, are made here.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ROOT / "docs/pictures"
-MIDDLE = (12, 12, 52, 52)
+MIDDLE, CORNER = (12, 12, 52, 52), (32, 32, 64, 64)
 
 
 def commands() -> list[list[str]]:
@@ -33,15 +33,26 @@ def draw_mask(name: str, box: tuple[int, int, int, int]) -> None:
     mask.save(PICTURES / name)
 
 
+def draw_beginnings() -> None:
+    """What is left of the first picture."""
+    whole = Image.open(PICTURES / "generate.png").convert("RGB")
+    whole.crop((0, 0, 40, 64)).save(PICTURES / "part.png")
+    whole.paste((128, 128, 128), CORNER)
+    whole.save(PICTURES / "hole.png")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--binary", type=Path, required=True, help="tch-flux")
     args = parser.parse_args()
     PICTURES.mkdir(exist_ok=True)
     draw_mask("middle.png", MIDDLE)
-    for program, *flags in commands():
+    draw_mask("corner.png", CORNER)
+    for i, [program, *flags] in enumerate(commands()):
         assert program == "tch-flux", program
         subprocess.run([args.binary.resolve(), *flags, "--quiet"], cwd=ROOT, check=True, stdin=subprocess.DEVNULL)
+        if i == 0:
+            draw_beginnings()
 
 
 if __name__ == "__main__":

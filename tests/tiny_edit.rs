@@ -1,7 +1,7 @@
 //! What the small model was taught to edit comes out as the rule says, and the rule can tell right from wrong.
 //!
-//! `fixtures/tiny-kontext` holds the transformer that `scripts/train_tiny_edits.py` trained; the other parts are the small
-//! model's.
+//! `fixtures/tiny-kontext` and `fixtures/tiny-fill` hold the transformers that `scripts/train_tiny_edits.py` trained; the
+//! other parts are the small model's.
 
 mod judge;
 
@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use judge::{COLOURS, SHAPES, Wanted, all, ideal, is_right, nearest_colour};
-use tch_flux::image::Image;
+use judge::{COLOURS, SHAPES, SIZE, Wanted, all, ideal, is_right, nearest_colour};
+use tch_flux::image::{Image, Mask};
 use tch_flux::ops::Numerics;
 use tch_flux::pipeline::{Edit, OwnParts, Parts, Pipeline, Request, Role, Settings};
 
@@ -21,6 +21,13 @@ struct Change {
     was: Wanted,
     wanted: Wanted,
     prompt: String,
+}
+
+/// A picture with a hole of `mask`, and what it shows where it is whole.
+struct Hole {
+    whole: Image,
+    mask: Mask,
+    wanted: Wanted,
 }
 
 impl Change {
@@ -44,6 +51,38 @@ impl Change {
     }
 }
 
+impl Hole {
+    fn new(i: usize) -> Self {
+        let wanted = all()[(i * 107 + 5) % all().len()];
+        let whole = placed(wanted, i + 3);
+        let (width, height) = (20 + i * 7 % 17, 20 + i * 11 % 17);
+        let (left, top) = (20 + i * 13 % 25 - width / 2, 20 + i * 5 % 25 - height / 2);
+        let inside = |k: usize| {
+            (left..left + width).contains(&(k % SIZE)) && (top..top + height).contains(&(k / SIZE))
+        };
+        let chosen = (0..SIZE * SIZE).map(|k| if inside(k) { 255 } else { 0 }).collect();
+        Self { whole, mask: Mask { width: SIZE as u32, height: SIZE as u32, chosen }, wanted }
+    }
+
+    /// The picture without what the hole hides.
+    fn before(&self) -> Image {
+        self.with([128; 3])
+    }
+
+    /// The picture with the hole in one colour.
+    fn with(&self, colour: [u8; 3]) -> Image {
+        let mut image = self.whole.clone();
+        for (pixel, _) in image.rgb.chunks_exact_mut(3).zip(&self.mask.chosen).filter(|(_, m)| **m > 0) {
+            pixel.copy_from_slice(&colour);
+        }
+        image
+    }
+
+    fn is_right(&self, after: &Image) -> bool {
+        is_right(after, self.wanted) && kept(&self.whole, after, &self.mask)
+    }
+}
+
 fn placed(wanted: Wanted, i: usize) -> Image {
     ideal(wanted, 27.0 + (i * 7 % 11) as f32, 27.0 + (i * 4 % 11) as f32, 16.0 + (i * 3 % 5) as f32)
 }
@@ -61,6 +100,13 @@ fn overlap(before: &Image, colour_before: usize, after: &Image, colour_after: us
         either += usize::from(before || after);
     }
     both as f64 / either.max(1) as f64
+}
+
+/// Whether all but 3 % of the pixels outside of the hole are nearest to the same colour as before.
+fn kept(before: &Image, after: &Image, hole: &Mask) -> bool {
+    let outside = hole.chosen.iter().filter(|&&m| m == 0).count();
+    let pairs = colours(before).zip(colours(after)).zip(&hole.chosen);
+    pairs.filter(|((before, after), m)| **m == 0 && before != after).count() * 100 <= 3 * outside
 }
 
 fn fixture(path: &str) -> PathBuf {
@@ -103,24 +149,50 @@ fn kontext_changes_the_colour_that_it_is_told_to() {
 }
 
 #[test]
+fn fill_completes_the_picture_and_keeps_what_is_there() {
+    let mut pipeline = pipeline("tiny-fill/flux1-fill.safetensors");
+    judge((0..60).map(|i| {
+        let hole = Hole::new(i);
+        let seed = 8000 + i as u64;
+        let edit = Edit { mask: Some(hole.mask.clone()), ..Edit::new(vec![hole.before()]) };
+        let after = draw(&mut pipeline, hole.wanted.prompt(), edit, seed);
+        (format!("{} (number {i}, seed {seed})", hole.wanted.prompt()), hole.is_right(&after))
+    }));
+}
+
+#[test]
 fn the_binary_edits_as_the_library_does() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
-    let change = Change::new(0);
-    let kontext = "tiny-kontext/flux1-kontext.safetensors";
+    let (change, hole) = (Change::new(0), Hole::new(0));
+    let (kontext, fill) = ("tiny-kontext/flux1-kontext.safetensors", "tiny-fill/flux1-fill.safetensors");
     change.before.write_png(path("before.png"), &Default::default()).unwrap();
-    // That it is a reference follows from the file's name.
-    let output = Command::new(env!("CARGO_BIN_EXE_tch-flux"))
-        .args(["edit", &change.prompt, "--image", &path("before.png"), "--keep-size", "--seed", "7000"])
-        .args(["--model", fixture("tiny").to_str().unwrap()])
-        .args(["--transformer", fixture(kontext).to_str().unwrap()])
-        .args(["-o", &path("after.png")])
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let by_binary = Image::read_png(path("after.png")).unwrap().0;
+    hole.before().write_png(path("hole.png"), &Default::default()).unwrap();
+    let grey = hole.mask.chosen.iter().flat_map(|&m| [m; 3]).collect();
+    Image { rgb: grey, ..hole.whole }.write_png(path("mask.png"), &Default::default()).unwrap();
+
+    let run = |transformer: &str, prompt: &str, flags: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_tch-flux"))
+            .args(["edit", prompt, "--seed", "7000", "-o", &path("after.png")])
+            .args(["--model", fixture("tiny").to_str().unwrap()])
+            .args(["--transformer", fixture(transformer).to_str().unwrap()])
+            .args(flags)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Image::read_png(path("after.png")).unwrap().0
+    };
+    // That it is a reference follows from the file's name, that it is to be filled from the input channels.
+    let by_binary = run(kontext, &change.prompt, &["--image", &path("before.png"), "--keep-size"]);
     let by_library = draw(&mut pipeline(kontext), change.prompt, reference(&change.before), 7000);
     assert!(by_binary == by_library);
+    let flags = ["--image", &path("hole.png"), "--mask", &path("mask.png")];
+    let by_binary = run(fill, &hole.wanted.prompt(), &flags);
+    let edit = Edit {
+        mask: Some(hole.mask.clone()),
+        ..Edit::new(vec![Image::read_png(path("hole.png")).unwrap().0])
+    };
+    assert!(by_binary == draw(&mut pipeline(fill), hole.wanted.prompt(), edit, 7000));
 }
 
 #[test]
@@ -138,5 +210,19 @@ fn the_rule_of_changes_accepts_the_ideal_and_refuses_all_else() {
             false => Wanted { background: colour, ..change.was },
         };
         assert!(!change.is_right(&placed(swapped, i)), "the other part was changed: {}", change.prompt);
+    }
+}
+
+#[test]
+fn the_rule_of_holes_accepts_the_ideal_and_refuses_all_else() {
+    for i in 0..60 {
+        let hole = Hole::new(i);
+        assert!(hole.is_right(&hole.whole), "number {i}");
+        let third = (0..).find(|&c| c != hole.wanted.colour && c != hole.wanted.background).unwrap();
+        assert!(!hole.is_right(&hole.with(COLOURS[third].1)), "the hole is still there: number {i}");
+        let mut spoilt = hole.whole.clone();
+        spoilt.rgb[..64 * 3 * 3].copy_from_slice(&COLOURS[hole.wanted.colour].1.repeat(64 * 3));
+        assert!(!hole.is_right(&spoilt), "what was there was not kept: number {i}");
+        assert!(!kept(&hole.whole, &spoilt, &hole.mask), "number {i}");
     }
 }

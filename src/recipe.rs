@@ -98,10 +98,11 @@ pub struct SeenImage {
 /// A picture that a ControlNet followed, by its file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Followed {
-    /// The ControlNet, as it was named.
+    /// The ControlNet, as it was named; of a server, by the name that it has there.
     pub controlnet: PathBuf,
-    /// The picture, likewise.
-    pub image: PathBuf,
+    /// The picture, likewise; none where it came from elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<PathBuf>,
     /// See [`Control::strength`](crate::pipeline::Control::strength).
     pub strength: f64,
     /// See [`Control::mode`](crate::pipeline::Control::mode).
@@ -119,11 +120,13 @@ pub struct Followed {
 /// Pictures that a drawing was like, by their files.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Liked {
-    /// The IP-Adapter, as it was named.
+    /// The IP-Adapter, as it was named; of a server, by the name that it has there.
     pub ip_adapter: PathBuf,
-    /// Its image encoder, likewise.
-    pub image_encoder: PathBuf,
-    /// The pictures, likewise.
+    /// Its image encoder, likewise; none of a server's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_encoder: Option<PathBuf>,
+    /// The pictures, likewise; none where they came from elsewhere.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub images: Vec<PathBuf>,
     /// Those of the negative prompt.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -149,10 +152,10 @@ pub struct Recipe {
     /// Of a picture that was made to look like others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub redux: Option<Seen>,
-    /// Of a picture for which ControlNets followed others, where their files are known.
+    /// Of a picture for which ControlNets followed others, where the ControlNets' names are known.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub controls: Vec<Followed>,
-    /// Of a picture that was like others, where their files are known.
+    /// Of a picture that was like others, where the IP-Adapters' names are known.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pictured: Vec<Liked>,
 }

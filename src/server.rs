@@ -22,7 +22,9 @@
 //! # }
 //! ```
 
+mod able;
 mod answer;
+mod asked;
 mod body;
 mod coding;
 mod connection;
@@ -36,8 +38,10 @@ mod models;
 mod openapi;
 mod options;
 mod page;
+mod pictures;
 mod problem;
 mod routes;
+mod shape;
 mod shelf;
 mod state;
 mod status;
@@ -45,6 +49,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 mod upload;
+mod values;
 
 use std::future::Future;
 use std::io;
@@ -53,6 +58,7 @@ use std::sync::Arc;
 use axum::Router;
 use tokio::net::TcpListener;
 
+pub use able::{Abilities, NamedControlNet, NamedIpAdapter};
 pub use models::Model;
 pub use options::Options;
 

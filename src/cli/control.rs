@@ -1,6 +1,6 @@
 //! What ControlNets follow, as a call says it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
@@ -41,11 +41,13 @@ pub(super) struct ControlArgs {
 impl ControlArgs {
     /// What is asked for, and else what a picture was drawn with before.
     pub(super) fn followed(&self, before: Vec<Followed>) -> anyhow::Result<Vec<Followed>> {
-        let pictures = self.control_image.len();
-        if pictures == 0 && self.controlnet.is_empty() {
+        let (nets, pictures) = (self.controlnet.len(), self.control_image.len());
+        if pictures == 0 && nets == 0 {
             return self.changed(before);
         }
-        let nets = self.controlnet.len();
+        if pictures == before.len() && before.iter().any(|one| one.image.is_none()) {
+            return self.changed(self.named(before)?);
+        }
         if pictures == 0 || nets == 0 || (nets != 1 && nets != pictures) {
             let text = format!(
                 "{nets} --controlnet and {pictures} --control-image: one for each picture, or one for all"
@@ -54,7 +56,7 @@ impl ControlArgs {
         }
         let one = |i: usize| Followed {
             controlnet: self.controlnet[if nets == 1 { 0 } else { i }].clone(),
-            image: self.control_image[i].clone(),
+            image: Some(self.control_image[i].clone()),
             strength: 1.0,
             mode: None,
             start: 0.0,
@@ -62,6 +64,22 @@ impl ControlArgs {
             canny: false,
         };
         self.changed((0..pictures).map(one).collect())
+    }
+
+    /// Those of a picture that came from a server, which does not know their files.
+    fn named(&self, mut before: Vec<Followed>) -> anyhow::Result<Vec<Followed>> {
+        let nets = self.controlnet.len();
+        if nets > 1 && nets != before.len() {
+            let text = format!("{nets} --controlnet for {} --control-image", before.len());
+            return Err(Error::Request(text).into());
+        }
+        for ((i, one), image) in before.iter_mut().enumerate().zip(&self.control_image) {
+            one.image = Some(image.clone());
+            if let Some(net) = self.controlnet.get(if nets == 1 { 0 } else { i }) {
+                one.controlnet.clone_from(net);
+            }
+        }
+        Ok(before)
     }
 
     /// With what the other flags say.
@@ -97,14 +115,22 @@ impl ControlArgs {
 
 /// Puts the ControlNets on, each once, and reads the pictures.
 pub(super) fn put_on(pipeline: &mut Pipeline, followed: &[Followed]) -> anyhow::Result<Vec<Control>> {
+    let files = followed.iter().map(|one| one.image.as_deref()).collect::<Option<Vec<_>>>();
+    let Some(files) = files else {
+        let text = format!(
+            "that picture does not say by name which {} its ControlNets followed: give --controlnet and --control-image",
+            followed.len()
+        );
+        return Err(Error::Request(text).into());
+    };
     let mut nets: Vec<PathBuf> = followed.iter().map(|one| one.controlnet.clone()).collect();
     nets.sort();
     nets.dedup();
     pipeline.set_controlnets(&nets)?;
-    let control = |one: &Followed| {
+    let control = |(one, file): (&Followed, &Path)| {
         Ok(Control {
             net: nets.iter().position(|net| *net == one.controlnet).unwrap_or_default(),
-            image: Arc::new(read(&one.image)?),
+            image: Arc::new(read(file)?),
             strength: one.strength,
             mode: one.mode,
             start: one.start,
@@ -112,7 +138,7 @@ pub(super) fn put_on(pipeline: &mut Pipeline, followed: &[Followed]) -> anyhow::
             canny: one.canny,
         })
     };
-    followed.iter().map(control).collect()
+    followed.iter().zip(files).map(control).collect()
 }
 
 /// The one for all, or that of its picture.

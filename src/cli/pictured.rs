@@ -41,13 +41,15 @@ impl PicturedArgs {
         let wrong = |text: String| Err(Error::Request(text).into());
         let (adapters, pictures) = (self.ip_adapter.len(), self.ip_image.len());
         let mut all = before;
-        if adapters > 0 || pictures > 0 {
+        if pictures > 0 && all.iter().any(|one| one.images.is_empty()) {
+            self.name(&mut all)?;
+        } else if adapters > 0 || pictures > 0 {
             if adapters == 0 || pictures == 0 || (adapters > 1 && adapters != pictures) {
                 return wrong(format!(
                     "{adapters} --ip-adapter and {pictures} --ip-image: one for each IP-Adapter, or several for one"
                 ));
             }
-            let encoder = all.first().map(|one| one.image_encoder.clone());
+            let encoder = all.first().and_then(|one| one.image_encoder.clone());
             let Some(image_encoder) = self.ip_image_encoder.clone().or(encoder) else {
                 return wrong("an IP-Adapter needs --ip-image-encoder: CLIP-L's vision model".into());
             };
@@ -57,7 +59,7 @@ impl PicturedArgs {
             };
             let one = |(i, path): (usize, &PathBuf)| Liked {
                 ip_adapter: path.clone(),
-                image_encoder: image_encoder.clone(),
+                image_encoder: Some(image_encoder.clone()),
                 images: images(i),
                 negative: Vec::new(),
                 scales: vec![1.0],
@@ -76,7 +78,7 @@ impl PicturedArgs {
                 one.scales = scales.clone();
             }
             if let Some(encoder) = &self.ip_image_encoder {
-                one.image_encoder = encoder.clone();
+                one.image_encoder = Some(encoder.clone());
             }
             if !self.ip_negative_image.is_empty() {
                 one.negative = self.ip_negative_image.clone();
@@ -84,12 +86,38 @@ impl PicturedArgs {
         }
         Ok(all)
     }
+
+    /// Those of a picture that came from a server, which does not know their files.
+    fn name(&self, before: &mut [Liked]) -> anyhow::Result<()> {
+        let (adapters, pictures) = (self.ip_adapter.len(), self.ip_image.len());
+        let fits = before.len() == 1 || pictures == before.len();
+        if !fits || (adapters > 0 && adapters != before.len()) {
+            let text = format!(
+                "{adapters} --ip-adapter and {pictures} --ip-image, but that picture was drawn with {} IP-Adapters",
+                before.len()
+            );
+            return Err(Error::Request(text).into());
+        }
+        let several = before.len() > 1;
+        for (i, one) in before.iter_mut().enumerate() {
+            one.images = if several { vec![self.ip_image[i].clone()] } else { self.ip_image.clone() };
+            if let Some(adapter) = self.ip_adapter.get(i) {
+                one.ip_adapter.clone_from(adapter);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Puts the IP-Adapters on, and reads the pictures.
 pub(super) fn put_on(pipeline: &mut Pipeline, liked: &[Liked]) -> anyhow::Result<Vec<pipeline::Pictured>> {
+    if liked.iter().any(|one| one.images.is_empty()) {
+        let text = "that picture does not say by name which ones it is like: give --ip-adapter, --ip-image-encoder and \
+                    --ip-image";
+        return Err(Error::Request(text.into()).into());
+    }
     let adapters: Vec<PathBuf> = liked.iter().map(|one| one.ip_adapter.clone()).collect();
-    pipeline.set_ip_adapters(&adapters, liked.first().map(|one| one.image_encoder.as_path()))?;
+    pipeline.set_ip_adapters(&adapters, liked.first().and_then(|one| one.image_encoder.as_deref()))?;
     let pictures = |paths: &[PathBuf]| -> anyhow::Result<Vec<Arc<Image>>> {
         paths.iter().map(|path| Ok(Arc::new(read(path)?))).collect()
     };

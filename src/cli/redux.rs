@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
 use tch_flux::Error;
 use tch_flux::pipeline::{OwnParts, Parts, Redux, ReduxImage, ReduxMix};
 use tch_flux::recipe::{Seen, SeenImage};
@@ -14,13 +15,28 @@ pub(super) struct ReduxArgs {
     /// A picture that the drawing shall look like, PNG or JPEG; may be given several times. What Redux sees of it is
     /// multiplied by STRENGTH, and of a sum the pooled text by POOLED; without a PROMPT it is drawn from pictures alone.
     #[arg(long, value_name = "FILE[=STRENGTH[,POOLED]]", value_parser = parse_image)]
-    redux: Vec<SeenImage>,
+    redux: Vec<Look>,
     /// How several pictures come together. [default: append]
     #[arg(long, value_enum)]
     redux_mix: Option<MixArg>,
     /// Zeros in place of the text's states, as diffusers' Redux takes them where it has no text encoders.
     #[arg(long)]
     redux_without_text: bool,
+    #[command(flatten)]
+    model: ReduxModelArgs,
+}
+
+/// A picture, and its strength and multiple of the pooled text where they are said.
+#[derive(Clone, Debug, PartialEq)]
+struct Look {
+    file: PathBuf,
+    numbers: Option<(f64, f64)>,
+}
+
+/// Where the models of Redux lie.
+#[derive(Args, Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) struct ReduxModelArgs {
     /// Redux's embedder, a folder as its official repository has it, or OWNER/NAME[@REVISION] on the hub; instead of what
     /// the model's folder has.
     #[arg(long, value_name = "PATH|OWNER/NAME")]
@@ -38,7 +54,7 @@ enum MixArg {
     Sum,
 }
 
-impl ReduxArgs {
+impl ReduxModelArgs {
     /// The parts with those that are named here.
     pub(super) fn parts(&self, parts: Parts, saying: Saying) -> anyhow::Result<Parts> {
         let OwnParts { redux, image_encoder, .. } = match &self.redux_model {
@@ -54,6 +70,13 @@ impl ReduxArgs {
         let image_encoder = self.image_encoder.clone().or(image_encoder);
         Ok(Parts { redux, image_encoder, ..parts }.with_redux()?)
     }
+}
+
+impl ReduxArgs {
+    /// The parts with those that are named here.
+    pub(super) fn parts(&self, parts: Parts, saying: Saying) -> anyhow::Result<Parts> {
+        self.model.parts(parts, saying)
+    }
 
     /// Whether there is something to draw from beside a prompt.
     pub(super) fn has_pictures(&self) -> bool {
@@ -64,7 +87,16 @@ impl ReduxArgs {
     pub(super) fn seen(&self, before: Option<Seen>) -> anyhow::Result<Option<Seen>> {
         let mut seen = before.unwrap_or_default();
         if self.has_pictures() {
-            seen.images = self.redux.clone();
+            // Of a picture that came from a server, which does not know their files.
+            let unnamed =
+                self.redux.len() == seen.images.len() && seen.images.iter().any(|image| image.file.is_none());
+            let before = if unnamed { std::mem::take(&mut seen.images) } else { Vec::new() };
+            let one = |(i, Look { file, numbers }): (usize, &Look)| {
+                let before = before.get(i).map_or((1.0, 1.0), |before| (before.strength, before.pooled));
+                let (strength, pooled) = numbers.unwrap_or(before);
+                SeenImage { file: Some(file.clone()), strength, pooled }
+            };
+            seen.images = self.redux.iter().enumerate().map(one).collect();
         }
         match self.redux_mix {
             Some(MixArg::Append) => seen.mix = ReduxMix::Append,
@@ -107,8 +139,8 @@ pub(super) fn read(seen: &Seen) -> anyhow::Result<Redux> {
 }
 
 /// `FILE`, `FILE=STRENGTH` or `FILE=STRENGTH,POOLED`. An equals sign may also be part of the file's name.
-fn parse_image(text: &str) -> Result<SeenImage, String> {
-    let whole = SeenImage { file: Some(text.into()), strength: 1.0, pooled: 1.0 };
+fn parse_image(text: &str) -> Result<Look, String> {
+    let whole = Look { file: text.into(), numbers: None };
     let Some((file, numbers)) = text.rsplit_once('=').filter(|(file, _)| !file.is_empty()) else {
         return Ok(whole);
     };
@@ -119,7 +151,7 @@ fn parse_image(text: &str) -> Result<SeenImage, String> {
     if !strength.is_finite() || !pooled.is_finite() {
         return Err(format!("{numbers} are no finite numbers"));
     }
-    Ok(SeenImage { file: Some(file.into()), strength, pooled })
+    Ok(Look { file: file.into(), numbers: Some((strength, pooled)) })
 }
 
 #[cfg(test)]
@@ -129,13 +161,13 @@ mod tests {
     #[test]
     fn a_picture_is_named_with_its_strengths_or_alone() {
         let parsed = |text: &str| {
-            let SeenImage { file, strength, pooled } = parse_image(text).unwrap();
-            (file.unwrap().to_string_lossy().into_owned(), strength, pooled)
+            let Look { file, numbers } = parse_image(text).unwrap();
+            (file.to_string_lossy().into_owned(), numbers)
         };
-        assert_eq!(parsed("a.png"), ("a.png".into(), 1.0, 1.0));
-        assert_eq!(parsed("a.png=0.5"), ("a.png".into(), 0.5, 1.0));
-        assert_eq!(parsed("a=1.png=2,0.25"), ("a=1.png".into(), 2.0, 0.25));
-        assert_eq!(parsed("a=b.png"), ("a=b.png".into(), 1.0, 1.0));
+        assert_eq!(parsed("a.png"), ("a.png".into(), None));
+        assert_eq!(parsed("a.png=0.5"), ("a.png".into(), Some((0.5, 1.0))));
+        assert_eq!(parsed("a=1.png=2,0.25"), ("a=1.png".into(), Some((2.0, 0.25))));
+        assert_eq!(parsed("a=b.png"), ("a=b.png".into(), None));
         assert!(parse_image("a.png=inf").is_err());
     }
 }

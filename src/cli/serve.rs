@@ -1,5 +1,6 @@
 //! `serve`: the OpenAI Images dialect over HTTP.
 
+mod beside;
 mod config;
 
 use std::io::Write;
@@ -16,8 +17,8 @@ use rustix::process::{Resource, getpid, getrlimit, kill_process, setrlimit};
 use tch::Device;
 use tch_flux::engine::{self, Engine};
 use tch_flux::ops::{self, Numerics, Quantize, cuda};
-use tch_flux::pipeline::{LoraFile, Offload, Parts, Pipeline, Request, Settings};
-use tch_flux::server::{Model, Options, Server};
+use tch_flux::pipeline::{LoraFile, Offload, Parts, Pipeline, Role, Settings};
+use tch_flux::server::{Abilities, Model, Options, Server};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
@@ -26,6 +27,7 @@ use tracing::{info, warn};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::prelude::*;
 
+use beside::Beside;
 pub(super) use config::{Serve, with_environment};
 
 use super::generate::{default_size, parse_lora};
@@ -39,12 +41,12 @@ const SIDE_THREADS: usize = 8;
 const OTHER_DESCRIPTORS: u64 = 64;
 /// How often it is looked whether a load has ended.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
-/// The side of the picture that is drawn so that every weight is there before the first client.
-const WARM_SIDE: i64 = 64;
 
 /// What is loaded, and how.
 struct Plan {
     model: super::ModelArgs,
+    redux: super::redux::ReduxModelArgs,
+    beside: Beside,
     name: Option<String>,
     aliases: Option<Vec<String>>,
     devices: Vec<Device>,
@@ -179,6 +181,8 @@ impl Serve {
         };
         Ok(Plan {
             model: self.model.clone(),
+            redux: self.redux.clone(),
+            beside: Beside::of(self),
             name: self.model_name.clone(),
             aliases: self.model_alias.clone(),
             devices,
@@ -230,15 +234,20 @@ impl Plan {
     /// Opens the model for each device and draws once with each, so that nothing is left to be loaded.
     fn load(self, cancelled: &AtomicBool) -> anyhow::Result<(Engine, Model)> {
         cuda::set_cache(super::kernel_cache());
-        let parts = self.model.parts(Saying { bars: false, warnings: true })?;
+        let saying = Saying { bars: false, warnings: true };
+        let parts = self.redux.parts(self.model.parts(saying)?, saying)?;
         let open = |device: &Device| -> anyhow::Result<Pipeline> {
             let settings = Settings { device: *device, ..self.settings };
             let mut pipeline = Pipeline::open(parts.clone(), settings)?;
             for left_out in pipeline.set_loras(&self.loras)? {
                 warn!("{left_out}");
             }
-            let warm = Request::new("", WARM_SIDE, WARM_SIDE).steps(1);
-            pipeline.generate(&warm, &mut |_| {
+            self.beside.put_on(&mut pipeline)?;
+            if parts.redux.is_some() || parts.image_encoder.is_some() {
+                pipeline.check_vision()?;
+            }
+            let able = Abilities::of(&pipeline, parts.depth.is_some());
+            pipeline.generate(&beside::warm(&able), &mut |_| {
                 if cancelled.load(Ordering::Relaxed) {
                     ControlFlow::Break(())
                 } else {
@@ -251,6 +260,10 @@ impl Plan {
         let side = default_size(&parts.autoencoder);
         let mut model = Model::of(&pipelines[0], &parts, self.name(&parts), side);
         model.devices = self.devices.clone();
+        self.beside.name(&mut model.able)?;
+        if model.able.depth && model.able.only_role != Some(Role::Control) {
+            warn!("the depth model is of no use: this model follows no pictures");
+        }
         if let Some(aliases) = self.aliases {
             model.aliases = aliases;
         }

@@ -177,34 +177,10 @@ impl From<SamplerArg> for Sampler {
 struct CacheArg(Option<StepCache>);
 
 fn parse_cache(text: &str) -> Result<CacheArg, String> {
-    let (name, numbers) = text.split_once(':').unwrap_or((text, ""));
-    let numbers: Vec<&str> = numbers.split(',').map(str::trim).filter(|number| !number.is_empty()).collect();
-    let wrong = |expected: &str| format!("expected {expected}");
-    let threshold = |form: fn(f64) -> StepCache, usual: StepCache| match numbers[..] {
-        [] => Ok(usual),
-        [one] => one.parse().map(form).map_err(|_| wrong(&format!("{name}:THRESHOLD"))),
-        _ => Err(wrong(&format!("{name}:THRESHOLD"))),
-    };
-    let cache = match name {
-        "none" if numbers.is_empty() => return Ok(CacheArg(None)),
-        "first-block" => threshold(|threshold| StepCache::FirstBlock { threshold }, StepCache::FIRST_BLOCK)?,
-        "tea-cache" => threshold(|threshold| StepCache::TeaCache { threshold }, StepCache::TEA_CACHE)?,
-        "taylor-seer" => {
-            let expected = || wrong("taylor-seer:INTERVAL[,ORDER[,WARMUP]]");
-            let numbers: Result<Vec<usize>, _> = numbers.iter().map(|number| number.parse()).collect();
-            let (interval, order, warmup) = match numbers.map_err(|_| expected())?[..] {
-                [] => (5, 1, 3),
-                [interval] => (interval, 1, 3),
-                [interval, order] => (interval, order, 3),
-                [interval, order, warmup] => (interval, order, warmup),
-                _ => return Err(expected()),
-            };
-            StepCache::TaylorSeer { interval, order, warmup }
-        }
-        _ => return Err(wrong("first-block, tea-cache, taylor-seer or none")),
-    };
-    cache.check().map_err(|error| error.to_string())?;
-    Ok(CacheArg(Some(cache)))
+    if text == "none" {
+        return Ok(CacheArg(None));
+    }
+    text.parse().map(|cache| CacheArg(Some(cache))).map_err(|error: Error| format!("{error}; none is none"))
 }
 
 fn parse_shift(text: &str) -> Result<(f64, f64), String> {

@@ -1,5 +1,7 @@
 //! Steps that are not computed whole, but from what the steps before left.
 
+use std::str::FromStr;
+
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -63,6 +65,44 @@ impl StepCache {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// `first-block[:THRESHOLD]`, `tea-cache[:THRESHOLD]` or `taylor-seer[:INTERVAL[,ORDER[,WARMUP]]]`; what is left out is as
+/// in the constants.
+impl FromStr for StepCache {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (name, numbers) = text.split_once(':').unwrap_or((text, ""));
+        let numbers: Vec<&str> =
+            numbers.split(',').map(str::trim).filter(|number| !number.is_empty()).collect();
+        let wrong = |expected: &str| Error::Request(format!("expected {expected}, not {text:?}"));
+        let threshold = |form: fn(f64) -> Self, usual: Self| match numbers[..] {
+            [] => Ok(usual),
+            [one] => one.parse().map(form).map_err(|_| wrong(&format!("{name}:THRESHOLD"))),
+            _ => Err(wrong(&format!("{name}:THRESHOLD"))),
+        };
+        let cache = match name {
+            "first-block" => threshold(|threshold| Self::FirstBlock { threshold }, Self::FIRST_BLOCK)?,
+            "tea-cache" => threshold(|threshold| Self::TeaCache { threshold }, Self::TEA_CACHE)?,
+            "taylor-seer" => {
+                let expected = || wrong("taylor-seer:INTERVAL[,ORDER[,WARMUP]]");
+                let numbers: std::result::Result<Vec<usize>, _> =
+                    numbers.iter().map(|number| number.parse()).collect();
+                let (interval, order, warmup) = match numbers.map_err(|_| expected())?[..] {
+                    [] => (5, 1, 3),
+                    [interval] => (interval, 1, 3),
+                    [interval, order] => (interval, order, 3),
+                    [interval, order, warmup] => (interval, order, warmup),
+                    _ => return Err(expected()),
+                };
+                Self::TaylorSeer { interval, order, warmup }
+            }
+            _ => return Err(wrong("first-block, tea-cache or taylor-seer")),
+        };
+        cache.check()?;
+        Ok(cache)
     }
 }
 

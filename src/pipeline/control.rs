@@ -121,6 +121,11 @@ impl Pipeline {
         self.controlnets.iter().map(|net| &net.params)
     }
 
+    /// Where the ControlNets lie, in the order of [`Pipeline::controlnets`].
+    pub fn controlnet_paths(&self) -> impl Iterator<Item = &Path> {
+        self.controlnets.iter().map(|net| net.path.as_path())
+    }
+
     fn open_net(&self, path: &Path) -> Result<Net> {
         let checkpoint = open(path, self.settings.access)?;
         let params = ControlNetParams::from_shapes(|name| checkpoint.shape(name))

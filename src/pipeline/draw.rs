@@ -16,6 +16,7 @@ use super::{
 use crate::autoencoder::AnyAutoEncoder;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
+use crate::flux1::StepCache;
 use crate::image::Image;
 use crate::ops::Numerics;
 use crate::sampling::{self, Sampler, Schedule, Solver, unpack};
@@ -54,6 +55,7 @@ struct Shape {
     steps: Option<usize>,
     sampler: Sampler,
     schedule: Option<Schedule>,
+    cache: Option<StepCache>,
     text: Option<usize>,
     true_cfg_scale: Option<f64>,
     /// Pictures of Redux whose tokens stand behind the text.
@@ -79,6 +81,7 @@ impl Shape {
             steps: request.steps,
             sampler: request.sampler,
             schedule: request.schedule.clone(),
+            cache: request.cache,
             text: request.max_sequence_length,
             true_cfg_scale: request.scale(),
             redux: request.redux.as_ref().map(|redux| redux.blocks()),

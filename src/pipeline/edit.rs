@@ -150,7 +150,10 @@ impl Pipeline {
     }
 
     /// The only role that the model's input channels leave, for those that do not draw from text alone.
-    fn only_role(&self) -> Result<Option<Role>> {
+    ///
+    /// # Errors
+    /// [`Error::Config`] for channels that no FLUX.1 has.
+    pub fn only_role(&self) -> Result<Option<Role>> {
         let (channels, drawn) = (self.params.in_channels, self.params.out_channels);
         match channels {
             _ if channels == drawn => Ok(None),

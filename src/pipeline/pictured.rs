@@ -148,6 +148,16 @@ impl Pipeline {
         Ok(())
     }
 
+    /// The sizes of the IP-Adapters.
+    pub fn ip_adapters(&self) -> impl Iterator<Item = &IpAdapterParams> {
+        self.ip_adapters.iter().map(|adapter| &adapter.params)
+    }
+
+    /// Where the IP-Adapters lie, in the order of [`Pipeline::ip_adapters`].
+    pub fn ip_adapter_paths(&self) -> impl Iterator<Item = &Path> {
+        self.ip_adapters.iter().map(|adapter| adapter.path.as_path())
+    }
+
     /// Lets go of the IP-Adapters' models.
     pub(super) fn release_ip_adapters(&mut self) {
         self.ip_adapters.iter_mut().for_each(|adapter| adapter.model = None);

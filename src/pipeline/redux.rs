@@ -99,9 +99,14 @@ pub(super) struct Vision {
 impl Pipeline {
     /// Whether what the request's pictures are read with is there, and fits the transformer.
     pub(super) fn check_redux(&self, request: &Request) -> Result<()> {
-        if request.redux.is_none() {
-            return Ok(());
-        }
+        if request.redux.is_none() { Ok(()) } else { self.check_vision() }
+    }
+
+    /// Whether there is what reads the pictures of Redux, from its headers.
+    ///
+    /// # Errors
+    /// What is missing, wrong with the files, or of another transformer.
+    pub fn check_vision(&self) -> Result<()> {
         let (siglip, redux) = self.vision_sizes()?;
         let width = self.params.context_in_dim;
         if redux.txt_in_features != width {

@@ -16,12 +16,12 @@ use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
+use super::asked::Asked;
 use super::coding::{self, Format};
-use super::fields::Asked;
 use super::models::Model;
 use super::problem::Problem;
 use super::state::Shared;
-use crate::pipeline::Generated;
+use crate::pipeline::{Generated, Request};
 
 /// An answer is handed on in such pieces, so that it counts as long as it is not written.
 const PIECE: usize = 64 << 10;
@@ -98,6 +98,8 @@ struct Datum {
     #[serde(skip_serializing_if = "Option::is_none")]
     url: Option<String>,
     seed: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    variation_seed: Option<u64>,
 }
 
 /// The answer with these pictures. `headers` are the request's: they say under which name the server is known.
@@ -113,9 +115,12 @@ pub(super) async fn answer(
     let (shelf, base) = (shared.clone(), base_url(shared, headers));
     let body = move || {
         let model = &shelf.loaded()?.model;
-        let encode = |picture| coding::encode(picture, &model.means, asked.format, asked.quality);
+        let encode = |picture| coding::encode(picture, model, asked.format, asked.quality);
         let files = pictures.iter().map(encode).collect::<Result<Vec<_>, _>>()?;
-        let seeds = pictures.iter().map(|picture| picture.request.seed);
+        let seeds = pictures.iter().map(|picture| {
+            let Request { seed, variation, .. } = &picture.request;
+            (*seed, variation.map(|variation| variation.seed))
+        });
         let data: Vec<_> = if asked.url {
             let ids = shelf.shelf.put(files.into_iter().map(Bytes::from).collect(), asked.format);
             let too_large = || {
@@ -124,12 +129,15 @@ pub(super) async fn answer(
             };
             let url = |id| Some(format!("{base}/v1/images/{id}/content"));
             let ids = ids.ok_or_else(too_large)?.into_iter();
-            ids.zip(seeds).map(|(id, seed)| Datum { b64_json: None, url: url(id), seed }).collect()
+            let datum =
+                |(id, (seed, variation_seed))| Datum { b64_json: None, url: url(id), seed, variation_seed };
+            ids.zip(seeds).map(datum).collect()
         } else {
-            let datum = |(file, seed): (&Vec<u8>, u64)| Datum {
+            let datum = |(file, (seed, variation_seed)): (&Vec<u8>, (u64, Option<u64>))| Datum {
                 b64_json: Some(BASE64_STANDARD.encode(file)),
                 url: None,
                 seed,
+                variation_seed,
             };
             files.iter().zip(seeds).map(datum).collect()
         };

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 
+use super::models::Model;
 use super::problem::Problem;
 use crate::image::Image;
 use crate::pipeline::Generated;
-use crate::recipe::{Means, Recipe};
+use crate::recipe::Recipe;
 
 /// What pictures are sent as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,13 +56,16 @@ pub(super) async fn aside<T: Send + 'static>(
 /// The file of a picture that was drawn. A PNG says how.
 pub(super) fn encode(
     picture: &Generated,
-    means: &Means,
+    model: &Model,
     format: Format,
     quality: u8,
 ) -> Result<Vec<u8>, Problem> {
     match format {
         Format::Png => {
-            let png = Recipe::new(means, picture).texts().and_then(|texts| picture.image.to_png(&texts));
+            let mut recipe = Recipe::new(&model.means, picture);
+            recipe.controls = model.able.followed(&picture.request);
+            recipe.pictured = model.able.liked(&picture.request);
+            let png = recipe.texts().and_then(|texts| picture.image.to_png(&texts));
             png.map_err(|error| Problem::of_job(&error, 1))
         }
         _ => encode_plain(&picture.image, format, quality),

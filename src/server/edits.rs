@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use axum::body::Bytes;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
@@ -11,29 +10,20 @@ use futures_util::stream;
 use multer::Multipart;
 
 use super::body::Reader;
-use super::coding;
-use super::fields::{Asked, Values, nearest_side};
 use super::generations::draw;
-use super::jobs;
 use super::problem::Problem;
-use super::state::{Charge, Shared};
-use super::upload::{self, Bounds};
-use crate::pipeline::{Edit, Role};
+use super::shape::{Shape, nearest_side};
+use super::state::Shared;
+use super::values::{Values, find_part};
+use super::{jobs, pictures};
+use crate::pipeline::Role;
 
-/// Pictures of one request.
+/// Pictures of one field.
 pub(super) const MAX_IMAGES: usize = 16;
 /// Parts of a form: every field, every picture, and some that are repeated.
 const MAX_PARTS: usize = 64;
 /// Bytes of a part that is text: as many as the longest prompt may have.
 const MAX_TEXT: usize = 32_000 * 4;
-
-/// A form, taken apart.
-#[derive(Default)]
-struct Form {
-    values: Values,
-    images: Vec<Bytes>,
-    mask: Option<Bytes>,
-}
 
 pub(super) async fn edit(State(shared): State<Arc<Shared>>, request: Request) -> Result<Response, Problem> {
     let headers = request.headers().clone();
@@ -45,19 +35,16 @@ pub(super) async fn edit(State(shared): State<Arc<Shared>>, request: Request) ->
     })?;
     let charge = reader.charge.clone();
     let form = read_form(reader, boundary, shared.options.image_bytes).await?;
-    let asked = form.values.asked()?;
+    let asked = form.asked()?;
     let model = &shared.served()?.model;
     model.check_name(asked.model.as_deref())?;
-    if form.images.len() > model.images {
-        let text = format!("this model takes at most {} images", model.images);
-        return Err(Problem::invalid("too_many_images", text).param("image"));
-    }
-    let (asked, mut edit) = decode(&shared, asked, form.images, form.mask, charge.clone()).await?;
-    edit.role = model.role;
-    let first = &edit.images[0];
-    let mut request = jobs::request(&asked, model);
-    if asked.size.is_none() {
-        (request.width, request.height) = match model.role {
+    let plan = model.plan(&asked, &form.pictures.counts(), true)?;
+    let request = jobs::request(&asked, model);
+    let mut request = pictures::put_on(&shared, request, &asked, form.pictures, plan, &charge).await?;
+    if let (None, Some(edit)) = (asked.size, &request.edit)
+        && let Some(first) = edit.images.first()
+    {
+        (request.width, request.height) = match edit.role {
             Some(Role::Reference) => {
                 let (width, height) = edit.reference_size(first);
                 (width.into(), height.into())
@@ -65,49 +52,40 @@ pub(super) async fn edit(State(shared): State<Arc<Shared>>, request: Request) ->
             _ => size_like((first.width, first.height), model.side),
         };
     }
-    request.edit = Some(Arc::new(edit));
-    let answer = draw(&shared, asked, request, "image_edit", &headers).await;
-    drop(charge);
-    answer
+    draw(&shared, asked, request, "image_edit", &headers, charge).await
 }
 
-async fn read_form(reader: Reader, boundary: String, image_bytes: usize) -> Result<Form, Problem> {
+async fn read_form(reader: Reader, boundary: String, image_bytes: usize) -> Result<Values, Problem> {
     let pieces = stream::unfold(reader, |mut reader| async {
         let piece = reader.next().await.transpose()?;
         Some((piece, reader))
     });
     let mut parts = Multipart::new(pieces, boundary);
-    let mut form = Form::default();
+    let mut form = Values::default();
     for _ in 0..MAX_PARTS {
         let Some(mut part) = parts.next_field().await.map_err(broken)? else { return Ok(form) };
         let Some(name) = part.name().map(str::to_string) else {
             return Err(Problem::invalid("invalid_form", "a part of the form has no name"));
         };
-        let (picture, most) = match name.as_str() {
-            "image" | "image[]" => ("image", image_bytes),
-            "mask" => ("mask", image_bytes),
-            _ => ("", MAX_TEXT),
-        };
+        let picture = find_part(&name).ok().filter(|field| field.shape == Shape::Pictures);
+        let most = if picture.is_some() { image_bytes } else { MAX_TEXT };
         let mut bytes = Vec::new();
         while let Some(piece) = part.chunk().await.map_err(broken)? {
             if bytes.len() + piece.len() > most {
                 let text = format!("{name} is longer than {most} bytes");
-                let status =
-                    if picture.is_empty() { StatusCode::BAD_REQUEST } else { StatusCode::PAYLOAD_TOO_LARGE };
+                let status = match picture {
+                    Some(_) => StatusCode::PAYLOAD_TOO_LARGE,
+                    None => StatusCode::BAD_REQUEST,
+                };
                 return Err(Problem::http(status, "part_too_large", text).param(&name));
             }
             bytes.extend_from_slice(&piece);
         }
         match picture {
-            "image" if form.images.len() == MAX_IMAGES => {
-                let text = format!("there are more than {MAX_IMAGES} images");
-                return Err(Problem::invalid("too_many_images", text).param("image"));
-            }
-            "image" => form.images.push(bytes.into()),
-            "mask" => form.mask = Some(bytes.into()),
-            _ => {
+            Some(field) => form.insert_picture(field, bytes.into())?,
+            None => {
                 let wrong = |_| Problem::value(&name, format!("{name} is not UTF-8"));
-                form.values.insert_text(&name, String::from_utf8(bytes).map_err(wrong)?)?;
+                form.insert_text(&name, String::from_utf8(bytes).map_err(wrong)?)?;
             }
         }
     }
@@ -123,36 +101,6 @@ fn broken(error: multer::Error) -> Problem {
         };
     }
     Problem::invalid("invalid_form", format!("the form cannot be read: {error}"))
-}
-
-async fn decode(
-    shared: &Shared,
-    asked: Asked,
-    images: Vec<Bytes>,
-    mask: Option<Bytes>,
-    charge: Arc<Charge>,
-) -> Result<(Asked, Edit), Problem> {
-    if images.is_empty() {
-        let text = "an edit begins with a picture: send one as `image`";
-        return Err(Problem::invalid("missing_required_parameter", text).param("image"));
-    }
-    let mut bounds = Bounds { pixels: shared.options.image_pixels, charge };
-    let work = move || {
-        let decode = |file: &Bytes| upload::image(file, &mut bounds);
-        let pictures = images.iter().map(decode).collect::<Result<Vec<_>, _>>()?;
-        let mask = mask.map(|file| upload::mask(&file, &mut bounds)).transpose()?;
-        let first = &pictures[0];
-        if let Some(mask) = &mask
-            && (mask.width, mask.height) != (first.width, first.height)
-        {
-            let (mask, first) = ((mask.width, mask.height), (first.width, first.height));
-            let text = format!("the mask is {}x{}, but the picture {}x{}", mask.0, mask.1, first.0, first.1);
-            return Err(Problem::invalid("invalid_mask", text).param("mask"));
-        }
-        let strength = asked.strength.unwrap_or(Edit::STRENGTH);
-        Ok((asked, Edit { mask, strength, ..Edit::new(pictures) }))
-    };
-    coding::aside(&shared.coders, work).await
 }
 
 /// As many pixels as a square of this side has, in the shape of a picture.

@@ -5,7 +5,7 @@ use std::time::Instant;
 use tokio::time::sleep;
 use tracing::Span;
 
-use super::fields::Asked;
+use super::asked::Asked;
 use super::metrics::Metrics;
 use super::models::Model;
 use super::problem::Problem;
@@ -18,7 +18,14 @@ use crate::pipeline::{Generated, Phase, Request};
 pub(super) fn request(asked: &Asked, model: &Model) -> Request {
     let (width, height) = asked.size.unwrap_or((model.side, model.side));
     Request {
+        prompt_2: asked.prompt_2.clone(),
+        literal: asked.literal,
+        max_sequence_length: asked.max_sequence_length,
         steps: asked.steps,
+        sampler: asked.sampler,
+        schedule: asked.schedule.clone(),
+        cache: asked.cache,
+        variation: asked.variation,
         guidance: asked.guidance,
         negative_prompt: asked.negative_prompt.clone(),
         true_cfg_scale: asked.true_cfg_scale,

@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use tch::Device;
 
+use super::able::Abilities;
 use super::edits::MAX_IMAGES;
 use super::problem::Problem;
 use super::state::Shared;
@@ -34,6 +35,8 @@ pub struct Model {
     pub images: usize,
     /// What those are to it; `None` leaves it to the pipeline.
     pub role: Option<Role>,
+    /// What it can be asked beside a prompt.
+    pub able: Abilities,
     /// What the files of pictures say.
     pub means: Means,
     /// Where it computes.
@@ -60,6 +63,7 @@ impl Model {
             side,
             images: if role == Some(Role::Reference) { MAX_IMAGES } else { 1 },
             role,
+            able: Abilities::of(pipeline, parts.depth.is_some()),
             means: Means {
                 model: file.file_name().unwrap_or(file.as_os_str()).to_string_lossy().into_owned(),
                 kind: kind_name(pipeline.kind()),
@@ -110,6 +114,11 @@ struct Entry<'a> {
     object: &'static str,
     created: u64,
     owned_by: &'static str,
+    /// Names that a request may have for what was put on it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    controlnets: Vec<&'a str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    ip_adapters: Vec<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -118,8 +127,16 @@ struct List<'a> {
     data: Vec<Entry<'a>>,
 }
 
-fn entry<'a>(model: &Model, id: &'a str) -> Entry<'a> {
-    Entry { id, object: "model", created: model.created, owned_by: "tch-flux" }
+fn entry<'a>(model: &'a Model, id: &'a str) -> Entry<'a> {
+    let Abilities { controlnets, ip_adapters, .. } = &model.able;
+    Entry {
+        id,
+        object: "model",
+        created: model.created,
+        owned_by: "tch-flux",
+        controlnets: controlnets.iter().map(|net| net.name.as_str()).collect(),
+        ip_adapters: ip_adapters.iter().map(|adapter| adapter.name.as_str()).collect(),
+    }
 }
 
 pub(super) async fn list(State(shared): State<Arc<Shared>>) -> Result<Response, Problem> {

@@ -4,9 +4,10 @@ use axum::Json;
 use serde_json::{Map, Value, json};
 
 use super::edits::MAX_IMAGES;
-use super::fields::{Shape, fields};
+use super::fields::fields;
 use super::problem::STATUSES;
 use super::routes::{Access, EDITS, GENERATIONS, ROUTES, Route};
+use super::shape::Shape;
 
 pub(super) async fn answer() -> Json<Value> {
     Json(document())
@@ -82,6 +83,15 @@ fn request_id() -> Value {
 fn request(edits: bool) -> Value {
     let mut properties = Map::new();
     for field in fields(edits) {
+        if edits && field.shape == Shape::Pictures {
+            let file = json!({ "type": "string", "contentMediaType": "image/*", "description": field.about });
+            properties.insert(field.name.into(), file.clone());
+            if field.name != "mask" {
+                let files = json!({ "type": "array", "minItems": 1, "maxItems": MAX_IMAGES, "items": file });
+                properties.insert(format!("{}[]", field.name), files);
+            }
+            continue;
+        }
         let mut schema = field.shape.schema();
         if !edits && field.shape != Shape::Ignored && field.name != "prompt" {
             schema = json!({ "anyOf": [schema, { "type": "null" }] });
@@ -89,14 +99,15 @@ fn request(edits: bool) -> Value {
         schema["description"] = field.about.into();
         properties.insert(field.name.into(), schema);
     }
-    if edits {
-        let file = json!({ "type": "string", "contentMediaType": "image/*" });
-        properties.insert("image".into(), file.clone());
-        properties
-            .insert("image[]".into(), json!({ "type": "array", "maxItems": MAX_IMAGES, "items": file }));
-        properties.insert("mask".into(), file);
-    }
-    json!({ "type": "object", "properties": properties, "required": ["prompt"], "additionalProperties": false })
+    // Without a prompt there are pictures to look at.
+    let needs = ["prompt", "redux_image", "redux_image[]"];
+    let needs = &needs[..if edits { 3 } else { 2 }];
+    json!({
+        "type": "object",
+        "properties": properties,
+        "anyOf": needs.iter().map(|name| json!({ "required": [name] })).collect::<Vec<_>>(),
+        "additionalProperties": false,
+    })
 }
 
 fn schemas() -> Value {
@@ -117,7 +128,9 @@ fn schemas() -> Value {
         };
         let partial = [base("partial_image"), vec![("partial_image_index", whole())]].concat();
         let completed = [base("completed"), vec![("seed", whole()), ("usage", named("Usage"))]].concat();
-        json!({ "oneOf": [object(partial), object(completed), named("Error")] })
+        let mut completed = object(completed);
+        completed["properties"]["variation_seed"] = whole();
+        json!({ "oneOf": [object(partial), completed, named("Error")] })
     };
     let input = vec![("text_tokens", whole()), ("image_tokens", whole())];
     let usage = vec![
@@ -128,7 +141,7 @@ fn schemas() -> Value {
     ];
     let datum = json!({
         "type": "object",
-        "properties": { "b64_json": text(), "url": text(), "seed": whole() },
+        "properties": { "b64_json": text(), "url": text(), "seed": whole(), "variation_seed": whole() },
         "required": ["seed"],
         "additionalProperties": false,
     });
@@ -147,6 +160,10 @@ fn schemas() -> Value {
         ("param", json!({ "type": ["string", "null"] })),
         ("code", json!({ "type": ["string", "null"] })),
     ];
+    let names = json!({ "type": "array", "items": text() });
+    let mut model = object(model);
+    model["properties"]["controlnets"] = names.clone();
+    model["properties"]["ip_adapters"] = names;
     json!({
         "Generation": request(false),
         "Edit": request(true),
@@ -154,7 +171,7 @@ fn schemas() -> Value {
         "Usage": object(usage),
         "GenerationEvent": event("image_generation"),
         "EditEvent": event("image_edit"),
-        "Model": object(model),
+        "Model": model,
         "Models": object(vec![("object", json!({ "const": "list" })), ("data", models)]),
         "Status": object(vec![("status", json!({ "enum": ["ok", "ready"] }))]),
         "Error": object(vec![("error", object(detail))]),

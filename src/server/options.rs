@@ -19,13 +19,13 @@ pub struct Options {
     pub check_hosts: bool,
     /// Begins the addresses of pictures, where clients see another address than this server does.
     pub public_url: Option<String>,
-    /// Bytes of a JSON body.
+    /// Bytes of a JSON body; of a server that reads pictures beside an edit's own, as many as an edit's.
     pub json_bytes: usize,
     /// Bytes of an edit's body.
     pub edit_bytes: usize,
     /// Bytes of one uploaded picture.
     pub image_bytes: usize,
-    /// Pixels of all pictures of one edit.
+    /// Pixels of all pictures of one request.
     pub image_pixels: u64,
     /// Bytes that bodies, and the pictures decoded from them, take at once.
     pub upload_bytes: usize,

@@ -18,11 +18,11 @@ use tokio::time::timeout;
 use tracing::{Instrument, Span};
 
 use super::answer::{About, Usage, now, room, size_of};
+use super::asked::Asked;
 use super::coding;
-use super::fields::Asked;
 use super::jobs;
 use super::problem::Problem;
-use super::state::Shared;
+use super::state::{Charge, Shared};
 use crate::engine::{Event, Job};
 use crate::image::Image;
 use crate::pipeline::Generated;
@@ -63,6 +63,8 @@ struct Completed<'a> {
     #[serde(flatten)]
     about: &'a About,
     seed: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    variation_seed: Option<u64>,
     usage: Usage,
 }
 
@@ -76,6 +78,8 @@ struct Rest {
     about: About,
     items: UnboundedReceiver<Item>,
     _job: Dropped,
+    /// For the pictures that it was begun with.
+    _charge: Arc<Charge>,
     partials: usize,
     pictures: VecDeque<Generated>,
     usage: Option<Usage>,
@@ -99,6 +103,7 @@ pub(super) fn answer(
     size: (i64, i64),
     given: usize,
     job: Job,
+    charge: Arc<Charge>,
 ) -> Response {
     let (send, items) = unbounded_channel();
     let task = tokio::spawn(listen(shared.clone(), job, send).instrument(Span::current()));
@@ -110,6 +115,7 @@ pub(super) fn answer(
         given,
         items,
         _job: Dropped(task.abort_handle()),
+        _charge: charge,
         partials: 0,
         pictures: VecDeque::new(),
         usage: None,
@@ -203,7 +209,7 @@ impl Rest {
         let (asked, given, usage) = (self.asked.clone(), self.given, self.usage);
         let event = move || {
             let model = &shared.loaded()?.model;
-            let file = coding::encode(&picture, &model.means, asked.format, asked.quality)?;
+            let file = coding::encode(&picture, model, asked.format, asked.quality)?;
             let size = size_of(std::slice::from_ref(&picture));
             let usage = usage.unwrap_or_else(|| Usage::new(model, &asked.prompt, size, given, asked.n));
             let completed = Completed {
@@ -212,6 +218,7 @@ impl Rest {
                 created_at: now(),
                 about: &about,
                 seed: picture.request.seed,
+                variation_seed: picture.request.variation.map(|variation| variation.seed),
                 usage,
             };
             Ok((event(&completed.r#type, &completed)?, usage))

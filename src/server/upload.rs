@@ -38,9 +38,9 @@ struct Pixels {
     bytes: Vec<u8>,
 }
 
-/// A picture, upright, and on white where it is transparent.
-pub(super) fn image(file: &[u8], bounds: &mut Bounds) -> Result<Image, Problem> {
-    let Pixels { width, height, channels, bytes } = decode(file, "image", bounds)?;
+/// The picture of a field, upright, and on white where it is transparent.
+pub(super) fn image(file: &[u8], name: &str, bounds: &mut Bounds) -> Result<Image, Problem> {
+    let Pixels { width, height, channels, bytes } = decode(file, name, bounds)?;
     let over_white = |channel: u8, alpha: u8| {
         let (channel, alpha) = (u32::from(channel), u32::from(alpha));
         ((channel * alpha + 255 * (255 - alpha) + 127) / 255) as u8
@@ -66,13 +66,25 @@ pub(super) fn mask(file: &[u8], bounds: &mut Bounds) -> Result<Mask, Problem> {
     Ok(Mask { width: width as u32, height: height as u32, chosen })
 }
 
+type Decode = fn(&[u8], &mut Admit) -> Result<Pixels, String>;
+
+/// What reads a file that begins like this one.
+fn decoder(file: &[u8]) -> Option<Decode> {
+    match file {
+        [0x89, b'P', b'N', b'G', ..] => Some(png),
+        [0xff, 0xd8, 0xff, ..] => Some(jpeg),
+        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Some(webp),
+        _ => None,
+    }
+}
+
+/// Whether it begins as a file of a picture does.
+pub(super) fn is_file(file: &[u8]) -> bool {
+    decoder(file).is_some()
+}
+
 fn decode(file: &[u8], name: &str, bounds: &mut Bounds) -> Result<Pixels, Problem> {
-    let decode = match file {
-        [0x89, b'P', b'N', b'G', ..] => png,
-        [0xff, 0xd8, 0xff, ..] => jpeg,
-        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => webp,
-        _ => |_: &[u8], _: &mut Admit| Err("this is no PNG, JPEG or WebP".to_string()),
-    };
+    let decode = decoder(file).unwrap_or(|_, _| Err("this is no PNG, JPEG or WebP".to_string()));
     let wrong = |reason| Problem::invalid("invalid_image", format!("{name}: {reason}")).param(name);
     let mut admit = Admit { bounds, working: 0, full: None };
     let decoded = decode(file, &mut admit);

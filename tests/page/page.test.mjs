@@ -415,6 +415,19 @@ test("takes a picture from a file, and says so where it is none", async () => {
   await finish();
 });
 
+test("the sampler is sent, shown, and comes back from the history", async () => {
+  const { page, finish } = await open(browser);
+  await page.selectOption("#sampler", "heun");
+  const [request] = await Promise.all([page.waitForRequest("**/v1/images/generations"), draw(page, CIRCLE)]);
+  assert.equal(request.postDataJSON().sampler, "heun");
+  await drawn(page);
+  assert.equal((await facts(page)).Sampler, "Heun");
+  await page.selectOption("#sampler", "euler");
+  await page.locator("#strip button").first().click();
+  assert.equal(await page.inputValue("#sampler"), "heun");
+  await finish();
+});
+
 test("a negative prompt is sent with its weight", async () => {
   const { page, finish } = await open(browser);
   await page.click("#negative-panel summary");
@@ -434,13 +447,13 @@ test("needs nothing but the keyboard", async () => {
   assert.equal(await focused(), "prompt");
   await page.keyboard.type(CIRCLE);
   const order = [];
-  for (let i = 0; i < 8; i++) {
+  for (let i = 0; i < 9; i++) {
     await press("Tab");
     order.push(await focused());
     const outline = await page.evaluate(() => getComputedStyle(document.activeElement).outlineStyle);
     assert.notEqual(outline, "none", `${order.at(-1)} shows its focus`);
   }
-  assert.deepEqual(order, ["size", "n", "steps", "guidance", "random", "Negative prompt", "Picture to start from", "draw"]);
+  assert.deepEqual(order, ["size", "n", "steps", "guidance", "sampler", "random", "Negative prompt", "Picture to start from", "draw"]);
   await press("Control+Enter");
   await drawn(page);
   await page.focus("#draw");

@@ -54,7 +54,11 @@ impl Process {
     }
 
     pub fn ready(arguments: &[&str]) -> Self {
-        let process = Self::start(arguments);
+        Self::ready_in(Path::new("."), arguments)
+    }
+
+    pub fn ready_in(folder: &Path, arguments: &[&str]) -> Self {
+        let process = Self::start_in(folder, arguments);
         until_ready(process.at);
         process
     }

@@ -2,12 +2,14 @@
 //! process that matters. What needs an engine that does as it is told is in `src/server/tests.rs`.
 #![cfg(all(feature = "serve", feature = "cli", unix))]
 
+mod beside;
 mod bodies;
 mod client;
 mod connections;
 mod dialect;
 mod forms;
 mod life;
+mod modes;
 mod schema;
 mod security;
 mod settings;
@@ -40,11 +42,14 @@ struct Served {
 
 impl Served {
     fn start(options: Options, queue: usize) -> Self {
-        let server = Server::new(options);
         let parts = Parts::find(tiny()).unwrap();
         let settings = Settings { numerics: Numerics::Fast, keep_text_encoders: true, ..Settings::default() };
-        let pipeline = Pipeline::open(parts.clone(), settings).unwrap();
-        let model = Model::of(&pipeline, &parts, "tiny", 64);
+        Self::of(Pipeline::open(parts.clone(), settings).unwrap(), &parts, options, queue)
+    }
+
+    fn of(pipeline: Pipeline, parts: &Parts, options: Options, queue: usize) -> Self {
+        let server = Server::new(options);
+        let model = Model::of(&pipeline, parts, "tiny", 64);
         let engine = Engine::start([pipeline], engine::Options { queue }).unwrap();
         server.ready(engine, model);
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

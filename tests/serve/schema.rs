@@ -51,6 +51,9 @@ pub fn lacks(document: &Value, schema: &Value, value: &Value, at: &str) -> Vec<S
     let length = value.as_str().map(|text| text.chars().count() as f64);
     wants(schema["minLength"].as_f64().zip(length).is_none_or(|(b, n)| n >= b), "long enough");
     wants(schema["maxLength"].as_f64().zip(length).is_none_or(|(b, n)| n <= b), "short enough");
+    let count = value.as_array().map(|all| all.len() as f64);
+    wants(schema["minItems"].as_f64().zip(count).is_none_or(|(b, n)| n >= b), "long enough");
+    wants(schema["maxItems"].as_f64().zip(count).is_none_or(|(b, n)| n <= b), "short enough");
     if let Some(object) = value.as_object() {
         for name in schema["required"].as_array().into_iter().flatten() {
             wants(object.contains_key(name.as_str().unwrap()), &format!("whole, without {name},"));

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use toml::Table;
 
 use super::super::memory::OffloadArg;
+use super::super::redux::ReduxModelArgs;
 use super::super::{KindArg, ModelArgs, NumericsArg, QuantizeArg};
 
 /// Begins the names of the environment's variables.
@@ -75,6 +76,18 @@ pub(in crate::cli) struct Serve {
     /// Draw with a LoRA even where some of its keys cannot be placed.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(super) allow_partial_lora: Option<bool>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(super) redux: ReduxModelArgs,
+    /// A ControlNet, and the name that clients have for it; may be given several times. [default: the file's name]
+    #[arg(long, value_name = "[NAME=]PATH", value_delimiter = ',')]
+    pub(super) controlnet: Option<Vec<String>>,
+    /// An IP-Adapter in XLabs' layout, and the name that clients have for it; may be given several times. [default: the file's name]
+    #[arg(long, value_name = "[NAME=]FILE", value_delimiter = ',')]
+    pub(super) ip_adapter: Option<Vec<String>>,
+    /// The IP-Adapters' image encoder: CLIP-L's vision model, a file or a folder.
+    #[arg(long, value_name = "PATH")]
+    pub(super) ip_image_encoder: Option<PathBuf>,
     /// Decode pictures in tiles of so many pixels a side, for memory's sake.
     #[arg(long, value_name = "PIXELS")]
     pub(super) vae_tile: Option<i64>,
@@ -120,7 +133,7 @@ pub(in crate::cli) struct Serve {
     /// Connections at once. [default: 4096]
     #[arg(long, value_name = "COUNT")]
     pub(super) max_connections: Option<usize>,
-    /// Bytes of a JSON body. [default: 1 MiB]
+    /// Bytes of a JSON body; where it may bring pictures, as many as an edit's. [default: 1 MiB]
     #[arg(long, value_name = "BYTES")]
     pub(super) max_json_bytes: Option<usize>,
     /// Bytes of an edit's body. [default: 64 MiB]
@@ -129,7 +142,7 @@ pub(in crate::cli) struct Serve {
     /// Bytes of an uploaded picture. [default: 50 MiB]
     #[arg(long, value_name = "BYTES")]
     pub(super) max_image_bytes: Option<usize>,
-    /// Pixels of an edit's pictures together. [default: 32000000]
+    /// Pixels of a request's pictures together. [default: 32000000]
     #[arg(long, value_name = "PIXELS")]
     pub(super) max_image_pixels: Option<u64>,
     /// Bytes that all uploads take at once. [default: 512 MiB]

@@ -13,6 +13,7 @@ const FIELDS = {
   n: $("n"),
   num_inference_steps: $("steps"),
   guidance_scale: $("guidance"),
+  sampler: $("sampler"),
   seed: $("seed"),
   negative_prompt: $("negative"),
   true_cfg_scale: $("cfg"),
@@ -34,7 +35,7 @@ let shown = null;
 
 /** The fields of a request; what is left open is not named. */
 function readForm() {
-  const request = { prompt: FIELDS.prompt.value.trim(), size: FIELDS.size.value };
+  const request = { prompt: FIELDS.prompt.value.trim(), size: FIELDS.size.value, sampler: FIELDS.sampler.value };
   if (!request.prompt) throw new Wrong("Describe the picture first", "prompt");
   if (request.size === "own") request.size = `${$("width").value}x${$("height").value}`;
   for (const name of NUMBERS) {
@@ -58,6 +59,7 @@ function writeForm(request) {
   FIELDS.size.value = listed ? request.size : "own";
   if (!listed) [$("width").value, $("height").value] = request.size.split("x");
   for (const name of NUMBERS) FIELDS[name].value = request[name] ?? FIELDS[name].defaultValue;
+  FIELDS.sampler.value = request.sampler ?? "euler";
   FIELDS.negative_prompt.value = request.negative_prompt ?? "";
   $("negative-panel").open = Boolean(request.negative_prompt);
   FIELDS.strength.value = request.strength ?? FIELDS.strength.defaultValue;
@@ -286,6 +288,7 @@ function factsOf({ request, facts, start }) {
     Seed: request.seed,
     Steps: facts.steps ?? request.num_inference_steps,
     Guidance: facts.guidance ?? request.guidance_scale,
+    Sampler: request.sampler && $("sampler").querySelector(`[value=${request.sampler}]`)?.text.split(",")[0],
     Strength: start && request.strength,
     Without: request.negative_prompt,
     Time: `${facts.seconds.toFixed(1)} s`,

@@ -6,28 +6,22 @@
 
 Both run in f32 on the CPU from the same noise. The two sum in different orders, so their latents differ in the last
 bits: a few 8-bit values may come out one apart. 50 dB allows two in three; a wrong constant anywhere costs far more.
+Several pictures of a prompt, which diffusers draws in one batch, are each compared with what `tch-flux` draws alone, too.
 
 The model is a schnell-type one whose folder holds both layouts: diffusers' for the one, the official for the other.
 """
 
-import argparse
 import json
 import math
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = "1"
-# What the libraries have to say about themselves would hide the results.
-os.environ |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}
+import comparison
+import numpy as np
+import torch
+from PIL import Image
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from PIL import Image  # noqa: E402
-
-SIZE = 64
 THRESHOLD = 50.0
 PROMPTS = [
     "a red circle on a blue background",
@@ -36,51 +30,27 @@ PROMPTS = [
     "a green triangle on an orange background",
 ]
 SEEDS = [0, 42]
+BATCH = 3
 
 
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Of 8-bit pictures, in dB."""
-    error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
-    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
-
-
-def load_pipeline(model: Path):
-    from diffusers import FluxPipeline
-    from diffusers.utils import logging
-
-    logging.disable_progress_bar()
-    pipeline = FluxPipeline.from_pretrained(model, dtype=torch.float32, low_cpu_mem_usage=False)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def theirs(pipeline, prompt: str, seed: int, steps: int) -> np.ndarray:
-    picture = pipeline(
-        prompt,
-        height=SIZE,
-        width=SIZE,
-        num_inference_steps=steps,
-        guidance_scale=0.0,
-        max_sequence_length=256,
-        generator=torch.Generator("cpu").manual_seed(seed),
-        output_type="pt",
-    ).images[0]
-    # diffusers rounds to 8 bits; the official code, which ours follows, cuts off. Compare pictures, not roundings.
-    return (127.5 * ((2.0 * picture - 1.0) + 1.0)).byte().permute(1, 2, 0).numpy()
-
-
-def ours(binary: Path, model: Path, prompt: str, seed: int, steps: int, out: Path) -> np.ndarray:
-    command = [binary, "generate", prompt, "--model", model, "--width", SIZE, "--height", SIZE, "--steps", steps]
-    command += ["--seed", seed, "--kind", "f32", "--quiet", "-o", out]
-    subprocess.run([str(part) for part in command], check=True, stdin=subprocess.DEVNULL)
-    return np.array(Image.open(out).convert("RGB"))
+def several(pipeline, binary, model, folder, prompt, seed, steps):
+    """Pictures of one call each, theirs and ours; and whether ours are what they are alone."""
+    generators = [torch.Generator("cpu").manual_seed(seed + i) for i in range(BATCH)]
+    batch = comparison.draw(
+        pipeline, prompt=prompt, num_inference_steps=steps, num_images_per_prompt=BATCH, generator=generators
+    )
+    flags = ["--steps", steps, "--seed", seed, "-n", BATCH]
+    comparison.call(binary, model, folder / "{index}.png", "generate", *flags, prompt=prompt)
+    together = [np.array(Image.open(folder / f"{i}.png").convert("RGB")) for i in range(BATCH)]
+    for i, (a, b) in enumerate(zip(batch, together)):
+        flags = ["--steps", steps, "--seed", seed + i]
+        alone, _ = comparison.ours(binary, model, folder / "out.png", "generate", *flags, prompt=prompt)
+        yield i, a, b, np.array_equal(alone, b)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--binary", type=Path, required=True, help="tch-flux")
-    parser.add_argument("--model", type=Path, default=Path(__file__).resolve().parent.parent / "fixtures/tiny")
-    parser.add_argument("--steps", type=int, default=4)
+    parser = comparison.arguments(__doc__)
+    parser.add_argument("--steps", type=int, default=comparison.STEPS)
     parser.add_argument("--prompts", nargs="+", default=PROMPTS)
     parser.add_argument("--json", action="store_true", help="one JSON object in place of the lines")
     args = parser.parse_args()
@@ -90,22 +60,32 @@ def main() -> int:
     jobs.append((args.prompts[0], SEEDS[0], 2 * args.steps))
     # The last bits depend on the number of threads; two is what the parity cases are made with.
     torch.set_num_threads(2)
-    pipeline = load_pipeline(args.model)
+    pipeline = comparison.load("FluxPipeline", args.model)
 
     pictures = []
-    with tempfile.TemporaryDirectory() as folder:
+
+    def compared(prompt, seed, steps, a, b, same=True):
+        value = comparison.psnr(a, b)
+        passed = value >= THRESHOLD and same
+        result = f"{value:.2f} dB" if a.shape == b.shape else f"sizes differ: {a.shape[:2]} and {b.shape[:2]}"
+        result += "" if same else ", and alone it is another one"
+        picture = {"prompt": prompt, "seed": seed, "steps": steps, "result": result, "passed": passed}
+        # JSON has no infinity: null is identical, or not comparable; `passed` tells them apart.
+        pictures.append(picture | {"psnr_db": round(value, 2) if math.isfinite(value) else None})
+        if not args.json:
+            verdict = "ok" if passed else "FAILED"
+            print(f"{verdict:6} {prompt}, seed {seed}, {steps} steps: {result}", flush=True)
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         for prompt, seed, steps in jobs:
-            a = theirs(pipeline, prompt, seed, steps)
-            b = ours(args.binary, args.model, prompt, seed, steps, Path(folder) / "out.png")
-            value = psnr(a, b) if a.shape == b.shape else math.nan
-            passed = value >= THRESHOLD
-            result = f"{value:.2f} dB" if a.shape == b.shape else f"sizes differ: {a.shape[:2]} and {b.shape[:2]}"
-            picture = {"prompt": prompt, "seed": seed, "steps": steps, "result": result, "passed": passed}
-            # JSON has no infinity: null is identical, or not comparable; `passed` tells them apart.
-            pictures.append(picture | {"psnr_db": round(value, 2) if math.isfinite(value) else None})
-            if not args.json:
-                verdict = "ok" if passed else "FAILED"
-                print(f"{verdict:6} {prompt}, seed {seed}, {steps} steps: {result}", flush=True)
+            a = comparison.draw(pipeline, seed, prompt=prompt, num_inference_steps=steps)[0]
+            flags = ["--steps", steps, "--seed", seed]
+            b, _ = comparison.ours(args.binary, args.model, folder / "out.png", "generate", *flags, prompt=prompt)
+            compared(prompt, seed, steps, a, b)
+        prompt, seed = args.prompts[-1], SEEDS[-1]
+        for i, a, b, same in several(pipeline, args.binary, args.model, folder, prompt, seed, args.steps):
+            compared(f"{prompt}, in a batch", seed + i, args.steps, a, b, same)
 
     failed = sum(not picture["passed"] for picture in pictures)
     if args.json:

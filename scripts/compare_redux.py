@@ -10,25 +10,22 @@ pictures and the prompt. What it does with one picture is what the official code
 behind the other, as ComfyUI has them, its models run one by one and their tokens are joined here.
 """
 
-import argparse
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
+from functools import partial
 
-import compare_edits as edits
-import compare_pipelines as compare
+import comparison
 import numpy as np
 import torch
+from compare_adapters import lora
+from compare_edits import with_lora
+from comparison import NEGATIVE, PROMPT, Case, picture
 from export_fixtures import randomise
 from PIL import Image
 from safetensors.torch import save_file
 
-THRESHOLD = 45.0
 # FluxPriorReduxPipeline knows no other.
 LENGTH = 512
 SIDE = 59
-NEGATIVE = "a green square on a white background"
 
 
 def make_redux(model, folder):
@@ -81,84 +78,46 @@ def appended(prior, images, prompt, strengths):
     return {"prompt_embeds": torch.cat([text, *tokens], 1), "pooled_prompt_embeds": pooled}
 
 
-def theirs(name, model, **request):
-    import diffusers
-    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-
-    diffusers.utils.logging.disable_progress_bar()
-    DiagonalGaussianDistribution.sample = lambda self, generator=None: self.mode()
-    pipeline = getattr(diffusers, name).from_pretrained(model, dtype=torch.float32, low_cpu_mem_usage=False)
-    pipeline.set_progress_bar_config(disable=True)
-    result = pipeline(
-        height=edits.SIZE, width=edits.SIZE, num_inference_steps=edits.STEPS, guidance_scale=0.0, max_sequence_length=LENGTH,
-        generator=torch.Generator("cpu").manual_seed(edits.SEED), output_type="pt", **request,
-    ).images[0]  # fmt: skip
-    return (127.5 * ((2.0 * result - 1.0) + 1.0)).byte().permute(1, 2, 0).numpy()
-
-
-def ours(binary, model, out, *flags):
-    command = "edit" if "--image" in flags else "generate"
-    call = [binary, command, "--model", model, "--width", edits.SIZE, "--height", edits.SIZE, "--steps", edits.STEPS]
-    call += ["--seed", edits.SEED, "--max-sequence-length", LENGTH, "--kind", "f32", "--quiet", "-o", out, *flags]
-    subprocess.run([str(part) for part in call], check=True, stdin=subprocess.DEVNULL)
-    return np.array(Image.open(out).convert("RGB"))
-
-
-def cases(model, folder):
-    """Name, diffusers' pipeline with its request, and ours: its prompt and flags."""
+def cases(binary, model, folder):
     prior = make_redux(model, folder)
     wide, tall = folder / "wide.png", folder / "tall.png"
-    edits.picture(150, 61).save(wide)
-    Image.fromarray(255 - np.array(edits.picture(33, 80))).save(tall)
+    picture(150, 61).save(wide)
+    Image.fromarray(255 - np.array(picture(33, 80))).save(tall)
     one, two = Image.open(wide), Image.open(tall)
-    prompt = edits.PROMPT
 
-    yield "one picture, no prompt", "FluxPipeline", summed(prior, [one], "", [1.0], [1.0]), [], ["--redux", wide]
-    yield "one picture and a prompt", "FluxPipeline", summed(prior, [one], prompt, [1.0], [1.0]), [prompt], ["--redux", wide]
-    flags = ["--redux", f"{wide}=0.6", "--redux-mix", "sum"]
-    yield "one picture, weaker as diffusers has it", "FluxPipeline", summed(prior, [one], prompt, [0.6], [1.0]), [prompt], flags
+    def case(title, request, prompt, *flags, pipeline="FluxPipeline"):
+        request = {"max_sequence_length": LENGTH} | request
+        command = "edit" if "--image" in flags else "generate"
+        flags = ["--redux-model", folder, "--max-sequence-length", LENGTH, *flags]
+        return Case(title, partial(comparison.theirs, pipeline, model, **request), command, flags, prompt)
+
+    alone = summed(prior, [one], PROMPT, [1.0], [1.0])
+    yield case("one picture, no prompt", summed(prior, [one], "", [1.0], [1.0]), None, "--redux", wide)
+    yield case("one picture and a prompt", alone, PROMPT, "--redux", wide)
+    request = summed(prior, [one], PROMPT, [0.6], [1.0])
+    yield case("one picture, weaker as diffusers has it", request, PROMPT, "--redux", f"{wide}=0.6", "--redux-mix", "sum")
     flags = ["--redux", f"{wide}=0.6", "--redux", f"{tall}=0.3,0.5", "--redux-mix", "sum"]
-    both = summed(prior, [one, two], [prompt] * 2, [0.6, 0.3], [1.0, 0.5])
-    yield "two pictures and a prompt, summed", "FluxPipeline", both, [prompt], flags
-    flags = ["--redux", wide, "--redux", tall, "--redux-mix", "sum"]
-    yield "two pictures, no prompt, summed", "FluxPipeline", summed(prior, [one, two], ["", ""], [1.0, 1.0], [1.0, 1.0]), [], flags
+    request = summed(prior, [one, two], [PROMPT] * 2, [0.6, 0.3], [1.0, 0.5])
+    yield case("two pictures and a prompt, summed", request, PROMPT, *flags)
+    request = summed(prior, [one, two], ["", ""], [1.0, 1.0], [1.0, 1.0])
+    yield case("two pictures, no prompt, summed", request, None, "--redux", wide, "--redux", tall, "--redux-mix", "sum")
     flags = ["--redux", f"{wide}=0.4", "--redux", f"{tall}=0.7", "--redux-mix", "sum", "--redux-without-text"]
-    yield "two pictures, no text encoders", "FluxPipeline", summed(prior, [one, two], None, [0.4, 0.7], [1.0, 1.0]), [], flags
-    yield "one picture, no text encoders", "FluxPipeline", summed(prior, [one], None, [1.0], [1.0]), [], [
-        "--redux", wide, "--redux-without-text",
-    ]  # fmt: skip
-    flags = ["--redux", f"{wide}=0.8", "--redux", tall]
-    yield "two pictures and a prompt, appended", "FluxPipeline", appended(prior, [one, two], prompt, [0.8, 1.0]), [prompt], flags
-    request = summed(prior, [one], prompt, [1.0], [1.0]) | {"negative_prompt": NEGATIVE, "true_cfg_scale": 3.0}
+    yield case("two pictures, no text encoders", summed(prior, [one, two], None, [0.4, 0.7], [1.0, 1.0]), None, *flags)
+    request = summed(prior, [one], None, [1.0], [1.0])
+    yield case("one picture, no text encoders", request, None, "--redux", wide, "--redux-without-text")
+    request = appended(prior, [one, two], PROMPT, [0.8, 1.0])
+    yield case("two pictures and a prompt, appended", request, PROMPT, "--redux", f"{wide}=0.8", "--redux", tall)
+    request = alone | {"negative_prompt": NEGATIVE, "true_cfg_scale": 3.0}
     flags = ["--redux", wide, "--negative-prompt", NEGATIVE, "--true-cfg-scale", "3"]
-    yield "a picture, a prompt and a negative one", "FluxPipeline", request, [prompt], flags
-    request = summed(prior, [two], prompt, [1.0], [1.0]) | {"image": one, "strength": 0.8}
-    yield "image to image", "FluxImg2ImgPipeline", request, [prompt], ["--image", wide, "--strength", "0.8", "--redux", tall]
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--binary", type=Path, required=True, help="tch-flux")
-    parser.add_argument("--model", type=Path, default=edits.ROOT / "fixtures/tiny")
-    args = parser.parse_args()
-    torch.set_num_threads(2)
-
-    failed = passed = 0
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        plain = theirs("FluxPipeline", args.model, prompt=edits.PROMPT)
-        for title, pipeline, request, prompts, flags in cases(args.model, folder):
-            reference = theirs(pipeline, args.model, **request)
-            flags = [*prompts, *flags, "--redux-model", folder]
-            value = compare.psnr(reference, ours(args.binary, args.model, folder / "out.png", *flags))
-            # A picture that Redux did not change would prove nothing.
-            apart = compare.psnr(reference, plain)
-            good = value >= THRESHOLD > apart
-            passed, failed = passed + good, failed + (not good)
-            print(f"{'ok' if good else 'FAILED':6} {title}: {value:.2f} dB, {apart:.2f} dB from none", flush=True)
-    print(f"{passed} passed, {failed} failed")
-    return 1 if failed else 0
+    yield case("a picture, a prompt and a negative one", request, PROMPT, *flags)
+    request = summed(prior, [two], PROMPT, [1.0], [1.0]) | {"image": one, "strength": 0.8}
+    flags = ["--image", wide, "--strength", "0.8", "--redux", tall]
+    yield case("image to image", request, PROMPT, *flags, pipeline="FluxImg2ImgPipeline")
+    added = lora(model, folder / "lora.safetensors")
+    request = alone | {"prepare": partial(with_lora, added, 0.8)}
+    yield case("a picture and a LoRA", request, PROMPT, "--redux", wide, "--lora", f"{added}:0.8")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # What a picture adds may be little.
+    sys.exit(comparison.run(__doc__, cases, apart=comparison.THRESHOLD))

@@ -8,21 +8,17 @@ The transformer is the small one, the autoencoder one of TAEF1's sizes with rand
 files of its author. Both run in f32 on the CPU from the same noise.
 """
 
-import argparse
 import math
-import subprocess
 import sys
-import tempfile
+from functools import partial
 from pathlib import Path
 
-import compare_pipelines as compare
+import comparison
 import numpy as np
 import torch
-from compare_edits import PROMPT, SEED, SIZE, STEPS, THRESHOLD, picture
+from comparison import SIZE, Case, picture
 from PIL import Image
 from safetensors.torch import save_file
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def taef1(folder: Path):
@@ -56,55 +52,20 @@ def taef1(folder: Path):
     return model
 
 
-def theirs(name, model, autoencoder, **request):
-    import diffusers
-
-    diffusers.utils.logging.disable_progress_bar()
-    pipeline = getattr(diffusers, name).from_pretrained(model, vae=autoencoder, dtype=torch.float32, low_cpu_mem_usage=False)
-    pipeline.set_progress_bar_config(disable=True)
-    result = pipeline(
-        prompt=PROMPT, height=SIZE, width=SIZE, num_inference_steps=STEPS, guidance_scale=0.0, max_sequence_length=256,
-        generator=torch.Generator("cpu").manual_seed(SEED), output_type="pt", **request,
-    ).images[0]  # fmt: skip
-    return (127.5 * ((2.0 * result - 1.0) + 1.0)).byte().permute(1, 2, 0).numpy()
+def inside(drawn, said):
+    return f", {np.mean((drawn > 0) & (drawn < 255)):.0%} between black and white"
 
 
-def ours(binary, model, out, command, *flags):
-    call = [binary, command, PROMPT, "--model", model, "--width", SIZE, "--height", SIZE, "--steps", STEPS, "--seed", SEED]
-    call += ["--kind", "f32", "--quiet", "-o", out, *flags]
-    subprocess.run([str(part) for part in call], check=True, stdin=subprocess.DEVNULL)
-    return np.array(Image.open(out).convert("RGB"))
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--binary", type=Path, required=True, help="tch-flux")
-    parser.add_argument("--model", type=Path, default=ROOT / "fixtures/tiny")
-    args = parser.parse_args()
-    torch.set_num_threads(2)
-
-    failed = passed = 0
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        tiny = taef1(folder)
-        picture(SIZE, SIZE).save(folder / "square.png")
-        begin = {"image": Image.open(folder / "square.png"), "strength": 0.6}
-        flags = ["--image", folder / "square.png", "--strength", "0.6"]
-        cases = [
-            ("diffusers' file", "FluxPipeline", {}, "generate", ["--autoencoder", folder / "taef1"]),
-            ("its author's decoder", "FluxPipeline", {}, "generate", ["--vae", folder / "taef1_decoder.safetensors"]),
-            ("image to image", "FluxImg2ImgPipeline", begin, "edit", ["--vae", folder / "taef1_decoder.safetensors", *flags]),
-        ]
-        for title, pipeline, request, command, more in cases:
-            a = theirs(pipeline, args.model, tiny, **request)
-            b = ours(args.binary, args.model, folder / "out.png", command, *more)
-            value = compare.psnr(a, b)
-            passed, failed = passed + (value >= THRESHOLD), failed + (value < THRESHOLD)
-            inside = np.mean((a > 0) & (a < 255))
-            print(f"{'ok' if value >= THRESHOLD else 'FAILED':6} {title}: {value:.2f} dB, {inside:.0%} between black and white", flush=True)
-    print(f"{passed} passed, {failed} failed")
-    return 1 if failed else 0
+def cases(binary, model, folder):
+    parts = {"vae": taef1(folder)}
+    square, decoder = folder / "square.png", folder / "taef1_decoder.safetensors"
+    picture(SIZE, SIZE).save(square)
+    drawn = partial(comparison.theirs, "FluxPipeline", model, parts)
+    yield Case("diffusers' file", drawn, "generate", ["--autoencoder", folder / "taef1"])
+    yield Case("its author's decoder", drawn, "generate", ["--vae", decoder])
+    drawn = partial(comparison.theirs, "FluxImg2ImgPipeline", model, parts, image=Image.open(square), strength=0.6)
+    yield Case("image to image", drawn, "edit", ["--vae", decoder, "--image", square, "--strength", "0.6"])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(comparison.run(__doc__, cases, note=inside))

@@ -5,25 +5,27 @@
     scripts/with-libtorch --reference python scripts/compare_walks.py --binary target/release/tch-flux
 
 Both run the tiny model in f32 on the CPU from the same noise. A step cache skips the same steps or the pictures differ. What
-diffusers does not have is written here from its definition: TeaCache, and ComfyUI's weights.
+diffusers does not have is written here from its definition: TeaCache, and ComfyUI's weights. LoRAs for few steps are of random
+weights, for the layers that the published ones are for.
 """
 
-import argparse
-import json
-import subprocess
+import math
+import shutil
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
-import compare_pipelines as compare
+import comparison
 import numpy as np
 import torch
+from compare_adapters import controlnet
+from compare_edits import with_lora
+from comparison import PROMPT, SIZE, Case, picture
 from PIL import Image
+from safetensors.torch import save_file
 
-THRESHOLD = 45.0
-PROMPT = "a red circle on a blue background"
 STEPS = 12
-ROOT = Path(__file__).resolve().parent.parent
 TEA_CACHE = np.poly1d([4.98651651e02, -2.83781631e02, 5.58554382e01, -3.82021401e00, 2.64230861e-01])
 
 
@@ -31,7 +33,10 @@ def tea_cache(net, threshold, calls):
     """A forward that skips the blocks while the modulated input of the first one has changed little."""
     seen = {"call": 0, "sum": 0.0, "input": None, "rest": None, "skipped": 0}
 
-    def forward(hidden_states, encoder_hidden_states, pooled_projections, timestep, img_ids, txt_ids, guidance=None, **_):
+    def forward(
+        hidden_states, encoder_hidden_states, pooled_projections, timestep, img_ids, txt_ids, guidance=None,
+        controlnet_block_samples=None, controlnet_single_block_samples=None, **_,
+    ):  # fmt: skip
         x, c = net.x_embedder(hidden_states), net.context_embedder(encoder_hidden_states)
         temb = net.time_text_embed(timestep * 1000, pooled_projections)
         rotary = net.pos_embed(torch.cat([txt_ids, img_ids]))
@@ -46,10 +51,14 @@ def tea_cache(net, threshold, calls):
             x = x + seen["rest"]
         else:
             seen["sum"], before = 0.0, x
-            for block in net.transformer_blocks:
-                c, x = block(hidden_states=x, encoder_hidden_states=c, temb=temb, image_rotary_emb=rotary)
-            for block in net.single_transformer_blocks:
-                c, x = block(hidden_states=x, encoder_hidden_states=c, temb=temb, image_rotary_emb=rotary)
+            for blocks, followed in (
+                (net.transformer_blocks, controlnet_block_samples),
+                (net.single_transformer_blocks, controlnet_single_block_samples),
+            ):
+                for i, block in enumerate(blocks):
+                    c, x = block(hidden_states=x, encoder_hidden_states=c, temb=temb, image_rotary_emb=rotary)
+                    if followed is not None:
+                        x = x + followed[i // math.ceil(len(blocks) / len(followed))]
             seen["rest"] = x - before
         return (net.proj_out(net.norm_out(x, temb)),)
 
@@ -71,79 +80,123 @@ def weighed(pipeline, parts, length=256):
     return {"prompt_embeds": states, "pooled_prompt_embeds": pooled}
 
 
-def theirs(model, steps=STEPS, cache=None, scheduler=None, parts=None, **request):
+def like_dev(model, folder):
+    """The model with an embedder of random weights for the guidance, in diffusers' layout."""
+    from diffusers import FluxTransformer2DModel
+
+    for part in model.iterdir():
+        if part.is_dir() and part.name != "transformer":
+            shutil.copytree(part, folder / part.name)
+    shutil.copy(model / "model_index.json", folder)
+    plain = FluxTransformer2DModel.from_pretrained(model / "transformer", torch_dtype=torch.float32)
+    torch.manual_seed(8)
+    net = FluxTransformer2DModel.from_config({**plain.config, "guidance_embeds": True})
+    net.load_state_dict(plain.state_dict(), strict=False)
+    net.save_pretrained(folder / "transformer")
+    return net
+
+
+def few_steps(net, path, size, rank=4):
+    """A LoRA with matrices for every linear layer, as those of Hyper-SD and Turbo-Alpha have them."""
+    torch.manual_seed(9)
+    weights = {}
+    for name, layer in net.named_modules():
+        if isinstance(layer, torch.nn.Linear):
+            weights[f"transformer.{name}.lora_A.weight"] = torch.randn(rank, layer.in_features) / layer.in_features**0.5
+            weights[f"transformer.{name}.lora_B.weight"] = torch.randn(layer.out_features, rank) * size
+    save_file(weights, path)
+    return path
+
+
+def fused(path, strength, pipeline):
+    """As Hyper-SD's page has it."""
+    pipeline.load_lora_weights(str(path))
+    pipeline.fuse_lora(lora_scale=strength)
+
+
+def theirs(
+    model, pipeline="FluxPipeline", steps=STEPS, cache=None, scheduler=None, weights=None, pieces=None, prepare=None, **request
+):
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    pipeline = compare.load_pipeline(model)
+    pipeline = comparison.load(pipeline, model, **(pieces or {}))
+    if prepare:
+        prepare(pipeline)
     net = pipeline.transformer
     if scheduler:
         pipeline.scheduler = FlowMatchEulerDiscreteScheduler(**scheduler)
-    text = weighed(pipeline, parts) if parts else {"prompt": PROMPT}
-    forward = net.forward
+    if weights:
+        request |= weighed(pipeline, weights)
     if isinstance(cache, float):
         net.forward, _ = tea_cache(net, cache, steps)
     elif cache:
         net.enable_cache(cache)
-    result = pipeline(
-        **text, height=compare.SIZE, width=compare.SIZE, num_inference_steps=steps, guidance_scale=0.0, max_sequence_length=256,
-        generator=torch.Generator("cpu").manual_seed(7), output_type="pt", **request,
-    ).images[0]  # fmt: skip
-    net.forward = forward
-    return (127.5 * ((2.0 * result - 1.0) + 1.0)).byte().permute(1, 2, 0).numpy()
+        if pieces:
+            # The pipelines of ControlNets do not say whose call of the transformer it is.
+            forward = net.forward
+            net.forward = lambda *call, **named: in_context(net, forward, call, named)
+    return comparison.draw(pipeline, num_inference_steps=steps, **request)[0]
 
 
-def ours(binary, model, out, *flags, prompt=PROMPT):
-    call = [binary, "generate", prompt, "--model", model, "--width", compare.SIZE, "--height", compare.SIZE, "--seed", 7]
-    call += ["--kind", "f32", "--json", "-o", out, *flags]
-    said = subprocess.run([str(part) for part in call], check=True, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    return np.array(Image.open(out).convert("RGB")), json.loads(said.stdout)["cache"]
+def in_context(net, forward, call, named):
+    with net.cache_context("cond"):
+        return forward(*call, **named)
 
 
-def cases():
-    """Name, what diffusers is asked, the prompt, and our flags."""
+def skipped(picture, said):
+    cache = said["cache"]
+    return f", {cache['skipped']} of {cache['calls']} skipped" if cache else ""
+
+
+def cases(binary, model, folder):
     from diffusers import FirstBlockCacheConfig, TaylorSeerCacheConfig
 
-    steps = ["--steps", STEPS]
+    def case(title, request, *flags, prompt=PROMPT):
+        flags = [*flags, *([] if "--sigmas" in flags else ["--steps", STEPS])]
+        return Case(title, partial(theirs, model, **request), "generate", flags, prompt)
+
     sigmas = [1.0, 0.9, 0.55, 0.3, 0.1]
-    yield "sigmas", {"sigmas": sigmas, "steps": len(sigmas)}, PROMPT, ["--sigmas", ",".join(map(str, sigmas))]
+    yield case("sigmas", {"sigmas": sigmas, "steps": len(sigmas)}, "--sigmas", ",".join(map(str, sigmas)))
     shifted = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
-    yield "shifted", {"scheduler": shifted}, PROMPT, steps + ["--schedule", "shifted"]
+    yield case("shifted", {"scheduler": shifted}, "--schedule", "shifted")
     shifted = {"use_dynamic_shifting": True, "base_shift": -0.5, "max_shift": 2.0}
-    yield "another shift", {"scheduler": shifted}, PROMPT, steps + ["--shift=-0.5,2"]
-    parts = [("a ", 1.0), ("red", 1.4), (" circle on a ", 1.0), ("blue background", 0.6)]
-    yield "weights", {"parts": parts}, "a (red:1.4) circle on a (blue background:0.6)", steps
+    yield case("another shift", {"scheduler": shifted}, "--shift=-0.5,2")
+    weights = [("a ", 1.0), ("red", 1.4), (" circle on a ", 1.0), ("blue background", 0.6)]
+    yield case("weights", {"weights": weights}, prompt="a (red:1.4) circle on a (blue background:0.6)")
     for threshold in (0.02, 0.1, 0.4):
         cache = {"cache": FirstBlockCacheConfig(threshold=threshold)}
-        yield f"first block, {threshold}", cache, PROMPT, steps + ["--cache", f"first-block:{threshold}"]
+        yield case(f"first block, {threshold}", cache, "--cache", f"first-block:{threshold}")
     for threshold in (0.2, 0.6):
-        yield f"TeaCache, {threshold}", {"cache": threshold}, PROMPT, steps + ["--cache", f"tea-cache:{threshold}"]
-    for interval, order, warmup in ((5, 1, 3), (3, 2, 2), (2, 1, 1)):
-        cache = TaylorSeerCacheConfig(
+        yield case(f"TeaCache, {threshold}", {"cache": threshold}, "--cache", f"tea-cache:{threshold}")
+
+    def taylor_seer(interval, order, warmup):
+        return TaylorSeerCacheConfig(
             cache_interval=interval, max_order=order, disable_cache_before_step=warmup,
             taylor_factors_dtype=torch.float32, use_lite_mode=True,
         )  # fmt: skip
-        name = f"{interval},{order},{warmup}"
-        yield f"TaylorSeer, {name}", {"cache": cache}, PROMPT, steps + ["--cache", f"taylor-seer:{name}"]
 
+    for numbers in ((5, 1, 3), (3, 2, 2), (2, 1, 1)):
+        name = ",".join(map(str, numbers))
+        yield case(f"TaylorSeer, {name}", {"cache": taylor_seer(*numbers)}, "--cache", f"taylor-seer:{name}")
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--binary", type=Path, required=True, help="tch-flux")
-    parser.add_argument("--model", type=Path, default=ROOT / "fixtures/tiny")
-    args = parser.parse_args()
-    torch.set_num_threads(2)
+    picture(SIZE, SIZE).save(followed := folder / "followed.png")
+    net, path = controlnet(folder, "controlnet")
+    request = {"pipeline": "FluxControlNetPipeline", "pieces": {"controlnet": net}, "control_image": Image.open(followed)}
+    flags = ["--controlnet", path, "--control-image", followed, "--cache"]
+    yield case("ControlNet and TeaCache", request | {"cache": 0.6}, *flags, "tea-cache:0.6")
+    yield case("ControlNet and TaylorSeer", request | {"cache": taylor_seer(3, 2, 2)}, *flags, "taylor-seer:3,2,2")
 
-    failed = passed = 0
-    with tempfile.TemporaryDirectory() as folder:
-        for title, request, prompt, flags in cases():
-            picture, cache = ours(args.binary, args.model, Path(folder) / "out.png", *flags, prompt=prompt)
-            value = compare.psnr(theirs(args.model, **request), picture)
-            passed, failed = passed + (value >= THRESHOLD), failed + (value < THRESHOLD)
-            skipped = f", {cache['skipped']} of {cache['calls']} skipped" if cache else ""
-            print(f"{'ok' if value >= THRESHOLD else 'FAILED':6} {title}: {value:.2f} dB{skipped}", flush=True)
-    print(f"{passed} passed, {failed} failed")
-    return 1 if failed else 0
+    # As their pages have it: Hyper-SD's is fused at 0.125, Turbo-Alpha is an adapter at 1.
+    dev = Path(tempfile.mkdtemp(dir=folder))
+    net = like_dev(model, dev)
+    shifted = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
+    for title, size, strength, put_on in (("Hyper-SD", 1.0, 0.125, fused), ("Turbo-Alpha", 0.1, 1.0, with_lora)):
+        path = few_steps(net, folder / "few-steps.safetensors", size)
+        request = {"scheduler": shifted, "steps": 8, "guidance_scale": 3.5, "prepare": partial(put_on, path, strength)}
+        drawn = partial(theirs, dev, **request)
+        flags = ["--model", dev, "--lora", f"{path}:{strength}", "--steps", 8, "--guidance", 3.5]
+        yield Case(f"as {title}, 8 steps", drawn, "generate", flags)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(comparison.run(__doc__, cases, note=skipped))

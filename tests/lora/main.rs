@@ -5,6 +5,7 @@
 mod common;
 
 mod beside;
+mod few_steps;
 mod forms;
 mod makers;
 mod names;

@@ -1,7 +1,7 @@
 //! The binary as a user runs it.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 use tch_flux::image::Image;
@@ -200,6 +200,50 @@ fn calls_that_cannot_be_right_end_with_2_and_failures_with_1() {
     ends(&["generate", "--from-image", "missing.png"], 1, "missing.png");
     ends(&["inspect", "missing.safetensors"], 1, "missing.safetensors");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing was written");
+}
+
+#[test]
+fn a_reader_who_stops_changes_nothing_but_what_is_said() {
+    let folder = folder();
+    let file = fixtures().join("tiny/flux1-schnell.safetensors");
+    let case = fixtures().join("parity/rms_norm_f32.safetensors");
+    let (file, case) = (file.to_str().unwrap(), case.to_str().unwrap());
+    let calls: [&[&str]; 8] = [
+        &["inspect", "--tensors", file],
+        &["inspect", "--json", file],
+        &["inspect", "--compare", file, file],
+        &["parity", case],
+        &["doctor"],
+        &["bench", "text", "--layers", "1", "--tokens", "8", "--repeat", "1", "--warmup", "0"],
+        &["convert", file, "out.safetensors", "--kind", "f32"],
+        &["generate", CIRCLE, "--steps", "1", "-o", "out.png"],
+    ];
+    for call in calls {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tch-flux"));
+        command.current_dir(folder.path()).args(call).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success() && !said.contains("panicked"), "{call:?}: {said}");
+        let mut child = command.spawn().unwrap();
+        drop((child.stdout.take(), child.stderr.take()));
+        assert!(child.wait().unwrap().success() || call[0] == "convert", "{call:?}: nobody listens at all");
+    }
+    assert!(folder.path().join("out.png").is_file() && folder.path().join("out.safetensors").is_file());
+
+    // The usual status where there is something to say.
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tch-flux"));
+    let mut child = command.args(["inspect", "missing"]).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stderr.take());
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    if let Ok(full) = std::fs::OpenOptions::new().write(true).open("/dev/full") {
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_tch-flux")).arg("doctor").stdout(full).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("error: standard output: "), "{said}");
+    }
 }
 
 #[test]

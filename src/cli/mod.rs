@@ -1,5 +1,9 @@
 //! One file a subcommand; what they share is here.
 
+// First: the others print with its macros.
+#[macro_use]
+mod say;
+
 mod bars;
 mod bench;
 mod control;
@@ -74,6 +78,10 @@ pub fn run() -> ExitCode {
         Command::Bench(command) => command.run(),
         Command::Doctor(command) => command.run(),
     };
+    let done = done.and_then(|code| match say::unsaid() {
+        Some(error) => Err(anyhow::anyhow!("standard output: {error}")),
+        None => Ok(code),
+    });
     done.unwrap_or_else(|error| {
         eprintln!("error: {}", in_full(&error));
         match error.downcast_ref::<Error>() {

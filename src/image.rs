@@ -6,6 +6,7 @@ mod likeness;
 mod resize;
 #[cfg(test)]
 mod tests;
+mod upright;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use resize::Filter;
 use tch::{Kind, Tensor};
+pub use upright::orientation;
 
 use crate::error::{Error, FileProblem, Result};
 
@@ -40,6 +42,24 @@ pub struct Mask {
 }
 
 impl Mask {
+    /// From this value on a pixel is chosen.
+    pub const CHOSEN: u8 = 128;
+
+    /// Reads a PNG: what is light in it is chosen.
+    ///
+    /// # Errors
+    /// As [`Image::read_png`]; [`Error::File`] for one with transparent pixels, which some take for what is chosen and
+    /// others for what is not.
+    pub fn read_png(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let Png { image, clear, .. } = Png::read(path)?;
+        if clear {
+            let reason = "it has transparent pixels, which may mean either: save it without, white where it is drawn anew";
+            return Err(Error::file(path)(FileProblem::Image { reason: reason.into() }));
+        }
+        Ok(image.to_mask())
+    }
+
     /// The mask in another size, as Pillow's `resize` with `LANCZOS` makes it of grey values; sides are at least 1.
     pub fn resize(&self, width: u32, height: u32) -> Self {
         let (width, height) = (width.max(1), height.max(1));
@@ -54,7 +74,7 @@ impl Mask {
     /// [`Error::Tch`] where the memory is not to be had.
     pub fn to_tensor(&self) -> Result<Tensor> {
         let bytes = Tensor::f_from_slice(&self.chosen)?;
-        Ok(bytes.f_ge(128)?.f_to_kind(Kind::Float)?.f_reshape([
+        Ok(bytes.f_ge(i64::from(Self::CHOSEN))?.f_to_kind(Kind::Float)?.f_reshape([
             1,
             1,
             i64::from(self.height),
@@ -197,12 +217,34 @@ impl Image {
         writer.finish()
     }
 
-    /// Reads a PNG of eight bits a channel in colour, with its texts.
+    /// Reads a PNG of any kind as eight bits a channel in colour, set upright, with its texts. Transparent pixels show
+    /// the colour that they hide.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::File`] for what is no such PNG.
     pub fn read_png(path: impl AsRef<Path>) -> Result<(Self, BTreeMap<String, String>)> {
-        let path = path.as_ref();
+        let Png { image, texts, .. } = Png::read(path.as_ref())?;
+        Ok((image, texts))
+    }
+
+    /// As it is to be seen, of a camera that was held so: [`orientation`] reads it. A number that EXIF does not know
+    /// changes nothing.
+    pub fn upright(self, orientation: u16) -> Self {
+        let (rgb, (width, height)) = upright::upright(self.rgb, 3, (self.width, self.height), orientation);
+        Self { width, height, rgb }
+    }
+}
+
+/// What a PNG holds.
+struct Png {
+    image: Image,
+    /// Whether some of its pixels are transparent.
+    clear: bool,
+    texts: BTreeMap<String, String>,
+}
+
+impl Png {
+    fn read(path: &Path) -> Result<Self> {
         let failed = |reason: String| Error::file(path)(FileProblem::Image { reason });
         let file = BufReader::new(File::open(path).map_err(Error::io(path))?);
         let mut decoder = png::Decoder::new(file);
@@ -212,6 +254,11 @@ impl Image {
         let mut bytes = vec![0; size];
         let frame = reader.next_frame(&mut bytes).map_err(|e| failed(e.to_string()))?;
         bytes.truncate(frame.buffer_size());
+        let clear = match frame.color_type {
+            png::ColorType::Rgba => bytes.chunks_exact(4).any(|p| p[3] != 255),
+            png::ColorType::GrayscaleAlpha => bytes.chunks_exact(2).any(|p| p[1] != 255),
+            _ => false,
+        };
         let rgb = match frame.color_type {
             png::ColorType::Rgb => bytes,
             png::ColorType::Rgba => bytes.chunks_exact(4).flat_map(|p| [p[0], p[1], p[2]]).collect(),
@@ -228,7 +275,9 @@ impl Image {
         for chunk in &info.utf8_text {
             texts.insert(chunk.keyword.clone(), chunk.get_text().map_err(|e| failed(e.to_string()))?);
         }
-        Ok((Self { width: frame.width, height: frame.height, rgb }, texts))
+        let held = info.exif_metadata.as_deref().and_then(orientation).unwrap_or(1);
+        let image = Image { width: frame.width, height: frame.height, rgb }.upright(held);
+        Ok(Self { image, clear, texts })
     }
 }
 

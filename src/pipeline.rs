@@ -171,9 +171,10 @@ pub struct Generated {
 }
 
 /// A LoRA's file, and how much of it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LoraFile {
     /// A safetensors file.
+    #[serde(rename = "file")]
     pub path: PathBuf,
     /// 1 as it was trained, 0 nothing, below 0 the opposite.
     pub strength: f64,

@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::{Error, Result};
 use crate::ops::{Numerics, Quantize};
-use crate::pipeline::{Follow, Generated, ReduxMix, Request, Role};
+use crate::pipeline::{Follow, Generated, LoraFile, ReduxMix, Request, Role};
 
 /// The key of our own text in a PNG.
 const TEXT_KEY: &str = "tch-flux";
@@ -158,6 +158,15 @@ pub struct Recipe {
     /// Of a picture that was like others, where the IP-Adapters' names are known.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pictured: Vec<Liked>,
+    /// The LoRAs that it was drawn with, by their files.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub loras: Vec<LoraFile>,
+    /// The autoencoder's file or folder, without what it lies in.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub autoencoder: String,
+    /// Checksums of the pictures that it was drawn from, by their files: the first 8 bytes of SHA-256 in hexadecimal.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub inputs: BTreeMap<PathBuf, String>,
 }
 
 impl Recipe {
@@ -187,6 +196,9 @@ impl Recipe {
             }),
             controls: Vec::new(),
             pictured: Vec::new(),
+            loras: Vec::new(),
+            autoencoder: String::new(),
+            inputs: BTreeMap::new(),
         }
     }
 

@@ -1,22 +1,18 @@
 //! `edit`: pictures and a prompt in, PNG files out.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::Context;
 use clap::{Args, ValueEnum};
 use tch_flux::Error;
 use tch_flux::image::{Image, Mask};
 use tch_flux::pipeline::{self, Follow, Role};
 use tch_flux::recipe::Begun;
-use zune_jpeg::JpegDecoder;
-use zune_jpeg::zune_core::bytestream::ZCursor;
-use zune_jpeg::zune_core::colorspace::ColorSpace;
-use zune_jpeg::zune_core::options::DecoderOptions;
 
 use super::generate::{Begin, Generate};
+pub(super) use super::pictures::read;
+use super::pictures::read_mask;
 
 #[derive(Args)]
 pub(super) struct Edit {
@@ -48,6 +44,9 @@ pub(super) struct Edit {
     #[command(flatten)]
     generate: Generate,
 }
+
+/// No side of a picture is longer.
+const LONGEST: u32 = 16_384;
 
 /// Pixels around a picture: left, top, right, bottom.
 #[derive(Clone, Copy)]
@@ -85,8 +84,13 @@ impl Edit {
             return Err(Error::Request(text.into()).into());
         }
         let mut images = begun.images.iter().map(|path| read(path)).collect::<anyhow::Result<Vec<_>>>()?;
-        let mut mask = begun.mask.as_deref().map(|path| anyhow::Ok(read(path)?.to_mask())).transpose()?;
-        if let Some(pad) = begun.pad {
+        let mut mask = begun.mask.as_deref().map(read_mask).transpose()?;
+        if let Some(pad @ [left, top, right, bottom]) = begun.pad {
+            let (width, height) = (left + images[0].width + right, top + images[0].height + bottom);
+            if width.max(height) > LONGEST {
+                let text = format!("with --pad the picture is {width}x{height}: more than {LONGEST} a side");
+                return Err(Error::Request(text).into());
+            }
             let (picture, around): (Image, Mask) = images[0].pad(pad);
             images[0] = picture;
             mask = Some(around);
@@ -99,7 +103,14 @@ impl Edit {
             keep_size: begun.keep_size,
             follow: begun.follow,
         };
-        self.generate.run_from(Some(Begin { edit: Arc::new(edit), begun }))
+        let mut only = Vec::new();
+        if self.strength.is_some() {
+            only.push(("--strength", Role::Start));
+        }
+        if self.keep_size {
+            only.push(("--keep-size", Role::Reference));
+        }
+        self.generate.run_from(Some(Begin { edit: Arc::new(edit), begun, only }))
     }
 
     /// What is asked for, and the rest as it was before.
@@ -131,23 +142,14 @@ impl Edit {
     }
 }
 
-/// A PNG or a JPEG.
-pub(super) fn read(path: &Path) -> anyhow::Result<Image> {
-    let file = fs::read(path).with_context(|| path.display().to_string())?;
-    if !file.starts_with(&[0xff, 0xd8, 0xff]) {
-        return Ok(Image::read_png(path)?.0);
-    }
-    let options = DecoderOptions::default().jpeg_set_out_colorspace(ColorSpace::RGB);
-    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(&file), options);
-    let rgb = decoder.decode().with_context(|| path.display().to_string())?;
-    let (width, height) = decoder.dimensions().with_context(|| path.display().to_string())?;
-    Ok(Image { width: width as u32, height: height as u32, rgb })
-}
-
 fn parse_pad(text: &str) -> Result<Pad, String> {
-    // More than the longest side of a picture is no canvas.
-    let side = |text: &str| text.trim().parse::<u32>().ok().filter(|pixels| *pixels <= 16_384);
+    let side = |text: &str| text.trim().parse::<u32>().ok().filter(|pixels| *pixels <= LONGEST);
     let sides: Option<Vec<u32>> = text.split(',').map(side).collect();
     let sides = sides.and_then(|sides| <[u32; 4]>::try_from(sides).ok());
-    sides.map(Pad).ok_or_else(|| "expected four numbers of pixels: left,top,right,bottom".into())
+    let pad = sides.ok_or("expected four numbers of pixels: left,top,right,bottom")?;
+    if pad == [0; 4] {
+        Err("nothing to draw: one side at least must have pixels".into())
+    } else {
+        Ok(Pad(pad))
+    }
 }

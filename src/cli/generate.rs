@@ -21,10 +21,12 @@ use tch_flux::ops::{Numerics, Quantize, cpu, cuda};
 use tch_flux::pipeline::{Edit, LoraFile, Parts, Pipeline, Progress, Request, Role, Settings, Weights};
 use tch_flux::recipe::{Begun, Means, Recipe};
 
+use super::again;
 use super::bars::Bars;
 use super::control::{self, ControlArgs};
 use super::memory::{Fitted, MemoryArgs};
 use super::pictured::{self, PicturedArgs};
+use super::pictures;
 use super::redux::{self, ReduxArgs};
 use super::walk::Walk;
 use super::{
@@ -146,6 +148,8 @@ pub(super) struct Generate {
 pub(super) struct Begin {
     pub(super) edit: Arc<Edit>,
     pub(super) begun: Begun,
+    /// Flags that were given, and what pictures they are for.
+    pub(super) only: Vec<(&'static str, Role)>,
 }
 
 /// The size of what is drawn from pictures where nothing else is said: Kontext's own for the first reference; else as large
@@ -183,7 +187,7 @@ impl Generate {
 
     /// The recipe of `--from-image`.
     pub(super) fn recipe(&self) -> anyhow::Result<Option<Recipe>> {
-        self.from_image.as_deref().map(read_recipe).transpose()
+        self.from_image.as_deref().map(again::read).transpose()
     }
 
     /// What the model and its transformer are called.
@@ -228,7 +232,9 @@ impl Generate {
             vae_tile: self.vae_tile.or_else(|| recipe.as_ref()?.means.vae_tile),
         };
         let mut pipeline = Pipeline::open(parts.clone(), settings)?;
-        let mut notes = pipeline.set_loras(&self.lora)?;
+        let before = recipe.as_ref().map(|recipe| recipe.loras.clone()).unwrap_or_default();
+        let loras = if self.lora.is_empty() { before } else { self.lora.clone() };
+        let mut notes = pipeline.set_loras(&loras)?;
         let before = recipe.as_ref().map(|recipe| recipe.controls.clone()).unwrap_or_default();
         let followed = self.control.followed(before)?;
         request.controls = control::put_on(&mut pipeline, &followed)?;
@@ -240,6 +246,12 @@ impl Generate {
             let padded = begin.as_ref().is_some_and(|begin| begin.begun.pad.is_some());
             let most = if padded { i64::MAX } else { 2 * default_size(&parts.autoencoder).pow(2) };
             let role = pipeline.role(&edit)?;
+            let only = begin.iter().flat_map(|begin| &begin.only);
+            if let Some((flag, other)) = only.into_iter().find(|(_, only)| *only != role) {
+                let text =
+                    format!("{flag} is for a picture as {other:?}, and this model takes it as {role:?}");
+                return Err(Error::Request(text).into());
+            }
             let like = own.unwrap_or_else(|| size_like(&edit, role, most));
             request.width = self.width.unwrap_or(like.0);
             request.height = self.height.unwrap_or(like.1);
@@ -263,6 +275,12 @@ impl Generate {
             notes.push(format!("libtorch's operations run in place of kernels of our own: {problem}"));
         }
         let request = pipeline.complete(&request);
+        if self.guidance.is_some() && request.guidance.is_none() {
+            notes.push("this model was not distilled for guidance: --guidance changes nothing".into());
+        }
+        if self.negative_prompt.is_some() && request.true_cfg_scale.is_some_and(|scale| scale <= 1.0) {
+            notes.push("with a true guidance of 1 or less the negative prompt changes nothing".into());
+        }
         let mut fitted = self.memory.fit(&mut pipeline, &request)?;
         let settings = *pipeline.settings();
         let weights = pipeline.weights()?;
@@ -274,9 +292,16 @@ impl Generate {
             quantize: settings.quantize,
             vae_tile: settings.vae_tile,
         };
-        let loras: Vec<_> =
-            self.lora.iter().map(|lora| json!({ "file": lora.path, "strength": lora.strength })).collect();
         let outputs = self.outputs(&request)?;
+        if let Some(grid) = self.grid.as_ref().filter(|grid| outputs.contains(grid)) {
+            let text =
+                format!("{}: the sheet of --grid needs another name than the pictures", grid.display());
+            return Err(Error::Request(text).into());
+        }
+        let autoencoder = file_name(&parts.autoencoder);
+        if let (Some(picture), Some(recipe)) = (&self.from_image, &recipe) {
+            notes.extend(again::changed(picture, recipe, &model, &autoencoder));
+        }
         if self.dry_run {
             let plan = json!({
                 "request": request, "model": model, "kind": kind_name(pipeline.kind()), "files": outputs,
@@ -321,6 +346,8 @@ impl Generate {
             }
             recipe.redux.clone_from(&seen);
             (recipe.controls, recipe.pictured) = (followed.clone(), liked.clone());
+            (recipe.loras, recipe.autoencoder) = (loras.clone(), autoencoder.clone());
+            recipe.inputs = pictures::seen();
             picture.image.write_png(&file, &recipe.texts()?)?;
             written.push(Written {
                 file,
@@ -519,11 +546,4 @@ pub(super) fn default_size(autoencoder: &Path) -> i64 {
         json.get("sample_size")?.as_i64()
     });
     size.unwrap_or(1024)
-}
-
-fn read_recipe(path: &Path) -> anyhow::Result<Recipe> {
-    let (_, texts) = Image::read_png(path)?;
-    let recipe = Recipe::from_texts(&texts).with_context(|| path.display().to_string())?;
-    let missing = || format!("{}: it does not say how it was drawn; is it ours?", path.display());
-    Ok(recipe.ok_or_else(|| Error::Request(missing()))?)
 }

@@ -4,6 +4,7 @@
 #[macro_use]
 mod say;
 
+mod again;
 mod bars;
 mod bench;
 mod control;
@@ -17,6 +18,7 @@ mod inspect;
 mod memory;
 mod parity;
 mod pictured;
+mod pictures;
 mod redux;
 #[cfg(feature = "serve")]
 mod serve;

@@ -136,7 +136,7 @@ impl Pipeline {
         match (role, edit.mask.is_some()) {
             (Role::Fill, false) => wrong("Fill needs a mask of what it shall draw".into()),
             (Role::Reference | Role::Control, true) => {
-                wrong(format!("a picture as {role:?} has no mask: all is drawn anew"))
+                wrong(format!("a picture as {role:?} has no mask and no room around it: all is drawn anew"))
             }
             _ if edit.follow != Follow::Picture && role != Role::Control => {
                 wrong(format!("edges and depths are for a picture as Control, not as {role:?}"))

@@ -94,6 +94,9 @@ impl Edit {
                 size(first.width, first.height)
             ));
         }
+        if self.mask.as_ref().is_some_and(|mask| !mask.chosen.iter().any(|&pixel| pixel >= Mask::CHOSEN)) {
+            return wrong("the mask chooses nothing: what is drawn anew must be white in it".into());
+        }
         Ok(())
     }
 }
@@ -336,13 +339,11 @@ impl Request {
         if self.num_images == 0 {
             return wrong("num_images must be at least 1".into());
         }
-        if self.steps == Some(0) {
-            return wrong("steps must be at least 1".into());
-        }
         if let Some(cache) = self.cache {
             cache.check()?;
         }
         if let Some(schedule) = &self.schedule {
+            // Before the steps: those of one's own times are counted from them.
             schedule.check()?;
             if let (Some(own), Some(steps)) = (schedule.steps(), self.steps)
                 && own != steps
@@ -351,6 +352,9 @@ impl Request {
                     "{own} sigmas are for {own} steps, not {steps}: leave one of both out"
                 ));
             }
+        }
+        if self.steps == Some(0) {
+            return wrong("steps must be at least 1".into());
         }
         if let Some(Variation { strength, .. }) = self.variation
             && !(0.0..=1.0).contains(&strength)

@@ -4,7 +4,8 @@
     cargo build --release
     scripts/with-libtorch --reference python scripts/draw_modes.py --binary target/release/tch-flux
 
-The masks, the picture with a hole and the part of a picture, from which some of them begin, are made here.
+The masks, the picture with a hole, the part of a picture, the edges and the depths, from which some of them begin, are made
+here.
 """
 
 import argparse
@@ -13,7 +14,11 @@ import shlex
 import subprocess
 from pathlib import Path
 
+import torch
 from PIL import Image
+
+from tiny_language import SHAPES, canny, relief, render
+from train_tiny_edits import eight_bits
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ROOT / "docs/pictures"
@@ -41,6 +46,15 @@ def draw_beginnings() -> None:
     whole.save(PICTURES / "hole.png")
 
 
+def draw_followed() -> None:
+    """The edges of one shape, and how far away another is."""
+    place = torch.tensor([[0.8, 0.2, 0.9]])
+    cross = render(torch.tensor([SHAPES.index("cross")]), torch.tensor([0]), torch.tensor([2]), place)
+    square = relief(torch.tensor([SHAPES.index("square")]), torch.tensor([[0.1, 0.7, 0.6]]))
+    for name, pictures in (("edges.png", canny(eight_bits(cross))), ("depths.png", square)):
+        Image.fromarray(eight_bits(pictures)[0]).save(PICTURES / name)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--binary", type=Path, required=True, help="tch-flux")
@@ -48,6 +62,7 @@ def main() -> None:
     PICTURES.mkdir(exist_ok=True)
     draw_mask("middle.png", MIDDLE)
     draw_mask("corner.png", CORNER)
+    draw_followed()
     for i, [program, *flags] in enumerate(commands()):
         assert program == "tch-flux", program
         subprocess.run([args.binary.resolve(), *flags, "--quiet"], cwd=ROOT, check=True, stdin=subprocess.DEVNULL)

@@ -1,7 +1,10 @@
 """The closed language of the tiny model: its words, its ideal pictures, and the rule that judges a picture."""
 
+import math
+
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 SIZE = 64
 COLOURS = {
@@ -30,8 +33,8 @@ def edit_prompt(shape: int | None, colour: int) -> str:
     return f"make the {'background' if shape is None else SHAPES[shape]} {list(COLOURS)[colour]}"
 
 
-def coverage(shape: torch.Tensor, x: torch.Tensor, y: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
-    """How much of each pixel a shape of radius `r` around (x, y) covers: [N, SIZE, SIZE] in 0..1."""
+def distances(shape: torch.Tensor, x: torch.Tensor, y: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
+    """Of each pixel from the edge of a shape of radius `r` around (x, y), negative inside: [N, SIZE, SIZE]."""
     grid = torch.arange(SIZE) + 0.5
     dx = grid[None, None, :] - x[:, None, None]
     dy = grid[None, :, None] - y[:, None, None]
@@ -47,16 +50,60 @@ def coverage(shape: torch.Tensor, x: torch.Tensor, y: torch.Tensor, r: torch.Ten
             torch.minimum(torch.maximum(ax - r, ay - 0.33 * r), torch.maximum(ay - r, ax - 0.33 * r)),
         ]
     )
-    mine = distance[shape, torch.arange(shape.shape[0])]
-    return (0.5 - mine).clamp(0, 1)
+    return distance[shape, torch.arange(shape.shape[0])]
+
+
+def coverage(shape: torch.Tensor, x: torch.Tensor, y: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
+    """How much of each pixel a shape of radius `r` around (x, y) covers: [N, SIZE, SIZE] in 0..1."""
+    return (0.5 - distances(shape, x, y, r)).clamp(0, 1)
+
+
+def spread(place: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """x, y (27..37) and radius (16..20) of [N, 3] in 0..1."""
+    return 27 + 10 * place[:, 0], 27 + 10 * place[:, 1], 16 + 4 * place[:, 2]
 
 
 def render(shape: torch.Tensor, colour: torch.Tensor, background: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
     """Ideal pictures [N, 3, SIZE, SIZE] in -1..1; `place` [N, 3] in 0..1 sets x, y (27..37) and radius (16..20)."""
     palette = torch.tensor(list(COLOURS.values()), dtype=torch.float32) / 127.5 - 1
-    x, y, r = 27 + 10 * place[:, 0], 27 + 10 * place[:, 1], 16 + 4 * place[:, 2]
-    a = coverage(shape, x, y, r)[:, None]
+    a = coverage(shape, *spread(place))[:, None]
     return a * palette[colour][:, :, None, None] + (1 - a) * palette[background][:, :, None, None]
+
+
+def relief(shape: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+    """How near the pixels of a shape are that stands out with round edges, the nearest white: [N, 3, SIZE, SIZE] in -1..1."""
+    x, y, r = spread(place)
+    inside = (-distances(shape, x, y, r) / (0.5 * r[:, None, None])).clamp(0, 1)
+    near = coverage(shape, x, y, r) * (0.35 + 0.65 * inside.sqrt())
+    return (2 * near - 1)[:, None].expand(-1, 3, -1, -1)
+
+
+def canny(pictures: np.ndarray, low: int = 50, high: int = 200) -> torch.Tensor:
+    """The edges that OpenCV finds in uint8 [N, H, W, 3], white on black: [N, 3, H, W] in -1..1."""
+    x = F.pad(torch.from_numpy(pictures).permute(0, 3, 1, 2).float(), (1, 1, 1, 1), mode="replicate")
+    along, across = torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([1.0, 2.0, 1.0])
+    sobel = torch.stack([across[:, None] * along, along[:, None] * across])[:, None]
+    n, _, h, w = x.shape
+    gradient = F.conv2d(x.reshape(-1, 1, h, w), sobel).reshape(n, 3, 2, h - 2, w - 2)
+    strongest = gradient.abs().sum(2).argmax(1)[:, None, None].expand(-1, 1, 2, -1, -1)
+    dx, dy = gradient.gather(1, strongest)[:, 0].unbind(1)
+    size = dx.abs() + dy.abs()
+    padded = F.pad(size, (1, 1, 1, 1))
+    at = lambda i, j: padded[:, 1 + j : h - 1 + j, 1 + i : w - 1 + i]
+    flat = (size > at(-1, 0)) & (size >= at(1, 0))
+    steep = (size > at(0, -1)) & (size >= at(0, 1))
+    falling = (size > at(-1, -1)) & (size > at(1, 1))
+    rising = (size > at(1, -1)) & (size > at(-1, 1))
+    slope = math.tan(math.pi / 8)
+    slanted = torch.where((dx < 0) != (dy < 0), rising, falling)
+    beats = torch.where(dy.abs() < slope * dx.abs(), flat, torch.where(dy.abs() > (2 + slope) * dx.abs(), steep, slanted))
+    maybe = beats & (size > low)
+    edges = maybe & (size > high)
+    while True:
+        grown = maybe & (F.max_pool2d(edges.float(), 3, 1, 1) > 0)
+        if bool((grown == edges).all()):
+            return (2.0 * edges.float() - 1)[:, None].expand(-1, 3, -1, -1)
+        edges = grown
 
 
 def judge(picture: np.ndarray, shape: int, colour: int, background: int) -> bool:

@@ -45,7 +45,7 @@ pub fn all() -> Vec<Wanted> {
 }
 
 /// The distance of a point from a shape's edge, negative inside; `(dx, dy)` from its centre, `r` its radius.
-fn distance(shape: usize, dx: f32, dy: f32, r: f32) -> f32 {
+pub fn distance(shape: usize, dx: f32, dy: f32, r: f32) -> f32 {
     let (ax, ay, radius) = (dx.abs(), dy.abs(), dx.hypot(dy));
     match shape {
         0 => radius - r,

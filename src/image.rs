@@ -16,6 +16,8 @@ use std::path::{Path, PathBuf};
 use resize::Filter;
 use tch::{Kind, Tensor};
 pub use upright::orientation;
+#[cfg(feature = "serve")]
+pub(crate) use upright::upright;
 
 use crate::error::{Error, FileProblem, Result};
 
@@ -230,7 +232,9 @@ impl Image {
     /// As it is to be seen, of a camera that was held so: [`orientation`] reads it. A number that EXIF does not know
     /// changes nothing.
     pub fn upright(self, orientation: u16) -> Self {
-        let (rgb, (width, height)) = upright::upright(self.rgb, 3, (self.width, self.height), orientation);
+        let size = (self.width as usize, self.height as usize);
+        let (rgb, (width, height)) = upright::upright(self.rgb, 3, size, orientation);
+        let (width, height) = (width as u32, height as u32);
         Self { width, height, rgb }
     }
 }

@@ -104,7 +104,8 @@ impl Serve {
         let signals = Signals::listen()?;
         let listener = TcpListener::bind(address).await.with_context(|| address.to_string())?;
         println!("listening on http://{}", listener.local_addr()?);
-        std::io::stdout().flush()?;
+        // Whoever started the server need not read on.
+        let _ = std::io::stdout().flush();
 
         let grace = options.grace;
         let server = Server::new(options);

@@ -19,20 +19,19 @@ pub fn orientation(exif: &[u8]) -> Option<u16> {
 
 /// The pixels as they are to be seen, and the size that they have then: mirrored where the orientation is even up to 4
 /// and odd above, on their side above 4.
-pub(super) fn upright(
+pub(crate) fn upright(
     pixels: Vec<u8>,
     channels: usize,
-    (width, height): (u32, u32),
+    (w, h): (usize, usize),
     orientation: u16,
-) -> (Vec<u8>, (u32, u32)) {
+) -> (Vec<u8>, (usize, usize)) {
     if !(2..=8).contains(&orientation) {
-        return (pixels, (width, height));
+        return (pixels, (w, h));
     }
-    let (w, h) = (width as usize, height as usize);
-    let size = if orientation > 4 { (height, width) } else { (width, height) };
+    let size = if orientation > 4 { (h, w) } else { (w, h) };
     let mut turned = Vec::with_capacity(pixels.len());
-    for y in 0..size.1 as usize {
-        for x in 0..size.0 as usize {
+    for y in 0..size.1 {
+        for x in 0..size.0 {
             let (x, y) = match orientation {
                 2 => (w - 1 - x, y),
                 3 => (w - 1 - x, h - 1 - y),

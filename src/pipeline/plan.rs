@@ -14,6 +14,9 @@ use crate::ops::{self, Quantize};
 /// Linux with libtorch 2.13, with some added.
 const PROGRAM: u64 = 700 << 20;
 
+/// What is quantised lies in whole pages, as large as the system has them.
+const PAGE: u64 = 2 << 20;
+
 /// Sides of the tiles that are tried, in pixels: the largest that fits is taken.
 const TILES: [i64; 6] = [1024, 768, 512, 384, 256, 192];
 
@@ -83,9 +86,9 @@ impl Pipeline {
                     steps.push(step);
                 }
                 None => {
-                    let mut advice = "a smaller picture takes less".to_string();
+                    let mut advice = "a larger figure is needed, or a smaller picture".to_string();
                     if settings.quantize != Quantize::None {
-                        advice += ", and so do blocks that are not quantised: they need not all be in memory";
+                        advice += ", or blocks that are not quantised: they need not all be in memory";
                     }
                     let device = self.settings.device;
                     return Err(Error::TooLarge { needed: expected.peak(), free: limit, device, advice });
@@ -162,7 +165,7 @@ impl InBlocks {
             numbers.unsigned_abs()
         };
         let quantized = self.checkpoint.names().filter(|name| quantizes && Flux1::quantizes(name));
-        let quantized: u64 = quantized.map(numbers).sum();
+        let quantized: u64 = quantized.map(|name| numbers(name) + PAGE).sum();
         if settings.offload != Offload::Blocks {
             let whole: u64 =
                 self.checkpoint.types_in_memory(self.kind, settings.keep_quantized).values().sum();

@@ -11,7 +11,7 @@ use zune_jpeg::zune_core::options::DecoderOptions;
 
 use super::problem::Problem;
 use super::state::Charge;
-use crate::image::{Image, Mask};
+use crate::image::{Image, Mask, orientation, upright};
 
 /// The longest side of an uploaded picture.
 const MAX_SIDE: usize = 16_384;
@@ -36,6 +36,15 @@ struct Pixels {
     /// 1 grey, 2 grey and alpha, 3 colour, 4 colour and alpha.
     channels: usize,
     bytes: Vec<u8>,
+}
+
+impl Pixels {
+    /// As they are to be seen, of a camera that was held so.
+    fn upright(self, held: Option<u16>) -> Self {
+        let Self { width, height, channels, bytes } = self;
+        let (bytes, (width, height)) = upright(bytes, channels, (width, height), held.unwrap_or(1));
+        Self { width, height, channels, bytes }
+    }
 }
 
 /// The picture of a field, upright, and on white where it is transparent.
@@ -136,7 +145,8 @@ fn png(file: &[u8], admit: &mut Admit) -> Result<Pixels, String> {
     let frame = reader.next_frame(&mut bytes).map_err(unreadable)?;
     bytes.truncate(frame.buffer_size());
     let channels = frame.color_type.samples();
-    Ok(Pixels { width, height, channels, bytes })
+    let held = reader.info().exif_metadata.as_deref().and_then(orientation);
+    Ok(Pixels { width, height, channels, bytes }.upright(held))
 }
 
 fn webp(file: &[u8], admit: &mut Admit) -> Result<Pixels, String> {
@@ -164,86 +174,6 @@ fn jpeg(file: &[u8], admit: &mut Admit) -> Result<Pixels, String> {
     let (width, height) = (usize::from(size.width), usize::from(size.height));
     admit.size(width, height)?;
     let bytes = decoder.decode().map_err(unreadable)?;
-    let orientation = decoder.exif().and_then(|exif| orientation(exif)).unwrap_or(1);
-    Ok(upright(Pixels { width, height, channels: 3, bytes }, orientation))
-}
-
-/// How a camera was held: the tag 0x0112 of Exif's first folder.
-fn orientation(exif: &[u8]) -> Option<u16> {
-    let big = exif.starts_with(b"MM");
-    let short = |at: usize| {
-        let bytes = exif.get(at..at + 2)?.try_into().ok()?;
-        Some(if big { u16::from_be_bytes(bytes) } else { u16::from_le_bytes(bytes) })
-    };
-    let long = |at: usize| {
-        let bytes = exif.get(at..at + 4)?.try_into().ok()?;
-        Some(if big { u32::from_be_bytes(bytes) } else { u32::from_le_bytes(bytes) } as usize)
-    };
-    let folder = long(4)?;
-    let entries = usize::from(short(folder)?);
-    let entry = (0..entries).map(|i| folder + 2 + 12 * i).find(|at| short(*at) == Some(0x0112))?;
-    short(entry + 8)
-}
-
-/// Exif's eight: mirrored where it is even up to 4 and odd above, on its side above 4.
-fn upright(from: Pixels, orientation: u16) -> Pixels {
-    if !(2..=8).contains(&orientation) {
-        return from;
-    }
-    let (w, h) = (from.width, from.height);
-    let (width, height) = if orientation > 4 { (h, w) } else { (w, h) };
-    let mut bytes = Vec::with_capacity(from.bytes.len());
-    for y in 0..height {
-        for x in 0..width {
-            let (x, y) = match orientation {
-                2 => (w - 1 - x, y),
-                3 => (w - 1 - x, h - 1 - y),
-                4 => (x, h - 1 - y),
-                5 => (y, x),
-                6 => (y, h - 1 - x),
-                7 => (w - 1 - y, h - 1 - x),
-                _ => (w - 1 - y, x),
-            };
-            let at = (y * w + x) * from.channels;
-            bytes.extend_from_slice(&from.bytes[at..at + from.channels]);
-        }
-    }
-    Pixels { width, height, channels: from.channels, bytes }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// `abc` over `def`, as each orientation stores it so that it shows so.
-    #[test]
-    fn every_orientation_is_set_upright() {
-        let stored = [
-            (1, 3, "abcdef"),
-            (2, 3, "cbafed"),
-            (3, 3, "fedcba"),
-            (4, 3, "defabc"),
-            (5, 2, "adbecf"),
-            (6, 2, "cfbead"),
-            (7, 2, "fcebda"),
-            (8, 2, "daebfc"),
-        ];
-        for (orientation, width, text) in stored {
-            let pixels = Pixels { width, height: 6 / width, channels: 1, bytes: text.into() };
-            let shown = upright(pixels, orientation);
-            let text = String::from_utf8(shown.bytes).unwrap();
-            assert_eq!((shown.width, text.as_str()), (3, "abcdef"), "{orientation}");
-        }
-    }
-
-    #[test]
-    fn the_orientation_is_read_in_both_byte_orders() {
-        let little =
-            b"II*\0\x08\0\0\0\x02\0\x0f\x01\x02\0\x01\0\0\0\0\0\0\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0";
-        let big = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x08\0\0";
-        assert_eq!(orientation(little), Some(6));
-        assert_eq!(orientation(big), Some(8));
-        assert_eq!(orientation(&big[..12]), None);
-        assert_eq!(orientation(b"II*\0\xff\xff\xff\xff"), None);
-    }
+    let held = decoder.exif().and_then(|exif| orientation(exif));
+    Ok(Pixels { width, height, channels: 3, bytes }.upright(held))
 }

@@ -28,6 +28,12 @@ pub struct Means {
     /// See [`Settings::vae_tile`](crate::pipeline::Settings::vae_tile).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vae_tile: Option<i64>,
+    /// The autoencoder's file or folder, without what it lies in.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub autoencoder: String,
+    /// The LoRAs beside the weights, by their files.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub loras: Vec<LoraFile>,
 }
 
 /// The pictures that a drawing began with, by their files: those themselves are in no recipe.
@@ -158,12 +164,6 @@ pub struct Recipe {
     /// Of a picture that was like others, where the IP-Adapters' names are known.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pictured: Vec<Liked>,
-    /// The LoRAs that it was drawn with, by their files.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub loras: Vec<LoraFile>,
-    /// The autoencoder's file or folder, without what it lies in.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub autoencoder: String,
     /// Checksums of the pictures that it was drawn from, by their files: the first 8 bytes of SHA-256 in hexadecimal.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub inputs: BTreeMap<PathBuf, String>,
@@ -196,8 +196,6 @@ impl Recipe {
             }),
             controls: Vec::new(),
             pictured: Vec::new(),
-            loras: Vec::new(),
-            autoencoder: String::new(),
             inputs: BTreeMap::new(),
         }
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Context;
 use tch_flux::Error;
 use tch_flux::image::Image;
-use tch_flux::recipe::Recipe;
+use tch_flux::recipe::{Means, Recipe};
 
 use super::pictures;
 
@@ -17,9 +17,10 @@ pub(super) fn read(path: &Path) -> anyhow::Result<Recipe> {
 }
 
 /// What is not as it was when the picture was drawn: the models' files, by their names, and the pictures that were read.
-pub(super) fn changed(picture: &Path, recipe: &Recipe, model: &str, autoencoder: &str) -> Vec<String> {
+pub(super) fn changed(picture: &Path, recipe: &Recipe, now: &Means) -> Vec<String> {
     let picture = picture.display();
-    let names = [(&recipe.means.model[..], model), (&recipe.autoencoder[..], autoencoder)];
+    let before = &recipe.means;
+    let names = [(&before.model, &now.model), (&before.autoencoder, &now.autoencoder)];
     let others = names.into_iter().filter(|(before, now)| !before.is_empty() && before != now);
     let others = others.map(|(before, now)| format!("{picture} was drawn with {before}, not with {now}"));
     let seen = pictures::seen();

@@ -232,7 +232,7 @@ impl Generate {
             vae_tile: self.vae_tile.or_else(|| recipe.as_ref()?.means.vae_tile),
         };
         let mut pipeline = Pipeline::open(parts.clone(), settings)?;
-        let before = recipe.as_ref().map(|recipe| recipe.loras.clone()).unwrap_or_default();
+        let before = recipe.as_ref().map(|recipe| recipe.means.loras.clone()).unwrap_or_default();
         let loras = if self.lora.is_empty() { before } else { self.lora.clone() };
         let mut notes = pipeline.set_loras(&loras)?;
         let before = recipe.as_ref().map(|recipe| recipe.controls.clone()).unwrap_or_default();
@@ -291,6 +291,8 @@ impl Generate {
             numerics: settings.numerics,
             quantize: settings.quantize,
             vae_tile: settings.vae_tile,
+            autoencoder: file_name(&parts.autoencoder),
+            loras,
         };
         let outputs = self.outputs(&request)?;
         if let Some(grid) = self.grid.as_ref().filter(|grid| outputs.contains(grid)) {
@@ -298,15 +300,14 @@ impl Generate {
                 format!("{}: the sheet of --grid needs another name than the pictures", grid.display());
             return Err(Error::Request(text).into());
         }
-        let autoencoder = file_name(&parts.autoencoder);
         if let (Some(picture), Some(recipe)) = (&self.from_image, &recipe) {
-            notes.extend(again::changed(picture, recipe, &model, &autoencoder));
+            notes.extend(again::changed(picture, recipe, &means));
         }
         if self.dry_run {
             let plan = json!({
                 "request": request, "model": model, "kind": kind_name(pipeline.kind()), "files": outputs,
                 "device": format!("{:?}", self.device).to_lowercase(), "weights": weights.iter().map(as_json).collect::<Vec<_>>(),
-                "loras": loras, "controls": followed, "pictured": liked, "redux": seen, "notes": notes,
+                "loras": means.loras, "controls": followed, "pictured": liked, "redux": seen, "notes": notes,
                 "numerics": settings.numerics, "quantize": settings.quantize, "memory": fitted,
             });
             print_json(&plan)?;
@@ -346,7 +347,6 @@ impl Generate {
             }
             recipe.redux.clone_from(&seen);
             (recipe.controls, recipe.pictured) = (followed.clone(), liked.clone());
-            (recipe.loras, recipe.autoencoder) = (loras.clone(), autoencoder.clone());
             recipe.inputs = pictures::seen();
             picture.image.write_png(&file, &recipe.texts()?)?;
             written.push(Written {
@@ -379,7 +379,7 @@ impl Generate {
             let weights: Vec<_> = weights.iter().map(as_json).collect();
             print_json(&json!({
                 "images": written, "model": model, "kind": kind, "seconds": seconds, "weights": weights,
-                "loras": loras, "controls": followed, "pictured": liked, "notes": notes,
+                "loras": means.loras, "controls": followed, "pictured": liked, "notes": notes,
                 "numerics": settings.numerics, "quantize": settings.quantize, "cache": cache, "memory": fitted,
             }))?;
         } else if !self.quiet {

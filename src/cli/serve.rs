@@ -261,6 +261,12 @@ impl Plan {
         let side = default_size(&parts.autoencoder);
         let mut model = Model::of(&pipelines[0], &parts, self.name(&parts), side);
         model.devices = self.devices.clone();
+        // By their names alone: where they lie is the server's own business.
+        model.means.loras = self
+            .loras
+            .iter()
+            .map(|lora| LoraFile { path: lora.path.file_name().unwrap_or_default().into(), ..*lora })
+            .collect();
         self.beside.name(&mut model.able)?;
         if model.able.depth && model.able.only_role != Some(Role::Control) {
             warn!("the depth model is of no use: this model follows no pictures");

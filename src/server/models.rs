@@ -47,6 +47,10 @@ pub struct Model {
     pub tokens: usize,
 }
 
+fn file_name(path: &std::path::Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
+
 impl Model {
     /// That of a pipeline and its parts, with the name that clients ask for and the side of the pictures that it was trained for.
     pub fn of(pipeline: &Pipeline, parts: &Parts, name: impl Into<String>, side: i64) -> Self {
@@ -65,11 +69,13 @@ impl Model {
             role,
             able: Abilities::of(pipeline, parts.depth.is_some()),
             means: Means {
-                model: file.file_name().unwrap_or(file.as_os_str()).to_string_lossy().into_owned(),
+                model: file_name(file),
                 kind: kind_name(pipeline.kind()),
                 numerics: settings.numerics,
                 quantize: settings.quantize,
                 vae_tile: settings.vae_tile,
+                autoencoder: file_name(&parts.autoencoder),
+                loras: Vec::new(),
             },
             devices: vec![settings.device],
             // The pipeline has read it before, so it can be read.

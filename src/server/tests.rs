@@ -87,6 +87,8 @@ fn model() -> Model {
             numerics: Numerics::Exact,
             quantize: Quantize::None,
             vae_tile: None,
+            autoencoder: String::new(),
+            loras: Vec::new(),
         },
         devices: vec![Device::Cpu],
         tokenizer: None,

@@ -164,7 +164,9 @@ fn webp(file: &[u8], admit: &mut Admit) -> Result<Pixels, String> {
 
 fn jpeg(file: &[u8], admit: &mut Admit) -> Result<Pixels, String> {
     let unreadable = |error: zune_jpeg::errors::DecodeErrors| format!("the JPEG cannot be read: {error}");
+    // What is damaged is not to be drawn from: otherwise what is missing would be grey.
     let options = DecoderOptions::default()
+        .set_strict_mode(true)
         .set_max_width(MAX_SIDE)
         .set_max_height(MAX_SIDE)
         .jpeg_set_out_colorspace(ColorSpace::RGB);

@@ -1,13 +1,14 @@
 //! What a picture's file says about how it was drawn: enough to draw it again.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize};
+use tch::Kind;
 
 use crate::error::{Error, Result};
 use crate::ops::{Numerics, Quantize};
-use crate::pipeline::{Follow, Generated, LoraFile, ReduxMix, Request, Role};
+use crate::pipeline::{Follow, Generated, LoraFile, Parts, Pipeline, ReduxMix, Request, Role};
 
 /// The key of our own text in a PNG.
 const TEXT_KEY: &str = "tch-flux";
@@ -34,6 +35,28 @@ pub struct Means {
     /// The LoRAs beside the weights, by their files.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub loras: Vec<LoraFile>,
+}
+
+impl Means {
+    /// Those of a pipeline and its parts, without LoRAs, whose files it does not know.
+    pub fn of(pipeline: &Pipeline, parts: &Parts) -> Self {
+        let name = |path: &Path| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+        let settings = pipeline.settings();
+        Self {
+            model: name(&parts.transformer),
+            kind: match pipeline.kind() {
+                Kind::Float => "f32".into(),
+                Kind::BFloat16 => "bf16".into(),
+                Kind::Half => "f16".into(),
+                other => format!("{other:?}").to_lowercase(),
+            },
+            numerics: settings.numerics,
+            quantize: settings.quantize,
+            vae_tile: settings.vae_tile,
+            autoencoder: name(&parts.autoencoder),
+            loras: Vec::new(),
+        }
+    }
 }
 
 /// The pictures that a drawing began with, by their files: those themselves are in no recipe.

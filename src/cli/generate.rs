@@ -284,16 +284,8 @@ impl Generate {
         let mut fitted = self.memory.fit(&mut pipeline, &request)?;
         let settings = *pipeline.settings();
         let weights = pipeline.weights()?;
-        let model = file_name(&parts.transformer);
-        let means = Means {
-            model: model.clone(),
-            kind: kind_name(pipeline.kind()),
-            numerics: settings.numerics,
-            quantize: settings.quantize,
-            vae_tile: settings.vae_tile,
-            autoencoder: file_name(&parts.autoencoder),
-            loras,
-        };
+        let means = Means { loras, ..Means::of(&pipeline, &parts) };
+        let model = means.model.clone();
         let outputs = self.outputs(&request)?;
         if let Some(grid) = self.grid.as_ref().filter(|grid| outputs.contains(grid)) {
             let text =
@@ -523,10 +515,6 @@ fn count(pictures: usize) -> String {
 /// A seed of 32 bits, which are all that the generator uses.
 pub(super) fn random_seed() -> u64 {
     RandomState::new().build_hasher().finish() & 0xffff_ffff
-}
-
-pub(super) fn file_name(path: &Path) -> String {
-    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
 fn parse_kind(name: &str) -> anyhow::Result<Option<tch::Kind>> {

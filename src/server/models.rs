@@ -47,10 +47,6 @@ pub struct Model {
     pub tokens: usize,
 }
 
-fn file_name(path: &std::path::Path) -> String {
-    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
-}
-
 impl Model {
     /// That of a pipeline and its parts, with the name that clients ask for and the side of the pictures that it was trained for.
     pub fn of(pipeline: &Pipeline, parts: &Parts, name: impl Into<String>, side: i64) -> Self {
@@ -68,15 +64,7 @@ impl Model {
             images: if role == Some(Role::Reference) { MAX_IMAGES } else { 1 },
             role,
             able: Abilities::of(pipeline, parts.depth.is_some()),
-            means: Means {
-                model: file_name(file),
-                kind: kind_name(pipeline.kind()),
-                numerics: settings.numerics,
-                quantize: settings.quantize,
-                vae_tile: settings.vae_tile,
-                autoencoder: file_name(&parts.autoencoder),
-                loras: Vec::new(),
-            },
+            means: Means::of(pipeline, parts),
             devices: vec![settings.device],
             // The pipeline has read it before, so it can be read.
             tokenizer: Tokenizer::t5(&parts.t5_tokenizer).ok(),
@@ -100,16 +88,6 @@ impl Model {
     pub(super) fn count_tokens(&self, prompt: &str) -> usize {
         let tokens = self.tokenizer.as_ref().and_then(|tokenizer| tokenizer.encode(prompt, self.tokens).ok());
         tokens.map_or(0, |tokens| tokens.used)
-    }
-}
-
-/// The word for a kind, as the command line takes it.
-fn kind_name(kind: tch::Kind) -> String {
-    match kind {
-        tch::Kind::Float => "f32".into(),
-        tch::Kind::BFloat16 => "bf16".into(),
-        tch::Kind::Half => "f16".into(),
-        other => format!("{other:?}").to_lowercase(),
     }
 }
 

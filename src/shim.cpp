@@ -21,13 +21,25 @@
 namespace {
 
 template <typename F>
-at::Tensor* guarded(char* error, size_t error_len, F f) {
+at::Tensor* guarded(char* error, size_t error_len, F f) noexcept {
   try {
     return new at::Tensor(f());
   } catch (const std::exception& e) {
     std::strncpy(error, e.what(), error_len - 1);
-    error[error_len - 1] = 0;
-    return nullptr;
+  } catch (...) {
+    std::strncpy(error, "an exception of an unknown type", error_len - 1);
+  }
+  error[error_len - 1] = 0;
+  return nullptr;
+}
+
+// What `f` returns, or `otherwise` where it throws: no exception may reach Rust.
+template <typename T, typename F>
+T caught(T otherwise, F f) noexcept {
+  try {
+    return f();
+  } catch (...) {
+    return otherwise;
   }
 }
 
@@ -68,21 +80,19 @@ const char* tch_flux_torch_version() { return TORCH_VERSION; }
 // Bytes of an accelerator that the next tensors may take: what is free, and what libtorch keeps for them. -1 where it
 // cannot be told.
 int64_t tch_flux_free_bytes(int8_t device) {
-  try {
+  return caught(int64_t(-1), [&] {
     auto stats = at::accelerator::getDeviceStats(device);
     auto of = [](const auto& stat) { return stat[size_t(c10::CachingAllocator::StatType::AGGREGATE)].current; };
     auto kept = of(stats.reserved_bytes) - of(stats.allocated_bytes);
-    return int64_t(at::accelerator::getMemoryInfo(device).first) + kept;
-  } catch (const std::exception&) {
-    return -1;
-  }
+    return int64_t(at::accelerator::getMemoryInfo(device).first + kept);
+  });
 }
 
 // Gives what libtorch keeps for the next tensors of an accelerator back to it.
 void tch_flux_empty_cache() {
   try {
     at::accelerator::emptyCache();
-  } catch (const std::exception&) {
+  } catch (...) {
     // There is none, or it answers no more: then there is nothing to give back.
   }
 }
@@ -95,7 +105,7 @@ void tch_flux_pace(int8_t device) {
     now.record(guard.getStream({c10::DeviceType::CUDA, device}));
     auto last = std::exchange(before, std::move(now));
     if (last) last->synchronize();
-  } catch (const std::exception&) {
+  } catch (...) {
     // A device that answers no more says so in what comes next.
   }
 }
@@ -124,7 +134,7 @@ void tch_flux_wait_aside(int8_t device) {
     c10::Event copied(c10::DeviceType::CUDA);
     copied.record(stream_aside(guard, to));
     copied.block(guard.getStream(to));
-  } catch (const std::exception&) {
+  } catch (...) {
     // A device that answers no more says so in what comes next.
   }
 }
@@ -146,30 +156,40 @@ at::Tensor* tch_flux_pinned(int64_t len, char* error, size_t error_len) {
 
 // The instruction set that libtorch's CPU kernels run with: "DEFAULT", "AVX2", "AVX512", ...
 void tch_flux_cpu_capability(char* text, size_t text_len) {
-  std::strncpy(text, at::get_cpu_capability().c_str(), text_len - 1);
+  caught(false, [&] {
+    std::strncpy(text, at::get_cpu_capability().c_str(), text_len - 1);
+    return true;
+  });
   text[text_len - 1] = 0;
 }
 
-// Enters `torch.autocast(device_type, dtype=torch.bfloat16)` on this thread and says what was set before.
-void tch_flux_autocast_enter(bool cuda, bool* enabled, int* kind) {
-  auto device = cuda ? at::kCUDA : at::kCPU;
-  *enabled = at::autocast::is_autocast_enabled(device);
-  *kind = static_cast<int>(at::autocast::get_autocast_dtype(device));
-  at::autocast::set_autocast_enabled(device, true);
-  at::autocast::set_autocast_dtype(device, at::kBFloat16);
-  at::autocast::increment_nesting();
+// Enters `torch.autocast(device_type, dtype=torch.bfloat16)` on this thread and says what was set before. False where
+// libtorch refuses; then nothing is to be left.
+bool tch_flux_autocast_enter(bool cuda, bool* enabled, int* kind) {
+  return caught(false, [&] {
+    auto device = cuda ? at::kCUDA : at::kCPU;
+    *enabled = at::autocast::is_autocast_enabled(device);
+    *kind = static_cast<int>(at::autocast::get_autocast_dtype(device));
+    at::autocast::set_autocast_dtype(device, at::kBFloat16);
+    at::autocast::set_autocast_enabled(device, true);
+    at::autocast::increment_nesting();
+    return true;
+  });
 }
 
 bool tch_flux_autocast_is_enabled(bool cuda) {
-  return at::autocast::is_autocast_enabled(cuda ? at::kCUDA : at::kCPU);
+  return caught(false, [&] { return at::autocast::is_autocast_enabled(cuda ? at::kCUDA : at::kCPU); });
 }
 
 // Leaves it for what was set before.
 void tch_flux_autocast_leave(bool cuda, bool enabled, int kind) {
-  auto device = cuda ? at::kCUDA : at::kCPU;
-  if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
-  at::autocast::set_autocast_enabled(device, enabled);
-  at::autocast::set_autocast_dtype(device, static_cast<at::ScalarType>(kind));
+  caught(false, [&] {
+    auto device = cuda ? at::kCUDA : at::kCPU;
+    if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
+    at::autocast::set_autocast_enabled(device, enabled);
+    at::autocast::set_autocast_dtype(device, static_cast<at::ScalarType>(kind));
+    return true;
+  });
 }
 
 // Counts the calls of libtorch's operators on this thread from here to `tch_flux_count_end`, which takes the handle.
@@ -179,12 +199,15 @@ uint64_t tch_flux_count_begin() {
     calls++;
     return nullptr;
   };
-  return at::addThreadLocalCallback(at::RecordFunctionCallback(count).scopes({at::RecordScope::FUNCTION}));
+  auto callback = at::RecordFunctionCallback(count).scopes({at::RecordScope::FUNCTION});
+  return caught(uint64_t(0), [&]() -> uint64_t { return at::addThreadLocalCallback(callback); });
 }
 
 uint64_t tch_flux_count_end(uint64_t handle) {
-  at::removeCallback(handle);
-  return calls;
+  return caught(uint64_t(0), [&] {
+    at::removeCallback(handle);
+    return calls;
+  });
 }
 
 // f32 standard normal values from a generator of their own, so that no other draw of the process has a part in them.

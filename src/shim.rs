@@ -1,6 +1,7 @@
 //! The calls into `shim.cpp`, and all of the crate's `unsafe` beside the mapping of files.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use tch::{Device, Kind, TchError, Tensor};
@@ -21,7 +22,7 @@ unsafe extern "C" {
     fn tch_flux_lend_enter(all: i64);
     fn tch_flux_lend_leave();
     fn tch_flux_alone_leave(before: i64);
-    fn tch_flux_autocast_enter(cuda: bool, enabled: *mut bool, kind: *mut c_int);
+    fn tch_flux_autocast_enter(cuda: bool, enabled: *mut bool, kind: *mut c_int) -> bool;
     fn tch_flux_autocast_is_enabled(cuda: bool) -> bool;
     fn tch_flux_grad_is_enabled() -> bool;
     #[cfg(test)]
@@ -64,9 +65,13 @@ unsafe extern "C" {
     ) -> *mut C_tensor;
 }
 
-/// Memory that may lie under tensors: it does not move, and goes when its last `Arc` does.
-pub(crate) trait Memory: Send + Sync + 'static {
-    /// The first byte and the count of bytes. libtorch may write through it, so the bytes must be private to us.
+/// Memory that may lie under tensors.
+///
+/// # Safety
+/// The place and the length that `bytes` returns stay the same for as long as the value lives, libtorch may read and write
+/// every byte there, and nobody else does so while a tensor lies over it.
+pub(crate) unsafe trait Memory: Send + Sync + 'static {
+    /// The first byte and the count of bytes.
     fn bytes(&self) -> (*mut u8, usize);
 }
 
@@ -111,19 +116,28 @@ pub(crate) fn borrow<M: Memory>(
     Some(owned(tensor, &error))
 }
 
-/// The bytes of a dense CPU tensor that nobody else holds, to be filled.
-pub(crate) fn with_bytes<R>(tensor: &Tensor, fill: impl FnOnce(&mut [u8]) -> R) -> R {
+/// The bytes of a dense CPU tensor, to be filled; none of any other.
+///
+/// # Safety
+/// Nobody else reads or writes the tensor's memory during the call.
+pub(crate) unsafe fn with_bytes<R>(tensor: &Tensor, fill: impl FnOnce(&mut [u8]) -> R) -> R {
     let len = dense_len(tensor);
     if len == 0 {
         return fill(&mut []);
     }
-    // SAFETY: a contiguous CPU tensor holds `len` bytes from its data pointer on, and it lives through the call.
+    // SAFETY: a contiguous CPU tensor holds `len` bytes from its data pointer on, and it lives through the call, in which the
+    // caller keeps everybody else away.
     fill(unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr() as *mut u8, len) })
 }
 
-/// The bytes of dense CPU tensors that nobody else holds, to be filled; those of any other are none. `None` where two of
-/// them share memory.
-pub(crate) fn with_all_bytes<R>(tensors: &[&Tensor], fill: impl FnOnce(Vec<&mut [u8]>) -> R) -> Option<R> {
+/// The bytes of dense CPU tensors, to be filled; those of any other are none. `None` where two of them share memory.
+///
+/// # Safety
+/// Nobody else reads or writes the tensors' memory during the call.
+pub(crate) unsafe fn with_all_bytes<R>(
+    tensors: &[&Tensor],
+    fill: impl FnOnce(Vec<&mut [u8]>) -> R,
+) -> Option<R> {
     let place = |tensor: &&Tensor| {
         let len = dense_len(tensor);
         (if len == 0 { std::ptr::dangling_mut() } else { tensor.data_ptr() as *mut u8 }, len)
@@ -135,19 +149,23 @@ pub(crate) fn with_all_bytes<R>(tensors: &[&Tensor], fill: impl FnOnce(Vec<&mut 
     if sorted.windows(2).any(|pair| pair[1].0 - pair[0].0 < pair[0].1) {
         return None;
     }
-    // SAFETY: a contiguous CPU tensor holds `len` bytes from its data pointer on, it lives through the call, and no two
-    // of these places overlap.
+    // SAFETY: a contiguous CPU tensor holds `len` bytes from its data pointer on, it lives through the call, no two of these
+    // places overlap, and the caller keeps everybody else away.
     let bytes = |&(start, len): &(*mut u8, usize)| unsafe { std::slice::from_raw_parts_mut(start, len) };
     Some(fill(places.iter().map(bytes).collect()))
 }
 
-/// The bytes of a dense CPU tensor that nobody writes to meanwhile; none of any other.
-pub(crate) fn bytes(tensor: &Tensor) -> &[u8] {
+/// The bytes of a dense CPU tensor; none of any other.
+///
+/// # Safety
+/// Nobody writes to the tensor's memory while the bytes are borrowed.
+pub(crate) unsafe fn bytes(tensor: &Tensor) -> &[u8] {
     let len = dense_len(tensor);
     if len == 0 {
         return &[];
     }
-    // SAFETY: a contiguous CPU tensor holds `len` bytes from its data pointer on, for as long as it lives.
+    // SAFETY: a contiguous CPU tensor holds `len` bytes from its data pointer on, for as long as it lives, to which the caller
+    // lets nobody write.
     unsafe { std::slice::from_raw_parts(tensor.data_ptr() as *const u8, len) }
 }
 
@@ -166,21 +184,30 @@ pub(crate) fn randn(size: &[i64], seed: u64) -> Result<Tensor, TchError> {
     owned(tensor, &error)
 }
 
+/// Keeps what sets something of a thread on that thread: it must be dropped where it was made.
+pub(crate) type OnThisThread = PhantomData<*const ()>;
+
 /// `torch.autocast(device_type, dtype=torch.bfloat16)` on this thread, until it is dropped.
 pub(crate) struct Autocast {
     cuda: bool,
     was_enabled: bool,
     was_kind: c_int,
+    _thread: OnThisThread,
 }
 
 impl Autocast {
-    pub(crate) fn bf16(device: tch::Device) -> Self {
-        let mut autocast = Self { cuda: device.is_cuda(), was_enabled: false, was_kind: 0 };
+    pub(crate) fn bf16(device: tch::Device) -> Result<Self, TchError> {
+        let cuda = device.is_cuda();
+        let mut autocast = Self { cuda, was_enabled: false, was_kind: 0, _thread: PhantomData };
         // SAFETY: sets flags of this thread and writes to two places that outlive the call.
-        unsafe {
-            tch_flux_autocast_enter(autocast.cuda, &mut autocast.was_enabled, &mut autocast.was_kind);
+        let entered = unsafe {
+            tch_flux_autocast_enter(autocast.cuda, &mut autocast.was_enabled, &mut autocast.was_kind)
+        };
+        if entered {
+            return Ok(autocast);
         }
-        autocast
+        std::mem::forget(autocast);
+        Err(TchError::Torch(format!("autocast to bf16 is not available on {device:?}")))
     }
 }
 
@@ -193,12 +220,12 @@ impl Drop for Autocast {
 
 /// libtorch's operations on this thread take this thread alone, until it is dropped; the kernels in `ops/cpu` take as
 /// many as before. For tensors so small that calling other threads takes longer than the work.
-pub(crate) struct Alone(i64);
+pub(crate) struct Alone(i64, OnThisThread);
 
 impl Alone {
     pub(crate) fn enter() -> Self {
         // SAFETY: sets numbers of this thread.
-        Self(unsafe { tch_flux_alone_enter() })
+        Self(unsafe { tch_flux_alone_enter() }, PhantomData)
     }
 }
 
@@ -211,7 +238,7 @@ impl Drop for Alone {
 
 /// Several threads draw on a CPU, each with threads of libtorch's of its own: the kernels in `ops/cpu` take those of the
 /// others, too, while these do not draw. Lasts until it is dropped.
-pub(crate) struct Lend(());
+pub(crate) struct Lend(OnThisThread);
 
 impl Lend {
     /// So many threads draw, with as many of libtorch's each as this one has.
@@ -219,7 +246,7 @@ impl Lend {
         let all = i64::try_from(among).unwrap_or(1) * i64::from(tch::get_num_threads());
         // SAFETY: sets numbers of this thread, and one that is atomic.
         unsafe { tch_flux_lend_enter(all) };
-        Self(())
+        Self(PhantomData)
     }
 }
 

@@ -40,7 +40,9 @@ pub(crate) struct WeightFile {
 /// A private mapping of a whole file. Neither moves nor shrinks; goes with the last tensor over it.
 struct Mapping(MmapMut);
 
-impl Memory for Mapping {
+// SAFETY: a private mapping neither moves nor shrinks, and what is written to it reaches neither the file nor anybody else;
+// that the file keeps its length is a condition of `Access::Map`.
+unsafe impl Memory for Mapping {
     fn bytes(&self) -> (*mut u8, usize) {
         (self.0.as_ptr().cast_mut(), self.0.len())
     }
@@ -122,7 +124,8 @@ impl WeightFile {
             return Ok(tensor?);
         }
         let tensor = Tensor::f_empty(shape, (kind, Device::Cpu))?;
-        shim::with_bytes(&tensor, |bytes| read_at(&self.file, bytes, begin))
+        // SAFETY: the tensor was made above, and nobody else has it.
+        unsafe { shim::with_bytes(&tensor, |bytes| read_at(&self.file, bytes, begin)) }
             .map_err(Error::io(&self.path))?;
         Ok(tensor)
     }

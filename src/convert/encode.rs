@@ -81,17 +81,22 @@ impl Encoder {
             part.write(bytes)?;
             report(bytes.len() as u64)
         };
+        let out_tensor = |numbers: &Tensor, out: &mut dyn FnMut(&[u8]) -> Result<()>| {
+            let cast = self.cast(name, numbers, *dtype)?;
+            // SAFETY: nobody writes to the tensor until `out` has written its bytes.
+            out(unsafe { shim::bytes(&cast) })
+        };
         match &recipe.content {
             Content::Copied => checkpoint.copy(name, &mut out),
             Content::Bytes(bytes) => out(bytes),
-            Content::Made(make) => out(shim::bytes(&self.cast(name, &make()?, *dtype)?)),
+            Content::Made(make) => out_tensor(&make()?, &mut out),
             Content::Decoded => {
                 let kind = decoded(*dtype);
-                checkpoint.decode(name, kind, &mut |t| out(shim::bytes(&self.cast(name, t, *dtype)?)))
+                checkpoint.decode(name, kind, &mut |numbers| out_tensor(numbers, &mut out))
             }
-            Content::Merged(pieces) => self.numbers(checkpoint, name, Some(pieces), &mut |numbers| {
-                out(shim::bytes(&self.cast(name, numbers, *dtype)?))
-            }),
+            Content::Merged(pieces) => {
+                self.numbers(checkpoint, name, Some(pieces), &mut |numbers| out_tensor(numbers, &mut out))
+            }
             Content::ScaleOf(name, pieces) => {
                 out(&self.scale(checkpoint, name, pieces.as_ref())?.to_le_bytes())
             }
@@ -99,7 +104,7 @@ impl Encoder {
                 let scale = f64::from(self.scale(checkpoint, name, pieces.as_ref())?);
                 self.numbers(checkpoint, name, pieces.as_ref(), &mut |numbers| {
                     let scaled = numbers.f_div_scalar(scale)?.f_clamp(-GREATEST_FP8, GREATEST_FP8)?;
-                    out(shim::bytes(&self.cast(name, &scaled, *dtype)?))
+                    out_tensor(&scaled, &mut out)
                 })
             }
         }

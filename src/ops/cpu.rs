@@ -135,12 +135,17 @@ pub(super) fn linear(layer: &Linear, x: &Tensor, end: &End) -> Option<Tensor> {
     }
     let mut size = x.size();
     let width = std::mem::replace(size.last_mut()?, layer.weight.size()[0]);
-    if width != layer.weight.size()[1] || !fits(end, &size) {
+    if width != layer.weight.size()[1] || !is_whole(layer) || !fits(end, &size) {
         return None;
     }
     let out = workspace().empty(&size, x.kind());
     linear_into(layer, x, end, 0..layer.weight.size()[0], &out);
     Some(out)
+}
+
+/// Whether the bias, which may be replaced from outside, has a number for each row of the weight.
+fn is_whole(layer: &Linear) -> bool {
+    layer.bias.as_ref().is_none_or(|bias| bias.size() == layer.weight.size()[..1])
 }
 
 /// Whether what follows has the sizes of a result of this size. The kernels read as far as they are told, so what does
@@ -210,7 +215,7 @@ fn raw_end(end: &End, rows: i64) -> (Vec<Rows>, ffi::End) {
 /// `x` times some rows of a weight and, where there is one, those of the bias, and what follows, into `out`.
 fn product(x: &Tensor, weight: &Weight, rows: &super::Rows, bias: Option<&Tensor>, end: &End, out: &Tensor) {
     let (x, c) = (Rows::of(x), Rows::of(out));
-    debug_assert_eq!(c.tensor.data_ptr(), out.data_ptr(), "the result's rows are not evenly apart");
+    assert_eq!(c.tensor.data_ptr(), out.data_ptr(), "the result's rows are not evenly apart");
     let (w, scale, sum) = match weight {
         Weight::Dense(weight) => (Rows::of(weight), None, None),
         Weight::Int8(int8) => {
@@ -274,7 +279,7 @@ impl Scratch {
 /// What follows a product whose sums are there.
 fn finish(sums: &Tensor, end: &End, out: &Tensor) {
     let (sums, c) = (Rows::of(sums), Rows::of(out));
-    debug_assert_eq!(c.tensor.data_ptr(), out.data_ptr(), "the result's rows are not evenly apart");
+    assert_eq!(c.tensor.data_ptr(), out.data_ptr(), "the result's rows are not evenly apart");
     let (_kept, end) = raw_end(end, sums.count);
     let product = ffi::Product {
         m: sums.count,
@@ -363,6 +368,7 @@ pub(super) fn joint_attention(
         && (pe.size()[0] == 1 || pe.size()[0] == batch)
         && pe.kind() == Kind::Float
         && streams.iter().all(|s| s.qkv.size() == [batch, s.qkv.size()[1], 3 * num_heads * width])
+        && (0..length).contains(&from)
         && streams.iter().all(|s| s.norm.scales().iter().all(|scale| scale.size() == [width]));
     if !fits || width % 2 != 0 || width > ffi::WIDEST {
         return None;
@@ -376,7 +382,7 @@ pub(super) fn joint_attention(
     let pe = pe.contiguous();
     let parts: Vec<Rows> = streams.iter().map(|s| Rows::of(s.qkv)).collect();
     let rows = Rows::of(&out);
-    debug_assert_eq!(rows.tensor.data_ptr(), out.data_ptr(), "the result's rows are not evenly apart");
+    assert_eq!(rows.tensor.data_ptr(), out.data_ptr(), "the result's rows are not evenly apart");
     for i in 0..batch {
         let mut start = 0;
         let raw = parts.iter().zip(&scales).map(|(part, [q, k])| {
@@ -449,6 +455,9 @@ pub(super) fn parallel_block(
     let [b, l, hidden] = x_mod.size()[..] else { return None };
     let mlp = linear1.weight.size()[0] - 3 * hidden;
     if linear1.weight.size()[1] != hidden || linear2.weight.size() != [hidden, hidden + mlp] || mlp <= 0 {
+        return None;
+    }
+    if !is_whole(linear1) || !is_whole(linear2) || !(0..l).contains(&from) {
         return None;
     }
     let workspace = workspace();

@@ -1,6 +1,7 @@
 //! Which form of the operations runs on this thread.
 
 use std::cell::{Cell, RefCell};
+use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -9,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 use super::Numerics;
 use super::workspace::Workspace;
 use crate::error::{Error, Result};
-use crate::shim;
+use crate::shim::{self, OnThisThread};
 
 /// What runs, one more than what a user chooses between.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +36,7 @@ thread_local! {
 pub(crate) struct Guard {
     mode: Mode,
     workspace: Option<Arc<Workspace>>,
+    _thread: OnThisThread,
 }
 
 impl Drop for Guard {
@@ -45,7 +47,7 @@ impl Drop for Guard {
 }
 
 fn enter(mode: Mode, workspace: Option<Arc<Workspace>>) -> Guard {
-    Guard { mode: MODE.replace(mode), workspace: WORKSPACE.replace(workspace) }
+    Guard { mode: MODE.replace(mode), workspace: WORKSPACE.replace(workspace), _thread: PhantomData }
 }
 
 /// Runs `f` with this form of the operations on this thread: for layers that are used alone. A model whose

@@ -108,7 +108,8 @@ impl Drop for Block {
     }
 }
 
-impl Memory for Block {
+// SAFETY: a block's stretch of its span is no other block's until it is dropped, and spans neither move nor shrink.
+unsafe impl Memory for Block {
     fn bytes(&self) -> (*mut u8, usize) {
         (self.span.as_ptr().cast_mut().wrapping_add(self.start), self.len)
     }

@@ -466,7 +466,7 @@ impl Pipeline {
     ) -> Result<Tensor> {
         autoencoder.checkpoint.check_unchanged()?;
         let autocast = !self.decodes_in_f32(autoencoder.kind);
-        let _autocast = autocast.then(|| shim::Autocast::bf16(self.settings.device));
+        let _autocast = autocast.then(|| shim::Autocast::bf16(self.settings.device)).transpose()?;
         Ok(autoencoder.model.decode(latent, self.settings.vae_tile)?.f_get(0)?)
     }
 }

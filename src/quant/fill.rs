@@ -74,7 +74,7 @@ impl<'a> Part<'a> {
 
 /// A tensor to be filled.
 pub(crate) struct Job<'a> {
-    /// Dense, on the CPU, f64, f32, bf16 or f16, and nobody else's.
+    /// Dense, on the CPU, f64, f32, bf16 or f16.
     pub(crate) out: &'a Tensor,
     /// What it is filled with, one after the other.
     pub(crate) parts: Vec<Part<'a>>,
@@ -85,7 +85,10 @@ pub(crate) struct Job<'a> {
 /// # Errors
 /// The first that a source gives; then the tensors hold anything. [`Error::Shape`] where the parts of a tensor are not
 /// as many numbers as it has, [`Error::Kind`] for a tensor that cannot be filled.
-pub(crate) fn decode_all(jobs: &[Job]) -> Result<()> {
+///
+/// # Safety
+/// Nobody else reads or writes the tensors' memory during the call.
+pub(crate) unsafe fn decode_all(jobs: &[Job]) -> Result<()> {
     for Job { out, parts } in jobs {
         let (kind, device) = (out.kind(), out.device());
         let float = matches!(kind, Kind::Double | Kind::Float | Kind::BFloat16 | Kind::Half);
@@ -104,11 +107,13 @@ pub(crate) fn decode_all(jobs: &[Job]) -> Result<()> {
         }
     }
     let outs: Vec<&Tensor> = jobs.iter().map(|job| job.out).collect();
-    let filled = shim::with_all_bytes(&outs, |outs| {
+    let fill = |outs: Vec<&mut [u8]>| {
         let bytes = outs.iter().map(|out| out.len()).sum();
         let tasks: Vec<Task> = jobs.iter().zip(outs).flat_map(|(job, out)| tasks(job, out)).collect();
         cores::on_all(tasks.into_iter(), bytes, Task::run)
-    });
+    };
+    // SAFETY: the caller keeps everybody else away from the tensors.
+    let filled = unsafe { shim::with_all_bytes(&outs, fill) };
     filled.ok_or_else(|| Error::Config("two tensors to be filled lie in the same memory".into()))?
 }
 

@@ -16,7 +16,8 @@ const WORTH_MAPPING: usize = 4 << 20;
 /// Pages of the system's, zero until they are written.
 struct Pages(MmapMut);
 
-impl Memory for Pages {
+// SAFETY: pages of the process that only this value knows, and that neither move nor shrink.
+unsafe impl Memory for Pages {
     fn bytes(&self) -> (*mut u8, usize) {
         (self.0.as_ptr().cast_mut(), self.0.len())
     }

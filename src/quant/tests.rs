@@ -39,6 +39,12 @@ fn floats(bytes: &[u8]) -> Vec<f32> {
     bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect()
 }
 
+/// The bytes of a tensor of this test's.
+fn stored(tensor: &Tensor) -> &[u8] {
+    // SAFETY: nothing writes to the tensors that are compared here.
+    unsafe { crate::shim::bytes(tensor) }
+}
+
 /// What a recipe makes of bytes from number `first` on.
 fn decoded_on(way: Processor, code: &Code, bytes: &[u8], numbers: Range<usize>, to: Kind) -> Vec<u8> {
     let mut out = vec![0xaa; numbers.len() * to.elt_size_in_bytes()];
@@ -70,7 +76,7 @@ fn check_recipe(code: &Code, bytes: &[u8], numbers: &[f32]) {
     let cuda = (Cuda::device_count() > 0).then_some(Device::Cuda(0));
     for device in [Device::Cpu].into_iter().chain(cuda) {
         let there = device::numbers(code, &Tensor::from_slice(bytes).to_device(device), count).unwrap();
-        assert_same_bits(crate::shim::bytes(&there.to_device(Device::Cpu)), numbers);
+        assert_same_bits(stored(&there.to_device(Device::Cpu)), numbers);
     }
     for way in Processor::ways() {
         for first in (0..count).step_by(code.unit().0).take(40) {
@@ -293,15 +299,16 @@ fn parts_are_decoded_into_their_places_on_all_cores() {
         let out = empty(&[count as i64 + 995], to).unwrap();
         let second = empty(&[7], to).unwrap();
         let parts = vec![part(count / 2..count), part(0..count / 2), last];
-        decode_all(&[Job { out: &out, parts }, Job { out: &second, parts: vec![small] }]).unwrap();
+        // SAFETY: both tensors are this test's.
+        unsafe { decode_all(&[Job { out: &out, parts }, Job { out: &second, parts: vec![small] }]) }.unwrap();
 
         let all = decoded(&q4, &block, count, to);
         let middle = all.len() / 2;
         let halves = decoded(&plain, &halves, 65536, to);
         let width = to.elt_size_in_bytes();
         let expected = [&all[middle..], &all[..middle], &halves[5 * width..1000 * width]].concat();
-        assert!(crate::shim::bytes(&out) == expected, "{to:?}");
-        assert_eq!(crate::shim::bytes(&second), &halves[..7 * width]);
+        assert!(stored(&out) == expected, "{to:?}");
+        assert_eq!(stored(&second), &halves[..7 * width]);
     }
 }
 
@@ -326,13 +333,15 @@ fn what_does_not_fit_is_refused() {
 
     let part = |elements| Part::new(&source, 0..288, &q4, 512, elements).unwrap();
     let out = empty(&[2, 256], Kind::Float).unwrap();
-    let fill = |out: &Tensor, parts| decode_all(&[Job { out, parts }]);
+    // SAFETY: the tensors are this test's.
+    let fill = |out: &Tensor, parts| unsafe { decode_all(&[Job { out, parts }]) };
     assert!(fill(&out, vec![part(0..512)]).is_ok());
     assert!(fill(&out, vec![part(0..256)]).is_err());
     assert!(fill(&out.transpose(0, 1), vec![part(0..512)]).is_err());
     assert!(fill(&out.to_kind(Kind::Int), vec![part(0..512)]).is_err());
     let twice = |at| Job { out: at, parts: vec![part(0..512)] };
-    assert!(decode_all(&[twice(&out), twice(&out.shallow_clone())]).is_err());
+    // SAFETY: as above; that the two share memory is what must be refused.
+    assert!(unsafe { decode_all(&[twice(&out), twice(&out.shallow_clone())]) }.is_err());
     // Bytes that the source turns out not to have.
     let short: &[u8] = &[0; 144];
     let part = Part::new(&short, 0..288, &q4, 512, 0..512).unwrap();
@@ -419,7 +428,7 @@ fn a_matrix_that_stays_as_stored_gives_the_numbers_of_decoding_at_once() {
         let out = matrix.dequantize(kind, Device::Cpu).unwrap();
         assert_eq!((out.size(), out.kind()), (vec![count as i64 / 128, 256], kind));
         let one = decoded(&code, bytes, count, kind);
-        assert!(crate::shim::bytes(&out) == [one.clone(), one].concat());
+        assert!(stored(&out) == [one.clone(), one].concat());
         assert!(out.equal(&matrix.on_their_device(kind).unwrap()));
     }
     let piece = Piece { elements: count - 1, ..piece() };

@@ -91,10 +91,11 @@ Pool pool() { return {run, threads()}; }
 
 }  // namespace
 
+// Rust calls these. None has a reason to throw; should one, the process ends, since an exception must not reach Rust.
 extern "C" {
 
 // The build of this name, if this CPU runs it; without a name, the fastest that it runs.
-const Kernels* tch_flux_kernels(const char* name) {
+const Kernels* tch_flux_kernels(const char* name) noexcept {
 #ifdef TCH_FLUX_AMX
   static const bool amx = has_amx();
 #endif
@@ -114,39 +115,39 @@ const Kernels* tch_flux_kernels(const char* name) {
   return nullptr;
 }
 
-size_t tch_flux_product_scratch(const Kernels* kernels, const tch_flux::Product* product) {
+size_t tch_flux_product_scratch(const Kernels* kernels, const tch_flux::Product* product) noexcept {
   return kernels->product_scratch(product, grant());
 }
-void tch_flux_product(const Kernels* kernels, const tch_flux::Product* product, void* scratch) {
+void tch_flux_product(const Kernels* kernels, const tch_flux::Product* product, void* scratch) noexcept {
   Pool threads = pool();
   kernels->product(product, &threads, scratch);
 }
-size_t tch_flux_attention_scratch(const Kernels* kernels, const tch_flux::Attention* attention) {
+size_t tch_flux_attention_scratch(const Kernels* kernels, const tch_flux::Attention* attention) noexcept {
   return kernels->attention_scratch(attention, grant());
 }
-void tch_flux_attention(const Kernels* kernels, const tch_flux::Attention* attention, void* scratch) {
+void tch_flux_attention(const Kernels* kernels, const tch_flux::Attention* attention, void* scratch) noexcept {
   Pool threads = pool();
   kernels->attention(attention, &threads, scratch);
 }
-void tch_flux_modulate(const Kernels* kernels, const tch_flux::Modulate* modulate) {
+void tch_flux_modulate(const Kernels* kernels, const tch_flux::Modulate* modulate) noexcept {
   Pool threads = pool();
   kernels->modulate(modulate, &threads);
 }
-void tch_flux_finish(const Kernels* kernels, const tch_flux::Product* product) {
+void tch_flux_finish(const Kernels* kernels, const tch_flux::Product* product) noexcept {
   Pool threads = pool();
   kernels->finish(product, &threads);
 }
-size_t tch_flux_group_norm_scratch(const Kernels* kernels, const tch_flux::GroupNorm* group_norm) {
+size_t tch_flux_group_norm_scratch(const Kernels* kernels, const tch_flux::GroupNorm* group_norm) noexcept {
   return kernels->group_norm_scratch(group_norm, grant());
 }
-void tch_flux_group_norm(const Kernels* kernels, const tch_flux::GroupNorm* group_norm, void* scratch) {
+void tch_flux_group_norm(const Kernels* kernels, const tch_flux::GroupNorm* group_norm, void* scratch) noexcept {
   Pool threads = pool();
   kernels->group_norm(group_norm, &threads, scratch);
 }
 
 // From here on libtorch's operations on this thread take this thread alone, and the kernels as many as before. What was
 // taken until now, for `tch_flux_alone_leave`; 0 where nothing changed.
-int64_t tch_flux_alone_enter() {
+int64_t tch_flux_alone_enter() noexcept {
   int64_t before = at::get_num_threads();
   if (!set_openmp || before <= 1 || own_threads) return 0;
   own_threads = before;
@@ -154,7 +155,7 @@ int64_t tch_flux_alone_enter() {
   if (set_mkl) set_mkl(1);
   return before;
 }
-void tch_flux_alone_leave(int64_t before) {
+void tch_flux_alone_leave(int64_t before) noexcept {
   if (!before) return;
   set_openmp(int(before));
   if (set_mkl) set_mkl(0);
@@ -162,16 +163,16 @@ void tch_flux_alone_leave(int64_t before) {
 }
 
 // From here on this thread draws, as one of several who have so many threads in all.
-void tch_flux_lend_enter(int64_t all) {
+void tch_flux_lend_enter(int64_t all) noexcept {
   lent = all;
   drawn++;
 }
-void tch_flux_lend_leave() {
+void tch_flux_lend_leave() noexcept {
   lent = granted = 0;
   drawn--;
 }
 
 // Whether gradients are recorded on this thread.
-bool tch_flux_grad_is_enabled() { return at::GradMode::is_enabled(); }
+bool tch_flux_grad_is_enabled() noexcept { return at::GradMode::is_enabled(); }
 
 }  // extern "C"

@@ -68,9 +68,10 @@ pub(in crate::ops) fn conv2d(
     if !ours([x, weight].into_iter().chain(bias).chain(residual).collect::<Vec<_>>()) {
         return None;
     }
-    let input = pixels(x, weight);
-    let residual = residual.map(|residual| pixels(residual, weight));
-    let [b, h, w, _] = input.size()[..] else { return None };
+    let [b, channels, h, w] = x.size()[..] else { return None };
+    if !is_whole(conv, channels) {
+        return None;
+    }
     let (shift, after) = match before {
         Before::Nothing => (0, 0),
         Before::Doubled => (1, 0),
@@ -78,9 +79,22 @@ pub(in crate::ops) fn conv2d(
     };
     let taps = weight.size()[2];
     let out = |side: i64| ((side << shift) + 2 * conv.padding() + after - taps) / conv.stride() + 1;
-    let out = workspace().empty(&[b, out(h), out(w), weight.size()[0]], input.kind());
+    let (out_h, out_w, n) = (out(h), out(w), weight.size()[0]);
+    if out_h <= 0 || out_w <= 0 || residual.is_some_and(|residual| residual.size() != [b, n, out_h, out_w]) {
+        return None;
+    }
+    let input = pixels(x, weight);
+    let residual = residual.map(|residual| pixels(residual, weight));
+    let out = workspace().empty(&[b, out_h, out_w, n], input.kind());
     conv2d_into(Build::best(), conv, &input, shift, residual.as_ref(), &out);
     Some(picture(&out))
+}
+
+/// Whether the kernel is square and reads so many channels, and the bias has a number for each channel that it writes. The
+/// kernels read as far as they are told: what does not fit is left to libtorch, which refuses it with both sizes.
+fn is_whole(conv: &Conv2d, channels: i64) -> bool {
+    let [n, from, height, width] = conv.weight().size()[..] else { return false };
+    from == channels && height == width && conv.bias().is_none_or(|bias| bias.size() == [n])
 }
 
 /// A convolution of `[B, H, W, in]` into `[B, H', W', out]`, which may be strided.
@@ -104,7 +118,7 @@ fn conv2d_into(build: Build, conv: &Conv2d, x: &Tensor, shift: i32, residual: Op
         shift,
     };
     let (x, c, bias) = (Rows::of(&x), Rows::of(out), conv.bias().map(Rows::of));
-    debug_assert_eq!(c.tensor.data_ptr(), out.data_ptr(), "the result's rows are not evenly apart");
+    assert_eq!(c.tensor.data_ptr(), out.data_ptr(), "the result's rows are not evenly apart");
     let (_kept, end) = raw_end(&End { residual, ..End::default() }, c.count);
     let product = ffi::Product {
         m: c.count,
@@ -126,7 +140,9 @@ fn conv2d_into(build: Build, conv: &Conv2d, x: &Tensor, shift: i32, residual: Op
 /// See [`crate::ops::group_norm`], if it is ours.
 pub(in crate::ops) fn group_norm(norm: &GroupNorm, x: &Tensor, silu: bool) -> Option<Tensor> {
     let [weight, bias] = norm.affine();
-    if !ours([x, weight, bias]) {
+    let [_, channels, _, _] = x.size()[..] else { return None };
+    let fits = [weight, bias].iter().all(|vector| vector.size() == [channels]);
+    if !ours([x, weight, bias]) || !fits || channels % GroupNorm::GROUPS != 0 {
         return None;
     }
     Some(picture(&group_norm_of(Build::best(), norm, &pixels(x, weight), silu)))
@@ -165,8 +181,14 @@ pub(in crate::ops) fn pixel_attention(qkv: [&Conv2d; 3], x: &Tensor) -> Option<T
     if !ours([x].into_iter().chain(parameters).collect::<Vec<_>>()) || width > ffi::WIDEST {
         return None;
     }
+    let [b, channels, h, w] = x.size()[..] else { return None };
+    let kernels = qkv.iter().map(|conv| conv.weight().size());
+    if !qkv.iter().all(|conv| is_whole(conv, channels))
+        || !kernels.eq([[width, channels, 1, 1]; 3].map(Vec::from))
+    {
+        return None;
+    }
     let x = pixels(x, qkv[0].weight());
-    let [b, h, w, _] = x.size()[..] else { return None };
     let joint = workspace().empty(&[b, h, w, 3 * width], x.kind());
     for (conv, i) in qkv.into_iter().zip(0..) {
         conv2d_into(Build::best(), conv, &x, 0, None, &joint.narrow(-1, i * width, width));

@@ -3,11 +3,12 @@
 
 use std::ffi::CString;
 
-use tch::nn::VarStore;
+use tch::nn::{Module, VarStore};
 
 use super::super::scope::workspace;
 use super::super::{Numerics, with_numerics};
 use super::*;
+use crate::autoencoder::{AttnBlock, ResnetBlock};
 use crate::flux1::{Flux1, Flux1Input, Flux1Params};
 use crate::layers::{DoubleStreamBlock, SingleStreamBlock};
 use crate::quant::Int8;
@@ -323,3 +324,30 @@ fn a_fast_block_makes_few_calls_and_no_fresh_memory() {
 const DOUBLE_CALLS: u64 = 78;
 /// The same in a single block.
 const SINGLE_CALLS: u64 = 34;
+
+/// What does not fit is libtorch's to refuse, in this form as in the exact one: the kernels would read past its end.
+#[test]
+fn parameters_and_inputs_of_other_sizes_are_refused() {
+    let refused = |f: &dyn Fn() -> Tensor| {
+        let run = || with_numerics(Numerics::Fast, || f());
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err()
+    };
+    let _no_grad = tch::no_grad_guard();
+    let vs = VarStore::new(Device::Cpu);
+    let mut layer = Linear::new(vs.root() / "linear", 64, 128, true);
+    let block = ResnetBlock::new(vs.root() / "block", 64, 32);
+    let attention = AttnBlock::new(vs.root() / "attention", 64);
+    crate::nn::init(&vs, 1).unwrap();
+    let x = random(&[4, 64], 1);
+    assert!(!refused(&|| layer.forward(&x)));
+    assert!(refused(&|| layer.forward(&random(&[4, 63], 1))));
+    for bias in [0, 127, 129] {
+        layer.bias = Some(random(&[bias], 2));
+        assert!(refused(&|| layer.forward(&x)), "{bias}");
+    }
+    for channels in [64, 32, 96] {
+        let x = random(&[1, channels, 8, 8], 3);
+        assert_eq!(refused(&|| block.forward(&x)), channels != 64, "{channels}");
+        assert_eq!(refused(&|| attention.forward(&x)), channels != 64, "{channels}");
+    }
+}

@@ -8,7 +8,6 @@
 #include <chrono>
 #include <condition_variable>
 #include <mutex>
-#include <system_error>
 #include <thread>
 
 #include "kernels.h"
@@ -108,7 +107,7 @@ class Threads {
     std::lock_guard<std::mutex> lock(mutex);
     try {
       for (int64_t thread; (thread = threads + 1) <= wanted; threads++) std::thread([=] { live(thread); }).detach();
-    } catch (const std::system_error&) {
+    } catch (...) {
     }
   }
 

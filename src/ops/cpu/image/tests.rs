@@ -168,7 +168,7 @@ fn under_autocast_the_fast_form_runs_and_gives_the_kind_of_the_exact_one() {
     let (mut vs, model) = filled(Kind::Float, |vs| AutoEncoder::new(vs.root(), &params).unwrap());
     let z = random(&[1, 16, 6, 5], Kind::Float, 5);
     let [exact, fast] = against_wide(Kind::Float, &mut vs, &z, &|z| {
-        let _autocast = (z.kind() != Kind::Double).then(|| shim::Autocast::bf16(Device::Cpu));
+        let _autocast = (z.kind() != Kind::Double).then(|| shim::Autocast::bf16(Device::Cpu).unwrap());
         model.decode(z).unwrap()
     });
     assert!(fast <= 1.1 * exact, "{fast} against {exact}");

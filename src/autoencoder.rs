@@ -364,7 +364,7 @@ impl AutoEncoder {
                 params.ch, params.ch_mult
             )));
         }
-        let ((encoder, decoder), parameters) = Parameters::of(|| {
+        let ((encoder, decoder), parameters) = Parameters::of(&vs, || {
             Ok((Encoder::new(&vs / "encoder", params), Decoder::new(&vs / "decoder", params)))
         })?;
         Ok(Self { encoder, decoder, params: params.clone(), parameters })

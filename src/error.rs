@@ -351,6 +351,20 @@ pub enum FileProblem {
         /// Why.
         reason: String,
     },
+    /// Shards without an index, of which some are missing or there twice.
+    #[error("these shards are not a whole model: {reason}")]
+    Shards {
+        /// Which.
+        reason: String,
+    },
+    /// Several files of a folder, none of which is more likely to be meant than the others.
+    #[error("several {part}s could be meant: {}; name one", names.join(", "))]
+    Ambiguous {
+        /// What was looked for.
+        part: &'static str,
+        /// The files.
+        names: Vec<String>,
+    },
 }
 
 /// Why something on the hub cannot be had.
@@ -510,7 +524,7 @@ impl Mismatch {
 /// What of a LoRA could not be placed.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Unplaced {
-    /// The LoRA.
+    /// The LoRA's file; empty where the terms of several are put on a model.
     pub path: PathBuf,
     /// Keys whose meaning is not known.
     pub unknown: Vec<String>,
@@ -533,6 +547,10 @@ impl Unplaced {
 impl fmt::Display for Unplaced {
     /// All of it: whoever made the LoRA has to know which keys.
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        if self.path.as_os_str().is_empty() {
+            write!(f, "not all changes of the LoRAs fit the model, so none was applied")?;
+            return self.lines().iter().try_for_each(|line| write!(f, "\n  {line}"));
+        }
         write!(f, "{}: not all of this LoRA fits the model, so none of it was applied", self.path.display())?;
         self.lines().iter().try_for_each(|line| write!(f, "\n  {line}"))?;
         write!(f, "\n  is it made for this model? --allow-partial-lora applies the rest")

@@ -272,7 +272,7 @@ impl Flux1 {
     /// [`Error::Config`] where the heads do not divide the hidden size, or the axes do not sum to the head width.
     pub fn new(vs: Path, params: &Flux1Params) -> Result<Self> {
         check_sizes(&[("out_channels", params.out_channels)])?;
-        let (mut model, mut parameters) = Parameters::of(|| {
+        let (mut model, mut parameters) = Parameters::of(&vs, || {
             Ok(Self {
                 trunk: Trunk::new(&vs, params)?,
                 final_layer: LastLayer::new(&vs / "final_layer", params.hidden_size, 1, params.out_channels),

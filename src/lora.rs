@@ -192,6 +192,38 @@ pub fn grown_columns(weight: &Tensor, columns: i64) -> Result<Tensor> {
 }
 
 impl Term {
+    /// The shape of what it changes: of a weight, or of a bias.
+    pub(crate) fn size(&self) -> Vec<i64> {
+        let product = |[a, b]: [&Tensor; 2]| match (&a.size()[..], &b.size()[..]) {
+            (&[m, rank], &[other, n]) if rank == other => vec![m, n],
+            _ => Vec::new(),
+        };
+        let factor = |factor: &Factor| match factor {
+            Factor::Whole(matrix) => matrix.size(),
+            Factor::Product([a, b]) => product([a, b]),
+        };
+        match &self.update.change {
+            Change::LowRank { down, up, .. } => product([up, down]),
+            Change::Hadamard { w1: [a, b], .. } => product([a, b]),
+            Change::Kronecker { w1, w2 } => {
+                factor(w1).iter().zip(factor(w2)).map(|(one, other)| one.saturating_mul(other)).collect()
+            }
+            Change::Full(tensor) | Change::Bias(tensor) | Change::Replace(tensor) => tensor.size(),
+        }
+    }
+
+    /// Whether it can be run beside a linear layer whose weight has this shape.
+    pub(crate) fn fits(&self, weight: &[i64]) -> bool {
+        let &[out, columns] = weight else { return false };
+        let rows = self.rows.clone().unwrap_or(0..out);
+        let len = rows.end - rows.start;
+        let size = match self.update.change {
+            Change::Bias(_) => vec![len],
+            _ => vec![len, columns],
+        };
+        rows.start >= 0 && rows.end <= out && self.size() == size
+    }
+
     fn changes_weight(&self) -> bool {
         !matches!(self.update.change, Change::Bias(_) | Change::Replace(_))
     }

@@ -126,8 +126,8 @@ pub(crate) struct Parameters {
 }
 
 impl Parameters {
-    /// Runs a constructor and keeps every parameter that it declares.
-    pub(crate) fn of<T>(build: impl FnOnce() -> Result<T>) -> Result<(T, Parameters)> {
+    /// Runs the constructor of a model that lies at `vs`, and keeps every parameter that it declares.
+    pub(crate) fn of<T>(vs: &Path, build: impl FnOnce() -> Result<T>) -> Result<(T, Parameters)> {
         COLLECTORS.with_borrow_mut(|open| open.push(Collected::default()));
         let built = build();
         let mine = COLLECTORS.with_borrow_mut(|open| open.pop().unwrap_or_default());
@@ -143,7 +143,7 @@ impl Parameters {
         let parameters = Parameters {
             waiting: RefCell::new(mine.parameters),
             filled: Cell::new(false),
-            linears: Linears::new(mine.linears),
+            linears: Linears::new(vs, mine.linears),
             ops: ops::Setting::default(),
         };
         Ok((built?, parameters))

@@ -195,9 +195,22 @@ pub struct Weights {
     pub arithmetic: Kind,
     /// Tensors that were taken from the base, since the file lacks them.
     pub from_base: Vec<String>,
+    /// What the caller should know about how the files were read: see [`Checkpoint::warnings`].
+    pub warnings: Vec<String>,
 }
 
 impl Weights {
+    /// The warnings of several parts, each line once: parts of a pipeline may lie in one file.
+    pub fn all_warnings(parts: &[Self]) -> Vec<String> {
+        let mut lines: Vec<String> = Vec::new();
+        for line in parts.iter().flat_map(|part| &part.warnings) {
+            if !lines.contains(line) {
+                lines.push(line.clone());
+            }
+        }
+        lines
+    }
+
     /// Of a part whose weights become `kind`, unless they are kept quantised.
     fn of(part: &'static str, checkpoint: &Checkpoint, kind: Kind, arithmetic: Kind, keep: bool) -> Self {
         Self {
@@ -207,6 +220,7 @@ impl Weights {
             on_disk: checkpoint.types(),
             arithmetic,
             from_base: Vec::new(),
+            warnings: checkpoint.warnings().to_vec(),
         }
     }
 }
@@ -412,6 +426,15 @@ impl Pipeline {
         all.extend(self.control_weights()?);
         all.extend(self.pictured_weights()?);
         Ok(all)
+    }
+
+    /// What the caller should know about how the files of all parts were read, each line once: tensors that were left aside,
+    /// since no model reads them, and shards that were found by another's name.
+    ///
+    /// # Errors
+    /// As [`Pipeline::weights`].
+    pub fn warnings(&self) -> Result<Vec<String>> {
+        Ok(Weights::all_warnings(&self.weights()?))
     }
 
     /// The request with the variant's own settings where it says nothing: schnell 4 steps and 256 tokens, dev 50 steps,

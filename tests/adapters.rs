@@ -7,8 +7,9 @@ use std::process::Command;
 use std::sync::Arc;
 
 use tch::nn::VarStore;
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
 use tch_flux::Error;
+use tch_flux::checkpoint::{Access, Checkpoint, Family};
 use tch_flux::flux1::{ControlNet, ControlNetParams, Flux1Params, IpAdapter, IpAdapterParams};
 use tch_flux::image::Image;
 use tch_flux::nn;
@@ -234,6 +235,45 @@ fn an_ip_adapter_changes_the_picture_and_its_bits_depend_on_no_batch() {
         pictures.push(alone);
     }
     assert!(apart(&pictures[0], &pictures[1]) < 0.5, "fast and exact");
+}
+
+/// A whole CLIP serves as the text encoder and as the image encoder, each tower drawing what it draws alone.
+#[test]
+fn clip_and_the_image_encoder_may_be_the_same_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let (adapter, encoder) = ip_adapter(folder.path());
+    let named = |path: &Path| {
+        let file = Checkpoint::open(path, Access::Read).unwrap();
+        let family = if path == encoder { Family::ClipVision } else { Family::Clip };
+        let file = file.part("", &family);
+        file.names().map(|name| (name.to_string(), file.tensor(name).unwrap())).collect::<Vec<_>>()
+    };
+    let (vision, text) = (named(&encoder), named(&model().join("text_encoder")));
+    let save = |name: &str, tensors: &[(String, Tensor)]| {
+        let path = folder.path().join(name);
+        Tensor::write_safetensors(tensors, &path).unwrap();
+        path
+    };
+    let alone = save("text.safetensors", &text);
+    let mut whole: Vec<_> = text.into_iter().chain(vision).collect();
+    whole.push(("logit_scale".into(), Tensor::from(4.6f32)));
+    whole.push(("text_projection.weight".into(), Tensor::ones([24, 64], (Kind::Float, Device::Cpu))));
+    let whole = save("clip.safetensors", &whole);
+    let drawn = |clip: &Path, encoder: &Path| {
+        let settings = Settings { kind: Some(Kind::Float), ..Settings::default() };
+        let parts = Parts { clip: clip.to_path_buf(), ..Parts::find(model()).unwrap() };
+        let mut pipeline = Pipeline::open(parts, settings).unwrap();
+        pipeline.set_ip_adapters(std::slice::from_ref(&adapter), Some(encoder)).unwrap();
+        let drawn = draw(&mut pipeline, &circle(6).pictured(Pictured::new(stripes(50, 40))));
+        (drawn, pipeline.warnings().unwrap())
+    };
+    let (apart, silent) = drawn(&alone, &encoder);
+    let (together, said) = drawn(&whole, &whole);
+    assert!(apart == together);
+    assert!(silent.is_empty(), "{silent:?}");
+    assert_eq!(said.len(), 2, "{said:?}");
+    assert!(said[0].contains("CLIP text model") && said[0].contains("vision_model.*"), "{said:?}");
+    assert!(said[1].contains("CLIP vision model") && said[1].contains("text_model.*"), "{said:?}");
 }
 
 #[test]

@@ -347,6 +347,24 @@ fn one_part_of_a_split_model_is_refused_with_what_to_do() {
 }
 
 #[test]
+fn the_parts_of_a_split_model_are_read_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let names = ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"];
+    for (name, tensor_name) in names.iter().zip(["a", "b"]) {
+        let bytes = file(&[key("split.count", U8, [2])], &[tensor(tensor_name, &[8], F32, 0)], 32);
+        std::fs::write(folder.path().join(name), bytes).unwrap();
+    }
+    for path in [folder.path().join(names[1]), folder.path().to_path_buf()] {
+        let checkpoint = Checkpoint::open(path, Access::Map).unwrap();
+        assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(checkpoint.warnings().len(), 1);
+    }
+    std::fs::remove_file(folder.path().join(names[0])).unwrap();
+    let error = Checkpoint::open(folder.path().join(names[1]), Access::Map).unwrap_err().to_string();
+    assert!(error.contains("one of 2 shards") && error.contains("numbers 1 are missing"), "{error}");
+}
+
+#[test]
 fn an_original_shape_that_does_not_fit_is_refused_by_tensor() {
     let key_of = |sizes: &[u64]| {
         let sizes: Vec<u8> = sizes.iter().flat_map(|s| s.to_le_bytes()).collect();

@@ -412,3 +412,36 @@ fn the_comparison_with_pytorch_names_its_rows() {
     }
     assert_eq!(call(&["no-such-row"]).status.code(), Some(2));
 }
+
+#[test]
+fn what_was_read_beside_the_file_that_was_named_is_said() {
+    use tch_flux::checkpoint::{Access, Checkpoint};
+    let folder = folder();
+    let whole = fixtures().join("tiny/transformer/diffusion_pytorch_model.safetensors");
+    let checkpoint = Checkpoint::open(&whole, Access::Map).unwrap();
+    let names: Vec<&str> = checkpoint.names().collect();
+    for (i, part) in names.chunks(names.len().div_ceil(2)).enumerate() {
+        let mut tensors: Vec<_> = part.iter().map(|name| (*name, checkpoint.tensor(name).unwrap())).collect();
+        // What a training left, which is no weight.
+        tensors.extend((i == 0).then(|| ("optimizer.state.0.exp_avg", tch::Tensor::from_slice(&[1f32]))));
+        let shard = folder.path().join(format!("m-0000{}-of-00002.safetensors", i + 1));
+        tch::Tensor::write_safetensors(&tensors, shard).unwrap();
+    }
+    let draw = |more: &[&str]| {
+        let drawn =
+            run(folder.path(), &[&["generate", CIRCLE, "--seed", "4", "--kind", "f32"], more].concat());
+        stdout(&drawn);
+        String::from_utf8(drawn.stderr).unwrap()
+    };
+    let said = draw(&["--transformer", "m-00002-of-00002.safetensors", "-o", "shards.png"]);
+    for part in ["one of 2 shards", "left aside", "optimizer.state.0.exp_avg"] {
+        assert_eq!(said.matches(part).count(), 1, "{part}: {said}");
+    }
+    let said = draw(&["-o", "whole.png", "--model", fixtures().join("tiny").to_str().unwrap()]);
+    assert!(!said.contains("warning"), "{said}");
+    let read = |name: &str| Image::read_png(folder.path().join(name)).unwrap().0;
+    assert_eq!(read("shards.png"), read("whole.png"));
+    let text = stdout(&run(folder.path(), &["inspect", "m-00001-of-00002.safetensors"]));
+    assert!(text.contains("note: ") && text.contains("one of 2 shards"), "{text}");
+    assert!(text.contains("optimizer.state.0.exp_avg"), "{text}");
+}

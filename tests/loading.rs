@@ -3,17 +3,20 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use tch::nn::{Adam, AdamW, Optimizer, OptimizerConfig, VarStore};
 use tch::{Device, Kind, Reduction, Tensor};
-use tch_flux::Error;
 use tch_flux::autoencoder::{AutoEncoder, AutoEncoderParams};
+use tch_flux::checkpoint::lora::Terms;
 use tch_flux::checkpoint::{Access, Checkpoint, LoadOptions};
 use tch_flux::flux1::{Flux1, Flux1Input, Flux1Params};
 use tch_flux::layers::{EmbedNd, SelfAttention, SingleStreamBlock};
+use tch_flux::lora::{Change, Term, Update};
 use tch_flux::nn::{init, is_placeholder};
 use tch_flux::text::{ClipConfig, ClipText, T5Config, T5Encoder};
+use tch_flux::{Error, FileProblem};
 
 use common::{Stored, f32s, stored, stored_all, temp, tiny, variables, write_file};
 
@@ -470,6 +473,206 @@ fn shards_load_the_same_as_the_single_file() {
         assert_eq!((a.2, a.3), (b.2, b.3));
         for (name, tensor) in &a.0 {
             assert!(tensor.equal(&b.0[name]) && tensor.equal(&c.0[name]), "{name}");
+        }
+    }
+}
+
+/// Loads what a path names into a small FLUX.1 and gives its variables, how many files were read, and what is said of it.
+fn loaded_from(path: &Path) -> (BTreeMap<String, Tensor>, usize, Vec<String>) {
+    let (_, vs) = unfilled(&tiny());
+    let checkpoint = Checkpoint::open(path, Access::Map).unwrap();
+    checkpoint.load(&vs, LoadOptions::default()).unwrap();
+    (variables(&vs), checkpoint.files().len(), checkpoint.warnings().to_vec())
+}
+
+fn assert_same(found: &BTreeMap<String, Tensor>, vs: &VarStore) {
+    for (name, tensor) in variables(vs) {
+        assert!(found[&name].equal(&tensor.to_kind(found[&name].kind())), "{name}");
+    }
+}
+
+/// What macOS keeps beside a file on other file systems: no weights, whatever its name ends in.
+const SIDECAR: &[u8] = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        \x00\x02\x00\x00";
+
+#[test]
+fn shards_of_a_variant_load_under_every_spelling_of_their_index() {
+    let (_, vs) = filled(&tiny(), 1);
+    let tensors = stored_all(&vs, Kind::BFloat16);
+    for (shard, index) in [
+        // diffusers and transformers today, and as they wrote it before.
+        (
+            "diffusion_pytorch_model.fp16-0000{}-of-00002",
+            "diffusion_pytorch_model.safetensors.index.fp16.json",
+        ),
+        (
+            "diffusion_pytorch_model.fp16-0000{}-of-00002",
+            "diffusion_pytorch_model.fp16.safetensors.index.json",
+        ),
+        (
+            "diffusion_pytorch_model-0000{}-of-00002.fp16",
+            "diffusion_pytorch_model.safetensors.fp16.index.json",
+        ),
+        ("model.fp8-0000{}-of-00002", "model.safetensors.index.fp8.json"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut map = serde_json::Map::new();
+        for i in 0..2 {
+            let name = format!("{}.safetensors", shard.replace("{}", &(i + 1).to_string()));
+            let mine: Vec<Stored> = tensors.iter().skip(i).step_by(2).cloned().collect();
+            map.extend(mine.iter().map(|(tensor, ..)| (tensor.clone(), name.clone().into())));
+            write_file(&folder.path().join(&name), &mine);
+            std::fs::write(folder.path().join(format!("._{name}")), SIDECAR).unwrap();
+        }
+        let by_index = folder.path().join(index);
+        let text = serde_json::json!({ "metadata": {}, "weight_map": map }).to_string();
+        std::fs::write(&by_index, text).unwrap();
+        std::fs::write(folder.path().join(format!("._{index}")), SIDECAR).unwrap();
+        std::fs::write(folder.path().join("config.json"), "{}").unwrap();
+        let second = format!("{}.safetensors", shard.replace("{}", "2"));
+        for path in [folder.path().to_path_buf(), by_index, folder.path().join(&second)] {
+            let (found, files, warnings) = loaded_from(&path);
+            assert_same(&found, &vs);
+            assert_eq!(files, 2, "{}", path.display());
+            if path.ends_with(&second) {
+                assert!(
+                    warnings[0].contains("one of 2 shards") && warnings[0].contains(&second),
+                    "{warnings:?}"
+                );
+            } else {
+                assert!(warnings.is_empty(), "{warnings:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn shards_without_an_index_load_by_their_numbers_and_one_of_them_brings_the_others() {
+    let (_, vs) = filled(&tiny(), 1);
+    let folder = tempfile::tempdir().unwrap();
+    let index = write_shards(folder.path(), &stored_all(&vs, Kind::BFloat16), 3);
+    std::fs::remove_file(index).unwrap();
+    let first = folder.path().join("model-00001-of-00003.safetensors");
+    std::fs::write(folder.path().join("._model-00001-of-00003.safetensors"), SIDECAR).unwrap();
+    // Of another model, which does not concern these.
+    write_file(&folder.path().join("other-00001-of-00002.safetensors"), &[f32s("a", &[1], &[1.0])]);
+    for (path, said) in [(folder.path(), "3 shards without an index"), (&first, "one of 3 shards")] {
+        let (found, files, warnings) = loaded_from(path);
+        assert_same(&found, &vs);
+        assert_eq!(files, 3);
+        assert!(warnings.len() == 1 && warnings[0].contains(said), "{warnings:?}");
+    }
+    // One that is missing is named, by the folder and by another shard.
+    std::fs::remove_file(folder.path().join("model-00002-of-00003.safetensors")).unwrap();
+    for path in [folder.path(), &first] {
+        let error = Checkpoint::open(path, Access::Map).unwrap_err();
+        assert!(matches!(&error, Error::File { problem: FileProblem::Shards { .. }, .. }), "{error}");
+        let text = error.to_string();
+        assert!(text.contains("one of 3 shards") && text.contains("the numbers 2 are missing"), "{text}");
+    }
+    // And one that is there twice.
+    for name in ["model-00002-of-00003.safetensors", "model-2-of-3.safetensors"] {
+        write_file(&folder.path().join(name), &[f32s(name, &[1], &[1.0])]);
+    }
+    let text = Checkpoint::open(&first, Access::Map).unwrap_err().to_string();
+    assert!(text.contains("both are shard 2 of 3"), "{text}");
+}
+
+#[test]
+fn a_sidecar_that_is_named_is_said_to_be_one() {
+    let (_folder, path) = temp("._model.safetensors");
+    std::fs::write(&path, SIDECAR).unwrap();
+    let text = Checkpoint::open(&path, Access::Map).unwrap_err().to_string();
+    assert!(text.contains("macOS"), "{text}");
+}
+
+/// Terms for a linear layer, for some rows of another, and for a norm.
+fn terms() -> Terms {
+    let ones = |size: &[i64]| Tensor::ones(size, (Kind::Float, Device::Cpu)) * 0.25;
+    let term =
+        |change, rows| Term { update: Update { change, scale: 0.5, magnitude: None }, rows, strength: 1.0 };
+    let low_rank = Change::LowRank { down: ones(&[2, 64]), up: ones(&[64, 2]), bias: None };
+    let mut terms = Terms::default();
+    let (proj, qkv) = ("double_blocks.0.img_attn.proj", "double_blocks.0.img_attn.qkv");
+    terms.linears.insert(proj.into(), vec![term(low_rank, None)]);
+    terms.linears.insert(qkv.into(), vec![term(Change::Full(ones(&[64, 64])), Some(64..128))]);
+    let scale = "single_blocks.0.norm.query_norm.scale";
+    terms.parameters.insert(scale.into(), vec![term(Change::Full(ones(&[32])), None)]);
+    terms
+}
+
+#[test]
+fn a_lora_on_a_model_at_a_sub_path_does_what_it_does_at_the_root() {
+    let params = tiny();
+    let (at_root, root) = filled(&params, 1);
+    let (_folder, path) = temp("flux1-tiny.safetensors");
+    write_file(&path, &stored_all(&root, Kind::Float));
+    let vs = VarStore::new(Device::Cpu);
+    let below = Flux1::new(vs.root() / "inner" / "model", &params).unwrap();
+    let checkpoint = Checkpoint::open(&path, Access::Map).unwrap().prefixed("inner.model.");
+    checkpoint.load(&vs, LoadOptions::default()).unwrap();
+    assert_eq!((at_root.linears().root(), below.linears().root()), ("", "inner.model."));
+    let batch = Batch::new(&params);
+    let _no_grad = tch::no_grad_guard();
+    let bare = below.forward(&batch.input()).unwrap();
+    assert!(bare.equal(&at_root.forward(&batch.input()).unwrap()));
+
+    terms().put_on(&root, at_root.linears()).unwrap();
+    terms().put_on(&vs, below.linears()).unwrap();
+    let changed = below.forward(&batch.input()).unwrap();
+    assert!(!changed.equal(&bare));
+    assert!(changed.equal(&at_root.forward(&batch.input()).unwrap()));
+    // Without terms it is as it was loaded.
+    Terms::default().put_on(&vs, below.linears()).unwrap();
+    assert!(below.forward(&batch.input()).unwrap().equal(&bare));
+}
+
+#[test]
+fn terms_without_a_layer_of_their_shape_are_errors_and_change_nothing() {
+    let params = tiny();
+    let (_, other) = filled(&params, 2);
+    for sub_path in [false, true] {
+        let vs = VarStore::new(Device::Cpu);
+        let root = if sub_path { vs.root() / "model" } else { vs.root() };
+        let model = Flux1::new(root, &params).unwrap();
+        init(&vs, 1).unwrap();
+        let batch = Batch::new(&params);
+        let _no_grad = tch::no_grad_guard();
+        terms().put_on(&vs, model.linears()).unwrap();
+        let before = model.forward(&batch.input()).unwrap();
+        let refused = |change: &dyn Fn(&mut Terms), store: &VarStore| {
+            let mut wrong = terms();
+            change(&mut wrong);
+            let error = wrong.put_on(store, model.linears()).unwrap_err();
+            let Error::Lora(unplaced) = &error else { panic!("{error}") };
+            assert!(error.to_string().contains("none was applied"), "{error}");
+            assert!(model.forward(&batch.input()).unwrap().equal(&before), "the terms from before stay");
+            *unplaced.clone()
+        };
+        let renamed = |from: &'static str, to: &'static str| {
+            move |terms: &mut Terms| {
+                let list = terms.linears.remove(from).unwrap();
+                terms.linears.insert(to.into(), list);
+            }
+        };
+        let proj = "double_blocks.0.img_attn.proj";
+        let absent = refused(&renamed(proj, "double_blocks.7.img_attn.proj"), &vs).absent;
+        assert_eq!(absent[0].0, "double_blocks.7.img_attn.proj");
+        assert!(absent[0].1.starts_with(model.linears().root()), "{absent:?}");
+        // A name with the path in it is no official name.
+        assert_eq!(refused(&renamed(proj, "model.double_blocks.0.img_attn.proj"), &vs).absent.len(), 1);
+        assert_eq!(refused(&renamed(proj, "double_blocks.0.img_mlp.0"), &vs).misshapen.len(), 1);
+        let norm = |terms: &mut Terms| {
+            let list = terms.parameters.pop_first().unwrap().1;
+            terms.parameters.insert("single_blocks.9.norm.query_norm.scale".into(), list);
+        };
+        assert_eq!(refused(&norm, &vs).absent.len(), 1);
+        let rows = |terms: &mut Terms| {
+            terms.linears.get_mut("double_blocks.0.img_attn.qkv").unwrap()[0].rows = Some(150..214);
+        };
+        assert_eq!(refused(&rows, &vs).misshapen.len(), 1);
+        // The store of another model has the parameters under other names.
+        if sub_path {
+            assert_eq!(refused(&|_| {}, &other).absent.len(), 1);
         }
     }
 }

@@ -376,3 +376,88 @@ fn depths_need_a_model_of_them_and_a_transformer_that_follows() {
     let edit = Edit { follow: Follow::Depth, ..Edit::new(vec![plain(64, 64, [1, 2, 3])]) };
     assert!(matches!(pipeline.role(&edit), Err(Error::Request(text)) if text.contains("as Control")));
 }
+
+/// LongCLIP has 248 positions: words beyond the 77th token reach the pooled vector, and nothing is said to be cut.
+#[test]
+fn longclip_reads_a_prompt_of_more_than_77_tokens() {
+    use tch_flux::checkpoint::Checkpoint;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("longclip.safetensors");
+    let clip = Checkpoint::open(model().join("text_encoder"), Access::Read).unwrap().official();
+    let mut named = Vec::new();
+    for name in clip.names() {
+        let tensor = clip.tensor(name).unwrap();
+        let tensor = match name.ends_with("position_embedding.weight") {
+            true => Tensor::cat(&[&tensor, &tensor, &tensor, &tensor.narrow(0, 60, 17)], 0),
+            false => tensor,
+        };
+        named.push((name.to_string(), tensor));
+    }
+    Tensor::write_safetensors(&named, &path).unwrap();
+    let parts = || Parts { clip: path.clone(), ..Parts::find(model()).unwrap() };
+    let settings = Settings { kind: Some(Kind::Float), ..Settings::default() };
+    let prompt = |last: &str| format!("{} {last}", "a red circle on a blue background, ".repeat(14));
+    let request = |last: &str| {
+        // T5 reads the same of both: what differs lies behind its tokens.
+        Request { max_sequence_length: Some(16), ..Request::new(prompt(last), 64, 64).seed(5) }
+    };
+    let mut long = Pipeline::open(parts(), settings).unwrap();
+    let [one, other] = ["green", "white"].map(|last| draw(&mut long, &request(last)).remove(0));
+    assert!(!one.warnings.iter().any(|warning| warning.starts_with("CLIP")), "{:?}", one.warnings);
+    assert_ne!(one.image, other.image, "the last word is read");
+    let mut usual = open(settings);
+    let [one, other] = ["green", "white"].map(|last| draw(&mut usual, &request(last)).remove(0));
+    assert!(
+        one.warnings.iter().any(|warning| warning.starts_with("CLIP reads 77 tokens")),
+        "{:?}",
+        one.warnings
+    );
+    assert_eq!(one.image, other.image, "77 tokens do not reach it");
+    // And 248 are not enough for everything.
+    let endless = Request::new("circle ".repeat(300), 64, 64);
+    let said = draw(&mut long, &endless).remove(0).warnings;
+    assert!(said.iter().any(|warning| warning.starts_with("CLIP reads 248 tokens")), "{said:?}");
+}
+
+/// What stands beside a part in its file is said once, by the library and for all parts.
+#[test]
+fn what_is_left_aside_is_said_once() {
+    use tch_flux::checkpoint::Checkpoint;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("t5.safetensors");
+    let t5 = Checkpoint::open(model().join("text_encoder_2"), Access::Read).unwrap();
+    let mut named: Vec<_> = t5.names().map(|name| (name.to_string(), t5.tensor(name).unwrap())).collect();
+    named.push(("lm_head.weight".into(), Tensor::ones([4, 4], (Kind::Float, Device::Cpu))));
+    Tensor::write_safetensors(&named, &path).unwrap();
+    let parts = Parts { t5: path.clone(), ..Parts::find(model()).unwrap() };
+    let mut pipeline = Pipeline::open(parts, Settings::default()).unwrap();
+    let warnings = pipeline.warnings().unwrap();
+    assert!(warnings.len() == 1 && warnings[0].contains("lm_head.weight"), "{warnings:?}");
+    assert!(warnings[0].contains("t5.safetensors"), "{warnings:?}");
+    assert_eq!(
+        draw(&mut pipeline, &circle(1))[0].image,
+        draw(&mut open(Settings::default()), &circle(1))[0].image
+    );
+    assert!(open(Settings::default()).warnings().unwrap().is_empty());
+}
+
+/// Shards at the top of a folder are one transformer, with their index and without.
+#[test]
+fn a_transformer_in_shards_is_found_at_the_top_of_a_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["ae.safetensors", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"] {
+        std::os::unix::fs::symlink(model().join(name), folder.path().join(name)).unwrap();
+    }
+    for name in
+        ["flux1-a-00001-of-00002.safetensors", "flux1-a-00002-of-00002.safetensors", "._flux1-a.safetensors"]
+    {
+        std::fs::write(folder.path().join(name), b"").unwrap();
+    }
+    let found = |folder: &Path| Parts::find(folder).unwrap().transformer;
+    assert!(found(folder.path()).ends_with("flux1-a-00001-of-00002.safetensors"));
+    std::fs::write(folder.path().join("flux1-a.safetensors.index.json"), b"{}").unwrap();
+    assert!(found(folder.path()).ends_with("flux1-a.safetensors.index.json"));
+    std::fs::write(folder.path().join("flux1-b.safetensors"), b"").unwrap();
+    let error = Parts::find(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("several transformers could be meant") && error.contains("flux1-b"), "{error}");
+}

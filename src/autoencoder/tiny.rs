@@ -256,7 +256,7 @@ impl TinyAutoEncoder {
             let text = format!("no tiny autoencoder has {:?} and {:?} blocks", halves[0], halves[1]);
             return Err(Error::Config(text));
         }
-        let ((encoder, decoder), parameters) = Parameters::of(|| {
+        let ((encoder, decoder), parameters) = Parameters::of(&vs, || {
             let [encodes, decodes] = halves.map(|blocks| !blocks.is_empty());
             Ok((
                 encodes.then(|| Sequence::encoder(&vs / "encoder", params)),

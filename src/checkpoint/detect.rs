@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::lora::is_change;
+use super::select::OPEN_CLIP_TEXT;
 
 /// Whose names a file bears.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,8 +98,8 @@ pub struct Contained {
     pub family: Family,
 }
 
-/// Where ComfyUI's files keep a transformer, an autoencoder and the text encoders.
-const PREFIXES: [&str; 9] = [
+/// Where ComfyUI's files keep a transformer, an autoencoder and the text encoders, and open_clip's a text model.
+const PREFIXES: [&str; 10] = [
     "",
     "model.diffusion_model.",
     "diffusion_model.",
@@ -108,6 +109,7 @@ const PREFIXES: [&str; 9] = [
     "text_encoders.t5xxl.transformer.",
     "text_encoders.clip_l.",
     "text_encoders.t5xxl.",
+    OPEN_CLIP_TEXT,
 ];
 
 /// Shapes by name.
@@ -191,13 +193,16 @@ impl Names<'_> {
             Family::Redux
         } else if has("text_model.embeddings.token_embedding.weight")
             || has("embeddings.token_embedding.weight")
+            || has("token_embedding.weight") && has("transformer.resblocks.0.attn.in_proj_weight")
         {
             Family::Clip
         } else if has("backbone.embeddings.position_embeddings")
             && has("neck.reassemble_stage.layers.0.projection.weight")
         {
             Family::Depth
-        } else if has("vision_model.embeddings.class_embedding") && has("visual_projection.weight") {
+        } else if has("vision_model.embeddings.class_embedding") && has("visual_projection.weight")
+            || has("visual.class_embedding") && has("visual.proj")
+        {
             Family::ClipVision
         } else {
             return None;

@@ -32,6 +32,8 @@ pub enum Access {
 pub(crate) struct WeightFile {
     pub(crate) path: PathBuf,
     pub(crate) header: Header,
+    /// How many files the model is divided into, as a GGUF file says of itself; 1 of any other.
+    pub(super) parts: usize,
     file: File,
     len: u64,
     mapping: Option<Arc<Mapping>>,
@@ -58,12 +60,13 @@ impl WeightFile {
     /// Opens the file and reads its header, and nothing else of it.
     pub(crate) fn open(path: &Path, access: Access) -> Result<Self> {
         let (file, len) = open_regular(path)?;
-        let header = read_header(&file, len, path)?;
+        let (header, is_gguf) = read_header(&file, len, path)?;
+        let parts = header.metadata.get("split.count").filter(|_| is_gguf).and_then(|n| n.parse().ok());
         let mapping = match access {
             Access::Map => Some(Arc::new(map(&file, path)?)),
             Access::Read => None,
         };
-        Ok(Self { path: path.to_path_buf(), header, file, len, mapping })
+        Ok(Self { path: path.to_path_buf(), header, parts: parts.unwrap_or(1), file, len, mapping })
     }
 
     /// Whether the tensor lies in the mapped file.
@@ -204,12 +207,13 @@ pub(crate) fn read_index(path: &Path) -> Result<String> {
     })
 }
 
-fn read_header(file: &File, len: u64, path: &Path) -> Result<Header> {
+/// The header, and whether it is that of a GGUF file.
+fn read_header(file: &File, len: u64, path: &Path) -> Result<(Header, bool)> {
     let mut start = [0; 64];
     let known = start.len().min(len as usize);
     read_at(file, &mut start[..known], 0).map_err(Error::io(path))?;
     if start.starts_with(gguf::MAGIC) {
-        return read_gguf_header(file, len, path);
+        return Ok((read_gguf_header(file, len, path)?, true));
     }
     if let Some(kind) = other_format(&start[..known]) {
         return Err(Error::file(path)(FileProblem::OtherFormat { kind }));
@@ -222,7 +226,7 @@ fn read_header(file: &File, len: u64, path: &Path) -> Result<Header> {
     let header_len = Header::length(first, len).map_err(Error::file(path))?;
     let mut json = vec![0; header_len as usize];
     read_at(file, &mut json, 8).map_err(Error::io(path))?;
-    Header::parse(&json, len).map_err(Error::file(path))
+    Ok((Header::parse(&json, len).map_err(Error::file(path))?, false))
 }
 
 /// Nothing says beforehand how long the header of a GGUF file is: mostly some kilobytes, with a tokenizer in it many
@@ -258,6 +262,11 @@ fn other_format(start: &[u8]) -> Option<&'static str> {
             "a zip file, perhaps a pickle of PyTorch, which can run code when it is read; convert it to safetensors",
         ),
     ];
+    if start.starts_with(&[0, 5, 0x16, 7]) {
+        return Some(
+            "a sidecar, in which macOS keeps the attributes of another file: name that one, without `._`",
+        );
+    }
     // Protocols of pickle have numbers.
     if let [0x80, 2..=5, ..] = text[..] {
         return Some("a pickle of Python, which can run code when it is read; convert it to safetensors");

@@ -46,7 +46,6 @@ impl Header {
 fn parse(reader: &mut Reader) -> Result<Header, Stop> {
     let (tensors, keys) = reader.counts()?;
     let metadata = Metadata::read(reader, keys)?;
-    metadata.check_undivided()?;
     let alignment = metadata.alignment()?;
     let infos = (0..tensors).map(|i| Info::read(reader, i)).collect::<Result<Vec<_>, _>>()?;
     let data = reader.at.next_multiple_of(alignment);

@@ -270,7 +270,7 @@ impl Checkpoint {
 
     /// A tensor in the file's own kind, of one run of numbers: borrowed from the mapping or read.
     fn as_it_is(&self, source: &Source, kind: Kind) -> Result<Option<Tensor>> {
-        let ([part], None) = (&source.parts[..], source.filled_columns) else { return Ok(None) };
+        let ([part], true) = (&source.parts[..], source.is_as_stored()) else { return Ok(None) };
         let entry = self.entry(part);
         if part.stored != Stored::Plain || entry.encoding.kind() != Some(kind) {
             return Ok(None);
@@ -315,7 +315,7 @@ impl Checkpoint {
                 && part.elements.start.is_multiple_of(unit)
                 && part.elements.end.is_multiple_of(unit)
         };
-        source.shape.len() == 2 && source.filled_columns.is_none() && source.parts.iter().all(stays)
+        source.shape.len() == 2 && source.is_as_stored() && source.parts.iter().all(stays)
     }
 
     /// A matrix as it is stored, where it can be kept so.

@@ -6,19 +6,21 @@
 mod companions;
 mod detect;
 mod file;
+mod folder;
 mod gguf;
 mod index;
 mod load;
 pub mod lora;
 mod names;
 mod safetensors;
+mod select;
 mod source;
 mod staging;
 pub(crate) mod stream;
 pub(crate) mod write;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use tch::Kind;
@@ -27,17 +29,22 @@ pub(crate) use companions::is_embedding;
 pub use detect::{Contained, Family, Layout};
 pub use file::Access;
 pub(crate) use file::read_index;
+pub(crate) use folder::{is_index, names_in, one_model};
+#[cfg(feature = "hub")]
+pub(crate) use folder::{shards_of, weights_among};
 pub use index::Index;
 pub use load::{LoadOptions, Loaded};
 pub use names::{
-    AUTOENCODER_DIFFUSERS, CONTROLNET_DIFFUSERS, DEPTH_TRANSFORMERS_5, FLUX1_DIFFUSERS, FLUX2_DIFFUSERS,
-    NORMS_SPELLED_WEIGHT, Rename, Renames, T5_LLAMA, TAESD_DECODER, TAESD_ENCODER,
+    AUTOENCODER_DIFFUSERS, CLIP_OPENAI, CLIP_VISION_OPENAI, CONTROLNET_DIFFUSERS, DEPTH_TRANSFORMERS_5,
+    FLUX1_DIFFUSERS, FLUX2_DIFFUSERS, NORMS_SPELLED_WEIGHT, Rename, Renames, T5_LLAMA, TAESD_DECODER,
+    TAESD_ENCODER,
 };
 pub use safetensors::{Entry, Header};
 
 use crate::error::{Error, FileProblem, OUTSIDE_THE_BLOCKS, Result};
 use detect::Names;
 use file::WeightFile;
+use folder::Weights;
 use source::{Part, Source, Stored};
 
 /// One or several weight files that together hold a model, or several. Clones share the open files.
@@ -46,25 +53,30 @@ pub struct Checkpoint {
     files: Vec<Arc<WeightFile>>,
     /// The tensors by the names that the model knows.
     tensors: BTreeMap<String, Source>,
+    /// Names of tensors that the model in it does not read.
+    left_aside: Vec<String>,
+    /// What a caller should know about how the files were read.
+    warnings: Vec<String>,
 }
-
-/// What writers keep beside the weights of CLIP and T5, and FLUX does not use: a count from 0 to 76, the projection to
-/// the space of pictures, and the temperature of CLIP's training.
-const UNUSED: [&str; 3] = ["text_model.embeddings.position_ids", "text_projection.weight", "logit_scale"];
 
 impl Checkpoint {
     /// Opens a safetensors or GGUF file, an index of shards (`….safetensors.index.json`), or a folder that holds one of
-    /// them. Headers are read and checked, nothing else.
+    /// them. Of a file that is one of several shards, all are opened, by their index where it lies beside them, else by the
+    /// numbers in their names (`…-00001-of-00002.safetensors`); [`Checkpoint::warnings`] says so. Headers are read and
+    /// checked, nothing else.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::File`] with what is wrong, [`Error::MissingPart`] for a folder without weights.
     pub fn open(path: impl AsRef<Path>, access: Access) -> Result<Self> {
-        let path = path.as_ref();
-        let path = if path.is_dir() { &find_in_folder(path)? } else { path };
-        if path.to_string_lossy().ends_with(".index.json") {
-            return Self::open_index(path, access);
-        }
-        Self::from_files(vec![WeightFile::open(path, access)?])
+        let (weights, warning) = folder::find(path.as_ref())?;
+        let mut checkpoint = match weights {
+            Weights::Index(index) => Self::open_index(&index, access)?,
+            Weights::Files(files) => Self::from_files(
+                files.iter().map(|file| WeightFile::open(file, access)).collect::<Result<_>>()?,
+            )?,
+        };
+        checkpoint.warnings.extend(warning);
+        Ok(checkpoint)
     }
 
     fn open_index(path: &Path, access: Access) -> Result<Self> {
@@ -81,6 +93,14 @@ impl Checkpoint {
     fn from_files(files: Vec<WeightFile>) -> Result<Self> {
         let mut tensors = BTreeMap::new();
         for (i, file) in files.iter().enumerate() {
+            if file.parts > 1 && file.parts != files.len() {
+                let reason = format!(
+                    "this is one of {} parts of a model, named as parts are (NAME-00001-of-00002.gguf) they are read together; or join them with `llama-gguf-split --merge FIRST OUT`",
+                    file.parts
+                );
+                let key = "split.count".into();
+                return Err(Error::file(&file.path)(FileProblem::Metadata { key, reason }));
+            }
             for (name, entry) in &file.header.entries {
                 let source = Source::whole(i, name, Stored::Plain, entry.shape.clone());
                 if tensors.insert(name.clone(), source).is_some() {
@@ -90,7 +110,8 @@ impl Checkpoint {
             }
         }
         companions::tie(&files, &mut tensors)?;
-        Ok(Self { files: files.into_iter().map(Arc::new).collect(), tensors })
+        let files = files.into_iter().map(Arc::new).collect();
+        Ok(Self { files, tensors, left_aside: Vec::new(), warnings: Vec::new() })
     }
 
     /// The same tensors under the names of another layout. Names that no rule knows stay as they are, so that loading
@@ -104,77 +125,6 @@ impl Checkpoint {
     pub fn renamed_back(mut self, renames: &Renames) -> Self {
         self.tensors = renames.undo(self.tensors);
         self
-    }
-
-    /// The same tensors under the official names, whatever layout was found: diffusers' transformers, ControlNets and
-    /// autoencoders, ComfyUI's prefixes, the scales of norms that are spelled `.weight`, T5's embedding under either of its
-    /// names and T5 in llama.cpp's, CLIP with and without `text_model.`, and SigLIP with and without `vision_model.`. Of
-    /// several models in one file, nothing is taken: see
-    /// [`Checkpoint::part`].
-    pub fn official(self) -> Self {
-        match &self.contained()[..] {
-            [Contained { prefix, family }] => self.part(prefix, family),
-            _ => self,
-        }
-    }
-
-    /// One of the models that [`Checkpoint::contained`] found, under its official names. Tensors that belong to none
-    /// of the models stay, so that loading reports them.
-    pub fn part(mut self, prefix: &str, family: &Family) -> Self {
-        let (bare, others): (Vec<&str>, Vec<&str>) = {
-            let found = self.contained().into_iter().map(|model| model.prefix).filter(|p| *p != prefix);
-            found.partition(|other| other.is_empty())
-        };
-        let tensors = std::mem::take(&mut self.tensors).into_iter();
-        let mine = |(name, source): (String, Source)| match name.strip_prefix(prefix) {
-            Some(rest) if !prefix.is_empty() => Some((rest.to_string(), source)),
-            _ if others.iter().any(|other| name.starts_with(other)) => None,
-            // The model without a prefix answers for what has none.
-            None if !bare.is_empty() || name.ends_with(".logit_scale") => None,
-            _ => Some((name, source)),
-        };
-        self.tensors = tensors.filter_map(mine).collect();
-        let diffusers = family.layout() == Some(Layout::Diffusers)
-            || self.shape("transformer_blocks.0.attn.norm_added_k.weight").is_some()
-            || self.shape("encoder.down_blocks.0.resnets.0.conv1.weight").is_some();
-        match family {
-            Family::Flux1 { .. } if diffusers => self.renamed(&FLUX1_DIFFUSERS),
-            Family::Flux2 { .. } if diffusers => self.renamed(&FLUX2_DIFFUSERS),
-            Family::ControlNet { .. } if diffusers => self.renamed(&CONTROLNET_DIFFUSERS),
-            Family::Flux1 { .. } | Family::Flux2 { .. } | Family::ControlNet { .. } => {
-                self.renamed(&NORMS_SPELLED_WEIGHT)
-            }
-            Family::AutoEncoder { .. } | Family::AutoEncoder2 { .. } if diffusers => {
-                self.renamed(&AUTOENCODER_DIFFUSERS)
-            }
-            Family::TinyAutoEncoder { .. } if self.shape("0.weight").is_some() => {
-                self.renamed(&TAESD_ENCODER)
-            }
-            Family::TinyAutoEncoder { .. } if self.shape("1.weight").is_some() => {
-                self.renamed(&TAESD_DECODER)
-            }
-            // The token stood for hidden patches in training.
-            Family::Depth => self.renamed(&DEPTH_TRANSFORMERS_5).without(&["backbone.embeddings.mask_token"]),
-            Family::T5 { .. } => self
-                .renamed(&T5_LLAMA)
-                .alias("encoder.embed_tokens.weight", "shared.weight")
-                .without(&["logit_scale"]),
-            Family::ClipVision => self
-                .keeping(&["vision_model.", "visual_projection."])
-                .without(&["vision_model.embeddings.position_ids"]),
-            Family::Clip => {
-                let bare = self.shape("embeddings.token_embedding.weight").is_some();
-                let clip = if bare { self.prefixed("text_model.") } else { self };
-                clip.without(&UNUSED).without(&UNUSED.map(|name| format!("text_model.{name}")))
-            }
-            Family::Siglip => {
-                let bare = self.shape("embeddings.patch_embedding.bias").is_some();
-                let mut siglip = if bare { self.prefixed("vision_model.") } else { self };
-                siglip.tensors.retain(|name, _| !names::is_beside_siglip(name));
-                siglip
-            }
-            _ => self,
-        }
     }
 
     /// Takes what is missing outside of the blocks (`img_in`, `time_in`, `vector_in`, `guidance_in`, `txt_in`,
@@ -193,6 +143,8 @@ impl Checkpoint {
     fn taking(mut self, other: Self, wanted: impl Fn(&str) -> bool) -> (Self, Vec<String>) {
         let (first, mut taken) = (self.files.len(), Vec::new());
         self.files.extend(other.files);
+        self.left_aside.extend(other.left_aside);
+        self.warnings.extend(other.warnings);
         for (name, mut source) in other.tensors {
             if !wanted(&name) || self.tensors.contains_key(&name) {
                 continue;
@@ -255,6 +207,17 @@ impl Checkpoint {
     /// The files, in the order in which they were opened.
     pub fn files(&self) -> Vec<&Path> {
         self.files.iter().map(|f| f.path.as_path()).collect()
+    }
+
+    /// The names of the tensors that stand in the files beside the model and are not read: see [`Checkpoint::part`].
+    pub fn left_aside(&self) -> &[String] {
+        &self.left_aside
+    }
+
+    /// What a caller should know about how the files were read, a line for each: tensors that were left aside, shards that
+    /// were found by another's name. Nothing is wrong where there are some.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// The headers of the files.
@@ -366,41 +329,4 @@ impl Checkpoint {
 fn is_quantised(part: &Part, entry: &Entry) -> bool {
     let fp8 = [Some(Kind::Float8e4m3fn), Some(Kind::Float8e5m2)].contains(&entry.encoding.kind());
     part.stored != Stored::Plain || entry.encoding.kind().is_none() || fp8
-}
-
-/// The weights in a folder: one index, or else one file.
-fn find_in_folder(folder: &Path) -> Result<PathBuf> {
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
-        names.push(entry.map_err(Error::io(folder))?.file_name().to_string_lossy().into_owned());
-    }
-    names.sort();
-    Ok(folder.join(weights_among(folder, &names)?))
-}
-
-/// The names that transformers and diffusers give weights; their variants have another word in between.
-const USUAL_NAMES: [&str; 2] = ["model", "diffusion_pytorch_model"];
-
-/// Which of the names in a folder are its weights: an index of shards, else a file. Of several it is the one with a
-/// usual name.
-pub(crate) fn weights_among<'a>(folder: &Path, names: &'a [String]) -> Result<&'a str> {
-    for end in [".safetensors.index.json", ".safetensors", ".gguf"] {
-        let found: Vec<_> =
-            names.iter().filter_map(|name| Some((name.as_str(), name.strip_suffix(end)?))).collect();
-        let usual: Vec<_> = found.iter().filter(|(_, stem)| USUAL_NAMES.contains(stem)).collect();
-        match (&found[..], &usual[..]) {
-            ([], _) => {}
-            ([(one, _)], _) | (_, [(one, _)]) => return Ok(one),
-            _ => {
-                let names: Vec<_> = found.iter().map(|(name, _)| *name).collect();
-                let reason = format!("several files could be meant: {}; name one", names.join(", "));
-                return Err(Error::file(folder)(FileProblem::Index { reason }));
-            }
-        }
-    }
-    Err(Error::MissingPart {
-        path: folder.to_path_buf(),
-        part: "weights",
-        expected: "*.safetensors, *.safetensors.index.json or *.gguf".into(),
-    })
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 pub use layouts::*;
 
 use super::source::Source;
-use Rename::{Concat, Pointwise, Reversed, Same, Shifted, SwapHalves, Tensor as One};
+use Rename::{Concat, Pointwise, Reversed, Same, Shifted, Split, SwapHalves, Tensor as One, Transposed};
 
 /// One rule. `{}` in a pattern stands for a number, and for the same number in the other pattern.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -28,6 +28,11 @@ pub enum Rename {
     Shifted(&'static str, &'static str, usize),
     /// A linear layer `[out, in]` that officially is a 1×1 convolution `[out, in, 1, 1]`: theirs, official.
     Pointwise(&'static str, &'static str),
+    /// One tensor whose rows are shared equally among these, in this order: theirs, official. OpenAI's CLIP keeps queries,
+    /// keys and values in one.
+    Split(&'static str, &'static [&'static str]),
+    /// A matrix whose rows officially are columns: theirs, official.
+    Transposed(&'static str, &'static str),
 }
 
 /// The rules of one layout.
@@ -97,7 +102,7 @@ fn last_level(names: &BTreeMap<String, Source>, pattern: &str) -> usize {
 }
 
 impl Rename {
-    /// Theirs, and the official one.
+    /// Theirs, and the official one; of several official ones the first.
     pub(super) fn patterns(&self) -> (&[&'static str], &'static str) {
         match self {
             Same(a, b)
@@ -105,13 +110,15 @@ impl Rename {
             | SwapHalves(a, b)
             | Reversed(a, b)
             | Shifted(a, b, _)
+            | Transposed(a, b)
             | Pointwise(a, b) => (std::slice::from_ref(a), b),
             Concat(parts, b) => (parts, b),
+            Split(a, parts) => (std::slice::from_ref(a), parts[0]),
         }
     }
 
     fn kinds(&self) -> &'static [&'static str] {
-        if matches!(self, One(..)) { &[""] } else { &[".weight", ".bias"] }
+        if matches!(self, One(..) | Split(..) | Transposed(..)) { &[""] } else { &[".weight", ".bias"] }
     }
 
     /// Moves what this rule knows from one map to the other, under the official name.
@@ -122,6 +129,9 @@ impl Rename {
         from: &mut BTreeMap<String, Source>,
         to: &mut BTreeMap<String, Source>,
     ) {
+        if let Split(theirs, official) = self {
+            return split(theirs, official, from, to);
+        }
         let (theirs, official) = self.patterns();
         let first = format!("{}{kind}", theirs[0]);
         let found: Vec<Vec<usize>> = from.keys().filter_map(|name| numbers(&first, name)).collect();
@@ -136,6 +146,7 @@ impl Rename {
             match self {
                 Pointwise(..) if source.shape.len() == 2 => source.shape.extend([1, 1]),
                 SwapHalves(..) => source = source.halves_swapped(),
+                Transposed(..) => source = source.transposed(),
                 Reversed(..) => numbers[0] = last.saturating_sub(numbers[0]),
                 Shifted(_, _, by) => numbers[0] = numbers[0].saturating_sub(*by),
                 _ => {}
@@ -152,6 +163,9 @@ impl Rename {
         from: &mut BTreeMap<String, Source>,
         to: &mut BTreeMap<String, Source>,
     ) {
+        if let Split(theirs, official) = self {
+            return join(theirs, official, from, to);
+        }
         let (theirs, official) = self.patterns();
         let pattern = format!("{official}{kind}");
         let found: Vec<(Vec<usize>, String)> =
@@ -169,6 +183,7 @@ impl Rename {
                     source.shape.truncate(2);
                 }
                 SwapHalves(..) => source = source.halves_swapped(),
+                Transposed(..) => source = source.transposed(),
                 Reversed(..) => numbers[0] = last.saturating_sub(numbers[0]),
                 Shifted(_, _, by) => numbers[0] = numbers[0].saturating_add(*by),
                 _ => {}
@@ -179,6 +194,42 @@ impl Rename {
                 at += share;
                 to.insert(fill(&format!("{theirs}{kind}"), &numbers), part);
             }
+        }
+    }
+}
+
+/// Shares the rows of every tensor with the name `whole` equally among those with the names `parts`, where there are as
+/// many for each.
+fn split(
+    whole: &str,
+    parts: &[&str],
+    from: &mut BTreeMap<String, Source>,
+    to: &mut BTreeMap<String, Source>,
+) {
+    let found: Vec<_> = from.keys().filter_map(|name| Some((name.clone(), numbers(whole, name)?))).collect();
+    for (name, numbers) in found {
+        let rows = |source: &Source| source.shape.first().map_or(0, |rows| *rows as usize);
+        let Some(source) = from.get(&name).filter(|source| rows(source).is_multiple_of(parts.len())) else {
+            continue;
+        };
+        let share = rows(source) / parts.len();
+        for (i, part) in parts.iter().enumerate() {
+            to.insert(fill(part, &numbers), source.rows(i * share..(i + 1) * share));
+        }
+        from.remove(&name);
+    }
+}
+
+/// [`split`] the other way round, where all parts are there and can be joined.
+fn join(whole: &str, parts: &[&str], from: &mut BTreeMap<String, Source>, to: &mut BTreeMap<String, Source>) {
+    let found: Vec<_> = from.keys().filter_map(|name| numbers(parts[0], name)).collect();
+    for numbers in found {
+        let names: Vec<String> = parts.iter().map(|part| fill(part, &numbers)).collect();
+        let sources: Option<Vec<Source>> = names.iter().map(|name| from.get(name).cloned()).collect();
+        let Some(sources) = sources else { continue };
+        if can_be_joined(&sources.iter().map(|source| &source.shape[..]).collect::<Vec<_>>()) {
+            names.iter().for_each(|name| drop(from.remove(name)));
+            to.insert(fill(whole, &numbers), Source::joined(&sources));
         }
     }
 }

@@ -15,6 +15,8 @@ pub(super) struct Source {
     pub(super) shape: Vec<i64>,
     /// Columns that the files hold, where the rest of each row is zeros.
     pub(super) filled_columns: Option<i64>,
+    /// Whether the files hold its columns as rows. Such a matrix is neither split nor joined.
+    pub(super) transposed: bool,
 }
 
 /// A run of the numbers of one stored tensor.
@@ -93,7 +95,7 @@ impl Source {
     pub(super) fn whole(file: usize, entry: &str, stored: Stored, shape: Vec<i64>) -> Self {
         let of = shape.iter().product::<i64>() as usize;
         let part = Part { file, entry: entry.to_string(), stored, elements: 0..of, of };
-        Self { parts: vec![part], shape, filled_columns: None }
+        Self { parts: vec![part], shape, filled_columns: None, transposed: false }
     }
 
     pub(super) fn numel(&self) -> usize {
@@ -106,15 +108,33 @@ impl Source {
         if let (Some(columns), Some(last)) = (self.filled_columns, shape.last_mut()) {
             *last = columns;
         }
+        if self.transposed {
+            shape.reverse();
+        }
         shape
     }
 
-    /// What the files hold, with columns of zeros up to the whole shape.
+    /// What the files hold, with its columns as rows and with columns of zeros up to the whole shape, where that is asked.
     pub(super) fn widened(&self, filled: Tensor) -> Result<Tensor, TchError> {
+        let filled = if self.transposed { filled.f_tr()?.f_contiguous()? } else { filled };
         match (self.filled_columns, self.shape.last()) {
             (Some(columns), Some(last)) => filled.f_constant_pad_nd([0, last - columns]),
             _ => Ok(filled),
         }
+    }
+
+    /// Whether its numbers are those of the files, in their order.
+    pub(super) fn is_as_stored(&self) -> bool {
+        self.filled_columns.is_none() && !self.transposed
+    }
+
+    /// A matrix with its columns as rows; anything else as it is.
+    pub(super) fn transposed(mut self) -> Self {
+        if self.shape.len() == 2 && self.filled_columns.is_none() {
+            self.shape.reverse();
+            self.transposed = !self.transposed;
+        }
+        self
     }
 
     /// Numbers in a step along the first axis.
@@ -139,7 +159,7 @@ impl Source {
         if let Some(first) = shape.first_mut() {
             *first = rows.len() as i64;
         }
-        Self { parts, shape, filled_columns: self.filled_columns }
+        Self { parts, shape, filled_columns: self.filled_columns, transposed: self.transposed }
     }
 
     /// The second half of its rows before the first.
@@ -169,7 +189,8 @@ impl Source {
             *first = sources.iter().filter_map(|source| source.shape.first()).sum();
         }
         let filled_columns = sources.first().and_then(|source| source.filled_columns);
-        Self { parts, shape, filled_columns }
+        let transposed = sources.first().is_some_and(|source| source.transposed);
+        Self { parts, shape, filled_columns, transposed }
     }
 
     /// The same numbers in another shape of as many.

@@ -40,7 +40,7 @@ impl Checkpoint {
             _ => None,
         });
         let first = dtypes.next()??;
-        (dtypes.all(|dtype| dtype == Some(first)) && source.filled_columns.is_none()).then_some(first)
+        (dtypes.all(|dtype| dtype == Some(first)) && source.is_as_stored()).then_some(first)
     }
 
     /// Whether any of a tensor's numbers have to be decoded. A raw cast to fp8 has not.
@@ -78,7 +78,7 @@ impl Checkpoint {
         out: &mut dyn FnMut(&Tensor) -> Result<()>,
     ) -> Result<()> {
         let source = self.source(name)?;
-        if source.filled_columns.is_some() {
+        if !source.is_as_stored() {
             return out(&self.tensor_as(name, kind)?);
         }
         let longest = source.parts.iter().map(|part| part.elements.len()).max().unwrap_or(0);
@@ -100,7 +100,7 @@ impl Checkpoint {
     /// Some rows of a tensor, or of a tensor of one axis some numbers. They must begin and end between two blocks.
     pub(crate) fn rows(&self, name: &str, rows: Range<usize>, kind: Kind) -> Result<Tensor> {
         let source = self.source(name)?;
-        if source.filled_columns.is_some() {
+        if !source.is_as_stored() {
             let all = self.tensor_as(name, kind)?;
             return Ok(all.f_narrow(0, rows.start as i64, rows.len() as i64)?);
         }

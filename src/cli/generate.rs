@@ -284,6 +284,7 @@ impl Generate {
         let mut fitted = self.memory.fit(&mut pipeline, &request)?;
         let settings = *pipeline.settings();
         let weights = pipeline.weights()?;
+        notes.extend(Weights::all_warnings(&weights));
         let means = Means { loras, ..Means::of(&pipeline, &parts) };
         let model = means.model.clone();
         let outputs = self.outputs(&request)?;
@@ -482,7 +483,7 @@ fn describe(weights: &Weights) -> String {
 }
 
 fn as_json(weights: &Weights) -> serde_json::Value {
-    let Weights { part, file, on_disk, in_memory, arithmetic, from_base } = weights;
+    let Weights { part, file, on_disk, in_memory, arithmetic, from_base, .. } = weights;
     json!({
         "part": part, "file": file, "on_disk": on_disk, "in_memory": in_memory,
         "arithmetic": kind_name(*arithmetic), "from_base": from_base,

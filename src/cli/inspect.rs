@@ -64,6 +64,9 @@ struct Report {
     missing: Vec<String>,
     metadata: BTreeMap<String, String>,
     files: Vec<PathBuf>,
+    /// What stands beside the model, and which other files were read.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     list: Option<Vec<Line>>,
 }
@@ -151,6 +154,7 @@ impl Report {
         };
         if family == Family::Lora {
             report.count(&checkpoint);
+            report.warnings = checkpoint.warnings().to_vec();
             report.lora = Some(lora(&Lora::from_checkpoint(checkpoint)?));
             return Ok(report);
         }
@@ -158,6 +162,7 @@ impl Report {
             Some(Contained { prefix, family }) => checkpoint.part(prefix, family),
             None => checkpoint.official(),
         };
+        report.warnings = official.warnings().to_vec();
         report.count(&official);
         report.look_at(&family, &official);
         Ok(report)
@@ -237,6 +242,7 @@ impl Report {
         if self.files.len() > 1 {
             println!("  {} files", self.files.len());
         }
+        self.warnings.iter().for_each(|warning| println!("  note: {}", warning.escape_debug()));
         if !self.missing.is_empty() {
             println!("  for a whole pipeline it lacks: {}", self.missing.join("; "));
         }

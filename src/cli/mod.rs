@@ -136,10 +136,10 @@ struct ModelArgs {
     /// The autoencoder's weights, instead of the folder's.
     #[arg(long, visible_alias = "vae", value_name = "PATH")]
     autoencoder: Option<PathBuf>,
-    /// CLIP's weights, instead of the folder's.
+    /// CLIP's weights, instead of the folder's: its text model, or a whole CLIP.
     #[arg(long, value_name = "PATH")]
     clip: Option<PathBuf>,
-    /// T5's weights, instead of the folder's.
+    /// T5's weights, instead of the folder's: its encoder, or a whole T5.
     #[arg(long, value_name = "PATH")]
     t5: Option<PathBuf>,
     /// CLIP's tokenizer, instead of the folder's.

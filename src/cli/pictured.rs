@@ -26,7 +26,7 @@ pub(super) struct PicturedArgs {
     /// IP-Adapter. [default: 1]
     #[arg(long, value_name = "X[,X…]", value_parser = parse_scales)]
     ip_strength: Vec<Scales>,
-    /// The IP-Adapter's image encoder: CLIP-L's vision model, a file or a folder.
+    /// The IP-Adapter's image encoder: CLIP-L's vision model or a whole CLIP, a file or a folder.
     #[arg(long, value_name = "PATH")]
     ip_image_encoder: Option<PathBuf>,
 }

@@ -244,6 +244,7 @@ impl Plan {
                 warn!("{left_out}");
             }
             self.beside.put_on(&mut pipeline)?;
+            pipeline.warnings()?.iter().for_each(|warning| warn!("{warning}"));
             if parts.redux.is_some() || parts.image_encoder.is_some() {
                 pipeline.check_vision()?;
             }

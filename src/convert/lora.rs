@@ -67,6 +67,11 @@ impl Job<'_> {
         }
         self.notes.extend(left_out.lines().iter().map(|line| format!("left out: {line}")));
         metadata.remove(SETTINGS);
+        if self.conversion.kind.is_none()
+            && checkpoint.names().any(|name| checkpoint.dtype(name).is_some_and(is_fp8))
+        {
+            self.notes.push("its numbers in fp8 are BF16 now".into());
+        }
         let second = lora.patches().any(is_flux2);
         let renames = if second { &FLUX2_DIFFUSERS } else { &FLUX1_DIFFUSERS };
         let mut writer = Writer {
@@ -262,7 +267,7 @@ impl Writer {
             if alpha.is_none() && scale == 1.0 && !(theirs && any) {
                 continue;
             }
-            let dtype = alpha.unwrap_or(Dtype::F32);
+            let dtype = alpha.filter(|dtype| !is_fp8(*dtype)).unwrap_or(Dtype::F32);
             let kind = Encoding::Plain(dtype).kind().unwrap_or(Kind::Float);
             let value = scale * rank as f64;
             let dtype = self.wanted(dtype);
@@ -274,11 +279,14 @@ impl Writer {
 
     /// The type that a float of this one is written as.
     fn wanted(&self, dtype: Dtype) -> Dtype {
+        let fp8 = is_fp8(dtype);
         match self.kind {
-            _ if !matches!(dtype, Dtype::F16 | Dtype::BF16 | Dtype::F32 | Dtype::F64) => dtype,
-            Some(DiskKind::Bf16) => Dtype::BF16,
+            _ if !fp8 && !matches!(dtype, Dtype::F16 | Dtype::BF16 | Dtype::F32 | Dtype::F64) => dtype,
             Some(DiskKind::F16) => Dtype::F16,
             Some(DiskKind::F32) => Dtype::F32,
+            // What is joined may be multiplied by another's scale, and a number of fp8 has no room for that.
+            Some(DiskKind::Bf16) => Dtype::BF16,
+            _ if fp8 => Dtype::BF16,
             _ => dtype,
         }
     }
@@ -296,6 +304,10 @@ impl Writer {
         let path = self.file.files().first().map(|path| path.to_path_buf()).unwrap_or_default();
         Error::file(path)(FileProblem::Tensor { name: name.to_string(), reason })
     }
+}
+
+fn is_fp8(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F8_E4M3 | Dtype::F8_E5M2)
 }
 
 fn halves_swapped(tensor: &Tensor) -> Result<Tensor> {

@@ -12,7 +12,7 @@ use super::{DiskKind, Job, Place, config};
 use crate::checkpoint::write::{PartFile, Planned, Target, json_file};
 use crate::checkpoint::{
     AUTOENCODER_DIFFUSERS, CONTROLNET_DIFFUSERS, Checkpoint, Contained, FLUX1_DIFFUSERS, FLUX2_DIFFUSERS,
-    Family, Layout, Renames, T5_LLAMA, is_embedding,
+    Family, Layout, Renames, is_embedding,
 };
 use crate::error::{Error, FileProblem, Result};
 
@@ -132,6 +132,8 @@ impl Job<'_> {
     ) -> Result<Output> {
         let own = checkpoint.clone().under(prefix);
         let official = official(own, family);
+        self.notes
+            .extend(official.warnings().iter().filter(|line| !checkpoint.warnings().contains(line)).cloned());
         let room = if several { room(family, layout, &official) } else { lone_room(family, layout) };
         let folder = matches!(self.place, Place::Folder(_));
         let config =
@@ -280,11 +282,14 @@ pub(super) fn metadata(checkpoint: &Checkpoint) -> BTreeMap<String, String> {
     metadata
 }
 
-/// Under the official names. The text encoders and SigLIP keep every tensor, also those that FLUX does not use.
+/// Under the official names. Text encoders in the names of transformers and SigLIP keep every tensor, also those that FLUX
+/// does not use; of others those are left aside, whose names are not known.
 fn official(own: Checkpoint, family: &Family) -> Checkpoint {
+    let known = |name: &str| own.shape(name).is_some();
     match family {
-        Family::T5 { .. } => own.renamed(&T5_LLAMA),
-        Family::Clip | Family::Siglip => own,
+        Family::T5 { .. } if !known("enc.blk.0.attn_q.weight") => own,
+        Family::Clip if !known("transformer.resblocks.0.attn.in_proj_weight") => own,
+        Family::Siglip => own,
         family => own.part("", family),
     }
 }

@@ -145,7 +145,7 @@ impl ControlNet {
                 params.conditioning_embedding_channels
             )));
         }
-        let (mut model, mut parameters) = Parameters::of(|| {
+        let (mut model, mut parameters) = Parameters::of(&vs, || {
             let zero = |name: &str, i: usize| Linear::new(&vs / name / i, hidden_size, hidden_size, true);
             Ok(Self {
                 trunk: Trunk::new(&vs, &params.flux)?,

@@ -108,7 +108,7 @@ impl IpAdapter {
             ("clip_extra_context_tokens", tokens),
             ("hidden_size", hidden_size),
         ])?;
-        let (mut model, mut parameters) = Parameters::of(|| {
+        let (mut model, mut parameters) = Parameters::of(&vs, || {
             let projection = &vs / "ip_adapter_proj_model";
             let block = |i: usize| {
                 let vs = &vs / "double_blocks" / i / "processor";

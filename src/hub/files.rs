@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::checkpoint::{Index, weights_among};
+use crate::checkpoint::{Index, is_index, shards_of, weights_among};
 use crate::error::{Error, Result};
 use crate::pipeline::{OwnParts, Part, Parts};
 
@@ -59,7 +59,7 @@ pub(super) fn for_each(
 ) -> Result<()> {
     for name in needed {
         each(name)?;
-        if name.ends_with(".index.json") {
+        if is_index(name) {
             let folder = name.rsplit_once('/').map_or(String::new(), |(folder, _)| format!("{folder}/"));
             for shard in Index::read(&snapshot.join(name))?.shards() {
                 each(&format!("{folder}{shard}"))?;
@@ -76,7 +76,8 @@ fn files_of(part: Part, chosen: &str, shown: &Path, names: &[String]) -> Result<
     if listed(chosen) {
         // The size of pictures that an autoencoder was trained for is said there alone.
         let config = if part == Part::Autoencoder { config("vae") } else { None };
-        return Ok([chosen.to_string()].into_iter().chain(config).collect());
+        let files = shards_of(shown, chosen, names)?.into_iter().map(String::from);
+        return Ok(files.chain(config).collect());
     }
     let inside: Vec<String> = names
         .iter()
@@ -88,7 +89,8 @@ fn files_of(part: Part, chosen: &str, shown: &Path, names: &[String]) -> Result<
         Part::T5Tokenizer => ("T5 tokenizer", &[&["tokenizer.json"], &["spiece.model"]]),
         _ => {
             let weights = weights_among(&shown.join(chosen), &inside)?;
-            return Ok([format!("{chosen}/{weights}")].into_iter().chain(config(chosen)).collect());
+            let files = weights.iter().map(|name| format!("{chosen}/{name}"));
+            return Ok(files.chain(config(chosen)).collect());
         }
     };
     let whole = |form: &&&[&str]| form.iter().all(|file| inside.iter().any(|name| name == file));
@@ -176,6 +178,47 @@ mod tests {
                 "transformer/diffusion_pytorch_model.safetensors.index.json",
             ]
         );
+    }
+
+    #[test]
+    fn variants_shards_and_sidecars_are_judged_as_in_a_folder() {
+        let rest: Vec<_> = OFFICIAL
+            .into_iter()
+            .filter(|name| !name.starts_with("flux1-") && !name.starts_with("transformer/"))
+            .collect();
+        let transformer = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|name| format!("transformer/{name}")).collect();
+            let names: Vec<&str> = rest.iter().copied().chain(names.iter().map(String::as_str)).collect();
+            let needed = needed(&names, OwnParts::default())?;
+            let own =
+                needed.into_iter().filter_map(|name| name.strip_prefix("transformer/").map(String::from));
+            Ok::<_, Error>(own.collect::<Vec<_>>())
+        };
+        let (one, two) = ("m.fp16-00001-of-00002.safetensors", "m.fp16-00002-of-00002.safetensors");
+        let index = "m.safetensors.index.fp16.json";
+        let sidecars = ["._m.fp16-00001-of-00002.safetensors", "._m.safetensors.index.fp16.json"];
+        assert_eq!(transformer(&[&sidecars[..], &[one, two, index]].concat()).unwrap(), [index]);
+        assert_eq!(transformer(&[&sidecars[..], &[one, two]].concat()).unwrap(), [two, one]);
+        assert!(transformer(&[two]).unwrap_err().to_string().contains("numbers 1 are missing"));
+        // At the top of the repository.
+        let tops = ["flux1-x-1-of-2.gguf", "flux1-x-2-of-2.gguf"];
+        let needed = needed(&[&rest[..], &tops].concat(), OwnParts::default()).unwrap();
+        assert_eq!(needed[needed.len() - 2..], [tops[1], tops[0]]);
+    }
+
+    #[test]
+    fn the_shards_of_every_index_are_fetched() {
+        let folder = tempfile::tempdir().unwrap();
+        let index = "m.safetensors.index.fp16.json";
+        std::fs::write(folder.path().join(index), r#"{"weight_map": {"a": "one", "b": "two"}}"#).unwrap();
+        let mut fetched = Vec::new();
+        let needed = [index.to_string(), "config.json".into()];
+        for_each(folder.path(), &needed, &mut |name| {
+            fetched.push(name.to_string());
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(fetched, [index, "one", "two", "config.json"]);
     }
 
     #[test]

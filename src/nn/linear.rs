@@ -207,6 +207,8 @@ fn is_under(name: &str, start: &str) -> bool {
 /// put on and taken off.
 #[derive(Debug, Default)]
 pub struct Linears {
+    /// What stands before the official names of the model's layers in the variable store, the last dot included.
+    root: String,
     layers: BTreeMap<String, (Slot, Tensor)>,
     /// Other parameters that a LoRA has changed, each with the values that it had.
     changed: Mutex<Vec<(Tensor, Tensor)>>,
@@ -217,9 +219,22 @@ pub struct Linears {
 }
 
 impl Linears {
-    pub(super) fn new(layers: Vec<(String, Slot, Tensor)>) -> Self {
+    /// Those of a model that lies at `vs`.
+    pub(super) fn new(vs: &Path, layers: Vec<(String, Slot, Tensor)>) -> Self {
         let layers = layers.into_iter().map(|(name, slot, weight)| (name, (slot, weight))).collect();
-        Self { layers, ..Self::default() }
+        let root = vs.path("");
+        Self { root, layers, ..Self::default() }
+    }
+
+    /// What stands before the official names of the model's layers in the variable store: `model.`, or nothing where the
+    /// model lies at the root.
+    pub fn root(&self) -> &str {
+        &self.root
+    }
+
+    /// The shape of a linear layer's weight, by the name that it has in the variable store.
+    pub(crate) fn size(&self, name: &str) -> Option<Vec<i64>> {
+        self.layers.get(name).map(|(_, weight)| weight.size())
     }
 
     /// Says which blocks the model has, in the order in which they run.

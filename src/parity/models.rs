@@ -106,7 +106,7 @@ impl Case {
             "transformers.Dinov2Backbone" => {
                 let vs = self.store();
                 let config: Dinov2Config = self.params()?;
-                let (model, parameters) = Parameters::of(|| Dinov2::new(vs.root(), &config))?;
+                let (model, parameters) = Parameters::of(&vs.root(), || Dinov2::new(vs.root(), &config))?;
                 self.load(&vs)?;
                 parameters.check()?;
                 let _ops = parameters.ops().enter();

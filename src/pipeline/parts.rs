@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::error::{Error, FileProblem, Result};
+use crate::checkpoint::{is_index, names_in, one_model};
+use crate::error::{Error, Result};
 
 /// The files and folders of a pipeline. Weights are a safetensors or GGUF file, an index of shards, or a folder with
 /// one of them; of ComfyUI's all-in-one files, each part takes what is its own.
@@ -117,17 +118,6 @@ impl Parts {
     }
 }
 
-/// The names in a folder, sorted.
-fn names_in(folder: &Path) -> Result<Vec<String>> {
-    let folder = if folder == Path::new("") { Path::new(".") } else { folder };
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
-        names.push(entry.map_err(Error::io(folder))?.file_name().to_string_lossy().into_owned());
-    }
-    names.sort();
-    Ok(names)
-}
-
 /// Parts that are named one by one. What is `None` comes from a folder or from the hub.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OwnParts {
@@ -233,20 +223,20 @@ impl Part {
             Self::ImageEncoder => &["image_encoder"],
         };
         for pattern in expected {
-            let fits = |name: &&String| match pattern.split_once('*') {
-                // Redux is called as transformers are.
-                Some(_) if self == Self::Transformer && name.starts_with("flux1-redux-") => false,
-                Some((start, end)) => name.starts_with(start) && name.ends_with(end),
-                None => name == pattern,
-            };
-            match names.iter().filter(fits).collect::<Vec<_>>()[..] {
-                [] => {}
-                [one] => return Ok(one),
-                ref several => {
-                    let several: Vec<_> = several.iter().map(|name| name.as_str()).collect();
-                    let reason = format!("several {part}s could be meant: {}; name one", several.join(", "));
-                    return Err(Error::file(folder)(FileProblem::Index { reason }));
+            let Some((start, end)) = pattern.split_once('*') else {
+                match names.iter().find(|name| name == pattern) {
+                    Some(name) => return Ok(name),
+                    None => continue,
                 }
+            };
+            let fits = |name: &&String| {
+                // Redux is called as transformers are.
+                let redux = self == Self::Transformer && name.starts_with("flux1-redux-");
+                name.starts_with(start) && !redux && (name.ends_with(end) || is_index(name))
+            };
+            let matching = names.iter().filter(fits).map(String::as_str);
+            if let Some(name) = one_model(folder, part, matching)? {
+                return Ok(name);
             }
         }
         Err(Error::MissingPart { path: folder.to_path_buf(), part, expected: expected.join(" or ") })

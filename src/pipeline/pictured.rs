@@ -275,7 +275,8 @@ fn open_adapter(path: &Path, access: Access) -> Result<Checkpoint> {
 /// CLIP's vision model, alone or in a file with its text model.
 fn open_encoder(path: &Path, access: Access) -> Result<Checkpoint> {
     let checkpoint = Checkpoint::open(path, access)?;
-    if checkpoint.shape("vision_model.embeddings.class_embedding").is_none() {
+    let classes = ["vision_model.embeddings.class_embedding", "visual.class_embedding"];
+    if classes.iter().all(|name| checkpoint.shape(name).is_none()) {
         let family = checkpoint.family();
         return Err(Error::Config(format!("{}: no CLIP vision model: {family}", path.display())));
     }

@@ -75,7 +75,7 @@ impl Pipeline {
             let empty = t5.model.forward(&ids(&self.t5_tokenizer.encode("", length)?)?)?;
             txt = weigh(&txt, &empty, &weights)?;
         }
-        let most = clip.model.config().max_position_embeddings.clamp(2, 77) as usize;
+        let most = clip.model.config().max_position_embeddings.max(2) as usize;
         let (tokens, _) = read(&self.clip_tokenizer, for_clip, request, most)?;
         warnings.extend(cut("CLIP", &tokens));
         let vec = clip.model.forward(&ids(&tokens)?)?.pooler_output;

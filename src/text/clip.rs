@@ -98,16 +98,15 @@ impl ClipConfig {
     /// # Errors
     /// [`Error::Io`], [`Error::File`].
     pub fn read(path: impl AsRef<std::path::Path>) -> Result<Self> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum File {
-            Whole { text_config: ClipConfig },
-            Text(ClipConfig),
-        }
-        Ok(match super::read_config(path.as_ref())? {
-            File::Whole { text_config } => text_config,
-            File::Text(config) => config,
-        })
+        // Within the settings of the whole CLIP, those that are CLIPTextConfig's defaults may be left out.
+        let defaults = [
+            ("vocab_size", 49408),
+            ("hidden_size", 512),
+            ("intermediate_size", 2048),
+            ("num_hidden_layers", 12),
+            ("num_attention_heads", 8),
+        ];
+        super::read_nested_config(path.as_ref(), "text_config", &defaults)
     }
 }
 
@@ -247,7 +246,7 @@ impl ClipText {
             causal: true,
         };
         let ((token_embedding, position_embedding, layers, final_layer_norm), parameters) =
-            Parameters::of(|| {
+            Parameters::of(&vs, || {
                 let vs = &vs / "text_model";
                 let (embeddings, layers) = (&vs / "embeddings", &vs / "encoder" / "layers");
                 let width = config.hidden_size;

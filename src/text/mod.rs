@@ -29,6 +29,27 @@ pub(crate) fn matrix(
     }
 }
 
+/// Reads a `config.json` of Hugging Face, of a model alone or of a larger one that holds its settings under `key`, where
+/// settings with a default may be left out.
+pub(crate) fn read_nested_config<T: DeserializeOwned>(
+    path: &Path,
+    key: &str,
+    defaults: &[(&str, i64)],
+) -> Result<T> {
+    let mut whole: serde_json::Map<String, serde_json::Value> = read_config(path)?;
+    let config = match whole.remove(key) {
+        Some(serde_json::Value::Object(mut nested)) => {
+            for (name, value) in defaults {
+                nested.entry(*name).or_insert((*value).into());
+            }
+            nested
+        }
+        _ => whole,
+    };
+    serde_json::from_value(config.into())
+        .map_err(|e| Error::file(path)(FileProblem::Settings { reason: e.to_string() }))
+}
+
 /// Reads a `config.json` of Hugging Face.
 pub(crate) fn read_config<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let text = std::fs::read_to_string(path).map_err(Error::io(path))?;

@@ -250,7 +250,7 @@ impl T5Encoder {
             )));
         }
         let ((shared, relative_attention_bias, block, final_layer_norm), mut parameters) =
-            Parameters::of(|| {
+            Parameters::of(&vs, || {
                 let encoder = &vs / "encoder";
                 let blocks = &encoder / "block";
                 Ok((

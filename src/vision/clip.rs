@@ -12,7 +12,7 @@ use crate::image::Image;
 use crate::nn::{Embedding, LayerNorm, Linear, Parameters, check_sizes, declare};
 use crate::ops::{self, End, Numerics};
 use crate::text::clip::{ClipLayer, LayerSizes};
-use crate::text::{matrix, read_config};
+use crate::text::{matrix, read_config, read_nested_config};
 
 /// Of the pictures that CLIP was trained on, in 0..1.
 const MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
@@ -88,19 +88,26 @@ impl ClipVisionConfig {
     /// # Errors
     /// [`Error::Io`], [`Error::File`].
     pub fn read(path: impl AsRef<std::path::Path>) -> Result<Self> {
+        // The whole CLIP's own projection counts. Within its settings, those that are CLIPVisionConfig's defaults may be
+        // left out.
         #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum File {
-            Whole { vision_config: ClipVisionConfig, projection_dim: Option<i64> },
-            Vision(ClipVisionConfig),
+        struct Whole {
+            vision_config: Option<serde_json::Value>,
+            projection_dim: Option<i64>,
         }
-        Ok(match read_config(path.as_ref())? {
-            File::Whole { vision_config, projection_dim } => {
-                let projection_dim = projection_dim.unwrap_or(vision_config.projection_dim);
-                Self { projection_dim, ..vision_config }
-            }
-            File::Vision(config) => config,
-        })
+        let whole: Whole = read_config(path.as_ref())?;
+        let defaults = [
+            ("hidden_size", 768),
+            ("intermediate_size", 3072),
+            ("projection_dim", 512),
+            ("num_hidden_layers", 12),
+            ("num_attention_heads", 12),
+            ("image_size", 224),
+            ("patch_size", 32),
+        ];
+        let config: Self = read_nested_config(path.as_ref(), "vision_config", &defaults)?;
+        let projection_dim = whole.vision_config.and(whole.projection_dim).unwrap_or(config.projection_dim);
+        Ok(Self { projection_dim, ..config })
     }
 }
 
@@ -147,7 +154,7 @@ impl ClipVision {
             layer_norm_eps,
             causal: false,
         };
-        let (mut model, parameters) = Parameters::of(|| {
+        let (mut model, parameters) = Parameters::of(&vs, || {
             let root = &vs;
             let vs = &vs / "vision_model";
             let (embeddings, layers) = (&vs / "embeddings", &vs / "encoder" / "layers");

@@ -349,7 +349,7 @@ impl DepthAnything {
     /// [`Error::Config`] for sizes that do not fit each other.
     pub fn new(vs: Path, config: &DepthConfig) -> Result<Self> {
         config.check()?;
-        let ((backbone, neck, head), parameters) = Parameters::of(|| {
+        let ((backbone, neck, head), parameters) = Parameters::of(&vs, || {
             Ok((
                 Dinov2::new(&vs / "backbone", &config.backbone_config)?,
                 Neck::new(&vs / "neck", config),

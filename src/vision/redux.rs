@@ -60,7 +60,7 @@ impl ReduxImageEncoder {
         let ReduxConfig { redux_dim, txt_in_features } = *config;
         check_sizes(&[("redux_dim", redux_dim), ("txt_in_features", txt_in_features)])?;
         let inner = 3 * txt_in_features;
-        let ((redux_up, redux_down), parameters) = Parameters::of(|| {
+        let ((redux_up, redux_down), parameters) = Parameters::of(&vs, || {
             Ok((
                 Linear::new(&vs / "redux_up", redux_dim, inner, true),
                 Linear::new(&vs / "redux_down", inner, txt_in_features, true),

@@ -269,7 +269,7 @@ impl SiglipVision {
             )));
         }
         let ((patch_embedding, position_embedding, layers, post_layernorm), parameters) =
-            Parameters::of(|| {
+            Parameters::of(&vs, || {
                 let vs = &vs / "vision_model";
                 let (embeddings, layers) = (&vs / "embeddings", &vs / "encoder" / "layers");
                 let (width, patch) = (config.hidden_size, config.patch_size);

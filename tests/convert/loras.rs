@@ -182,3 +182,63 @@ fn keys_of_no_known_meaning_are_an_error_or_are_said() {
     assert!(done.notes[0].contains("transformer.nothing"), "{:?}", done.notes);
     assert!(Checkpoint::open(&out, Access::Read).is_ok());
 }
+
+/// Converted to each layout, the change is the same.
+fn same_change(tensors: &[Stored]) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("lora.safetensors");
+    write(&path, tensors);
+    let expected = changed(&path);
+    for layout in [Layout::Official, Layout::Diffusers, Layout::Comfy] {
+        let there = folder.path().join(format!("{layout:?}.safetensors"));
+        run(&path, &there, &to(layout)).unwrap();
+        let found = changed(&there);
+        assert_eq!(found.len(), expected.len());
+        for ((name, one), (other, two)) in expected.iter().zip(&found) {
+            assert_eq!(name, other);
+            let greatest = f64::try_from((one - two).abs().max()).unwrap();
+            assert!(greatest < 1e-5, "{layout:?}: {name}: {greatest}");
+        }
+    }
+}
+
+#[test]
+fn what_an_alpha_of_0_switches_off_stays_off_when_it_is_joined_or_split() {
+    for off in [&[0][..], &[1], &[0, 1], &[0, 1, 2], &[3, 4]] {
+        let mut tensors = peft(&DIFFUSERS);
+        for (i, tensor) in tensors.iter_mut().filter(|t| t.0.ends_with(".alpha")).enumerate() {
+            if off.contains(&i) {
+                tensor.3 = 0f32.to_le_bytes().to_vec();
+            }
+        }
+        same_change(&tensors);
+    }
+    let mut tensors = lora("", &OFFICIAL, ["lora_A.weight", "lora_B.weight"], 8);
+    tensors.iter_mut().filter(|t| t.0 == "double_blocks.0.img_attn.qkv.alpha").for_each(|t| t.3.fill(0));
+    same_change(&tensors);
+}
+
+#[test]
+fn a_lora_in_fp8_keeps_its_numbers_in_every_layout() {
+    let folder = tempfile::tempdir().unwrap();
+    for (kind, dtype) in [(Kind::Float8e4m3fn, "F8_E4M3"), (Kind::Float8e5m2, "F8_E5M2")] {
+        let mut tensors = peft(&DIFFUSERS);
+        for (seed, tensor) in tensors.iter_mut().enumerate() {
+            let count = tensor.2.iter().product::<i64>();
+            let numbers = (Tensor::arange(count, (Kind::Float, tch::Device::Cpu)) + seed as i64).sin();
+            let fp8 = numbers.to_kind(kind).view_dtype(Kind::Uint8);
+            let fp8 = if tensor.0.ends_with("alpha") { Tensor::from_slice(&[0x40u8]) } else { fp8 };
+            (tensor.1, tensor.3) = (dtype.into(), Vec::try_from(fp8).unwrap());
+        }
+        same_change(&tensors);
+        let path = folder.path().join("lora.safetensors");
+        write(&path, &tensors);
+        let out = folder.path().join(format!("{dtype}.safetensors"));
+        let converted = run(&path, &out, &to(Layout::Official)).unwrap();
+        assert!(converted.notes.iter().any(|note| note.contains("fp8 are BF16")), "{:?}", converted.notes);
+        // Without another layout its bytes stay.
+        let copy = folder.path().join(format!("{dtype}-copy.safetensors"));
+        run(&path, &copy, &Conversion::default()).unwrap();
+        assert_eq!(read(&copy), read(&path));
+    }
+}

@@ -419,7 +419,7 @@ fn t5_config() -> T5Config {
     }
 }
 
-fn clip_config() -> ClipConfig {
+pub(super) fn clip_config() -> ClipConfig {
     ClipConfig {
         vocab_size: 40,
         hidden_size: 24,
@@ -432,23 +432,23 @@ fn clip_config() -> ClipConfig {
 }
 
 /// A store that a constructor has declared its parameters in, with random values.
-fn made(build: impl FnOnce(&VarStore), seed: u64) -> VarStore {
+pub(super) fn made(build: impl FnOnce(&VarStore), seed: u64) -> VarStore {
     let vs = VarStore::new(Device::Cpu);
     build(&vs);
     init(&vs, seed).unwrap();
     vs
 }
 
-fn t5() -> VarStore {
+pub(super) fn t5() -> VarStore {
     made(|vs| drop(T5Encoder::new(vs.root(), &t5_config()).unwrap()), 2)
 }
 
-fn clip() -> VarStore {
+pub(super) fn clip() -> VarStore {
     made(|vs| drop(ClipText::new(vs.root(), &clip_config()).unwrap()), 3)
 }
 
 /// The same names without values, filled from a checkpoint: all numbers must be those that were written.
-fn is(checkpoint: &Checkpoint, written: &VarStore) {
+pub(super) fn is(checkpoint: &Checkpoint, written: &VarStore) {
     let written = variables(written);
     let vs = store(written.iter().map(|(name, tensor)| (name.as_str(), tensor.size())));
     load_as(checkpoint, &vs, Kind::Float);

@@ -9,6 +9,7 @@ mod fp8;
 mod gguf;
 mod layouts;
 mod settings;
+mod towers;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

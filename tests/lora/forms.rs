@@ -7,8 +7,8 @@ use tch_flux::checkpoint::lora::{Lora, Maker, Model};
 use tch_flux::layers::LinearLora;
 use tch_flux::lora::{Beside, grown_columns, merged, merged_bias};
 
-use crate::common::{framed, header, stored, temp};
-use crate::{assert_close, base, changed, changed_by, open, parameter, place, wave, weight};
+use crate::common::{framed, header, stored, temp, write_file};
+use crate::{assert_close, base, changed, changed_by, open, open_stored, parameter, place, wave, weight};
 
 const QKV: &str = "double_blocks.0.img_attn.qkv";
 const PROJ: &str = "double_blocks.0.img_attn.proj";
@@ -195,4 +195,109 @@ fn diffusers_gives_the_alphas_in_the_header() {
     let lora = Lora::open(&path, Access::Read).unwrap();
     let expected = weight(Model::Transformer, PROJ) + up.matmul(&down) * 3;
     assert_close(&changed_by(&lora, 1.0, Model::Transformer, PROJ), &expected);
+}
+
+/// Its numbers are those of the file, whichever of the two kinds of fp8 they are in, alphas and lengths included.
+#[test]
+fn a_lora_in_fp8_is_the_same_numbers_in_f32() {
+    let name = "lora_unet_double_blocks_0_img_attn_proj";
+    let parts = [
+        ("lora_down.weight", wave(&[2, 8], 1.0)),
+        ("lora_up.weight", wave(&[8, 2], 2.0)),
+        ("alpha", Tensor::from_slice(&[3f32])),
+        ("dora_scale", wave(&[8, 1], 3.0).abs() + 1),
+    ];
+    for (kind, dtype) in [(Kind::Float8e4m3fn, "F8_E4M3"), (Kind::Float8e5m2, "F8_E5M2")] {
+        for count in [2, 3, 4] {
+            let fp8 = |(part, tensor): &(&str, Tensor)| {
+                let bytes = tensor.to_kind(kind).view_dtype(Kind::Uint8).contiguous().view([-1]);
+                (format!("{name}.{part}"), dtype.to_string(), tensor.size(), Vec::try_from(bytes).unwrap())
+            };
+            let lora = open_stored(&parts[..count].iter().map(fp8).collect::<Vec<_>>()).unwrap();
+            let named: Vec<(String, Tensor)> = parts[..count]
+                .iter()
+                .map(|(part, t)| (format!("{name}.{part}"), t.to_kind(kind).to_kind(Kind::Float)))
+                .collect();
+            let wide = open(&named.iter().map(|(name, t)| (name.as_str(), t)).collect::<Vec<_>>());
+            assert_eq!(lora.to_string(), wide.to_string());
+            let [a, b] = [&lora, &wide].map(|lora| changed_by(lora, 0.7, Model::Transformer, PROJ));
+            assert!(a.equal(&b) && !a.equal(&weight(Model::Transformer, PROJ)), "{dtype}, {count} parts");
+        }
+    }
+}
+
+/// As ComfyUI reads it: what a change is multiplied by is its alpha over its rank, whatever that gives.
+#[test]
+fn an_alpha_of_0_switches_its_layer_off_and_a_negative_one_turns_it_round() {
+    let (down, up) = (wave(&[2, 8], 1.0), wave(&[8, 2], 2.0));
+    let (other, wide) = ("lora_unet_double_blocks_0_img_mlp_0", wave(&[32, 2], 3.0));
+    let with = |alpha: f32| {
+        let alpha = Tensor::from_slice(&[alpha]).view([0i64; 0]);
+        let name = "lora_unet_double_blocks_0_img_attn_proj";
+        let parts = [
+            (format!("{name}.lora_down.weight"), &down),
+            (format!("{name}.lora_up.weight"), &up),
+            (format!("{name}.alpha"), &alpha),
+            (format!("{other}.lora_down.weight"), &down),
+            (format!("{other}.lora_up.weight"), &wide),
+        ];
+        place(&open(&parts.each_ref().map(|(name, t)| (name.as_str(), *t))), 1.0, false).unwrap().transformer
+    };
+    for alpha in [0.0, -0.0] {
+        let off = with(alpha);
+        assert_eq!(
+            off.linears.keys().collect::<Vec<_>>(),
+            ["double_blocks.0.img_mlp.0"],
+            "the other one stays"
+        );
+    }
+    let base = weight(Model::Transformer, PROJ);
+    for alpha in [-4.0, 1e-3, 7.5, 1000.0] {
+        let expected = &base + up.matmul(&down) * f64::from(alpha) / 2.0;
+        let found = merged(&base, &with(alpha).linears[PROJ]).unwrap();
+        let scale = f64::try_from(expected.abs().max()).unwrap().max(1.0);
+        assert_close(&(found / scale), &(expected / scale));
+    }
+}
+
+/// What is switched off must fit nevertheless, and the lengths of DoRA are set whatever the alpha.
+#[test]
+fn an_alpha_of_0_excuses_no_misfit_and_leaves_doras_lengths() {
+    let alpha = Tensor::from_slice(&[0f32]);
+    let name = "lora_unet_double_blocks_0_img_attn_proj";
+    let lora = |up: &Tensor, magnitude: Option<&Tensor>| {
+        let (a, b) = (format!("{name}.lora_down.weight"), format!("{name}.lora_up.weight"));
+        let (c, d) = (format!("{name}.alpha"), format!("{name}.dora_scale"));
+        let mut parts =
+            vec![(a.as_str(), wave(&[2, 8], 1.0)), (b.as_str(), up.copy()), (c.as_str(), alpha.copy())];
+        parts.extend(magnitude.map(|magnitude| (d.as_str(), magnitude.copy())));
+        open(&parts.iter().map(|(name, t)| (*name, t)).collect::<Vec<_>>())
+    };
+    assert!(place(&lora(&wave(&[9, 2], 2.0), None), 1.0, false).is_err());
+    let magnitude = wave(&[8, 1], 3.0).abs() + 1;
+    let found = changed_by(&lora(&wave(&[8, 2], 2.0), Some(&magnitude)), 1.0, Model::Transformer, PROJ);
+    assert_close(&lengths(&found, 1), &magnitude);
+}
+
+#[test]
+fn an_alpha_of_0_in_pefts_settings_switches_its_layers_off() {
+    let (folder, path) = temp("adapter_model.safetensors");
+    let (down, up) = (wave(&[2, 8], 1.0), wave(&[8, 2], 2.0));
+    let (proj, mlp) = ("transformer_blocks.0.attn.to_out.0", "transformer_blocks.0.attn.to_add_out");
+    let mut tensors = Vec::new();
+    for module in [proj, mlp] {
+        for (part, tensor) in [("A", &down), ("B", &up)] {
+            let name = format!("base_model.model.{module}.lora_{part}.weight");
+            tensors.push(stored(&name, tensor, Kind::Float));
+        }
+    }
+    write_file(&path, &tensors);
+    let changed = |settings: &str| {
+        std::fs::write(folder.path().join("adapter_config.json"), settings).unwrap();
+        let lora = Lora::open(&path, Access::Read).unwrap();
+        place(&lora, 1.0, false).unwrap().transformer.linears.into_keys().collect::<Vec<_>>()
+    };
+    assert!(changed(r#"{"lora_alpha": 0, "r": 2}"#).is_empty());
+    let pattern = r#"{"lora_alpha": 2, "r": 2, "alpha_pattern": {"attn.to_out.0": 0}}"#;
+    assert_eq!(changed(pattern), ["double_blocks.0.txt_attn.proj"]);
 }

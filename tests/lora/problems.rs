@@ -151,7 +151,6 @@ fn an_alpha_is_one_finite_number() {
         (Tensor::from_slice(&[1f32, 2.0]), "one number"),
         (Tensor::from_slice(&[f32::NAN]), "NaN"),
         (Tensor::from_slice(&[f32::INFINITY]), "inf"),
-        (Tensor::from_slice(&[0f32]), "nothing of the change"),
     ] {
         let (name, reason) = problem(&[("lora_A.weight", &down), ("lora_B.weight", &up), ("alpha", &alpha)]);
         assert!(name == "alpha" && reason.contains(part), "{name}: {reason}");
@@ -173,10 +172,10 @@ fn shapes_whose_product_overflows_are_refused() {
 
 #[test]
 fn numbers_of_another_kind_are_refused() {
-    let down = (format!("{NAME}.lora_A.weight"), "F8_E4M3".into(), vec![2, 8], vec![0; 16]);
+    let down = (format!("{NAME}.lora_A.weight"), "I8".into(), vec![2, 8], vec![0; 16]);
     let up = f32s(&format!("{NAME}.lora_B.weight"), &[8, 2], &[0.0; 16]);
     let (name, reason) = problem_of(&[down, up]);
-    assert!(name == "lora_A.weight" && reason.contains("F8_E4M3"), "{name}: {reason}");
+    assert!(name == "lora_A.weight" && reason.contains("I8"), "{name}: {reason}");
 }
 
 #[test]
@@ -209,8 +208,8 @@ fn settings_that_cannot_be_followed_are_errors() {
     for (settings, part) in [
         ("{", "EOF"),
         (r#"{"lora_alpha": "many"}"#, "invalid type"),
-        (r#"{"lora_alpha": 0, "r": 2}"#, "leaves nothing"),
-        (r#"{"lora_alpha": 2, "r": -2}"#, "leaves nothing"),
+        (r#"{"lora_alpha": 2, "r": 0}"#, "not above 0"),
+        (r#"{"lora_alpha": 2, "r": -2}"#, "not above 0"),
         (r#"{"alpha_pattern": {".*to_q": 2}}"#, "regular expression"),
     ] {
         std::fs::write(folder.path().join("adapter_config.json"), settings).unwrap();

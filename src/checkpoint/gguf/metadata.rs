@@ -120,19 +120,6 @@ impl Metadata {
         self.0.into_iter().map(|(key, value)| (key, value.to_string())).collect()
     }
 
-    /// That this is a whole file: the shards of a split one share no index from which all could be found.
-    pub(super) fn check_undivided(&self) -> Result<(), FileProblem> {
-        match self.0.get("split.count") {
-            Some(Value::Integer(count)) if *count > 1 => {
-                let reason = format!(
-                    "this is one of {count} parts of a model; join them with `llama-gguf-split --merge FIRST OUT`"
-                );
-                Err(metadata_problem("split.count", reason))
-            }
-            _ => Ok(()),
-        }
-    }
-
     pub(super) fn alignment(&self) -> Result<u64, FileProblem> {
         let Some(value) = self.0.get("general.alignment") else { return Ok(DEFAULT_ALIGNMENT) };
         let number = if let Value::Integer(number) = value { u64::try_from(*number).ok() } else { None };

@@ -42,7 +42,7 @@ pub struct Patch {
     pub rank: Option<i64>,
     /// Its alpha, where the file gives one.
     pub alpha: Option<f64>,
-    /// What its product is multiplied by.
+    /// What its product is multiplied by: 0 where the file switches it off with an alpha of 0.
     pub scale: f64,
     /// The shape of what it changes.
     pub shape: Vec<i64>,
@@ -131,8 +131,8 @@ impl Reader<'_> {
                 _ if group.parts.contains_key(&Part::Alpha) => 1.0,
                 _ => self.settings.scale(group.target.model, name, rank),
             };
-            if let (Some(alpha), false) = (patch.alpha, patch.scale.is_finite() && patch.scale != 0.0) {
-                let reason = format!("an alpha of {alpha} would leave nothing of the change");
+            if let (Some(alpha), false) = (patch.alpha, patch.scale.is_finite()) {
+                let reason = format!("an alpha of {alpha} scales nothing: it must be a finite number");
                 return Err(self.problem(group.parts.get(&Part::Alpha).map_or(key, |k| k), reason));
             }
         }
@@ -182,12 +182,15 @@ impl Reader<'_> {
         let Some(Encoding::Plain(dtype)) = self.encoding(key) else {
             return Err(self.problem(key, "is in blocks; a LoRA's numbers are plain floats".into()));
         };
-        let float = matches!(dtype, Dtype::F16 | Dtype::BF16 | Dtype::F32 | Dtype::F64);
+        let float = matches!(
+            dtype,
+            Dtype::F8_E4M3 | Dtype::F8_E5M2 | Dtype::F16 | Dtype::BF16 | Dtype::F32 | Dtype::F64
+        );
         let whole = matches!(dtype, Dtype::I8 | Dtype::U8 | Dtype::I16 | Dtype::I32 | Dtype::I64);
         if float || (whole && matches!(part, Part::Alpha | Part::Shape)) {
             return Ok(());
         }
-        Err(self.problem(key, format!("is {dtype:?}; a LoRA's numbers are F16, BF16, F32 or F64")))
+        Err(self.problem(key, format!("is {dtype:?}; a LoRA's numbers are fp8, F16, BF16, F32 or F64")))
     }
 
     fn encoding(&self, key: &str) -> Option<Encoding> {

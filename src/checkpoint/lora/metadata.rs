@@ -95,8 +95,8 @@ impl Adapter {
         let adapter: Self = serde_json::from_value(value).map_err(|e| printable(&e))?;
         let alphas = adapter.alpha.iter().chain(adapter.alpha_pattern.iter().flat_map(BTreeMap::values));
         let ranks = adapter.r.iter().chain(adapter.rank_pattern.iter().flat_map(BTreeMap::values));
-        if alphas.into_iter().any(|a| !a.is_finite() || *a == 0.0) || ranks.into_iter().any(|r| *r <= 0) {
-            return Err("an alpha or a rank of it leaves nothing of the change".into());
+        if alphas.into_iter().any(|a| !a.is_finite()) || ranks.into_iter().any(|r| *r <= 0) {
+            return Err("an alpha of it is no finite number, or a rank of it is not above 0".into());
         }
         let names = adapter.alpha_pattern.iter().flat_map(BTreeMap::keys);
         let names = names.chain(adapter.rank_pattern.iter().flat_map(BTreeMap::keys));

@@ -94,7 +94,11 @@ fn entries() -> Vec<Entry> {
                     transformer(name, official, Slot::Whole, Holder::Norm);
                 }
             }
-            Rename::Reversed(..) | Rename::Shifted(..) | Rename::Pointwise(..) => {}
+            Rename::Reversed(..)
+            | Rename::Shifted(..)
+            | Rename::Pointwise(..)
+            | Rename::Split(..)
+            | Rename::Transposed(..) => {}
         }
     }
     for (name, official, slot) in OTHERS {

@@ -48,19 +48,40 @@ impl Terms {
 
     /// Puts these terms on a model in place of all that were on it before; without terms, it is as it was loaded. The
     /// weights of linear layers are never touched, however they are stored, and other parameters get their own values
-    /// back, so nothing of a LoRA stays behind in any bit.
+    /// back, so nothing of a LoRA stays behind in any bit. The model may lie anywhere in the store.
     ///
     /// # Errors
-    /// [`Error::Tch`], and then no terms are on the model.
+    /// [`Error::Lora`] with all terms whose layer the model lacks, or whose layer has another shape; the terms from before
+    /// then stay. [`Error::Tch`], and then no terms are on the model.
     pub fn put_on(&self, vs: &VarStore, linears: &Linears) -> Result<()> {
-        let variables = vs.variables();
-        let values = || {
-            let terms = self.parameters.iter();
-            let variable = terms.filter_map(|(name, terms)| Some((variables.get(name)?, terms)));
-            variable.map(|(v, terms)| Ok((v.shallow_clone(), merged(v, terms)?))).collect()
-        };
-        let weights = self.linears.iter().map(|(module, terms)| (format!("{module}.weight"), terms));
-        linears.change(&weights.collect(), &values)
+        let (root, variables) = (linears.root(), vs.variables());
+        let mut unplaced = Unplaced::default();
+        let mut weights = BTreeMap::new();
+        for (module, terms) in &self.linears {
+            let name = format!("{root}{module}.weight");
+            let Some(size) = linears.size(&name) else {
+                unplaced.absent.push((module.clone(), name));
+                continue;
+            };
+            if let Some(term) = terms.iter().find(|term| !term.fits(&size)) {
+                unplaced.misshapen.push((module.clone(), size, term.size()));
+            }
+            weights.insert(name, terms);
+        }
+        let mut parameters = Vec::new();
+        for (parameter, terms) in &self.parameters {
+            let name = format!("{root}{parameter}");
+            match variables.get(&name) {
+                Some(variable) => parameters.push((variable, terms)),
+                None => unplaced.absent.push((parameter.clone(), name)),
+            }
+        }
+        if !unplaced.is_empty() {
+            return Err(Error::Lora(Box::new(unplaced)));
+        }
+        let values =
+            || parameters.iter().map(|(v, terms)| Ok((v.shallow_clone(), merged(v, terms)?))).collect();
+        linears.change(&weights, &values)
     }
 }
 
@@ -105,6 +126,9 @@ impl Lora {
         }
         let mut placed = Placed { skipped: unplaced, ..Placed::default() };
         for (patch, Fit { rows, columns }) in fitting {
+            if patch.is_off() {
+                continue;
+            }
             let term = Term { update: self.update(patch, columns)?, rows, strength };
             let target = &patch.group.target;
             let terms = match target.model {
@@ -163,6 +187,11 @@ impl Lora {
 }
 
 impl Patch {
+    /// Whether it changes nothing at any strength: its alpha is 0. With DoRA the lengths of the rows remain.
+    fn is_off(&self) -> bool {
+        self.scale == 0.0 && !self.group.parts.contains_key(&Part::Magnitude)
+    }
+
     /// The official name of the parameter that it changes.
     fn parameter(&self) -> String {
         let target = &self.group.target;

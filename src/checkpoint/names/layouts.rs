@@ -1,6 +1,8 @@
 //! The layouts: for each, whose names become which official ones.
 
-use super::Rename::{self, Concat, Pointwise, Reversed, Same, Shifted, SwapHalves, Tensor as One};
+use super::Rename::{
+    self, Concat, Pointwise, Reversed, Same, Shifted, Split, SwapHalves, Tensor as One, Transposed,
+};
 use super::{Renames, numbers};
 
 const IMG_QKV: &[&str] = &[
@@ -148,6 +150,73 @@ pub const T5_LLAMA: Renames = Renames(&[
     One("enc.blk.{}.ffn_gate.weight", "encoder.block.{}.layer.1.DenseReluDense.wi_0.weight"),
     One("enc.blk.{}.ffn_up.weight", "encoder.block.{}.layer.1.DenseReluDense.wi_1.weight"),
     One("enc.blk.{}.ffn_down.weight", "encoder.block.{}.layer.1.DenseReluDense.wo.weight"),
+]);
+
+/// The text model of CLIP in OpenAI's names, which open_clip and LongCLIP have too; ours are those of transformers.
+///
+/// Source: `openai/CLIP`, `clip/model.py`, `CLIP`.
+pub const CLIP_OPENAI: Renames = Renames(&[
+    One("token_embedding.weight", "text_model.embeddings.token_embedding.weight"),
+    One("positional_embedding", "text_model.embeddings.position_embedding.weight"),
+    One("positional_embedding_res", "text_model.embeddings.position_embedding_res"),
+    Same("transformer.resblocks.{}.ln_1", "text_model.encoder.layers.{}.layer_norm1"),
+    Split(
+        "transformer.resblocks.{}.attn.in_proj_weight",
+        &[
+            "text_model.encoder.layers.{}.self_attn.q_proj.weight",
+            "text_model.encoder.layers.{}.self_attn.k_proj.weight",
+            "text_model.encoder.layers.{}.self_attn.v_proj.weight",
+        ],
+    ),
+    Split(
+        "transformer.resblocks.{}.attn.in_proj_bias",
+        &[
+            "text_model.encoder.layers.{}.self_attn.q_proj.bias",
+            "text_model.encoder.layers.{}.self_attn.k_proj.bias",
+            "text_model.encoder.layers.{}.self_attn.v_proj.bias",
+        ],
+    ),
+    Same("transformer.resblocks.{}.attn.out_proj", "text_model.encoder.layers.{}.self_attn.out_proj"),
+    Same("transformer.resblocks.{}.ln_2", "text_model.encoder.layers.{}.layer_norm2"),
+    Same("transformer.resblocks.{}.mlp.c_fc", "text_model.encoder.layers.{}.mlp.fc1"),
+    Same("transformer.resblocks.{}.mlp.c_proj", "text_model.encoder.layers.{}.mlp.fc2"),
+    Same("ln_final", "text_model.final_layer_norm"),
+]);
+
+/// The vision model of CLIP in OpenAI's names, with its projection.
+///
+/// Source: `openai/CLIP`, `clip/model.py`, `VisionTransformer`, which multiplies by `proj` from the right.
+pub const CLIP_VISION_OPENAI: Renames = Renames(&[
+    One("visual.class_embedding", "vision_model.embeddings.class_embedding"),
+    One("visual.positional_embedding", "vision_model.embeddings.position_embedding.weight"),
+    One("visual.conv1.weight", "vision_model.embeddings.patch_embedding.weight"),
+    Same("visual.ln_pre", "vision_model.pre_layrnorm"),
+    Same("visual.transformer.resblocks.{}.ln_1", "vision_model.encoder.layers.{}.layer_norm1"),
+    Split(
+        "visual.transformer.resblocks.{}.attn.in_proj_weight",
+        &[
+            "vision_model.encoder.layers.{}.self_attn.q_proj.weight",
+            "vision_model.encoder.layers.{}.self_attn.k_proj.weight",
+            "vision_model.encoder.layers.{}.self_attn.v_proj.weight",
+        ],
+    ),
+    Split(
+        "visual.transformer.resblocks.{}.attn.in_proj_bias",
+        &[
+            "vision_model.encoder.layers.{}.self_attn.q_proj.bias",
+            "vision_model.encoder.layers.{}.self_attn.k_proj.bias",
+            "vision_model.encoder.layers.{}.self_attn.v_proj.bias",
+        ],
+    ),
+    Same(
+        "visual.transformer.resblocks.{}.attn.out_proj",
+        "vision_model.encoder.layers.{}.self_attn.out_proj",
+    ),
+    Same("visual.transformer.resblocks.{}.ln_2", "vision_model.encoder.layers.{}.layer_norm2"),
+    Same("visual.transformer.resblocks.{}.mlp.c_fc", "vision_model.encoder.layers.{}.mlp.fc1"),
+    Same("visual.transformer.resblocks.{}.mlp.c_proj", "vision_model.encoder.layers.{}.mlp.fc2"),
+    Same("visual.ln_post", "vision_model.post_layernorm"),
+    Transposed("visual.proj", "visual_projection.weight"),
 ]);
 
 /// diffusers' `AutoencoderKL` as FLUX.1 uses it, and its `AutoencoderKLFlux2`.

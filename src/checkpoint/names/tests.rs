@@ -72,6 +72,33 @@ fn pointwise_becomes_a_convolution() {
     assert!(out.contains_key("decoder.mid.block_2.norm2.bias"));
 }
 
+#[test]
+fn split_shares_the_rows_in_order_and_join_brings_them_together() {
+    let name = "transformer.resblocks.3.attn.in_proj_weight";
+    let out = CLIP_OPENAI.apply(sources(&[(name, &[12, 4])]));
+    for (i, part) in ["q", "k", "v"].into_iter().enumerate() {
+        let source = &out[&format!("text_model.encoder.layers.3.self_attn.{part}_proj.weight")];
+        assert_eq!(source.shape, [4, 4]);
+        assert_eq!(source.parts[0].elements, i * 16..(i + 1) * 16);
+    }
+    assert_eq!(CLIP_OPENAI.undo(out), sources(&[(name, &[12, 4])]));
+    // What does not share equally, or is not all there, stays for the report.
+    assert_eq!(CLIP_OPENAI.apply(sources(&[(name, &[11, 4])])), sources(&[(name, &[11, 4])]));
+    let one = "text_model.encoder.layers.3.self_attn.q_proj.weight";
+    assert_eq!(CLIP_OPENAI.undo(sources(&[(one, &[4, 4])])), sources(&[(one, &[4, 4])]));
+}
+
+#[test]
+fn transposed_exchanges_rows_and_columns() {
+    let out = CLIP_VISION_OPENAI.apply(sources(&[("visual.proj", &[8, 4])]));
+    let source = &out["visual_projection.weight"];
+    assert_eq!(
+        (&source.shape[..], source.transposed, source.filled_shape()),
+        (&[4, 8][..], true, vec![8, 4])
+    );
+    assert_eq!(CLIP_VISION_OPENAI.undo(out), sources(&[("visual.proj", &[8, 4])]));
+}
+
 /// The official names and shapes of a layout list.
 fn list(name: &str) -> BTreeMap<String, Source> {
     let path = format!("{}/fixtures/layouts/{name}.txt", env!("CARGO_MANIFEST_DIR"));

@@ -127,7 +127,8 @@ impl Writer {
         let len = |range: &Range<i64>| range.end - range.start;
         let rank = if same { len(&first.ranks) } else { bands.iter().map(|band| len(&band.ranks)).sum() };
         let (bands, file) = (Rc::new(bands), Rc::clone(&self.file));
-        let scaled = Scaled { rank, scale: first.scale, alpha: bands.iter().find_map(|band| band.alpha) };
+        let scaled =
+            Scaled { rank, scale: scale_of_all(&bands), alpha: bands.iter().find_map(|band| band.alpha) };
         self.modules.insert(name.to_string(), scaled);
 
         let down = (Rc::clone(&file), Rc::clone(&bands));
@@ -230,15 +231,21 @@ fn second_matrix(file: &Checkpoint, bands: &[Band], same: bool, [rows, rank]: [i
         let up = narrowed(&file.tensor(&band.up)?, 0, &band.up_rows)?;
         let up = narrowed(&up, 1, &band.ranks)?;
         // One scale stands for all.
-        let up = match band.scale == first.scale {
+        let scale = scale_of_all(bands);
+        let up = match band.scale == scale {
             true => up,
-            false => up.f_to_kind(Kind::Float)?.f_mul_scalar(band.scale / first.scale)?,
+            false => up.f_to_kind(Kind::Float)?.f_mul_scalar(band.scale / scale)?,
         };
         let len = band.ranks.end - band.ranks.start;
         narrowed(&narrowed(&out, 0, &band.rows)?, 1, &(at..at + len))?.f_copy_(&up)?;
         at += if same { 0 } else { len };
     }
     Ok(out)
+}
+
+/// The scale that stands for those of all bands: the first one that does not switch its band off.
+fn scale_of_all(bands: &[Band]) -> f64 {
+    bands.iter().map(|band| band.scale).find(|scale| *scale != 0.0).unwrap_or(0.0)
 }
 
 /// Which columns of a second matrix each of its shares of rows uses: all of them, or its own block where they stand along

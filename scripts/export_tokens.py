@@ -5,7 +5,11 @@
 """
 
 import json
+import pathlib
+import shutil
 import sys
+import tempfile
+import unicodedata
 
 from transformers import CLIPTokenizer, T5Tokenizer
 
@@ -26,8 +30,22 @@ TEXTS = [
     "hyphen-ated under_score slash/slash a.b.c (x) [y] {z} #tag @at $5 50%",
     "x" * 300,
     "a red circle " * 60,
+    "next\x85line\x85 \x85and \x1f separators\x1c",
+    "LATIN Ǆ ΑΣ İSTANBUL ẞ and a\u0315\u0300\u05ae b",
 ]
-LENGTHS = {"clip": [77, 16], "t5": [256, 512, 16]}
+MARKS = ["<extra_id_0>", "<extra_id_99>", "<extra_id_100>", "</s>", "<pad>", "<unk>", "<|endoftext|>", "<|startoftext|>"]
+MARKS += [mark.upper() for mark in MARKS]
+AROUND = ["", " ", "  ", "a", "\n", "\x85", "\u3000", ",", "'s"]
+LENGTHS = {"clip": [77, 16], "t5": [256, 512, 16], "t5 from spiece.model": [256, 16]}
+
+
+def short_texts() -> list[str]:
+    """Marks with all sorts of characters around them, and every separator and control character between words."""
+    marks = [f"red{around}{mark}{around}circle {mark}" for mark in MARKS for around in AROUND]
+    rare = {0x378, 0xE000, 0xFFFE, 0xFFFF, 0xF0000, 0x10FFFF}  # unassigned ones and those for private use
+    letters = map(chr, [*range(0xD800), *range(0xE000, 0x110000)])
+    kinds = [c for c in letters if unicodedata.category(c) in ("Zs", "Zl", "Zp", "Cc", "Cf") or ord(c) in rare]
+    return marks + [f"a{c}red {c} {c}b" for c in kinds]
 
 
 def main() -> None:
@@ -36,12 +54,16 @@ def main() -> None:
         "clip": CLIPTokenizer.from_pretrained(f"{model}/tokenizer"),
         "t5": T5Tokenizer.from_pretrained(f"{model}/tokenizer_2"),
     }
+    with tempfile.TemporaryDirectory() as alone:
+        shutil.copy(pathlib.Path(model) / "tokenizer_2/spiece.model", alone)
+        tokenizers["t5 from spiece.model"] = T5Tokenizer.from_pretrained(alone)
     cases = []
     for name, tokenizer in tokenizers.items():
-        for length in LENGTHS[name]:
-            for text in TEXTS:
-                ids = tokenizer(text, truncation=True, max_length=length, padding="max_length").input_ids
-                cases.append({"tokenizer": name, "length": length, "text": text, "ids": ids})
+        texts = [(length, text) for length in LENGTHS[name] for text in TEXTS]
+        texts = [(length, text, "max_length") for length, text in texts]
+        for length, text, padding in texts + [(40, text, "do_not_pad") for text in short_texts()]:
+            ids = tokenizer(text, truncation=True, max_length=length, padding=padding).input_ids
+            cases.append({"tokenizer": name, "length": length, "text": text, "ids": ids})
     with open(out, "w") as file:
         json.dump(cases, file, ensure_ascii=False)
         file.write("\n")

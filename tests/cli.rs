@@ -1,5 +1,6 @@
 //! The binary as a user runs it.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -166,6 +167,59 @@ fn several_pictures_get_a_name_each() {
         &["generate", "--prompt-file", "prompts.txt", "--seed", "5", "-o", "{seed}_{index}.png"],
     ));
     assert!(folder.path().join("5_0.png").is_file() && folder.path().join("5_1.png").is_file());
+}
+
+fn run_with_stdin(folder: &Path, arguments: &[&str], stdin: &[u8]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tch-flux"));
+    command.current_dir(folder).args(arguments).stdin(Stdio::piped());
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(stdin).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn prompts_come_from_files_and_standard_input() {
+    let folder = folder();
+    let prompts = |call: &[&str], stdin: &[u8]| -> Value {
+        let call = [call, &["--dry-run", "--json"]].concat();
+        let plan = stdout(&run_with_stdin(folder.path(), &call, stdin));
+        serde_json::from_str::<Value>(&plan).unwrap()["request"]["prompts"].clone()
+    };
+    let text = "\u{feff}# drawn in turn\r\na red circle\r\n\r\n größe 🙂 \r\n\\#1";
+    let expected = serde_json::json!(["a red circle", "größe 🙂", "#1"]);
+    let utf16 = |bytes: fn(u16) -> [u8; 2]| text.encode_utf16().flat_map(bytes).collect::<Vec<_>>();
+    for bytes in [text.as_bytes().to_vec(), utf16(u16::to_le_bytes), utf16(u16::to_be_bytes)] {
+        std::fs::write(folder.path().join("prompts.txt"), &bytes).unwrap();
+        assert_eq!(prompts(&["generate", "--prompt-file", "prompts.txt"], b""), expected);
+        assert_eq!(prompts(&["generate", "--prompt-file", "-"], &bytes), expected);
+    }
+    let whole = "\u{feff}a red circle\r\n# on\r\nblue\r\n".as_bytes();
+    let expected = serde_json::json!(["a red circle\r\n# on\r\nblue"]);
+    assert_eq!(prompts(&["generate", "-"], whole), expected);
+    assert_eq!(prompts(&["generate", "--prompt", "-"], whole), expected);
+    let picture = fixtures().join("../docs/circle.png");
+    let edit = ["edit", "--image", picture.to_str().unwrap()];
+    assert_eq!(prompts(&[&edit[..], &["-"]].concat(), whole), expected);
+    assert_eq!(
+        prompts(&[&edit[..], &["--prompt-file", "-"]].concat(), b"a\nb"),
+        serde_json::json!(["a", "b"])
+    );
+
+    let refused = |call: &[&str], stdin: &[u8], words: &str| {
+        let output = run_with_stdin(folder.path(), &[&["generate"], call].concat(), stdin);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && error.contains(words), "{words}: {error}");
+    };
+    std::fs::write(folder.path().join("latin.txt"), b"a red circle\ncaf\xe9\n").unwrap();
+    refused(&["--prompt-file", "latin.txt"], b"", "latin.txt: line 2 is not UTF-8");
+    refused(&["--prompt-file", "-"], b"a\0 \0", "standard input: it seems to be text in UTF-16");
+    refused(&["--prompt-file", "-"], b"# only\n\n", "standard input: it holds no prompt");
+    refused(&["--prompt-file", "none.txt"], b"", "none.txt");
+    refused(&["-"], b" \r\n", "standard input: it holds no prompt");
+    refused(&["--prompt", "-", "--prompt", "-"], b"a", "standard input: it can be only one");
+    refused(&["a (red:nan) circle"], b"", "no finite number");
+    let plan = run(folder.path(), &["generate", "a room (16:9)", "--dry-run", "--json"]);
+    assert!(stdout(&plan).contains("weight of 9"), "{}", stdout(&plan));
 }
 
 #[test]

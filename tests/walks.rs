@@ -128,6 +128,46 @@ fn weights_of_a_prompt_count_unless_it_is_read_to_the_letter() {
     // Without a number, a parenthesis is text.
     let text = "a (red) circle on a blue background";
     assert_eq!(with(text, false), with(text, true));
+    // Prompts that ComfyUI reads as the same tokens with the same weights, and one that it reads otherwise.
+    for [one, same, other] in [
+        ["((red)) circle on (blue:1.0)", "(red:1.21) circle on (blue:1.0)", "(red:1.1) circle on (blue:1.0)"],
+        ["(a (red:2) circle:0.3)", "(a :0.3)(red:2)( circle:0.3)", "(a red circle:0.3)"],
+        ["(((red:1.2))) circle", "(red:1.2) circle", "((red):1.2) circle"],
+        ["(red:1.2) on (blue)", "(red:1.2) on (blue:1.1)", "(red:1.2) on blue"],
+        ["red(circle:1.4) on blue", "red (circle:1.4) on blue", "red circle on blue"],
+        ["(:1.2) red circle", "(:1.2:1.1) red circle", ":1.2 red circle"],
+        [r"\(a\) (red:1.2)", r"\(a\)(red:1.2)", "(a) (red:1.2)"],
+    ] {
+        let drawn = with(one, false);
+        assert_eq!(drawn, with(same, false), "{one}");
+        assert_ne!(drawn, with(other, false), "{one}");
+    }
+}
+
+#[test]
+fn weights_of_each_prompt_count_and_strange_ones_are_told() {
+    let mut pipeline = open(Settings::default());
+    let mut with = |request: Request| draw(&mut pipeline, &request).remove(0);
+    let weighted = "a (red:0.2) circle on a blue background";
+    let own = Request { prompts: vec![weighted.into()], ..circle() };
+    // CLIP's vector is that of the text: what T5 reads is all that is weighed.
+    assert_eq!(with(circle().prompt_2(weighted)).image, with(own).image);
+    let negative = |text: &str| circle().negative_prompt(text, 3.0);
+    assert_ne!(with(negative("a (blue:0.2) ring")).image, with(negative("a (blue:1) ring")).image);
+
+    let drawn = with(negative("a (blue:-3) ring").prompt_2("a (red:2) circle (aspect ratio 16:9)"));
+    assert_eq!(drawn.warnings.len(), 2, "{:?}", drawn.warnings);
+    assert!(drawn.warnings[0].contains("\"aspect ratio 16\" a weight of 9"), "{:?}", drawn.warnings);
+    assert!(drawn.warnings[1].starts_with("negative prompt: "), "{:?}", drawn.warnings);
+    assert_eq!(with(circle()).warnings, [""; 0]);
+    for number in ["nan", "inf", "-Infinity", "1e39"] {
+        let prompt = format!("a (red:{number}) circle");
+        for request in [Request::new(&prompt, 64, 64), circle().prompt_2(&prompt), negative(&prompt)] {
+            let error = request.check().unwrap_err();
+            assert!(error.to_string().contains("\"red\" the weight"), "{error}");
+            Request { literal: true, ..request }.check().unwrap();
+        }
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::Args;
 use serde::Serialize;
 use serde_json::json;
@@ -27,6 +27,7 @@ use super::control::{self, ControlArgs};
 use super::memory::{Fitted, MemoryArgs};
 use super::pictured::{self, PicturedArgs};
 use super::pictures;
+use super::prompts;
 use super::redux::{self, ReduxArgs};
 use super::walk::Walk;
 use super::{
@@ -36,20 +37,21 @@ use super::{
 
 #[derive(Args)]
 pub(super) struct Generate {
-    /// What to draw.
+    /// What to draw; `-` reads it from standard input.
     #[arg(value_name = "PROMPT")]
     positional: Option<String>,
-    /// What to draw; may be given several times.
+    /// What to draw, as PROMPT; may be given several times.
     #[arg(long, conflicts_with = "positional")]
     prompt: Vec<String>,
-    /// A file with a prompt on each line.
+    /// A file with a prompt on each line, in UTF-8, or in UTF-16 with a byte order mark; `-` is standard input. Blank lines
+    /// and those that begin with `#` are passed over; `\#` begins a prompt with `#`.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["positional", "prompt"])]
     prompt_file: Option<PathBuf>,
     /// What T5 reads in place of the prompt, which CLIP alone reads then.
     #[arg(long, value_name = "PROMPT")]
     prompt_2: Option<String>,
-    /// Read the prompts to the letter: otherwise (word:1.3) weighs more, (word:0.7) less, and a parenthesis after a backslash
-    /// is text.
+    /// Read the prompts to the letter. Otherwise a prompt in which a group has a number is read by ComfyUI's rules:
+    /// (word:1.3) weighs more, (word:0.7) less, (word) 1.1, and a parenthesis after a backslash is text.
     #[arg(long)]
     literal: bool,
     /// A picture of ours, to be drawn again; other flags change what it says.
@@ -297,6 +299,7 @@ impl Generate {
             notes.extend(again::changed(picture, recipe, &means));
         }
         if self.dry_run {
+            notes.extend(request.prompt_warnings());
             let plan = json!({
                 "request": request, "model": model, "kind": kind_name(pipeline.kind()), "files": outputs,
                 "device": format!("{:?}", self.device).to_lowercase(), "weights": weights.iter().map(as_json).collect::<Vec<_>>(),
@@ -400,12 +403,11 @@ impl Generate {
             None => Request { prompts: Vec::new(), seed: random_seed(), ..Request::new("", size, size) },
         };
         if let Some(prompt) = &self.positional {
-            request.prompts = vec![prompt.clone()];
+            request.prompts = prompts::given(std::slice::from_ref(prompt))?;
         } else if !self.prompt.is_empty() {
-            request.prompts = self.prompt.clone();
+            request.prompts = prompts::given(&self.prompt)?;
         } else if let Some(file) = &self.prompt_file {
-            let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
-            request.prompts = text.lines().filter(|l| !l.trim().is_empty()).map(str::to_string).collect();
+            request.prompts = prompts::from_file(file)?;
         }
         if request.prompts.is_empty() && self.redux.has_pictures() {
             request.prompts.push(String::new());

@@ -19,6 +19,7 @@ mod memory;
 mod parity;
 mod pictured;
 mod pictures;
+mod prompts;
 mod redux;
 #[cfg(feature = "serve")]
 mod serve;

@@ -49,8 +49,8 @@ impl Pipeline {
         Ok(Text { prompt, negative })
     }
 
-    /// The states of T5 and the pooled vector of CLIP, each of its own prompt. Weights are T5's alone: the pooled vector
-    /// is that of the text without them.
+    /// The states of T5 and the pooled vector of CLIP, each of its own prompt. Weights are T5's alone, as in ComfyUI: the
+    /// pooled vector is that of CLIP's tokens without them.
     fn encode(&mut self, for_clip: &str, for_t5: &str, request: &Request) -> Result<Encoded> {
         let device = self.settings.device;
         let length = request.max_sequence_length.unwrap_or(512);
@@ -68,8 +68,12 @@ impl Pipeline {
             Ok::<_, Error>(Tensor::f_from_slice(&tokens.ids)?.f_unsqueeze(0)?.f_to_device(device)?)
         };
 
+        let mut warnings = request.weight_warnings(for_t5);
+        if for_clip != for_t5 {
+            warnings.extend(request.weight_warnings(for_clip));
+        }
         let (tokens, weights) = read(&self.t5_tokenizer, for_t5, request, length)?;
-        let mut warnings: Vec<_> = cut("T5", &tokens).into_iter().collect();
+        warnings.extend(cut("T5", &tokens));
         let mut txt = t5.model.forward(&ids(&tokens)?)?;
         if weights.iter().any(|weight| *weight != 1.0) {
             let empty = t5.model.forward(&ids(&self.t5_tokenizer.encode("", length)?)?)?;
@@ -103,11 +107,16 @@ fn cut(name: &str, tokens: &Tokens) -> Option<String> {
 }
 
 /// The states `[1, L, D]` of the tokens that weigh something else than 1, led away from those of an empty prompt, or
-/// towards them. As ComfyUI does it.
+/// towards them.
+///
+/// Source: ComfyUI, `comfy/sd1_clip.py`, `ClipTokenWeightEncoder.encode_token_weights`.
 fn weigh(states: &Tensor, empty: &Tensor, weights: &[f64]) -> Result<Tensor> {
-    let weights = Tensor::f_from_slice(weights)?.f_to_kind(Kind::Float)?.f_to_device(states.device())?;
-    let weights = weights.f_reshape([1, -1, 1])?;
+    let (kind, device) = (states.kind(), states.device());
+    let is_weighed: Vec<bool> = weights.iter().map(|weight| *weight != 1.0).collect();
+    let column = |tensor: Tensor| tensor.f_reshape([1, -1, 1])?.f_to_device(device);
+    let is_weighed = column(Tensor::f_from_slice(&is_weighed)?)?;
+    let weights = column(Tensor::f_from_slice(weights)?.f_to_kind(Kind::Float)?)?;
     let (from, to) = (empty.f_to_kind(Kind::Float)?, states.f_to_kind(Kind::Float)?);
     let weighed = from.f_add(&to.f_sub(&from)?.f_mul(&weights)?)?;
-    Ok(weighed.f_to_kind(states.kind())?.f_where_self(&weights.f_ne(1.0)?, states)?)
+    Ok(weighed.f_to_kind(kind)?.f_where_self(&is_weighed, states)?)
 }

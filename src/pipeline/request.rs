@@ -118,7 +118,8 @@ pub struct Request {
     /// What T5 reads in place of the prompt, which CLIP alone reads then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt_2: Option<String>,
-    /// Reads the prompts to the letter, `(word:1.3)` too; otherwise such a part weighs more or less, see [`Weighted`].
+    /// Reads the prompts to the letter, `(word:1.3)` too. Otherwise a prompt in which a group has a number, be it
+    /// `prompts`, `prompt_2` or `negative_prompt`, is read as [`Weighted`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub literal: bool,
     /// Pixels, a multiple of 16.
@@ -308,6 +309,51 @@ impl Request {
         if self.literal { None } else { Weighted::parse(prompt) }
     }
 
+    /// What should be said of the prompts before anything is drawn. It is among the warnings of each picture, too.
+    pub fn prompt_warnings(&self) -> Vec<String> {
+        let negative = self.scale().and(self.negative_prompt.as_ref());
+        let prompts = self.prompts.iter().chain(&self.prompt_2).chain(negative);
+        prompts.flat_map(|prompt| self.weight_warnings(prompt)).collect()
+    }
+
+    /// What should be said of the weights of a prompt: those beyond [`Weighted::USUAL`], and embeddings, which are left out.
+    pub(super) fn weight_warnings(&self, prompt: &str) -> Vec<String> {
+        let Some(weighted) = self.weighted(prompt) else { return Vec::new() };
+        let unusual = weighted.unusual().map(|part| {
+            format!(
+                "the prompt gives {} a weight of {}, and weights beyond {} spoil pictures; if it is no weight, read the \
+                 prompt to the letter (literal)",
+                quote(&part.text),
+                part.weight,
+                Weighted::USUAL,
+            )
+        });
+        let left_out = weighted.embeddings.iter().map(|name| {
+            format!(
+                "embedding:{name} is left out of the prompt: there are no embeddings of textual inversion for FLUX.1"
+            )
+        });
+        unusual.chain(left_out).collect()
+    }
+
+    /// # Errors
+    /// [`Error::Request`] for a weight that is no finite number.
+    fn check_weights(&self) -> Result<()> {
+        let others = [&self.prompt_2, &self.negative_prompt].into_iter().flatten();
+        for prompt in self.prompts.iter().chain(others) {
+            let weighted = self.weighted(prompt);
+            if let Some(part) = weighted.as_ref().and_then(Weighted::not_finite) {
+                return Err(Error::Request(format!(
+                    "the prompt gives {} the weight {}, which is no finite number: give it another one, or read the \
+                     prompt to the letter (literal)",
+                    quote(&part.text),
+                    part.weight,
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// The scale of the true guidance, where there is one.
     pub(super) fn scale(&self) -> Option<f64> {
         self.true_cfg_scale.filter(|&scale| scale > 1.0 && self.negative_prompt.is_some())
@@ -336,6 +382,7 @@ impl Request {
         if self.prompts.is_empty() {
             return wrong("no prompt".into());
         }
+        self.check_weights()?;
         if self.num_images == 0 {
             return wrong("num_images must be at least 1".into());
         }
@@ -382,5 +429,15 @@ impl Request {
             return wrong("max_sequence_length must be between 2 and 512".into());
         }
         Ok(())
+    }
+}
+
+/// A part of a prompt as messages show it: no longer than a line.
+fn quote(text: &str) -> String {
+    const LONGEST: usize = 40;
+    let text = text.trim();
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{:?}", format!("{}…", &text[..end])),
+        None => format!("{text:?}"),
     }
 }

@@ -65,13 +65,13 @@ impl Usage {
     /// Of `drawn` pictures of a size that began with so many others.
     pub(super) fn new(
         model: &Model,
-        prompt: &str,
+        asked: &Asked,
         (width, height): (i64, i64),
         given: usize,
         drawn: usize,
     ) -> Self {
         let picture = ((width / 16) * (height / 16)) as usize;
-        let (text_tokens, image_tokens) = (model.count_tokens(prompt), given * picture);
+        let (text_tokens, image_tokens) = (model.count_tokens(asked), given * picture);
         let (input_tokens, output_tokens) = (text_tokens + image_tokens, drawn * picture);
         Self {
             input_tokens,
@@ -89,6 +89,8 @@ struct Answer {
     #[serde(flatten)]
     about: About,
     usage: Usage,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -142,13 +144,25 @@ pub(super) async fn answer(
             files.iter().zip(seeds).map(datum).collect()
         };
         let size = size_of(&pictures);
-        let usage = Usage::new(model, &asked.prompt, size, given, pictures.len());
-        let answer = Answer { created: now(), data, about: About::new(asked.format, size), usage };
+        let usage = Usage::new(model, &asked, size, given, pictures.len());
+        let warnings = warnings(&pictures);
+        let answer = Answer { created: now(), data, about: About::new(asked.format, size), usage, warnings };
         serde_json::to_vec(&answer).map_err(|error| Problem::internal("encoding", error.to_string()))
     };
     let body = coding::aside(&shared.coders, body).await?;
     let json = [(CONTENT_TYPE, HeaderValue::from_static("application/json"))];
     Ok((json, Body::new(Pieces { bytes: body.into(), _room: room })).into_response())
+}
+
+/// What is said of any of these pictures, once.
+pub(super) fn warnings(pictures: &[Generated]) -> Vec<String> {
+    let mut warnings: Vec<String> = Vec::new();
+    for warning in pictures.iter().flat_map(|picture| &picture.warnings) {
+        if !warnings.contains(warning) {
+            warnings.push(warning.clone());
+        }
+    }
+    warnings
 }
 
 /// Width and height of pictures that are all of one size.

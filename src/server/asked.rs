@@ -98,7 +98,7 @@ impl Values {
         let asked = Asked {
             prompt,
             prompt_2: text("prompt_2"),
-            literal: self.flag("literal"),
+            literal: self.flag_or("literal", true),
             max_sequence_length: self.whole("max_sequence_length").map(|tokens| tokens as usize),
             model: text("model").filter(|name| !name.is_empty()),
             n: self.whole("n").unwrap_or(1) as usize,

@@ -103,7 +103,8 @@ const OWN: [Field; 32] = [
     field(
         "literal",
         Shape::Flag,
-        "Whether prompts are read to the letter; otherwise `(word:1.3)` weighs more.",
+        "Whether prompts are read to the letter. True if absent; where it is false, `(word:1.3)` weighs more, as in \
+         ComfyUI.",
     ),
     field("max_sequence_length", Shape::Whole { least: 2, most: 512 }, "Tokens that T5 reads."),
     field("sampler", Shape::Choice(&SAMPLERS), "How a step is made. `euler` if absent."),

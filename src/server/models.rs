@@ -10,12 +10,13 @@ use serde::Serialize;
 use tch::Device;
 
 use super::able::Abilities;
+use super::asked::Asked;
 use super::edits::MAX_IMAGES;
 use super::problem::Problem;
 use super::state::Shared;
 use crate::pipeline::{Parts, Pipeline, Request, Role};
 use crate::recipe::Means;
-use crate::text::Tokenizer;
+use crate::text::{Tokenizer, Weighted};
 
 /// Names that clients have built in. Whoever asks for one of them gets the model that there is.
 const BUILT_IN: [&str; 5] = ["dall-e-2", "dall-e-3", "gpt-image-1", "gpt-image-1-mini", "gpt-image-1.5"];
@@ -84,9 +85,16 @@ impl Model {
         }
     }
 
-    /// How many tokens of a prompt it reads.
-    pub(super) fn count_tokens(&self, prompt: &str) -> usize {
-        let tokens = self.tokenizer.as_ref().and_then(|tokenizer| tokenizer.encode(prompt, self.tokens).ok());
+    /// How many tokens of a request's prompt it reads.
+    pub(super) fn count_tokens(&self, asked: &Asked) -> usize {
+        let Some(tokenizer) = &self.tokenizer else { return 0 };
+        let weighted = if asked.literal { None } else { Weighted::parse(&asked.prompt) };
+        let tokens = match weighted {
+            Some(weighted) => {
+                tokenizer.encode_weighted(&weighted, self.tokens).ok().map(|(tokens, _)| tokens)
+            }
+            None => tokenizer.encode(&asked.prompt, self.tokens).ok(),
+        };
         tokens.map_or(0, |tokens| tokens.used)
     }
 }

@@ -130,6 +130,7 @@ fn schemas() -> Value {
         let completed = [base("completed"), vec![("seed", whole()), ("usage", named("Usage"))]].concat();
         let mut completed = object(completed);
         completed["properties"]["variation_seed"] = whole();
+        completed["properties"]["warnings"] = json!({ "type": "array", "items": text() });
         json!({ "oneOf": [object(partial), completed, named("Error")] })
     };
     let input = vec![("text_tokens", whole()), ("image_tokens", whole())];
@@ -147,6 +148,8 @@ fn schemas() -> Value {
     });
     let data = json!({ "type": "array", "items": datum });
     let images = [vec![("created", whole()), ("data", data), ("usage", named("Usage"))], about()].concat();
+    let mut images = object(images);
+    images["properties"]["warnings"] = json!({ "type": "array", "items": text() });
     let model = vec![
         ("id", text()),
         ("object", json!({ "const": "model" })),
@@ -167,7 +170,7 @@ fn schemas() -> Value {
     json!({
         "Generation": request(false),
         "Edit": request(true),
-        "Images": object(images),
+        "Images": images,
         "Usage": object(usage),
         "GenerationEvent": event("image_generation"),
         "EditEvent": event("image_edit"),

@@ -17,7 +17,7 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use tracing::{Instrument, Span};
 
-use super::answer::{About, Usage, now, room, size_of};
+use super::answer::{About, Usage, now, room, size_of, warnings};
 use super::asked::Asked;
 use super::coding;
 use super::jobs;
@@ -66,6 +66,8 @@ struct Completed<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     variation_seed: Option<u64>,
     usage: Usage,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
 }
 
 /// What the stream goes on with. Dropped, it takes the job along.
@@ -211,7 +213,7 @@ impl Rest {
             let model = &shared.loaded()?.model;
             let file = coding::encode(&picture, model, asked.format, asked.quality)?;
             let size = size_of(std::slice::from_ref(&picture));
-            let usage = usage.unwrap_or_else(|| Usage::new(model, &asked.prompt, size, given, asked.n));
+            let usage = usage.unwrap_or_else(|| Usage::new(model, &asked, size, given, asked.n));
             let completed = Completed {
                 r#type: format!("{kind}.completed"),
                 b64_json: BASE64_STANDARD.encode(file),
@@ -220,6 +222,7 @@ impl Rest {
                 seed: picture.request.seed,
                 variation_seed: picture.request.variation.map(|variation| variation.seed),
                 usage,
+                warnings: warnings(std::slice::from_ref(&picture)),
             };
             Ok((event(&completed.r#type, &completed)?, usage))
         };

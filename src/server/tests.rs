@@ -59,7 +59,7 @@ where
             Ok(vec![Generated {
                 image,
                 request: Request::clone(request),
-                warnings: Vec::new(),
+                warnings: request.prompt_warnings(),
                 skipped: (0, 0),
             }])
         };

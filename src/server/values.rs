@@ -118,7 +118,11 @@ impl Values {
     }
 
     pub(super) fn flag(&self, name: &str) -> bool {
-        self.fields.get(name).and_then(Value::as_bool).unwrap_or(false)
+        self.flag_or(name, false)
+    }
+
+    pub(super) fn flag_or(&self, name: &str, absent: bool) -> bool {
+        self.fields.get(name).and_then(Value::as_bool).unwrap_or(absent)
     }
 
     /// One, or those of a list.

@@ -8,7 +8,7 @@ mod weights;
 pub use clip::{ClipConfig, ClipText};
 pub use t5::{T5Config, T5Encoder};
 pub use tokenizer::{Tokenizer, Tokens};
-pub use weights::Weighted;
+pub use weights::{Weighted, WeightedPart};
 
 use std::path::Path;
 

@@ -4,13 +4,12 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokenizers::models::unigram::Unigram;
 use tokenizers::normalizers::Precompiled;
-use tokenizers::pre_tokenizers::PreTokenizerWrapper;
-use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
-use tokenizers::pre_tokenizers::sequence::Sequence;
-use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
+use tokenizers::{AddedToken, NormalizerWrapper, PreTokenizerWrapper};
 
 use super::Weighted;
 use crate::error::{Error, Result};
@@ -47,9 +46,9 @@ impl Tokenizer {
         let path = path.as_ref();
         let (json, vocab) = (path.join("tokenizer.json"), path.join("vocab.json"));
         let inner = if path.is_file() {
-            from_json(path)?
+            clip_from_json(path)?
         } else if json.is_file() {
-            from_json(&json)?
+            clip_from_json(&json)?
         } else if vocab.is_file() {
             clip_from_vocab(&vocab, &path.join("merges.txt"))?
         } else {
@@ -60,7 +59,10 @@ impl Tokenizer {
         Ok(Self { inner, path: path.to_path_buf(), begin: Some(begin), end, pad: end })
     }
 
-    /// T5's, from a folder or file: `tokenizer.json`, else `spiece.model`.
+    /// T5's, from a folder or file: `tokenizer.json`, else `spiece.model`. Beside it, `tokenizer_config.json` says how many
+    /// `<extra_id_N>` there are, if not 100.
+    ///
+    /// Source of the form: `transformers` 5.23.0, `T5Tokenizer`.
     ///
     /// # Errors
     /// [`Error::MissingPart`], [`Error::Io`], [`Error::Tokenizer`].
@@ -70,9 +72,9 @@ impl Tokenizer {
         let inner = if path.is_file() && path.extension().is_some_and(|e| e == "model") {
             t5_from_pieces(path)?
         } else if path.is_file() {
-            from_json(path)?
+            t5_from_json(path)?
         } else if json.is_file() {
-            from_json(&json)?
+            t5_from_json(&json)?
         } else if pieces.is_file() {
             t5_from_pieces(&pieces)?
         } else {
@@ -88,51 +90,178 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Tokenizer`] where the text cannot be read, or `max_length` has no room for the marks.
     pub fn encode(&self, text: &str, max_length: usize) -> Result<Tokens> {
-        Ok(self.encode_with_ends(text, max_length)?.0)
+        let room = self.room(max_length)?;
+        let mut ids = self.text_ids(text)?;
+        let cut = ids.len().saturating_sub(room);
+        ids.truncate(room);
+        Ok(self.pad(ids, cut, max_length))
     }
 
-    /// The tokens of a prompt's text, and how much each of them weighs. A token that lies in two parts weighs what its end
-    /// does.
+    /// The tokens of a prompt in parts, each part tokenised by itself, and the weight of each token; the marks and the
+    /// padding weigh 1. ComfyUI has these tokens, but for what does not fit: where it reads CLIP's rest in further sections
+    /// of `max_length` tokens, this is the first section, at whose end a part of fewer than 8 tokens is not cut in two.
     ///
     /// # Errors
     /// Those of [`Tokenizer::encode`].
     pub fn encode_weighted(&self, prompt: &Weighted, max_length: usize) -> Result<(Tokens, Vec<f64>)> {
-        let (tokens, ends) = self.encode_with_ends(&prompt.text, max_length)?;
-        let marks = usize::from(self.begin.is_some());
-        let mut weights = vec![1.0; max_length];
-        for (weight, end) in weights[marks..].iter_mut().zip(ends) {
-            *weight = prompt.at(end.saturating_sub(1));
+        let room = self.room(max_length)?;
+        let (mut ids, mut cut) = (Vec::new(), 0);
+        let mut weights: Vec<f64> = self.begin.iter().map(|_| 1.0).collect();
+        for part in &prompt.parts {
+            let part_ids = self.text_ids(&part.text)?;
+            let left = if cut > 0 { 0 } else { room - ids.len() };
+            let whole_only = self.begin.is_some() && part_ids.len() < SHORT_PART;
+            let kept = match part_ids.len() {
+                len if len <= left => len,
+                _ if whole_only => 0,
+                _ => left,
+            };
+            ids.extend_from_slice(&part_ids[..kept]);
+            weights.resize(weights.len() + kept, part.weight);
+            cut += part_ids.len() - kept;
         }
-        Ok((tokens, weights))
+        weights.resize(max_length, 1.0);
+        Ok((self.pad(ids, cut, max_length), weights))
     }
 
-    /// The tokens, and of each token of the text that was kept, where in the text it ends, in bytes.
-    fn encode_with_ends(&self, text: &str, max_length: usize) -> Result<(Tokens, Vec<usize>)> {
-        let failed = |reason: String| Error::Tokenizer { path: self.path.clone(), reason };
+    /// How many tokens of a text fit between the marks.
+    fn room(&self, max_length: usize) -> Result<usize> {
         let marks = 1 + usize::from(self.begin.is_some());
-        let room = max_length
-            .checked_sub(marks)
-            .ok_or_else(|| failed(format!("{max_length} tokens have no room for a prompt")))?;
-        let encoding = self.inner.encode(text, false).map_err(|e| failed(e.to_string()))?;
-        let all = encoding.get_ids();
-        let kept = &all[..all.len().min(room)];
-        let mut ids: Vec<i64> = self.begin.into_iter().collect();
-        ids.extend(kept.iter().map(|&id| i64::from(id)));
-        ids.push(self.end);
+        max_length.checked_sub(marks).ok_or_else(|| Error::Tokenizer {
+            path: self.path.clone(),
+            reason: format!("{max_length} tokens have no room for a prompt"),
+        })
+    }
+
+    /// The tokens of a text, without marks.
+    fn text_ids(&self, text: &str) -> Result<Vec<i64>> {
+        let failed =
+            |e: tokenizers::Error| Error::Tokenizer { path: self.path.clone(), reason: e.to_string() };
+        let encoding = self.inner.encode(text, false).map_err(failed)?;
+        Ok(encoding.get_ids().iter().map(|&id| i64::from(id)).collect())
+    }
+
+    /// The text's tokens between the marks, padded to `max_length`.
+    fn pad(&self, text: Vec<i64>, cut: usize, max_length: usize) -> Tokens {
+        let mut ids: Vec<i64> = self.begin.into_iter().chain(text).chain([self.end]).collect();
         let used = ids.len();
         ids.resize(max_length, self.pad);
-        let ends = encoding.get_offsets()[..kept.len()].iter().map(|(_, end)| *end).collect();
-        Ok((Tokens { ids, cut: all.len() - kept.len(), used }, ends))
+        Tokens { ids, cut, used }
     }
 }
+
+/// Parts with fewer tokens stay whole at the end of a section. Source: ComfyUI, `SDTokenizer.max_word_length`.
+const SHORT_PART: usize = 8;
 
 fn missing(path: &Path, part: &'static str, expected: &str) -> Error {
     Error::MissingPart { path: path.to_path_buf(), part, expected: expected.into() }
 }
 
-fn from_json(path: &Path) -> Result<tokenizers::Tokenizer> {
+/// What of a `tokenizer.json` decides how it is read.
+#[derive(Deserialize)]
+struct Head {
+    #[serde(default)]
+    normalizer: Value,
+    model: HeadModel,
+}
+
+#[derive(Deserialize)]
+struct HeadModel {
+    #[serde(rename = "type")]
+    class: Option<String>,
+}
+
+fn from_json(path: &Path) -> Result<(tokenizers::Tokenizer, Head)> {
+    let failed = |e: serde_json::Error| Error::Tokenizer { path: path.to_path_buf(), reason: e.to_string() };
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
-    parsed(tokenizers::Tokenizer::from_bytes(bytes), path)
+    let tokenizer = parsed(tokenizers::Tokenizer::from_bytes(&bytes), path)?;
+    Ok((tokenizer, serde_json::from_slice(&bytes).map_err(failed)?))
+}
+
+/// The vocabulary is the file's. What is around it is the class's in transformers, whatever the file says of it.
+fn clip_from_json(path: &Path) -> Result<tokenizers::Tokenizer> {
+    let (mut tokenizer, head) = from_json(path)?;
+    if head.model.class.as_deref() == Some("BPE") {
+        set_normalizer(&mut tokenizer, path, clip_normalizer())?;
+        tokenizer.with_pre_tokenizer(Some(part::<PreTokenizerWrapper>(clip_words(), path)?));
+    }
+    Ok(tokenizer)
+}
+
+/// The vocabulary and the table of the normaliser are the file's. What is around them is the class's in transformers: the
+/// files of FLUX.1 name other steps, with which U+0085 is no whitespace.
+fn t5_from_json(path: &Path) -> Result<tokenizers::Tokenizer> {
+    let (mut tokenizer, head) = from_json(path)?;
+    if head.model.class.as_deref() == Some("Unigram") {
+        match precompiled(&head.normalizer) {
+            Some(table) => set_normalizer(&mut tokenizer, path, table.clone())?,
+            None => {
+                tokenizer.with_normalizer(None::<NormalizerWrapper>).map_err(failed(path))?;
+            }
+        }
+        tokenizer.with_pre_tokenizer(Some(part::<PreTokenizerWrapper>(t5_words(), path)?));
+    }
+    let extra = (0..extra_ids(path)).map(|i| AddedToken::from(format!("<extra_id_{i}>"), true));
+    tokenizer.add_special_tokens(extra).map_err(failed(path))?;
+    Ok(tokenizer)
+}
+
+/// The step of a normaliser that has SentencePiece's table.
+fn precompiled(normalizer: &Value) -> Option<&Value> {
+    match normalizer.get("normalizers").and_then(Value::as_array) {
+        Some(steps) => steps.iter().find_map(precompiled),
+        None => (normalizer.get("type")? == "Precompiled").then_some(normalizer),
+    }
+}
+
+/// Words are what whitespace separates, each with a mark before it.
+fn t5_words() -> Value {
+    json!({ "type": "Sequence", "pretokenizers": [
+        { "type": "WhitespaceSplit" },
+        { "type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true },
+    ] })
+}
+
+fn clip_normalizer() -> Value {
+    json!({ "type": "Sequence", "normalizers": [
+        { "type": "NFC" },
+        { "type": "Replace", "pattern": { "Regex": r"\s+" }, "content": " " },
+        { "type": "Lowercase" },
+    ] })
+}
+
+fn clip_words() -> Value {
+    let words =
+        r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+    json!({ "type": "Sequence", "pretokenizers": [
+        { "type": "Split", "pattern": { "Regex": words }, "behavior": "Removed", "invert": true },
+        { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true },
+    ] })
+}
+
+/// How many `<extra_id_N>` the `tokenizer_config.json` beside a file names; 100 where there is none.
+fn extra_ids(path: &Path) -> usize {
+    let config = std::fs::read(path.with_file_name("tokenizer_config.json")).ok();
+    let config: Option<Value> = config.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let count = config.as_ref().and_then(|config| config.get("extra_ids")?.as_u64());
+    count.map_or(100, |count| count.min(MAX_EXTRA_IDS) as usize)
+}
+
+/// Far more than any model has.
+const MAX_EXTRA_IDS: u64 = 10_000;
+
+fn part<T: DeserializeOwned>(form: Value, path: &Path) -> Result<T> {
+    serde_json::from_value(form)
+        .map_err(|e| Error::Tokenizer { path: path.to_path_buf(), reason: e.to_string() })
+}
+
+fn set_normalizer(tokenizer: &mut tokenizers::Tokenizer, path: &Path, form: Value) -> Result<()> {
+    let normalizer: NormalizerWrapper = part(form, path)?;
+    tokenizer.with_normalizer(Some(normalizer)).map(|_| ()).map_err(failed(path))
+}
+
+fn failed(path: &Path) -> impl Fn(tokenizers::Error) -> Error + '_ {
+    |e| Error::Tokenizer { path: path.to_path_buf(), reason: e.to_string() }
 }
 
 fn parsed(
@@ -181,20 +310,11 @@ fn clip_from_vocab(vocab: &Path, merges: &Path) -> Result<tokenizers::Tokenizer>
             }))
         })
         .collect();
-    let words =
-        r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
     let form = json!({
         "version": "1.0",
         "added_tokens": added,
-        "normalizer": { "type": "Sequence", "normalizers": [
-            { "type": "NFC" },
-            { "type": "Replace", "pattern": { "Regex": r"\s+" }, "content": " " },
-            { "type": "Lowercase" },
-        ] },
-        "pre_tokenizer": { "type": "Sequence", "pretokenizers": [
-            { "type": "Split", "pattern": { "Regex": words }, "behavior": "Removed", "invert": true },
-            { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true },
-        ] },
+        "normalizer": clip_normalizer(),
+        "pre_tokenizer": clip_words(),
         "model": {
             "type": "BPE", "unk_token": "<|endoftext|>", "continuing_subword_prefix": "",
             "end_of_word_suffix": "</w>", "fuse_unk": false, "vocab": pieces, "merges": joins,
@@ -209,7 +329,7 @@ fn clip_from_vocab(vocab: &Path, merges: &Path) -> Result<tokenizers::Tokenizer>
 fn t5_from_pieces(path: &Path) -> Result<tokenizers::Tokenizer> {
     let failed = |reason: &str| Error::Tokenizer { path: path.to_path_buf(), reason: reason.to_string() };
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
-    let (mut pieces, mut charsmap, mut special) = (Vec::new(), None, Vec::new());
+    let (mut pieces, mut charsmap, mut added) = (Vec::new(), None, Vec::new());
     let mut unknown = None;
     for field in fields(&bytes) {
         match field.ok_or_else(|| failed("it is no SentencePiece model, or it is damaged"))? {
@@ -227,8 +347,12 @@ fn t5_from_pieces(path: &Path) -> Result<tokenizers::Tokenizer> {
                     }
                 }
                 match class {
-                    2 => unknown = Some(pieces.len()),
-                    3 => special.push(text.clone()),
+                    UNKNOWN => {
+                        unknown = Some(pieces.len());
+                        added.push(AddedToken::from(text.clone(), true));
+                    }
+                    CONTROL => added.push(AddedToken::from(text.clone(), true)),
+                    USER_DEFINED => added.push(AddedToken::from(text.clone(), false).normalized(false)),
                     _ => {}
                 }
                 pieces.push((text, f64::from(score)));
@@ -245,8 +369,14 @@ fn t5_from_pieces(path: &Path) -> Result<tokenizers::Tokenizer> {
             _ => {}
         }
     }
-    let special: Vec<_> =
-        special.iter().chain(unknown.and_then(|i| pieces.get(i)).map(|(t, _)| t)).cloned().collect();
+    // They are no part of the file: transformers puts them behind its pieces, the last one first.
+    for i in (0..extra_ids(path)).rev() {
+        let text = format!("<extra_id_{i}>");
+        if !pieces.iter().any(|(piece, _)| *piece == text) {
+            pieces.push((text.clone(), 0.0));
+        }
+        added.push(AddedToken::from(text, true));
+    }
     let model = Unigram::from(pieces, unknown, false)
         .map_err(|e| Error::Tokenizer { path: path.to_path_buf(), reason: e.to_string() })?;
     let mut tokenizer = tokenizers::Tokenizer::new(model);
@@ -254,14 +384,17 @@ fn t5_from_pieces(path: &Path) -> Result<tokenizers::Tokenizer> {
         let normalizer = Precompiled::from(&map).map_err(|_| failed("the normaliser's table is damaged"))?;
         tokenizer.with_normalizer(Some(normalizer)).map_err(|e| failed(&e.to_string()))?;
     }
-    tokenizer.with_pre_tokenizer(Some(Sequence::new(vec![
-        PreTokenizerWrapper::WhitespaceSplit(WhitespaceSplit),
-        PreTokenizerWrapper::Metaspace(Metaspace::new('▁', PrependScheme::Always, true)),
-    ])));
-    let marks: Vec<_> = special.into_iter().map(|text| tokenizers::AddedToken::from(text, true)).collect();
-    tokenizer.add_special_tokens(marks).map_err(|e| failed(&e.to_string()))?;
+    tokenizer.with_pre_tokenizer(Some(part::<PreTokenizerWrapper>(t5_words(), path)?));
+    let (special, plain): (Vec<_>, Vec<_>) = added.into_iter().partition(|token| token.special);
+    tokenizer.add_special_tokens(special).map_err(|e| failed(&e.to_string()))?;
+    tokenizer.add_tokens(plain).map_err(|e| failed(&e.to_string()))?;
     Ok(tokenizer)
 }
+
+// The classes of pieces that are matched before all others.
+const UNKNOWN: u64 = 2;
+const CONTROL: u64 = 3;
+const USER_DEFINED: u64 = 4;
 
 /// The value of a field of a protocol buffer.
 enum Field<'a> {

@@ -127,9 +127,12 @@ fn samplers_schedules_caches_weights_and_variations_are_the_pipelines() {
             eight().cache(StepCache::TaylorSeer { interval: 3, order: 1, warmup: 3 })
         }),
         (of(json!({ "cache": "first-block:0.9" })), eight().cache(StepCache::FirstBlock { threshold: 0.9 })),
-        (asked(json!({ "prompt": weighted })), Request { prompts: vec![weighted.into()], ..circle() }),
         (
-            asked(json!({ "prompt": weighted, "literal": true })),
+            asked(json!({ "prompt": weighted, "literal": false })),
+            Request { prompts: vec![weighted.into()], ..circle() },
+        ),
+        (
+            asked(json!({ "prompt": weighted })),
             Request { prompts: vec![weighted.into()], literal: true, ..circle() },
         ),
         (asked(json!({ "prompt_2": "a green square" })), circle().prompt_2("a green square")),

@@ -42,6 +42,7 @@ function readForm() {
     if (FIELDS[name].validity.badInput) throw new Wrong("This is not a number", name);
     if (FIELDS[name].value !== "") request[name] = Number(FIELDS[name].value);
   }
+  if ($("weights").checked) request.literal = false;
   request.negative_prompt = FIELDS.negative_prompt.value.trim();
   if (!request.negative_prompt) {
     delete request.negative_prompt;
@@ -55,6 +56,7 @@ function readForm() {
 
 function writeForm(request) {
   FIELDS.prompt.value = request.prompt;
+  $("weights").checked = request.literal === false;
   const listed = [...FIELDS.size.options].some((option) => option.value === request.size);
   FIELDS.size.value = listed ? request.size : "own";
   if (!listed) [$("width").value, $("height").value] = request.size.split("x");
@@ -187,7 +189,7 @@ async function entryOf(picture, event, request, start, seconds, index) {
     picture,
     start,
     request: { ...request, n: 1, seed },
-    facts: { model, seconds, size: event.size, steps, guidance },
+    facts: { model, seconds, size: event.size, steps, guidance, warnings: event.warnings },
   };
 }
 
@@ -293,6 +295,7 @@ function factsOf({ request, facts, start }) {
     Without: request.negative_prompt,
     Time: `${facts.seconds.toFixed(1)} s`,
     Model: facts.model,
+    Note: facts.warnings?.join("; "),
   };
   return Object.entries(named).filter(([, value]) => value != null).map(([name, value]) => {
     const pair = document.createElement("div");

@@ -86,6 +86,39 @@ fn the_walk_reaches_the_request() {
 }
 
 #[test]
+fn prompts_are_read_to_the_letter_unless_a_request_asks_for_weights() {
+    let (served, told) = telling(able_model(), Options::default());
+    let asked = |more: Value| generate(served.at, &merged(request(1), more));
+    let prose = "a room (aspect ratio 16:9) with (fog:inf)";
+    for more in [json!({}), json!({ "literal": null }), json!({ "literal": true })] {
+        let answer = asked(merged(json!({ "prompt": prose }), more));
+        assert_eq!((answer.status, answer.json().get("warnings")), (200, None), "{}", answer.text());
+        assert!(told.recv().unwrap().literal);
+    }
+    let answer = asked(json!({ "prompt": prose, "literal": false }));
+    assert_eq!(answer.status, 400, "{}", answer.text());
+    assert!(answer.text().contains("no finite number"), "{}", answer.text());
+
+    let weighted = json!({
+        "prompt": "(a:1.5) room (aspect ratio 16:9) (embedding:dust:1)", "literal": false,
+        "negative_prompt": "(b:-3)", "true_cfg_scale": 2,
+    });
+    let are_told = |warnings: &Value| {
+        let warnings: Vec<&str> = warnings.as_array().unwrap().iter().map(|w| w.as_str().unwrap()).collect();
+        let words = ["\"aspect ratio 16\" a weight of 9", "embedding:dust", "\"b\" a weight of -3"];
+        assert!(warnings.iter().zip(words).all(|(text, words)| text.contains(words)), "{warnings:?}");
+        assert_eq!(warnings.len(), 3, "{warnings:?}");
+    };
+    let answer = asked(weighted.clone());
+    assert!(!told.recv().unwrap().literal);
+    are_told(&answer.json()["warnings"]);
+    let answer = asked(merged(weighted, json!({ "stream": true })));
+    let events = events(&answer.text());
+    let completed: Value = serde_json::from_str(&events.last().unwrap().data).unwrap();
+    are_told(&completed["warnings"]);
+}
+
+#[test]
 fn pictures_in_json_reach_the_request() {
     let (served, told) = telling(able_model(), Options::default());
     let uri = format!("data:image/png;base64,{}", encoded(32, 16));

@@ -157,7 +157,7 @@ impl Decoded {
 
     /// Whether it has an alpha channel.
     pub fn has_alpha(&self) -> bool {
-        self.channels % 2 == 0
+        self.channels.is_multiple_of(2)
     }
 
     /// Whether a pixel of it is transparent, be it a little.

@@ -20,9 +20,7 @@ fn pictures_are_those_that_pillow_reads() {
     let tensors = safetensors::SafeTensors::deserialize(&fixture).unwrap();
     let mut counts = BTreeMap::<&str, usize>::new();
     for name in tensors.names().into_iter().filter(|name| !name.ends_with(".rgb")) {
-        if name.starts_with("webp/") && cfg!(not(feature = "codecs"))
-            || name.starts_with("exif/webp") && cfg!(not(feature = "codecs"))
-        {
+        if cfg!(not(feature = "codecs")) && name.contains("webp") {
             continue;
         }
         let pillow = tensors.tensor(&format!("{name}.rgb")).unwrap();

@@ -94,8 +94,8 @@ fn transform(x: [Number; SIDE]) -> [Number; SIDE] {
         x[7] * F_0_298 + z1 + z3,
     ];
     let mut all = [Wrapping(0); SIDE];
-    for i in 0..SIDE / 2 {
-        (all[i], all[SIDE - 1 - i]) = (even[i] + odd[i], even[i] - odd[i]);
+    for (i, (even, odd)) in even.into_iter().zip(odd).enumerate() {
+        (all[i], all[SIDE - 1 - i]) = (even + odd, even - odd);
     }
     all
 }

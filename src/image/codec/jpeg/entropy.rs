@@ -1,7 +1,7 @@
 //! From bits to coefficients: Huffman codes, scans, restarts.
 
 use super::block::Idct;
-use super::{BLOCK, Component, Frame, Result, Tables, ZIGZAG, damaged};
+use super::{BLOCK, Frame, Result, SIDE, Tables, ZIGZAG, damaged};
 
 /// Codes of up to so many bits are looked up at once.
 const QUICK: u32 = 9;
@@ -221,8 +221,7 @@ pub(super) fn read(scan: &Scan, frame: &mut Frame, tables: &Tables, bits: &mut B
         [(place, ..)] => Some(&frame.components[place]),
         _ => None,
     };
-    let mcus =
-        alone.map_or(frame.mcus, |one| (one.width.div_ceil(super::SIDE), one.height.div_ceil(super::SIDE)));
+    let mcus = alone.map_or(frame.mcus, |one| (one.width.div_ceil(SIDE), one.height.div_ceil(SIDE)));
     let alone = alone.is_some();
     for mcu in 0..mcus.0 * mcus.1 {
         if tables.restart > 0 && mcu > 0 && mcu % tables.restart == 0 {
@@ -247,12 +246,10 @@ pub(super) fn read(scan: &Scan, frame: &mut Frame, tables: &Tables, bits: &mut B
             }
         }
     }
-    scan.components.iter().for_each(|(place, ..)| scanned(&mut frame.components[*place]));
+    for (place, ..) in &scan.components {
+        frame.components[*place].scanned = true;
+    }
     Ok(())
-}
-
-fn scanned(component: &mut Component) {
-    component.scanned = true;
 }
 
 /// The tables of a component.

@@ -32,7 +32,7 @@ pub(super) fn row(component: &Component, frame: &Frame, y: usize, sums: &mut Vec
         &component.samples[start..start + component.width]
     };
     // The row that is nearest, and the next.
-    let (near, next) = (y / 2, if y % 2 == 0 { (y / 2).saturating_sub(1) } else { y / 2 + 1 });
+    let (near, next) = (y / 2, if y.is_multiple_of(2) { (y / 2).saturating_sub(1) } else { y / 2 + 1 });
     let mix = |(near, next): (&u8, &u8)| 3 * u16::from(*near) + u16::from(*next);
     match Way::of(component, frame) {
         Way::Repeat(1, down) => out.copy_from_slice(&line(y / down)[..out.len()]),

@@ -218,6 +218,7 @@ fn what_a_picture_hides_is_not_drawn_from() {
     let drawn = edit("white.png");
     assert!(edit("one.png") == drawn && edit("other.png") == drawn);
     assert!(edit("rgb.png") != drawn);
+    fs::remove_file(here.path("out.png")).unwrap();
     here.refuses(
         &["edit", PROMPT, "--image", "rgb.png", "--mask", "one.png"],
         1,

@@ -17,6 +17,9 @@ use crate::image::Format;
 const SIDE: usize = 8;
 const BLOCK: usize = SIDE * SIDE;
 
+/// The most scans: ten or so are usual, and each goes through the whole picture, however few bytes it has.
+const MOST_SCANS: usize = 100;
+
 /// The places of a block's coefficients in the order in which a file has them.
 const ZIGZAG: [u8; BLOCK] = [
     0, 1, 8, 16, 9, 2, 3, 10, 17, 24, 32, 25, 18, 11, 4, 5, 12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13, 6, 7,
@@ -136,13 +139,17 @@ impl<'a> Reader<'a> {
 /// Reads a JPEG; `admit` says of its size whether it may be decoded.
 pub(super) fn decode(file: &[u8], admit: &mut dyn FnMut(Size) -> Result<()>) -> Result<Decoded> {
     let mut reader = Reader { file, at: 2 };
-    let (mut tables, mut frame) = (Tables::default(), None::<Frame>);
+    let (mut tables, mut frame, mut scans) = (Tables::default(), None::<Frame>, 0);
     loop {
         let marker = reader.marker().ok_or_else(|| damaged("it ends before its last marker"))?;
         match marker {
             0xd9 => break,
             0xd8 => return Err(damaged("a second picture begins within it")),
             0xda => {
+                scans += 1;
+                if scans > MOST_SCANS {
+                    return Err(damaged(format!("it has more than {MOST_SCANS} scans")));
+                }
                 let frame = frame.as_mut().ok_or_else(|| damaged("its data begin before its size"))?;
                 let scan = Scan::new(reader.segment()?, frame, &tables)?;
                 let mut bits = Bits::new(file, reader.at);

@@ -85,6 +85,19 @@ fn no_beginning_of_a_picture_is_one_and_damage_never_panics() {
     }
 }
 
+#[test]
+fn a_jpeg_of_endless_scans_is_refused() {
+    let fixture = fixture();
+    let tensors = safetensors::SafeTensors::deserialize(&fixture).unwrap();
+    let file = tensors.tensor("jpeg/420-3x13-progressive").unwrap().data();
+    let last = file.windows(2).rposition(|marker| marker == b"\xff\xda").unwrap();
+    let (start, scan) = (&file[..last], &file[last..file.len() - 2]);
+    let times = |count: usize| [start, &scan.repeat(count), b"\xff\xd9"].concat();
+    assert!(decoded(&times(1)).is_ok() && decoded(&times(80)).is_ok());
+    let problem = decoded(&times(200)).unwrap_err().to_string();
+    assert!(problem.contains("more than 100 scans"), "{problem}");
+}
+
 /// A PNG of one row.
 fn png(
     colour: ::png::ColorType,

@@ -1,6 +1,11 @@
-//! Pictures: eight bits a channel, and PNG files that know how they were made.
+//! Pictures: eight bits a channel, read from PNG, JPEG and WebP, and written as files that know how they were made.
 
 mod canny;
+mod codec;
+mod encode;
+mod exif;
+mod foreign;
+mod format;
 mod grid;
 mod likeness;
 mod resize;
@@ -8,18 +13,14 @@ mod resize;
 mod tests;
 mod upright;
 
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{BufReader, BufWriter, Write};
-use std::path::{Path, PathBuf};
-
+pub use codec::{DecodeError, Decoded, MAX_SIDE, decode, within_bounds};
+pub use exif::orientation;
+pub use foreign::describe;
+pub use format::Format;
 use resize::Filter;
 use tch::{Kind, Tensor};
-pub use upright::orientation;
-#[cfg(feature = "serve")]
-pub(crate) use upright::upright;
 
-use crate::error::{Error, FileProblem, Result};
+use crate::error::{Error, Result};
 
 /// A picture: rows from the top, three bytes a pixel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,21 +47,6 @@ pub struct Mask {
 impl Mask {
     /// From this value on a pixel is chosen.
     pub const CHOSEN: u8 = 128;
-
-    /// Reads a PNG: what is light in it is chosen.
-    ///
-    /// # Errors
-    /// As [`Image::read_png`]; [`Error::File`] for one with transparent pixels, which some take for what is chosen and
-    /// others for what is not.
-    pub fn read_png(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        let Png { image, clear, .. } = Png::read(path)?;
-        if clear {
-            let reason = "it has transparent pixels, which may mean either: save it without, white where it is drawn anew";
-            return Err(Error::file(path)(FileProblem::Image { reason: reason.into() }));
-        }
-        Ok(image.to_mask())
-    }
 
     /// The mask in another size, as Pillow's `resize` with `LANCZOS` makes it of grey values; sides are at least 1.
     pub fn resize(&self, width: u32, height: u32) -> Self {
@@ -163,72 +149,6 @@ impl Image {
         Self { width, height, rgb }
     }
 
-    /// Writes a PNG with the given texts in it. The file appears whole or not at all: it is written beside and renamed.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
-    pub fn write_png(&self, path: impl AsRef<Path>, texts: &BTreeMap<String, String>) -> Result<()> {
-        let path = path.as_ref();
-        let beside = beside(path);
-        let written = self
-            .write_to(&beside, texts)
-            .and_then(|()| std::fs::rename(&beside, path).map_err(Error::io(path)));
-        if written.is_err() {
-            // What failed half-way is of no use; that it cannot be removed is not what went wrong.
-            let _ = std::fs::remove_file(&beside);
-        }
-        written
-    }
-
-    /// A PNG with the given texts in it, in memory; soon made, at the price of some more bytes.
-    ///
-    /// # Errors
-    /// [`Error::Request`] for a text's key that PNG does not allow.
-    pub fn to_png(&self, texts: &BTreeMap<String, String>) -> Result<Vec<u8>> {
-        let mut png = Vec::new();
-        self.encode(&mut png, texts, png::Compression::Fast)
-            .map_err(|problem| Error::Request(format!("PNG: {problem}")))?;
-        Ok(png)
-    }
-
-    fn write_to(&self, path: &Path, texts: &BTreeMap<String, String>) -> Result<()> {
-        let mut out = BufWriter::new(File::create(path).map_err(Error::io(path))?);
-        self.encode(&mut out, texts, png::Compression::Balanced).map_err(|problem| match problem {
-            png::EncodingError::IoError(source) => Error::io(path)(source),
-            other => Error::io(path)(std::io::Error::other(other)),
-        })?;
-        out.flush().map_err(Error::io(path))?;
-        out.get_ref().sync_all().map_err(Error::io(path))
-    }
-
-    fn encode(
-        &self,
-        out: impl Write,
-        texts: &BTreeMap<String, String>,
-        compression: png::Compression,
-    ) -> Result<(), png::EncodingError> {
-        let mut encoder = png::Encoder::new(out, self.width, self.height);
-        encoder.set_color(png::ColorType::Rgb);
-        encoder.set_depth(png::BitDepth::Eight);
-        encoder.set_compression(compression);
-        for (key, text) in texts {
-            encoder.add_itxt_chunk(key.clone(), text.clone())?;
-        }
-        let mut writer = encoder.write_header()?;
-        writer.write_image_data(&self.rgb)?;
-        writer.finish()
-    }
-
-    /// Reads a PNG of any kind as eight bits a channel in colour, set upright, with its texts. Transparent pixels show
-    /// the colour that they hide.
-    ///
-    /// # Errors
-    /// [`Error::Io`], [`Error::File`] for what is no such PNG.
-    pub fn read_png(path: impl AsRef<Path>) -> Result<(Self, BTreeMap<String, String>)> {
-        let Png { image, texts, .. } = Png::read(path.as_ref())?;
-        Ok((image, texts))
-    }
-
     /// As it is to be seen, of a camera that was held so: [`orientation`] reads it. A number that EXIF does not know
     /// changes nothing.
     pub fn upright(self, orientation: u16) -> Self {
@@ -237,56 +157,4 @@ impl Image {
         let (width, height) = (width as u32, height as u32);
         Self { width, height, rgb }
     }
-}
-
-/// What a PNG holds.
-struct Png {
-    image: Image,
-    /// Whether some of its pixels are transparent.
-    clear: bool,
-    texts: BTreeMap<String, String>,
-}
-
-impl Png {
-    fn read(path: &Path) -> Result<Self> {
-        let failed = |reason: String| Error::file(path)(FileProblem::Image { reason });
-        let file = BufReader::new(File::open(path).map_err(Error::io(path))?);
-        let mut decoder = png::Decoder::new(file);
-        decoder.set_transformations(png::Transformations::EXPAND | png::Transformations::STRIP_16);
-        let mut reader = decoder.read_info().map_err(|e| failed(e.to_string()))?;
-        let size = reader.output_buffer_size().ok_or_else(|| failed("it is too large".into()))?;
-        let mut bytes = vec![0; size];
-        let frame = reader.next_frame(&mut bytes).map_err(|e| failed(e.to_string()))?;
-        bytes.truncate(frame.buffer_size());
-        let clear = match frame.color_type {
-            png::ColorType::Rgba => bytes.chunks_exact(4).any(|p| p[3] != 255),
-            png::ColorType::GrayscaleAlpha => bytes.chunks_exact(2).any(|p| p[1] != 255),
-            _ => false,
-        };
-        let rgb = match frame.color_type {
-            png::ColorType::Rgb => bytes,
-            png::ColorType::Rgba => bytes.chunks_exact(4).flat_map(|p| [p[0], p[1], p[2]]).collect(),
-            png::ColorType::Grayscale => bytes.iter().flat_map(|&g| [g; 3]).collect(),
-            png::ColorType::GrayscaleAlpha => bytes.chunks_exact(2).flat_map(|p| [p[0]; 3]).collect(),
-            png::ColorType::Indexed => return Err(failed("its palette was not expanded".into())),
-        };
-        reader.finish().map_err(|e| failed(e.to_string()))?;
-        let info = reader.info();
-        let mut texts = BTreeMap::new();
-        for chunk in &info.uncompressed_latin1_text {
-            texts.insert(chunk.keyword.clone(), chunk.text.clone());
-        }
-        for chunk in &info.utf8_text {
-            texts.insert(chunk.keyword.clone(), chunk.get_text().map_err(|e| failed(e.to_string()))?);
-        }
-        let held = info.exif_metadata.as_deref().and_then(orientation).unwrap_or(1);
-        let image = Image { width: frame.width, height: frame.height, rgb }.upright(held);
-        Ok(Self { image, clear, texts })
-    }
-}
-
-/// A name in the same folder that nobody else uses.
-fn beside(path: &Path) -> PathBuf {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".{name}.{}.part", std::process::id()))
 }

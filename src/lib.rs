@@ -23,7 +23,7 @@
 //! | [`lora`] | changes to weights, run beside them or merged into them |
 //! | [`quant`] | how numbers are stored, and how they become numbers that libtorch computes with |
 //! | [`checkpoint`] | weight files: opened, recognised, renamed, poured into a `VarStore` |
-//! | [`image`] | eight-bit pictures and their PNG files |
+//! | [`image`] | eight-bit pictures, and their files: PNG, JPEG, WebP |
 //! | [`parity`] | cases from a reference implementation, and the run that compares |
 //!
 //! Each uses only what stands below it in this list, but for `checkpoint`, `image` and `parity`, which stand beside:

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use tch::{Device, Kind, Tensor};
-use tch_flux::image::Image;
+use tch_flux::image::{Format, Image};
 
 use common::{stored, write_file};
 
@@ -108,12 +108,16 @@ fn pngs_of_every_kind_are_the_pictures_that_they_show() {
     );
     let read = |name: &str| Image::read_png(here.path(name)).unwrap().0.rgb;
     let greys = pixels(|x, y| [grey(x, y); 3]);
-    for name in ["grey.png", "grey16.png", "greyalpha.png"] {
+    for name in ["grey.png", "grey16.png"] {
         assert_eq!(read(name), greys, "{name}");
     }
-    for name in ["palette.png", "alpha.png", "wide.png"] {
+    for name in ["palette.png", "wide.png"] {
         assert_eq!(read(name), pixels(colour), "{name}");
     }
+    // What is transparent stands on white.
+    let on_white = |value: u8| ((u32::from(value) * 9 + 255 * 246 + 127) / 255) as u8;
+    assert_eq!(read("greyalpha.png"), greys.iter().map(|value| on_white(*value)).collect::<Vec<_>>());
+    assert_eq!(read("alpha.png"), pixels(colour).iter().map(|value| on_white(*value)).collect::<Vec<_>>());
     here.draws(&["edit", PROMPT, "--image", "palette.png"]);
 }
 
@@ -141,22 +145,146 @@ fn a_jpeg_is_set_upright_and_one_that_is_damaged_is_refused() {
 fn what_is_no_png_and_no_jpeg_is_named() {
     let here = Here::new();
     for (bytes, name) in [
-        (&b"RIFF\x10\0\0\0WEBPVP8 "[..], "a WebP"),
-        (b"GIF89a", "a GIF"),
-        (b"BM\0\0", "a BMP"),
-        (b"II*\0\x08\0\0\0", "a TIFF"),
-        (b"\0\0\0\x20ftypheic\0\0\0\0", "a HEIC"),
+        (&b"GIF89a"[..], "a GIF: make a PNG, JPEG or WebP of it"),
+        (b"BM\0\0", "a BMP: make a PNG, JPEG or WebP of it"),
+        (b"II*\0\x08\0\0\0", "a TIFF: make a PNG, JPEG or WebP of it"),
+        (b"\0\0\0\x20ftypheic\0\0\0\0", "a HEIC: make a PNG, JPEG or WebP of it"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1avif", "an AVIF: make a PNG, JPEG or WebP of it"),
+        (b"<?xml version=\"1.0\"?><svg xmlns=\"http://www.w3.org/2000/svg\"/>", "an SVG: draw it as a PNG"),
+        (b"<!DOCTYPE html><html>404</html>", "an HTML page: a download that went wrong"),
+        (b"%PDF-1.7", "a PDF: draw it as a PNG"),
+        (b"hello", "text: a picture is wanted"),
         (b"", "empty"),
     ] {
         fs::write(here.path("x.png"), bytes).unwrap();
         here.refuses(
             &["edit", PROMPT, "--image", "x.png"],
             1,
-            &format!("it is {name}: make a PNG or a JPEG of it"),
+            &format!("x.png: the picture cannot be read: it is {name}"),
         );
+        here.refuses(&["edit", PROMPT, "--image", "rgb.png", "--mask", "x.png"], 1, &format!("it is {name}"));
     }
-    fs::write(here.path("x.png"), "hello").unwrap();
-    here.refuses(&["edit", PROMPT, "--image", "x.png"], 1, "x.png: the picture cannot be read");
+    fs::write(here.path("x.png"), b"RIFF\x10\0\0\0WEBPVP8 ").unwrap();
+    here.refuses(&["edit", PROMPT, "--image", "x.png"], 1, "the WebP is damaged or incomplete");
+    here.refuses(&["generate", "--from-image", "x.png"], 1, "x.png: the picture cannot be read");
+}
+
+/// What scripts/export_pictures.py wrote: each file draws what the pixels draw that Pillow reads of it.
+#[test]
+fn what_the_command_line_reads_is_what_pillow_reads() {
+    let here = Here::new();
+    let fixture = fs::read(fixture("decoded.safetensors")).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&fixture).unwrap();
+    let draw = |name: &str, file: &[u8]| {
+        fs::write(here.path(name), file).unwrap();
+        here.draws(&["edit", PROMPT, "--strength", "0.3", "--width", "32", "--height", "32", "--image", name])
+            .0
+    };
+    let mut seen = Vec::new();
+    for (name, orientation) in [
+        ("jpeg-long-big", 6),
+        ("png-compressed-text", 6),
+        ("webp-8", 8),
+        ("webp-long-little", 6),
+        ("webp-cut-to-13", 1),
+    ] {
+        let name = format!("exif/{name}");
+        let pillow = tensors.tensor(&format!("{name}.rgb")).unwrap();
+        let [height, width, 3] = *pillow.shape() else { panic!("{name}") };
+        assert_eq!(width < height, orientation > 4, "{name}");
+        let image = Image { width: width as u32, height: height as u32, rgb: pillow.data().to_vec() };
+        let plain = draw("plain.png", &image.to_png(&Default::default()).unwrap());
+        // The ending of a name says nothing.
+        assert!(draw("x.png", tensors.tensor(&name).unwrap().data()) == plain, "{name}");
+        seen.push(plain);
+    }
+    assert!(seen[0] != seen[4] && seen[2] != seen[3]);
+}
+
+#[test]
+fn what_a_picture_hides_is_not_drawn_from() {
+    let here = Here::new();
+    let edit = |name: &str| here.draws(&["edit", PROMPT, "--strength", "0.5", "--image", name]).0;
+    let shown = |x: u32, y: u32| [(x * 4) as u8, (y * 4) as u8, 99];
+    for (name, hidden) in [("one.png", 0), ("other.png", 200)] {
+        let pixel = |x: u32, y: u32| {
+            let [r, g, b] = shown(x, y);
+            if x < 32 { [hidden, hidden, hidden, 0] } else { [r, g, b, 255] }
+        };
+        here.write(name, png::ColorType::Rgba, png::BitDepth::Eight, &pixels(pixel));
+    }
+    let white = |x: u32, y: u32| if x < 32 { [255; 3] } else { shown(x, y) };
+    here.write("white.png", png::ColorType::Rgb, png::BitDepth::Eight, &pixels(white));
+    let drawn = edit("white.png");
+    assert!(edit("one.png") == drawn && edit("other.png") == drawn);
+    assert!(edit("rgb.png") != drawn);
+    fs::remove_file(here.path("out.png")).unwrap();
+    here.refuses(
+        &["edit", PROMPT, "--image", "rgb.png", "--mask", "one.png"],
+        1,
+        "it has transparent pixels",
+    );
+}
+
+#[test]
+fn the_name_says_the_format_and_every_format_can_be_repeated() {
+    let here = Here::new();
+    let generate = |flags: &[&str]| {
+        let call = [&["generate", PROMPT, "--seed", "1", "--steps", "4"][..], flags].concat();
+        let binary = env!("CARGO_BIN_EXE_tch-flux");
+        let output = Command::new(binary).current_dir(here.0.path()).args(call).output().unwrap();
+        assert!(output.status.success(), "{flags:?}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    let format = |name: &str| Format::of_bytes(&fs::read(here.path(name)).unwrap());
+    generate(&["-o", "plain.PNG"]);
+    let plain = Image::read(here.path("plain.PNG")).unwrap().0;
+    for (name, expected) in [("a.jpg", Format::Jpeg), ("b.JPEG", Format::Jpeg), ("c.webp", Format::Webp)] {
+        generate(&["-o", name, "--grid", "sheet.webp", "--previews", "1"]);
+        assert_eq!((format(name), format("sheet.webp")), (Some(expected), Some(Format::Webp)), "{name}");
+        let (image, texts) = Image::read(here.path(name)).unwrap();
+        let psnr = image.psnr(&plain).unwrap_or(f64::INFINITY);
+        assert!(psnr > 30.0 && texts["parameters"].starts_with(PROMPT), "{name}: {psnr} dB, {texts:?}");
+        let preview = fs::read_dir(here.0.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        let stem = name.split_once('.').unwrap().0;
+        let preview = preview
+            .map(|file| file.into_string().unwrap())
+            .find(|file| file.starts_with(&format!("{stem}.step-")));
+        assert_eq!(format(&preview.unwrap()), Some(expected));
+        assert!(here.draws(&["generate", "--from-image", name]).0 == plain, "{name}");
+    }
+    generate(&["-o", "low.jpg", "--output-quality", "10"]);
+    assert!(
+        fs::metadata(here.path("low.jpg")).unwrap().len() < fs::metadata(here.path("a.jpg")).unwrap().len()
+    );
+    // A picture that nobody says how to draw.
+    fs::copy(fixture("upright.jpg"), here.path("camera.jpg")).unwrap();
+    fs::remove_file(here.path("out.png")).unwrap();
+    here.refuses(
+        &["generate", "--from-image", "camera.jpg"],
+        2,
+        "camera.jpg: it does not say how it was drawn",
+    );
+}
+
+#[test]
+fn a_name_without_a_format_is_refused_before_anything_is_loaded() {
+    let here = Here::new();
+    let refused = |flags: &[&str]| {
+        let call = [&["generate", PROMPT, "--model", "nowhere/", "--seed", "1"][..], flags].concat();
+        let binary = env!("CARGO_BIN_EXE_tch-flux");
+        let output = Command::new(binary).current_dir(here.0.path()).args(call).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{flags:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    for name in ["x.tiff", "x", "x.", "x.gif", "{index}", "png", "x.png.bak"] {
+        let said = refused(&["-o", name]);
+        assert!(said.contains(&format!("{name}: pictures are written as PNG, JPEG or WebP")), "{said}");
+        assert!(refused(&["--grid", name]).contains("PNG, JPEG or WebP"));
+    }
+    assert!(
+        refused(&["-o", "x.png", "--output-quality", "5"]).contains("--output-quality is for JPEG and WebP")
+    );
+    assert!(refused(&["-o", "x.jpg", "--output-quality", "101"]).contains("101"));
 }
 
 #[test]

@@ -10,7 +10,7 @@ use tch_flux::recipe::{Means, Recipe};
 use super::pictures;
 
 pub(super) fn read(path: &Path) -> anyhow::Result<Recipe> {
-    let (_, texts) = Image::read_png(path)?;
+    let (_, texts) = Image::read(path)?;
     let recipe = Recipe::from_texts(&texts).with_context(|| path.display().to_string())?;
     let missing = || format!("{}: it does not say how it was drawn; is it ours?", path.display());
     Ok(recipe.ok_or_else(|| Error::Request(missing()))?)

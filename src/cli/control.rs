@@ -17,7 +17,7 @@ pub(super) struct ControlArgs {
     /// for each --control-image.
     #[arg(long, value_name = "PATH")]
     controlnet: Vec<PathBuf>,
-    /// What the ControlNet follows, PNG or JPEG; of one ControlNet there may be several.
+    /// What the ControlNet follows, PNG, JPEG or WebP; of one ControlNet there may be several.
     #[arg(long, value_name = "FILE")]
     control_image: Vec<PathBuf>,
     /// How much of what the ControlNet says is added; once for all, or for each picture. [default: 1]

@@ -1,4 +1,4 @@
-//! `edit`: pictures and a prompt in, PNG files out.
+//! `edit`: pictures and a prompt in, picture files out.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -16,7 +16,7 @@ use super::pictures::read_mask;
 
 #[derive(Args)]
 pub(super) struct Edit {
-    /// The picture to begin with, PNG or JPEG; as a reference it may be given several times.
+    /// The picture to begin with, PNG, JPEG or WebP; as a reference it may be given several times.
     #[arg(short, long, value_name = "FILE", required_unless_present = "from_image")]
     image: Vec<PathBuf>,
     /// What is drawn anew is white in it, what is kept black; as large as the picture.

@@ -1,4 +1,4 @@
-//! `generate`: a prompt in, PNG files out.
+//! `generate`: a prompt in, picture files out.
 
 use std::collections::BTreeMap;
 use std::collections::hash_map::RandomState;
@@ -10,7 +10,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::bail;
 use clap::Args;
 use serde::Serialize;
 use serde_json::json;
@@ -25,6 +24,7 @@ use super::again;
 use super::bars::Bars;
 use super::control::{self, ControlArgs};
 use super::memory::{Fitted, MemoryArgs};
+use super::output;
 use super::pictured::{self, PicturedArgs};
 use super::pictures;
 use super::prompts;
@@ -55,7 +55,7 @@ pub(super) struct Generate {
     #[arg(long)]
     literal: bool,
     /// A picture of ours, to be drawn again; other flags change what it says.
-    #[arg(long, value_name = "PNG")]
+    #[arg(long, value_name = "FILE")]
     from_image: Option<PathBuf>,
     #[command(flatten)]
     model: ModelArgs,
@@ -95,13 +95,17 @@ pub(super) struct Generate {
     /// Tokens that T5 reads. [default: schnell 256, dev 512]
     #[arg(long)]
     max_sequence_length: Option<usize>,
-    /// Where to write; {seed} and {index} are filled in. [default: {seed}-{index}.png]
+    /// Where to write, as PNG, JPEG or WebP (.png, .jpg, .jpeg, .webp); {seed} and {index} are filled in.
+    /// [default: {seed}-{index}.png]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// The quality of a JPEG or WebP, from 0 to 100, as `output_compression` is for the server. [default: 100]
+    #[arg(long, visible_alias = "output-compression", value_name = "QUALITY", value_parser = clap::value_parser!(u8).range(..=100))]
+    output_quality: Option<u8>,
     /// All pictures on one sheet, too: a row for each prompt, or as square as can be for one.
-    #[arg(long, value_name = "FILE", value_parser = parse_png)]
+    #[arg(long, value_name = "FILE", value_parser = output::parse_picture)]
     grid: Option<PathBuf>,
-    /// Write so many small pictures on the way, beside each picture: NAME.step-N.png.
+    /// Write so many small pictures on the way, beside each picture and in its format: NAME.step-N.png.
     #[arg(long, value_name = "COUNT", default_value_t = 0)]
     previews: usize,
     /// Draw bf16 noise as torch up to 2.11 did, for pictures that were published with it.
@@ -199,6 +203,7 @@ impl Generate {
 
     /// Draws from text, or from what an edit begins with.
     pub(super) fn run_from(self, begin: Option<Begin>) -> anyhow::Result<ExitCode> {
+        let quality = self.quality()?;
         let recipe = self.recipe()?;
         if let (Some(Recipe { edit: Some(_), .. }), None) = (&recipe, &begin) {
             let text = "that picture was begun with another one: repeat it with `tch-flux edit --from-image`";
@@ -322,7 +327,7 @@ impl Generate {
         let mut unwritten = None;
         let generated = pipeline.generate(&request, &mut |progress| {
             if let Progress::Preview { image, step, picture } = &progress {
-                let written = picture.write_png(preview_file(&outputs[*image], *step), &BTreeMap::new());
+                let written = picture.write(preview_file(&outputs[*image], *step), quality, &BTreeMap::new());
                 if let Err(error) = written {
                     unwritten = Some(error);
                     return ControlFlow::Break(());
@@ -344,7 +349,7 @@ impl Generate {
             recipe.redux.clone_from(&seen);
             (recipe.controls, recipe.pictured) = (followed.clone(), liked.clone());
             recipe.inputs = pictures::seen();
-            picture.image.write_png(&file, &recipe.texts()?)?;
+            picture.image.write(&file, quality, &recipe.texts()?)?;
             written.push(Written {
                 file,
                 prompt: picture.request.prompts.join("\n"),
@@ -362,7 +367,7 @@ impl Generate {
                 1 => (pictures.len() as f64).sqrt().ceil() as usize,
                 _ => request.num_images,
             };
-            Image::grid(&pictures, columns)?.write_png(grid, &BTreeMap::new())?;
+            Image::grid(&pictures, columns)?.write(grid, quality, &BTreeMap::new())?;
         }
         let seconds = started.elapsed().as_secs_f64();
         let cache = match request.cache {
@@ -434,9 +439,24 @@ impl Generate {
         Ok(request)
     }
 
+    /// The names of the pictures, with places for what tells them apart.
+    fn pattern(&self) -> PathBuf {
+        self.output.clone().unwrap_or_else(|| PathBuf::from("{seed}-{index}.png"))
+    }
+
+    /// The quality to write with. The names must be of formats that are written.
+    fn quality(&self) -> Result<u8, Error> {
+        let pattern = self.pattern();
+        output::format(&pattern)?;
+        output::quality(
+            self.output_quality,
+            [Some(&pattern), self.grid.as_ref()].into_iter().flatten().map(PathBuf::as_path),
+        )
+    }
+
     /// A name for each picture, all of them different.
     fn outputs(&self, request: &Request) -> anyhow::Result<Vec<PathBuf>> {
-        let pattern = self.output.clone().unwrap_or_else(|| PathBuf::from("{seed}-{index}.png"));
+        let pattern = self.pattern();
         let text = pattern.to_string_lossy();
         let images = request.prompts.len() * request.num_images;
         let pattern = if images > 1 && !text.contains("{index}") {
@@ -446,9 +466,6 @@ impl Generate {
         } else {
             text.into_owned()
         };
-        if !pattern.to_lowercase().ends_with(".png") {
-            bail!(Error::Request(format!("{pattern}: pictures are written as PNG; end the name with .png")));
-        }
         let seed = |i: usize| {
             let (seed, variation) = request.seeds(i % request.num_images);
             variation.map_or(seed, |variation| variation.seed).to_string()
@@ -461,7 +478,8 @@ impl Generate {
 
 /// Beside a picture's file.
 fn preview_file(picture: &Path, step: usize) -> PathBuf {
-    picture.with_extension(format!("step-{step}.png"))
+    let ending = picture.extension().unwrap_or_default().to_string_lossy();
+    picture.with_extension(format!("step-{step}.{ending}"))
 }
 
 /// `transformer: Q4_K 6.80 GB on the disk, Q4_K 6.80 GB in memory, computed in bf16`.
@@ -504,11 +522,6 @@ pub(super) fn parse_lora(text: &str) -> Result<LoraFile, String> {
         return Ok(LoraFile { path: path.into(), strength });
     }
     Ok(LoraFile { path: text.into(), strength: 1.0 })
-}
-
-fn parse_png(text: &str) -> Result<PathBuf, String> {
-    let ends = text.to_lowercase().ends_with(".png");
-    if ends { Ok(text.into()) } else { Err("pictures are written as PNG: end the name with .png".into()) }
 }
 
 fn count(pictures: usize) -> String {

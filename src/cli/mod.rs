@@ -16,6 +16,7 @@ mod generate;
 mod hub;
 mod inspect;
 mod memory;
+mod output;
 mod parity;
 mod pictured;
 mod pictures;

@@ -16,7 +16,7 @@ pub(super) struct PicturedArgs {
     /// An IP-Adapter in XLabs' layout; may be given several times, each with its --ip-image.
     #[arg(long, value_name = "FILE")]
     ip_adapter: Vec<PathBuf>,
-    /// What the picture shall be like, PNG or JPEG; of one IP-Adapter there may be several.
+    /// What the picture shall be like, PNG, JPEG or WebP; of one IP-Adapter there may be several.
     #[arg(long, value_name = "FILE")]
     ip_image: Vec<PathBuf>,
     /// What the negative prompt's picture is like. [default: a black one]

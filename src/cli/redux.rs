@@ -12,7 +12,7 @@ use super::{Saying, edit};
 
 #[derive(Args)]
 pub(super) struct ReduxArgs {
-    /// A picture that the drawing shall look like, PNG or JPEG; may be given several times. What Redux sees of it is
+    /// A picture that the drawing shall look like, PNG, JPEG or WebP; may be given several times. What Redux sees of it is
     /// multiplied by STRENGTH, and of a sum the pooled text by POOLED; without a PROMPT it is drawn from pictures alone.
     #[arg(long, value_name = "FILE[=STRENGTH[,POOLED]]", value_parser = parse_image)]
     redux: Vec<Look>,

@@ -1,25 +1,8 @@
 //! Pictures whose camera was not held upright.
 
-/// How a camera was held, 1 to 8: the tag 0x0112 of the first folder of EXIF's bytes. `None` where they do not say it.
-pub fn orientation(exif: &[u8]) -> Option<u16> {
-    let big = exif.starts_with(b"MM");
-    let short = |at: usize| {
-        let bytes = exif.get(at..at.checked_add(2)?)?.try_into().ok()?;
-        Some(if big { u16::from_be_bytes(bytes) } else { u16::from_le_bytes(bytes) })
-    };
-    let long = |at: usize| {
-        let bytes = exif.get(at..at.checked_add(4)?)?.try_into().ok()?;
-        Some(if big { u32::from_be_bytes(bytes) } else { u32::from_le_bytes(bytes) } as usize)
-    };
-    let folder = long(4)?;
-    let entries = usize::from(short(folder)?);
-    let entry = (0..entries).map(|i| folder + 2 + 12 * i).find(|at| short(*at) == Some(0x0112))?;
-    short(entry + 8).filter(|orientation| (1..=8).contains(orientation))
-}
-
 /// The pixels as they are to be seen, and the size that they have then: mirrored where the orientation is even up to 4
 /// and odd above, on their side above 4.
-pub(crate) fn upright(
+pub(super) fn upright(
     pixels: Vec<u8>,
     channels: usize,
     (w, h): (usize, usize),
@@ -73,16 +56,5 @@ mod tests {
                 "{orientation}"
             );
         }
-    }
-
-    #[test]
-    fn the_orientation_is_read_in_both_byte_orders() {
-        let little =
-            b"II*\0\x08\0\0\0\x02\0\x0f\x01\x02\0\x01\0\0\0\0\0\0\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0";
-        let big = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x08\0\0";
-        assert_eq!(orientation(little), Some(6));
-        assert_eq!(orientation(big), Some(8));
-        assert_eq!(orientation(&big[..12]), None);
-        assert_eq!(orientation(b"II*\0\xff\xff\xff\xff"), None);
     }
 }

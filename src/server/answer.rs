@@ -17,10 +17,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::asked::Asked;
-use super::coding::{self, Format};
+use super::coding;
 use super::models::Model;
 use super::problem::Problem;
 use super::state::Shared;
+use crate::image::Format;
 use crate::pipeline::{Generated, Request};
 
 /// An answer is handed on in such pieces, so that it counts as long as it is not written.

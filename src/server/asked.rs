@@ -1,13 +1,13 @@
 //! What a request asks for, and whether it contradicts itself.
 
 use super::able::ROLES;
-use super::coding::Format;
 use super::fields;
 use super::problem::Problem;
 use super::shape::{self, parse_size};
 use super::shelf::random_seed;
 use super::values::Values;
 use crate::flux1::StepCache;
+use crate::image::Format;
 use crate::pipeline::{Follow, ReduxMix, Role, Variation};
 use crate::sampling::{Sampler, Schedule};
 

@@ -3,10 +3,10 @@
 use serde_json::Value;
 
 use super::able::ROLES;
-use super::coding::Format;
 use super::edits::MAX_IMAGES;
 use super::problem::Problem;
 use super::shape::{Shape, nearest_size, parse_size, quote, shorten};
+use crate::image::Format;
 use crate::sampling::Sampler;
 
 pub(super) struct Field {
@@ -41,7 +41,11 @@ const FIELDS: [Field; 22] = [
         "`auto`, the model's own, or `WxH` in pixels, multiples of 16 from 64 to 2048.",
     ),
     field("response_format", Shape::Choice(&["b64_json", "url"]), "`b64_json` if absent."),
-    field("output_format", Shape::Choice(&Format::NAMES), "`png` if absent. A PNG says how it was drawn."),
+    field(
+        "output_format",
+        Shape::Choice(&Format::NAMES),
+        "`png` if absent. The file says how the picture was drawn.",
+    ),
     field(
         "output_compression",
         Shape::Whole { least: 0, most: 100 },

@@ -14,7 +14,7 @@ use super::coding;
 use super::problem::Problem;
 use super::state::{Charge, Shared};
 use super::upload::{self, Bounds};
-use crate::image::{Image, Mask};
+use crate::image::{self, DecodeError, Image, Mask};
 use crate::pipeline::{Control, Edit, Pictured, Redux, ReduxImage, Request, Role};
 
 /// Base64 as people send it: with what fills it up to four letters, or without.
@@ -173,7 +173,11 @@ impl Decoder {
                 Err(Problem::http(status, "part_too_large", text).param(name))
             }
             Ok(file) => Ok(file.into()),
-            Err(_) => Err(wrong("this is no PNG, JPEG or WebP, nor one in base64")),
+            // What is no base64 is a file, which is said by its name if it has one.
+            Err(_) => Err(match image::describe(&source) {
+                problem @ DecodeError::OtherFormat { .. } => upload::wrong(name, &problem),
+                _ => wrong("this is no PNG, JPEG or WebP, nor one in base64"),
+            }),
         }
     }
 }

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
 
-use super::coding::Format;
 use super::options::Options;
+use crate::image::Format;
 
 pub(super) struct Shelf {
     lifetime: Duration,

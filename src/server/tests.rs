@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 use super::*;
 use crate::engine::{Draw, Options as Queue};
 use crate::error::{Error, Result};
-use crate::image::Image;
+use crate::image::{Format, Image};
 use crate::ops::{Numerics, Quantize};
 use crate::pipeline::{Generated, OnTogether, Phase, Progress, Request};
 use crate::recipe::Means;
@@ -291,7 +291,7 @@ fn a_panic_in_a_handler_is_an_answer_of_the_one_form() {
 fn a_fault_while_a_picture_is_encoded_is_an_answer() {
     // A picture that is smaller than it says.
     let picture = Image { width: 64, height: 64, rgb: vec![0; 3] };
-    for format in [coding::Format::Png, coding::Format::Jpeg] {
+    for format in Format::ALL {
         let problem = coding::encode_plain(&picture, format, 90).unwrap_err();
         assert_eq!(problem.status, 500);
     }

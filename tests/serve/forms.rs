@@ -2,7 +2,10 @@
 
 use std::io::Cursor;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use serde_json::Value;
+use tch_flux::image::{Format, Image};
 
 use crate::client::{Answer, EDITS, edit, events, form, generate, metric, send};
 use crate::{CIRCLE, shared, small};
@@ -195,6 +198,77 @@ fn other_formats_are_read() {
         let request = crate::with(small(2), "output_format", format.into());
         let file = generate(shared(), &request).pictures().remove(0);
         assert_eq!(with_image(&file, &[STEPS]).pictures().len(), 1, "{format}");
+    }
+}
+
+/// A file and the pixels that Pillow reads of it, as scripts/export_pictures.py wrote them.
+fn of_pillow(name: &str) -> (Vec<u8>, Image) {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/pictures/decoded.safetensors");
+    let bytes = std::fs::read(path).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let pixels = tensors.tensor(&format!("{name}.rgb")).unwrap();
+    let [height, width, 3] = *pixels.shape() else { panic!("{name}") };
+    let image = Image { width: width as u32, height: height as u32, rgb: pixels.data().to_vec() };
+    (tensors.tensor(name).unwrap().data().to_vec(), image)
+}
+
+#[test]
+fn pictures_are_taken_as_they_are_to_be_seen() {
+    let seed = [STEPS, ("seed", None, &b"3"[..])];
+    let mut seen = Vec::new();
+    for name in [
+        "exif/jpeg-6",
+        "exif/webp-6",
+        "exif/webp-named",
+        "exif/webp-long-big",
+        "exif/png-late",
+        "jpeg/420-3x13-progressive",
+    ] {
+        let (file, image) = of_pillow(name);
+        let plain = with_image(&image.to_png(&Default::default()).unwrap(), &seed).pictures();
+        assert!(with_image(&file, &seed).pictures() == plain, "{name}");
+        // The same in base64, and as a data URL.
+        let base64 = BASE64_STANDARD.encode(&file);
+        assert!(with_image(base64.as_bytes(), &seed).pictures() == plain, "{name}");
+        let url = format!("data:image/png;base64,{base64}");
+        assert!(with_image(url.as_bytes(), &seed).pictures() == plain, "{name}");
+        seen.push(plain);
+    }
+    // Both are the same pixels, which another picture is not.
+    assert!(seen[1] == seen[2] && seen[1] != seen[5]);
+}
+
+#[test]
+fn what_is_no_picture_is_named() {
+    let heic = b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic";
+    let cases: [(&[u8], &str); 6] = [
+        (b"<?xml version='1.0'?><svg/>", "an SVG"),
+        (b"<!DOCTYPE html><html>", "an HTML page"),
+        (b"%PDF-1.7\n%\xe2\xe3", "a PDF"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "a JPEG 2000"),
+        (heic, "a HEIC"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
+    ];
+    for (file, name) in cases {
+        for sent in [file.to_vec(), BASE64_STANDARD.encode(file).into_bytes()] {
+            let error = with_image(&sent, &[]).is_error(400, "image");
+            let message = error["message"].as_str().unwrap();
+            assert!(message.contains(&format!("image: it is {name}")), "{message}");
+            let error = with_image(&red(), &[("mask", Some("m.png"), &sent)]).is_error(400, "mask");
+            assert!(error["message"].as_str().unwrap().contains(name), "{error}");
+        }
+    }
+}
+
+#[test]
+fn every_format_says_how_it_was_drawn() {
+    for format in Format::ALL {
+        let request = crate::with(small(2), "output_format", format.name().into());
+        let file = generate(shared(), &request).pictures().remove(0);
+        assert_eq!(Format::of_bytes(&file), Some(format));
+        let decoded = tch_flux::image::decode(&file, &mut tch_flux::image::within_bounds).unwrap();
+        let recipe = tch_flux::recipe::Recipe::from_texts(&decoded.texts).unwrap().unwrap();
+        assert_eq!(recipe.request.prompts, [CIRCLE], "{format:?}");
     }
 }
 

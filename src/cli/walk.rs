@@ -18,10 +18,11 @@ pub(super) struct Walk {
     /// Steps from noise to picture. [default: schnell 4, dev 50]
     #[arg(long, visible_alias = "num-steps")]
     steps: Option<usize>,
-    /// How a step is made. [default: euler]
+    /// How a step is made. [default: what the model's folder says, else euler]
     #[arg(long, value_enum)]
     sampler: Option<SamplerArg>,
-    /// How the times of the steps are chosen. [default: linear for schnell, shifted for the others]
+    /// How the times of the steps are chosen. [default: what the model's folder says in scheduler/scheduler_config.json,
+    /// else linear for schnell and shifted for the others]
     #[arg(long, value_enum, conflicts_with = "sigmas")]
     schedule: Option<ScheduleArg>,
     /// How far a shifted schedule leans to noise: for 256 patches and for 4096. [default: 0.5,1.15]
@@ -92,7 +93,7 @@ impl Walk {
         if let Some(CacheArg(cache)) = self.cache {
             request.cache = cache;
         }
-        request.sampler = self.sampler.map_or(request.sampler, Sampler::from);
+        request.sampler = self.sampler.map(Sampler::from).or(request.sampler);
         if let Some(strength) = self.variation_strength {
             let seed = self.variation_seed.unwrap_or_else(random_seed);
             request.variation = Some(Variation { seed, strength });

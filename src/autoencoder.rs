@@ -112,7 +112,9 @@ impl AutoEncoderParams {
         if let Some(said) = config.ints("block_out_channels")? {
             config.agree("block_out_channels", said, channels)?;
         }
-        for (key, known) in [("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")] {
+        for (key, known) in
+            [("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")]
+        {
             for block in config.texts(key)?.unwrap_or_default() {
                 config.only(key, Some(block), known)?;
             }
@@ -140,7 +142,8 @@ impl AutoEncoderParams {
         for key in ["latents_mean", "latents_std"] {
             if config.has(key) {
                 let path = config.path().display();
-                warnings.push(format!("{path}: {key} is not obeyed, as FLUX.1's pipelines in diffusers do not"));
+                warnings
+                    .push(format!("{path}: {key} is not obeyed, as FLUX.1's pipelines in diffusers do not"));
             }
         }
         let unknown: Vec<&str> = config.unknown_keys(&[

@@ -155,16 +155,17 @@ impl ConfigFile {
             return Ok(());
         }
         let weights = self.weights.as_deref().map_or("the weights".into(), |path| path.display().to_string());
-        let reason = format!(
-            "is {said:?}, but {weights} says {found:?}: one of both files belongs to another model"
-        );
+        let reason =
+            format!("is {said:?}, but {weights} says {found:?}: one of both files belongs to another model");
         Err(self.wrong(key, reason))
     }
 
     /// That a value, where the file has it, is the only one that is built here.
     pub(crate) fn only<T: PartialEq + Debug>(&self, key: &str, said: Option<T>, known: T) -> Result<()> {
         match said {
-            Some(said) if said != known => Err(self.wrong(key, format!("is {said:?}; only {known:?} is known"))),
+            Some(said) if said != known => {
+                Err(self.wrong(key, format!("is {said:?}; only {known:?} is known")))
+            }
             _ => Ok(()),
         }
     }
@@ -289,7 +290,8 @@ mod tests {
 
     #[test]
     fn a_value_of_another_type_is_refused_by_the_name_of_its_key() {
-        let config = read(r#"{"n": "4", "x": [1], "l": [1, "a"], "t": 3, "f": 1, "s": 4, "i": 1.5}"#).unwrap();
+        let config =
+            read(r#"{"n": "4", "x": [1], "l": [1, "a"], "t": 3, "f": 1, "s": 4, "i": 1.5}"#).unwrap();
         let errors = [
             config.int("n").unwrap_err(),
             config.float("x").unwrap_err(),
@@ -303,13 +305,17 @@ mod tests {
             let error = error.to_string();
             assert!(error.contains("config.json") && error.contains(&format!("\"{key}\"")), "{error}");
         }
-        assert_eq!((config.int("none").unwrap(), read(r#"{"n": null}"#).unwrap().int("n").unwrap()), (None, None));
+        assert_eq!(
+            (config.int("none").unwrap(), read(r#"{"n": null}"#).unwrap().int("n").unwrap()),
+            (None, None)
+        );
         assert_eq!(read(r#"{"n": 4.0}"#).unwrap().int("n").unwrap(), Some(4));
     }
 
     #[test]
     fn pythons_floats_are_read_and_are_no_numbers() {
-        let config = read(r#"{"a": -Infinity, "b": [NaN, Infinity], "c": "NaN \" Infinity", "d": 2}"#).unwrap();
+        let config =
+            read(r#"{"a": -Infinity, "b": [NaN, Infinity], "c": "NaN \" Infinity", "d": 2}"#).unwrap();
         assert!(config.float("a").unwrap_err().to_string().contains("\"a\""));
         assert_eq!(config.text("c").unwrap(), Some("NaN \" Infinity"));
         assert_eq!(config.int("d").unwrap(), Some(2));

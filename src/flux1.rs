@@ -164,7 +164,11 @@ impl Flux1Params {
         let patch_size = config.int("patch_size")?.unwrap_or(1);
         if let Some(said) = config.int("out_channels")? {
             // A patch of `patch_size` a side is drawn from as many numbers as the last layer makes.
-            config.agree("out_channels", said.saturating_mul(patch_size.saturating_mul(patch_size)), self.out_channels)?;
+            config.agree(
+                "out_channels",
+                said.saturating_mul(patch_size.saturating_mul(patch_size)),
+                self.out_channels,
+            )?;
         }
         let params = self.with_trunk_config(config)?;
         let unknown = config.unknown_keys(&TRUNK_KEYS);

@@ -89,13 +89,19 @@ pub(super) fn controlnet(weights: &Path, checkpoint: &Checkpoint) -> Result<(Con
 ///
 /// The official repositories hold their autoencoder twice: as `ae.safetensors`, which is preferred, and in `vae/` with its
 /// settings. Those are of both where the sizes are the same.
-pub(super) fn autoencoder(weights: &Path, checkpoint: &Checkpoint) -> Result<(AutoEncoderParams, Vec<String>)> {
+pub(super) fn autoencoder(
+    weights: &Path,
+    checkpoint: &Checkpoint,
+) -> Result<(AutoEncoderParams, Vec<String>)> {
     let params = AutoEncoderParams::from_shapes(|name| checkpoint.shape(name))?;
     if let Some(config) = beside(weights, Kind::AUTOENCODER)? {
         return params.with_config(&config);
     }
     let sibling = weights.parent().unwrap_or(Path::new("")).join("vae/config.json");
-    if weights.is_file() && weights.file_name().is_some_and(|name| name == "ae.safetensors") && sibling.is_file() {
+    if weights.is_file()
+        && weights.file_name().is_some_and(|name| name == "ae.safetensors")
+        && sibling.is_file()
+    {
         let config = ConfigFile::read(&sibling)?.of_weights(weights);
         if Kind::AUTOENCODER.is_of(&config)? && params.has_sizes_of(&config)? {
             return params.with_config(&config);
@@ -166,18 +172,23 @@ impl ModelIndex {
         let class = config.text_or_second("_class_name")?;
         let mut index = Self::default();
         if let Some(class) = class {
-            let first = class.strip_prefix("Flux").is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()));
+            let first = class
+                .strip_prefix("Flux")
+                .is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()));
             if !first || class.starts_with("FluxPriorRedux") {
                 let reason = format!("is {class:?}: this folder is of another model than FLUX.1");
                 return Err(config.wrong("_class_name", reason));
             }
             if !KNOWN.contains(&class) {
                 let path = path.display();
-                index.warnings.push(format!("{path}: {class} is not known: it is drawn as FluxPipeline does"));
+                index
+                    .warnings
+                    .push(format!("{path}: {class} is not known: it is drawn as FluxPipeline does"));
             }
             index.role = class.starts_with("FluxKontext").then_some(Role::Reference);
         }
-        index.scheduler = config.texts("scheduler")?.and_then(|pair| pair.get(1).map(|class| class.to_string()));
+        index.scheduler =
+            config.texts("scheduler")?.and_then(|pair| pair.get(1).map(|class| class.to_string()));
         Ok(index)
     }
 }
@@ -213,7 +224,9 @@ impl Folder {
             && named != class
         {
             let path = path.display();
-            folder.warnings.push(format!("{path} is of {class}, though model_index.json names {named}: {class} is taken"));
+            folder.warnings.push(format!(
+                "{path} is of {class}, though model_index.json names {named}: {class} is taken"
+            ));
         }
         folder.scheduler = Some(scheduler);
         Ok(folder)

@@ -346,12 +346,8 @@ impl Pipeline {
         if self.autoencoder.is_none() {
             let checkpoint = self.parts.open_autoencoder(self.settings.access)?;
             let kind = self.autoencoder_kind(&checkpoint);
-            self.autoencoder = Some(resident::load_autoencoder(
-                &self.settings,
-                kind,
-                &self.parts.autoencoder,
-                checkpoint,
-            )?);
+            self.autoencoder =
+                Some(resident::load_autoencoder(&self.settings, kind, &self.parts.autoencoder, checkpoint)?);
         }
         Ok(())
     }
@@ -444,7 +440,9 @@ impl Pipeline {
         let schedule = request.schedule.as_ref().unwrap_or(&Schedule::Linear);
         let mut sigmas = schedule.times(steps, tokens);
         if let Some(sigma) = sigmas.iter().find(|sigma| !sigma.is_finite()) {
-            return Err(Error::Request(format!("the schedule {schedule:?} has a time of {sigma} in {steps} steps")));
+            return Err(Error::Request(format!(
+                "the schedule {schedule:?} has a time of {sigma} in {steps} steps"
+            )));
         }
         if let Some(edit) = &request.edit
             && self.role(edit).is_ok_and(|role| role == Role::Start)

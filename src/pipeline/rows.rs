@@ -57,7 +57,8 @@ impl<'a> Row<'a> {
             None => noise.shallow_clone(),
         };
         let more_noise = request.sampler.unwrap_or_default().draws_noise().then(|| {
-            let more = get_more_noise(times.sigmas.len() as i64 - 2, request.height, request.width, request.seed)?;
+            let more =
+                get_more_noise(times.sigmas.len() as i64 - 2, request.height, request.width, request.seed)?;
             Ok::<_, Error>(sampling::pack(&more)?.f_unsqueeze(0)?.f_to_device(pipeline.settings.device)?)
         });
         let more_noise = more_noise.transpose()?;

@@ -165,7 +165,10 @@ impl FlowMatch {
         let wrong = |text: String| Err(Error::Request(text));
         let Self { shift, base_shift, max_shift, base_image_seq_len, max_image_seq_len, .. } = *self;
         if !(1..=1_000_000).contains(&self.num_train_timesteps) {
-            return wrong(format!("num_train_timesteps {} is not between 1 and 1000000", self.num_train_timesteps));
+            return wrong(format!(
+                "num_train_timesteps {} is not between 1 and 1000000",
+                self.num_train_timesteps
+            ));
         }
         if !self.use_dynamic_shifting && !(shift > 0.0 && shift <= 1e6) {
             return wrong(format!("a shift of {shift} is not above 0 and at most 1000000"));

@@ -57,11 +57,23 @@ impl From<FlowMatch> for Schedule {
         if settings.use_dynamic_shifting {
             let FlowMatch { base_shift: base, max_shift: max, .. } = settings;
             let settings = FlowMatch { shift: usual.shift, ..settings };
-            let official = FlowMatch { use_dynamic_shifting: true, base_shift: base, max_shift: max, ..usual };
-            return if settings == official { Self::Shifted { base, max } } else { Self::FlowMatch(settings) };
+            let official =
+                FlowMatch { use_dynamic_shifting: true, base_shift: base, max_shift: max, ..usual };
+            return if settings == official {
+                Self::Shifted { base, max }
+            } else {
+                Self::FlowMatch(settings)
+            };
         }
-        let FlowMatch { num_train_timesteps, shift, shift_terminal, spacing, invert_sigmas, use_flow_sigmas, .. } =
-            settings;
+        let FlowMatch {
+            num_train_timesteps,
+            shift,
+            shift_terminal,
+            spacing,
+            invert_sigmas,
+            use_flow_sigmas,
+            ..
+        } = settings;
         let settings = FlowMatch {
             num_train_timesteps,
             shift,

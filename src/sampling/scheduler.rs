@@ -129,7 +129,9 @@ fn flow_match(config: &ConfigFile) -> Result<FlowMatch> {
         None | Some("exponential") => TimeShift::Exponential,
         Some("linear") => TimeShift::Linear,
         Some(other) => {
-            return Err(config.wrong("time_shift_type", format!("is {other:?}; exponential and linear are known")));
+            return Err(
+                config.wrong("time_shift_type", format!("is {other:?}; exponential and linear are known"))
+            );
         }
     };
     let spacings = [
@@ -166,7 +168,11 @@ fn flow_match(config: &ConfigFile) -> Result<FlowMatch> {
 /// The one form of DPM-Solver++ that is built: see [`Sampler::Dpmpp2m`].
 fn dpm_solver(config: &ConfigFile) -> Result<FlowMatch> {
     // An absent key is diffusers' default, which for these is not what flow matching asks for.
-    config.only("prediction_type", Some(config.text("prediction_type")?.unwrap_or("epsilon")), "flow_prediction")?;
+    config.only(
+        "prediction_type",
+        Some(config.text("prediction_type")?.unwrap_or("epsilon")),
+        "flow_prediction",
+    )?;
     config.only("use_flow_sigmas", Some(config.flag("use_flow_sigmas")?.unwrap_or(false)), true)?;
     config.only("algorithm_type", config.text("algorithm_type")?, "dpmsolver++")?;
     config.only("solver_type", config.text("solver_type")?, "midpoint")?;

@@ -106,7 +106,11 @@ const OWN: [Field; 32] = [
         "Whether prompts are read to the letter; otherwise `(word:1.3)` weighs more.",
     ),
     field("max_sequence_length", Shape::Whole { least: 2, most: 512 }, "Tokens that T5 reads."),
-    field("sampler", Shape::Choice(&SAMPLERS), "How a step is made. The model's own if absent, for most `euler`."),
+    field(
+        "sampler",
+        Shape::Choice(&SAMPLERS),
+        "How a step is made. The model's own if absent, for most `euler`.",
+    ),
     field(
         "schedule",
         Shape::Choice(&["linear", "shifted"]),

@@ -115,12 +115,15 @@ impl ClipConfig {
         };
         let hidden_act = config.text("hidden_act")?.unwrap_or("quick_gelu");
         if activation(hidden_act).is_err() {
-            return Err(config.wrong("hidden_act", format!("is {hidden_act:?}; quick_gelu and gelu are known")));
+            return Err(
+                config.wrong("hidden_act", format!("is {hidden_act:?}; quick_gelu and gelu are known"))
+            );
         }
         let hidden_size = size("hidden_size", |sizes| sizes.hidden_size, 512)?;
         let num_attention_heads = config.int("num_attention_heads")?.unwrap_or(8);
         if num_attention_heads < 1 || hidden_size % num_attention_heads != 0 {
-            let reason = format!("is {num_attention_heads}, which does not divide the hidden_size {hidden_size}");
+            let reason =
+                format!("is {num_attention_heads}, which does not divide the hidden_size {hidden_size}");
             return Err(config.wrong("num_attention_heads", reason));
         }
         let layers = size("num_hidden_layers", |sizes| sizes.num_hidden_layers as i64, 12)?;

@@ -428,7 +428,10 @@ fn a_picture_says_how_it_was_controlled() {
     assert_eq!((liked.ip_adapter.to_str(), &liked.scales[..]), (Some("first"), &[0.5][..]));
     assert!(liked.images.is_empty() && liked.image_encoder.is_none());
     assert_eq!(recipe.redux.unwrap().images[0].strength, 0.7);
-    assert_eq!((recipe.request.sampler, recipe.request.cache), (Some(Sampler::Heun), Some(StepCache::TEA_CACHE)));
+    assert_eq!(
+        (recipe.request.sampler, recipe.request.cache),
+        (Some(Sampler::Heun), Some(StepCache::TEA_CACHE))
+    );
 }
 
 /// What a picture's file says of how it was drawn.

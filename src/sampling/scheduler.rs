@@ -200,3 +200,158 @@ fn dpm_solver(config: &ConfigFile) -> Result<FlowMatch> {
         ..flow_match(config)?
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn read(fields: Value) -> Result<Scheduler> {
+        Scheduler::from_config(&ConfigFile::from_json(fields))
+    }
+
+    #[derive(Deserialize)]
+    struct Case {
+        config: Value,
+        walks: Vec<Walk>,
+    }
+
+    #[derive(Deserialize)]
+    struct Walk {
+        steps: usize,
+        image_seq_len: i64,
+        sigmas: Vec<f64>,
+        timesteps: Vec<f64>,
+    }
+
+    /// `scripts/export_schedules.py` writes what diffusers walks. The official schedule's own arithmetic, which stays to the
+    /// bit, and libm's exponentials may differ from numpy's in the last bit of f32.
+    #[test]
+    fn times_are_those_of_diffusers() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/schedules.json");
+        let cases: Vec<Case> = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        assert!(cases.len() > 20);
+        for Case { config, walks } in cases {
+            let Scheduler { schedule, .. } = read(config.clone()).unwrap();
+            for Walk { steps, image_seq_len, sigmas, timesteps } in walks {
+                let own = schedule.times(steps, image_seq_len);
+                let told = schedule.timesteps(&own);
+                assert_eq!((own.len(), told.len()), (steps + 1, steps + 1), "{config}");
+                for (own, theirs) in own.iter().zip(&sigmas).chain(told.iter().zip(&timesteps)) {
+                    assert!((own - theirs).abs() <= 2e-7, "{config}, {steps} steps: {own} and {theirs}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_official_settings_are_the_official_schedule_to_the_bit() {
+        let schedule = |fields: Value| read(fields).unwrap().schedule;
+        let schnell = json!({
+            "_class_name": "FlowMatchEulerDiscreteScheduler", "base_image_seq_len": 256, "base_shift": 0.5,
+            "max_image_seq_len": 4096, "max_shift": 1.15, "num_train_timesteps": 1000, "shift": 1.0,
+            "use_dynamic_shifting": false
+        });
+        let dev = json!({
+            "_class_name": "FlowMatchEulerDiscreteScheduler", "base_image_seq_len": 256, "base_shift": 0.5,
+            "max_image_seq_len": 4096, "max_shift": 1.15, "num_train_timesteps": 1000, "shift": 3.0,
+            "use_dynamic_shifting": true
+        });
+        assert_eq!(schedule(schnell), Schedule::Linear);
+        assert_eq!(schedule(dev), Schedule::SHIFTED);
+        assert_eq!(schedule(json!({})), Schedule::Linear);
+        let base =
+            json!({ "use_dynamic_shifting": true, "base_shift": 0.9, "time_shift_type": "exponential" });
+        assert_eq!(schedule(base), Schedule::Shifted { base: 0.9, max: 1.15 });
+        // What nothing depends on is not remembered.
+        let fixed = FlowMatch { shift: 3.0, ..FlowMatch::default() };
+        assert_eq!(schedule(json!({ "shift": 3, "base_shift": 7 })), Schedule::FlowMatch(fixed));
+    }
+
+    #[test]
+    fn each_class_has_its_sampler() {
+        let sampler = |fields: Value| read(fields).unwrap().sampler;
+        assert_eq!(sampler(json!({})), Sampler::Euler);
+        assert_eq!(sampler(json!({ "_class_name": EULER, "stochastic_sampling": true })), Sampler::Lcm);
+        assert_eq!(sampler(json!({ "_class_name": HEUN, "shift": 3.0 })), Sampler::Heun);
+        assert_eq!(sampler(json!({ "_class_name": LCM })), Sampler::Lcm);
+        let dpm = json!({ "_class_name": DPM_SOLVER, "use_flow_sigmas": true, "prediction_type": "flow_prediction" });
+        assert_eq!(sampler(dpm), Sampler::Dpmpp2m);
+    }
+
+    #[test]
+    fn what_is_not_built_is_refused_by_its_key() {
+        let dpm = |more: Value| {
+            let mut fields = json!({ "_class_name": DPM_SOLVER, "use_flow_sigmas": true, "prediction_type": "flow_prediction" });
+            fields.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            fields
+        };
+        for (fields, key) in [
+            (json!({ "_class_name": "UniPCMultistepScheduler" }), "_class_name"),
+            (json!({ "_class_name": "EulerDiscreteScheduler" }), "EulerDiscreteScheduler"),
+            (json!({ "_class_name": 3 }), "_class_name"),
+            (json!({ "_class_name": DPM_SOLVER }), "prediction_type"),
+            (dpm(json!({ "use_flow_sigmas": false })), "use_flow_sigmas"),
+            (dpm(json!({ "solver_order": 3 })), "solver_order"),
+            (dpm(json!({ "algorithm_type": "sde-dpmsolver++" })), "algorithm_type"),
+            (dpm(json!({ "use_karras_sigmas": true })), "use_karras_sigmas"),
+            (dpm(json!({ "final_sigmas_type": "sigma_min" })), "final_sigmas_type"),
+            (json!({ "_class_name": LCM, "scale_factors": [0.5, 1.0] }), "scale_factors"),
+            (json!({ "time_shift_type": "cosine" }), "time_shift_type"),
+            (json!({ "shift": "3" }), "shift"),
+            (json!({ "shift": 0 }), "shift"),
+            (json!({ "shift": -1.0 }), "shift"),
+            (json!({ "use_dynamic_shifting": true, "base_shift": null }), "base_shift"),
+            (json!({ "use_dynamic_shifting": true, "max_shift": 1e9 }), "shift"),
+            (json!({ "use_dynamic_shifting": true, "max_image_seq_len": 256 }), "max_image_seq_len"),
+            (json!({ "use_dynamic_shifting": 1 }), "use_dynamic_shifting"),
+            (json!({ "use_karras_sigmas": true, "use_beta_sigmas": true }), "use_beta_sigmas"),
+            (json!({ "shift_terminal": 1.0 }), "shift_terminal"),
+            (json!({ "num_train_timesteps": 0 }), "num_train_timesteps"),
+        ] {
+            let error = read(fields.clone()).map(|_| ()).unwrap_err();
+            assert!(matches!(error, Error::File { .. }), "{fields}: {error}");
+            let error = error.to_string();
+            assert!(error.contains("config.json") && error.contains(key), "{fields}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_is_said() {
+        let warnings = |fields: Value| read(fields).unwrap().warnings;
+        assert_eq!(warnings(json!({ "_diffusers_version": "0.30", "shift": 2.0 })), [""; 0]);
+        let [warning] = &warnings(json!({ "sigma_min": 0.1, "use_lu": true, "none": null }))[..] else {
+            panic!()
+        };
+        assert!(
+            warning.contains("sigma_min") && warning.contains("use_lu") && !warning.contains("none"),
+            "{warning}"
+        );
+    }
+
+    #[test]
+    fn a_schedule_is_read_back_as_it_was_written() {
+        let all = FlowMatch {
+            num_train_timesteps: 500,
+            shift: 2.0,
+            use_dynamic_shifting: true,
+            base_shift: 0.1,
+            max_shift: 0.2,
+            base_image_seq_len: 3,
+            max_image_seq_len: 4,
+            time_shift_type: TimeShift::Linear,
+            shift_terminal: Some(0.1),
+            spacing: Spacing::Beta,
+            invert_sigmas: true,
+            use_flow_sigmas: true,
+        };
+        for settings in [all, FlowMatch::default(), FlowMatch { shift: 3.0, ..FlowMatch::default() }] {
+            let schedule = Schedule::FlowMatch(settings);
+            let text = serde_json::to_string(&schedule).unwrap();
+            assert_eq!(serde_json::from_str::<Schedule>(&text).unwrap(), schedule, "{text}");
+        }
+        assert!(serde_json::from_str::<Schedule>(r#"{"flow_match": {"shifted": 3}}"#).is_err());
+    }
+}

@@ -53,7 +53,7 @@ fn usual() -> Image {
 
 /// The error of reading all that a folder says, which names this file and this key.
 fn refused(folder: &Path, file: &str, words: &[&str]) {
-    let error = open(folder).and_then(|pipeline| pipeline.config_warnings()).map(|_| ()).unwrap_err();
+    let error = open(folder).and_then(|pipeline| pipeline.warnings()).map(|_| ()).unwrap_err();
     assert!(matches!(error, Error::File { .. }), "{error:?}");
     let error = error.to_string();
     assert!(error.contains(&folder.join(file).display().to_string()), "{error}");
@@ -123,7 +123,7 @@ fn a_transformer_of_another_variant_is_not_walked_by_the_folders_scheduler() {
     let parts = Parts::find_rest(own, folder.path()).unwrap();
     let pipeline = Pipeline::open(parts, Settings::default()).unwrap();
     assert_eq!(pipeline.complete(&circle()).schedule, Some(Schedule::Linear));
-    let warnings = pipeline.config_warnings().unwrap();
+    let warnings = pipeline.warnings().unwrap();
     assert!(
         warnings[0].contains("scheduler_config.json is not obeyed") && warnings[0].contains("dev"),
         "{warnings:?}"
@@ -135,7 +135,7 @@ fn a_transformer_of_another_variant_is_not_walked_by_the_folders_scheduler() {
     let parts = Parts::find_rest(own, folder.path()).unwrap();
     let pipeline = Pipeline::open(parts, Settings::default()).unwrap();
     assert!(matches!(pipeline.complete(&circle()).schedule, Some(Schedule::FlowMatch(_))));
-    assert_eq!(pipeline.config_warnings().unwrap(), [""; 0]);
+    assert_eq!(pipeline.warnings().unwrap(), [""; 0]);
 }
 
 #[test]
@@ -308,14 +308,14 @@ fn what_is_not_obeyed_is_said() {
     let warned = |file: &str, change: Value, word: &str| {
         let folder = changed(&[(file, change)]);
         let mut pipeline = open(folder.path()).unwrap();
-        let warnings = pipeline.config_warnings().unwrap();
+        let warnings = pipeline.warnings().unwrap();
         assert!(
             warnings.len() == 1 && warnings[0].contains(file) && warnings[0].contains(word),
             "{warnings:?}"
         );
         assert_eq!(picture(&mut pipeline, &circle()), usual(), "{word}");
     };
-    assert_eq!(open(&model()).unwrap().config_warnings().unwrap(), [""; 0]);
+    assert_eq!(open(&model()).unwrap().warnings().unwrap(), [""; 0]);
     warned("vae/config.json", json!({ "latents_mean": [0.1] }), "latents_mean");
     warned("vae/config.json", json!({ "use_wavelets": true }), "use_wavelets");
     warned("vae/config.json", json!({ "shift_factor": null }), "shift_factor");

@@ -20,6 +20,8 @@ use crate::text::{ClipConfig, T5Config};
 pub(super) struct Kind {
     classes: &'static [&'static str],
     model_types: &'static [&'static str],
+    /// Keys of transformers' settings, one of which those of older files have that name no model.
+    keys: &'static [&'static str],
 }
 
 impl Kind {
@@ -27,26 +29,29 @@ impl Kind {
     const CONTROLNET: Self = Self::of_class(&["FluxControlNetModel"]);
     const AUTOENCODER: Self = Self::of_class(&["AutoencoderKL"]);
     const TINY_AUTOENCODER: Self = Self::of_class(&["AutoencoderTiny"]);
-    const CLIP: Self = Self::of_type(&["clip", "clip_text_model"]);
-    const T5: Self = Self::of_type(&["t5", "mt5"]);
-    pub(super) const CLIP_VISION: Self = Self::of_type(&["clip", "clip_vision_model"]);
-    pub(super) const SIGLIP: Self = Self::of_type(&["siglip", "siglip_vision_model"]);
-    pub(super) const DEPTH: Self = Self::of_type(&["depth_anything"]);
+    const CLIP: Self =
+        Self::of_type(&["clip", "clip_text_model"], &["text_config", "max_position_embeddings"]);
+    const T5: Self = Self::of_type(&["t5", "mt5"], &["d_kv"]);
+    pub(super) const CLIP_VISION: Self =
+        Self::of_type(&["clip", "clip_vision_model"], &["vision_config", "patch_size"]);
+    pub(super) const SIGLIP: Self =
+        Self::of_type(&["siglip", "siglip_vision_model"], &["vision_config", "patch_size"]);
+    pub(super) const DEPTH: Self = Self::of_type(&["depth_anything"], &["backbone_config"]);
 
     const fn of_class(classes: &'static [&'static str]) -> Self {
-        Self { classes, model_types: &[] }
+        Self { classes, model_types: &[], keys: &[] }
     }
 
-    const fn of_type(model_types: &'static [&'static str]) -> Self {
-        Self { classes: &[], model_types }
+    const fn of_type(model_types: &'static [&'static str], keys: &'static [&'static str]) -> Self {
+        Self { classes: &[], model_types, keys }
     }
 
-    /// Whether settings say that they are for such a model; those of transformers that say nothing are taken to be.
+    /// Whether settings say that they are for such a model.
     fn is_of(self, config: &ConfigFile) -> Result<bool> {
         Ok(match (config.text("_class_name")?, config.text("model_type")?) {
             (Some(class), _) => self.classes.contains(&class),
             (None, Some(model_type)) => self.model_types.contains(&model_type),
-            (None, None) => !self.model_types.is_empty(),
+            (None, None) => self.keys.iter().any(|key| config.has(key)),
         })
     }
 }

@@ -221,6 +221,7 @@ fn settings_of_another_model_beside_a_file_are_not_the_files() {
         json!({ "_class_name": "UNet2DConditionModel", "in_channels": 4 }),
         json!({ "_class_name": "AutoencoderKL", "latent_channels": 16, "scaling_factor": 0.3611, "shift_factor": 0.1159 }),
         json!({ "model_type": "bert", "hidden_size": 12 }),
+        json!({ "hidden_size": 12, "notes": "of mine" }),
         json!({ "model_type": "clip_vision_model", "hidden_size": 12 }),
     ] {
         std::fs::write(beside.path().join("config.json"), other.to_string()).unwrap();

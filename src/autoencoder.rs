@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use tch::nn::{Module, Path};
 
+use crate::config::ConfigFile;
 use crate::error::{Error, Result};
 use crate::nn::{Conv2d, GroupNorm, Parameters, check_kind, check_sizes};
 use crate::ops::{self, Before, Numerics};
@@ -81,6 +82,95 @@ impl AutoEncoderParams {
             return Err(Error::Config("this is no FLUX.1 autoencoder: the encoder has no levels".into()));
         }
         Ok(Self { in_channels, ch, out_ch, ch_mult, num_res_blocks, z_channels, ..Self::flux1() })
+    }
+
+    /// Whether diffusers' `config.json` says the sizes of these weights.
+    pub(crate) fn has_sizes_of(&self, config: &ConfigFile) -> Result<bool> {
+        let channels: Vec<i64> = self.ch_mult.iter().map(|mult| mult * self.ch).collect();
+        let same = |key: &str, found: i64| Ok::<_, Error>(config.int(key)?.is_none_or(|said| said == found));
+        Ok(config.ints("block_out_channels")?.is_none_or(|said| said == channels)
+            && same("latent_channels", self.z_channels)?
+            && same("layers_per_block", self.num_res_blocks as i64)?)
+    }
+
+    /// The factors that diffusers' `config.json` says, and the sizes of the weights, with which it must agree. The second
+    /// is what it says that is not obeyed, in words.
+    ///
+    /// # Errors
+    /// [`Error::File`] with the key of what disagrees, is of another type, or is not built here.
+    pub(crate) fn with_config(self, config: &ConfigFile) -> Result<(Self, Vec<String>)> {
+        config.check_class(&["AutoencoderKL"])?;
+        let int = |key: &str, found: i64| match config.int(key)? {
+            Some(said) => config.agree(key, said, found),
+            None => Ok(()),
+        };
+        int("in_channels", self.in_channels)?;
+        int("out_channels", self.out_ch)?;
+        int("latent_channels", self.z_channels)?;
+        int("layers_per_block", self.num_res_blocks as i64)?;
+        let channels: Vec<i64> = self.ch_mult.iter().map(|mult| mult * self.ch).collect();
+        if let Some(said) = config.ints("block_out_channels")? {
+            config.agree("block_out_channels", said, channels)?;
+        }
+        for (key, known) in
+            [("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")]
+        {
+            for block in config.texts(key)?.unwrap_or_default() {
+                config.only(key, Some(block), known)?;
+            }
+        }
+        let act_fn = config.text("act_fn")?.filter(|name| *name != "swish");
+        config.only("act_fn", act_fn, "silu")?;
+        config.only("norm_num_groups", config.int("norm_num_groups")?, 32)?;
+        config.only("mid_block_add_attention", config.flag("mid_block_add_attention")?, true)?;
+        config.only("use_quant_conv", config.flag("use_quant_conv")?, false)?;
+        config.only("use_post_quant_conv", config.flag("use_post_quant_conv")?, false)?;
+        let mut warnings = Vec::new();
+        let mut factor = |key: &str, official: f64| match config.float(key)? {
+            Some(factor) => Ok::<_, Error>(factor),
+            None => {
+                let path = config.path().display();
+                warnings.push(format!("{path}: there is no {key}: FLUX.1's, {official}, is taken"));
+                Ok(official)
+            }
+        };
+        let (scale_factor, shift_factor) =
+            (factor("scaling_factor", self.scale_factor)?, factor("shift_factor", self.shift_factor)?);
+        if scale_factor == 0.0 {
+            return Err(config.wrong("scaling_factor", "is 0, by which no latent can be divided"));
+        }
+        for key in ["latents_mean", "latents_std"] {
+            if config.has(key) {
+                let path = config.path().display();
+                warnings
+                    .push(format!("{path}: {key} is not obeyed, as FLUX.1's pipelines in diffusers do not"));
+            }
+        }
+        let unknown: Vec<&str> = config.unknown_keys(&[
+            "act_fn",
+            "block_out_channels",
+            "down_block_types",
+            // Decoding is in the kind that the pipeline computes in, as in FLUX.1's pipelines of diffusers.
+            "force_upcast",
+            "in_channels",
+            "latent_channels",
+            "latents_mean",
+            "latents_std",
+            "layers_per_block",
+            "mid_block_add_attention",
+            "norm_num_groups",
+            "out_channels",
+            "sample_size",
+            "scaling_factor",
+            "shift_factor",
+            "up_block_types",
+            "use_post_quant_conv",
+            "use_quant_conv",
+        ]);
+        if !unknown.is_empty() {
+            warnings.push(config.unknown(&unknown));
+        }
+        Ok((Self { scale_factor, shift_factor, ..self }, warnings))
     }
 
     /// Pixels to a side of a latent.

@@ -345,6 +345,14 @@ pub enum FileProblem {
         /// Why.
         reason: String,
     },
+    /// A setting that has no such value, or one that is not built here.
+    #[error("\"{key}\" {reason}")]
+    Setting {
+        /// Its key.
+        key: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// An index of shards that cannot be followed.
     #[error("the index cannot be followed: {reason}")]
     Index {

@@ -14,6 +14,7 @@ use tch::nn::Path;
 
 pub use cache::{CachedSteps, StepCache};
 
+use crate::config::ConfigFile;
 use crate::error::{Error, Result};
 use crate::layers::{Beside, LastLayer, ModulationOut};
 use crate::math;
@@ -153,6 +154,63 @@ impl Flux1Params {
         })
     }
 
+    /// The axes that diffusers' `config.json` says, and the sizes of the weights, with which it must agree. The second is
+    /// what it says that is not obeyed, in words.
+    ///
+    /// # Errors
+    /// [`Error::File`] with the key of what disagrees, is of another type, or is not built here.
+    pub(crate) fn with_config(self, config: &ConfigFile) -> Result<(Self, Vec<String>)> {
+        config.check_class(&["FluxTransformer2DModel"])?;
+        let patch_size = config.int("patch_size")?.unwrap_or(1);
+        if let Some(said) = config.int("out_channels")? {
+            // A patch of `patch_size` a side is drawn from as many numbers as the last layer makes.
+            config.agree(
+                "out_channels",
+                said.saturating_mul(patch_size.saturating_mul(patch_size)),
+                self.out_channels,
+            )?;
+        }
+        let params = self.with_trunk_config(config)?;
+        let unknown = config.unknown_keys(&TRUNK_KEYS);
+        let warnings = if unknown.is_empty() { Vec::new() } else { vec![config.unknown(&unknown)] };
+        Ok((params, warnings))
+    }
+
+    /// What the settings of a transformer and of its ControlNets have in common.
+    fn with_trunk_config(self, config: &ConfigFile) -> Result<Self> {
+        let sizes = [
+            ("in_channels", self.in_channels),
+            ("num_layers", self.depth as i64),
+            ("num_single_layers", self.depth_single_blocks as i64),
+            ("attention_head_dim", self.hidden_size / self.num_heads),
+            ("num_attention_heads", self.num_heads),
+            ("joint_attention_dim", self.context_in_dim),
+            ("pooled_projection_dim", self.vec_in_dim),
+        ];
+        for (key, found) in sizes {
+            if let Some(said) = config.int(key)? {
+                config.agree(key, said, found)?;
+            }
+        }
+        if let Some(said) = config.flag("guidance_embeds")? {
+            config.agree("guidance_embeds", said, self.guidance_embed)?;
+        }
+        let key = "axes_dims_rope";
+        let Some(axes) = config.ints(key)? else { return Ok(self) };
+        let head_dim = self.hidden_size / self.num_heads;
+        let wrong = |reason: String| Err(config.wrong(key, format!("is {axes:?}: {reason}")));
+        let Ok(axes_dim) = <[i64; 3]>::try_from(&axes[..]) else {
+            return wrong("a position of FLUX.1 has three axes".into());
+        };
+        if axes_dim.iter().any(|&dim| dim < 2 || dim > head_dim || dim % 2 != 0) {
+            return wrong("each must be an even number above 0".into());
+        }
+        match axes_dim.iter().sum::<i64>() {
+            sum if sum == head_dim => Ok(Self { axes_dim, ..self }),
+            sum => wrong(format!("they sum to {sum}, and a head of the weights is {head_dim} wide")),
+        }
+    }
+
     /// What the input channels say of the variant: `dev` or `schnell`, `Fill`, `Canny or Depth`.
     pub fn variant(&self) -> &'static str {
         match (self.in_channels == self.out_channels, self.guidance_embed) {
@@ -164,6 +222,21 @@ impl Flux1Params {
         }
     }
 }
+
+/// What the settings of a transformer in diffusers' folder are called.
+const TRUNK_KEYS: [&str; 11] = [
+    "attention_head_dim",
+    "axes_dims_rope",
+    "guidance_embeds",
+    "in_channels",
+    "joint_attention_dim",
+    "num_attention_heads",
+    "num_layers",
+    "num_single_layers",
+    "out_channels",
+    "patch_size",
+    "pooled_projection_dim",
+];
 
 /// The inputs of one step, in the official names.
 #[derive(Debug)]

@@ -23,6 +23,7 @@
 //! | [`lora`] | changes to weights, run beside them or merged into them |
 //! | [`quant`] | how numbers are stored, and how they become numbers that libtorch computes with |
 //! | [`checkpoint`] | weight files: opened, recognised, renamed, poured into a `VarStore` |
+//! | `config` | configuration files of diffusers and transformers, read key by key |
 //! | [`image`] | eight-bit pictures, and their files: PNG, JPEG, WebP |
 //! | [`parity`] | cases from a reference implementation, and the run that compares |
 //!
@@ -33,6 +34,7 @@
 
 pub mod autoencoder;
 pub mod checkpoint;
+mod config;
 pub mod convert;
 pub mod engine;
 mod error;

@@ -2,6 +2,7 @@
 //!
 //! prompt → tokens → text states → noise and positions → times → velocity steps → latents → pixels.
 
+mod configs;
 mod control;
 mod denoise;
 mod draw;
@@ -25,6 +26,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
+use configs::Folder;
 use control::Net;
 use memory::Owned;
 use pictured::{Adapter, Encoder};
@@ -37,7 +39,7 @@ pub use denoise::{Conditions, denoise};
 pub use draw::OnTogether;
 pub use memory::Memory;
 #[cfg(feature = "hub")]
-pub(crate) use parts::Part;
+pub(crate) use parts::{MODEL_INDEX, Part, SCHEDULER};
 pub use parts::{OwnParts, Parts, PreviewBy};
 pub use pictured::Pictured;
 pub use plan::Plan;
@@ -51,7 +53,7 @@ use crate::error::{Error, Result};
 use crate::flux1::{Flux1, Flux1Params};
 use crate::image::Image;
 use crate::ops::{Numerics, Quantize};
-use crate::sampling::Schedule;
+use crate::sampling::{Sampler, Schedule};
 use crate::shim;
 use crate::text::{ClipText, T5Encoder, Tokenizer};
 use crate::vision::DepthAnything;
@@ -232,6 +234,8 @@ impl Weights {
 pub struct Pipeline {
     parts: Parts,
     settings: Settings,
+    /// What the model's folder says of the whole.
+    folder: Folder,
     params: Flux1Params,
     kind: Kind,
     /// What the device does not compute in, though it was wanted.
@@ -262,7 +266,8 @@ impl Pipeline {
     /// What is wrong with the files; [`Error::Config`] where the transformer is no FLUX.1.
     pub fn open(parts: Parts, settings: Settings) -> Result<Self> {
         let (transformer, _) = parts.open_transformer(settings.access)?;
-        let params = Flux1Params::from_shapes(|name| transformer.shape(name))?;
+        let (params, _) = configs::transformer(&parts.transformer, &transformer)?;
+        let folder = Folder::of(&parts, &params)?;
         let wanted = settings.kind.or_else(|| transformer.main_kind()).unwrap_or(Kind::Float);
         let kind = kind_on(settings.device, wanted);
         if !matches!(kind, Kind::Float | Kind::BFloat16 | Kind::Half | Kind::Double) {
@@ -274,6 +279,7 @@ impl Pipeline {
             t5_tokenizer: Tokenizer::t5(&parts.t5_tokenizer)?,
             parts,
             settings,
+            folder,
             params,
             kind,
             lacking: (kind != wanted).then_some(wanted),
@@ -336,7 +342,7 @@ impl Pipeline {
         let loras = files.iter().map(|file| Ok((Lora::open(&file.path, access)?, file.strength)));
         let loras = loras.collect::<Result<Vec<_>>>()?;
         let (transformer, _) = self.parts.open_transformer(access)?;
-        let params = Flux1Params::from_shapes(|name| transformer.shape(name))?;
+        let (params, _) = configs::transformer(&self.parts.transformer, &transformer)?;
         let columns = loras.iter().filter_map(|(lora, _)| lora.img_in_columns()).max().unwrap_or(0);
         let params = Flux1Params { in_channels: params.in_channels.max(columns), ..params };
         let transformer = transformer.widened("img_in.weight", params.in_channels);
@@ -429,16 +435,42 @@ impl Pipeline {
     }
 
     /// What the caller should know about how the files of all parts were read, each line once: tensors that were left aside,
-    /// since no model reads them, and shards that were found by another's name.
+    /// since no model reads them, shards that were found by another's name, and settings that are not obeyed.
     ///
     /// # Errors
-    /// As [`Pipeline::weights`].
+    /// As [`Pipeline::weights`], and what is wrong with the settings: [`Error::File`] with the key.
     pub fn warnings(&self) -> Result<Vec<String>> {
-        Ok(Weights::all_warnings(&self.weights()?))
+        let mut warnings = Weights::all_warnings(&self.weights()?);
+        warnings.extend(self.config_warnings()?);
+        Ok(warnings)
     }
 
-    /// The request with the variant's own settings where it says nothing: schnell 4 steps and 256 tokens, dev 50 steps,
-    /// guidance 2.5 and 512 tokens. A ControlNet may be distilled for guidance where schnell is not.
+    /// What the settings beside the weights say that is not obeyed, in words. All of them are read.
+    fn config_warnings(&self) -> Result<Vec<String>> {
+        let (access, parts) = (self.settings.access, &self.parts);
+        let mut warnings = self.folder.warnings.clone();
+        warnings.extend(configs::transformer(&parts.transformer, &parts.open_transformer(access)?.0)?.1);
+        configs::clip(&parts.clip, &parts.open_clip(access)?)?;
+        configs::t5(&parts.t5, &parts.open_t5(access)?)?;
+        let previewer = match &parts.preview {
+            Some(PreviewBy::Decoder(path)) => Some(path),
+            _ => None,
+        };
+        for path in [Some(&parts.autoencoder), previewer].into_iter().flatten() {
+            let checkpoint = resident::open_autoencoder(path, access)?;
+            warnings.extend(match resident::is_tiny(&checkpoint) {
+                true => configs::tiny_autoencoder(path, &checkpoint)?.1,
+                false => configs::autoencoder(path, &checkpoint)?.1,
+            });
+        }
+        for (path, net) in self.controlnet_paths().zip(self.open_controlnets()?) {
+            warnings.extend(configs::controlnet(path, &net)?.1);
+        }
+        Ok(warnings)
+    }
+
+    /// The request with what the model's folder says where the request says nothing, and else with the variant's own
+    /// settings: schnell 4 steps and 256 tokens, dev 50 steps, guidance 2.5 and 512 tokens. A ControlNet may be distilled for guidance where schnell is not.
     pub fn complete(&self, request: &Request) -> Request {
         let distilled = self.params.guidance_embed;
         let guided = |control: &Control| {
@@ -446,8 +478,11 @@ impl Pipeline {
         };
         let guided = distilled || request.controls.iter().any(guided);
         let mut request = request.clone();
+        let own = self.folder.scheduler.as_ref();
+        request.sampler.get_or_insert(own.map_or(Sampler::Euler, |own| own.sampler));
+        let official = || if distilled { Schedule::SHIFTED } else { Schedule::Linear };
         let schedule =
-            request.schedule.get_or_insert(if distilled { Schedule::SHIFTED } else { Schedule::Linear });
+            request.schedule.get_or_insert_with(|| own.map_or_else(official, |own| own.schedule.clone()));
         let steps = schedule.steps().unwrap_or(if distilled { 50 } else { 4 });
         request.steps.get_or_insert(steps);
         request.max_sequence_length.get_or_insert(if distilled { 512 } else { 256 });

@@ -258,7 +258,7 @@ impl Recipe {
             "{}{negative}\nSteps: {steps}, Sampler: {}, CFG scale: {cfg}, {guidance}{strength}Seed: {seed}, \
              Size: {width}x{height}, Model: {model}, Version: tch-flux {version}",
             prompts.join("\n"),
-            request.sampler.title(),
+            request.sampler.unwrap_or_default().title(),
         )
     }
 }

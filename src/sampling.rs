@@ -2,12 +2,16 @@
 //!
 //! Source: `black-forest-labs/flux` at 802fb47, `src/flux/sampling.py`.
 
+mod flow_match;
 mod schedule;
+mod scheduler;
 mod solver;
 
 use tch::{Device, Kind, Tensor};
 
+pub use flow_match::{FlowMatch, Spacing, TimeShift};
 pub use schedule::{Schedule, get_schedule};
+pub(crate) use scheduler::Scheduler;
 pub use solver::{Sampler, Solver, Stepped, Velocity};
 
 use crate::error::{Error, Result};

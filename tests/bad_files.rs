@@ -764,6 +764,8 @@ fn only_transformer(path: &Path) -> Parts {
         image_encoder: None,
         preview: None,
         depth: None,
+        scheduler: None,
+        model_index: None,
     }
 }
 

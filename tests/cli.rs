@@ -499,3 +499,50 @@ fn what_was_read_beside_the_file_that_was_named_is_said() {
     assert!(text.contains("note: ") && text.contains("one of 2 shards"), "{text}");
     assert!(text.contains("optimizer.state.0.exp_avg"), "{text}");
 }
+
+/// The small model in diffusers' parts, with this scheduler.
+fn scheduled(config: &str) -> tempfile::TempDir {
+    let folder = folder();
+    let parts = ["text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer", "vae"];
+    for part in parts {
+        std::os::unix::fs::symlink(fixtures().join("tiny").join(part), folder.path().join(part)).unwrap();
+    }
+    std::fs::create_dir(folder.path().join("scheduler")).unwrap();
+    std::fs::write(folder.path().join("scheduler/scheduler_config.json"), config).unwrap();
+    folder
+}
+
+#[test]
+fn flags_say_more_than_a_folders_scheduler_and_what_is_not_obeyed_is_said() {
+    let size = ["--width", "64", "--height", "64", "--steps", "2", "--seed", "7", "--kind", "f32"];
+    let draw = |folder: &Path, more: &[&str]| {
+        let flags = ["generate", "a red circle", "--model", ".", "-o", "out.png"];
+        run(folder, &[&flags[..], &size, more].concat())
+    };
+    let other = scheduled(r#"{"_class_name": "UniPCMultistepScheduler"}"#);
+    let refused = draw(other.path(), &[]);
+    assert_eq!(refused.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(
+        ["scheduler_config.json", "_class_name", "UniPC", "--sampler"].iter().all(|word| said.contains(word)),
+        "{said}"
+    );
+    let drawn = draw(other.path(), &["--sampler", "euler", "--schedule", "linear"]);
+    assert!(drawn.status.success(), "{}", String::from_utf8_lossy(&drawn.stderr));
+
+    let shifted = scheduled(r#"{"shift": 3.0, "of_mine": 1}"#);
+    let drawn = draw(shifted.path(), &[]);
+    let said = String::from_utf8_lossy(&drawn.stderr);
+    assert!(drawn.status.success() && said.contains("of_mine"), "{said}");
+    let bytes = |folder: &Path| Image::read_png(folder.join("out.png")).unwrap().0;
+    let (drawn, linear) = (bytes(shifted.path()), bytes(other.path()));
+    assert_ne!(drawn, linear);
+    assert!(draw(other.path(), &["--sampler", "euler", "--shift", "3"]).status.success());
+    assert_eq!(bytes(other.path()), drawn);
+    assert!(draw(shifted.path(), &["--schedule", "linear"]).status.success());
+    assert_eq!(bytes(shifted.path()), linear);
+    let plan = draw(shifted.path(), &["--dry-run"]);
+    let plan: Value = serde_json::from_str(&stdout(&plan)).unwrap();
+    assert_eq!(plan["request"]["schedule"]["flow_match"]["shift"], 3.0);
+    assert!(plan["notes"].to_string().contains("of_mine"), "{plan}");
+}

@@ -21,6 +21,11 @@ fn other_ways_lead_where_they_lead_in_diffusers() {
 }
 
 #[test]
+fn a_folders_configs_mean_what_they_mean_in_diffusers() {
+    compare("scripts/compare_configs.py");
+}
+
+#[test]
 fn redux_draws_what_diffusers_draws() {
     compare("scripts/compare_redux.py");
 }

@@ -1,6 +1,8 @@
 //! Ways from noise to picture, and how little memory they may take: what changes a picture, and what must not.
 
 mod common;
+#[path = "walks/configs.rs"]
+mod configs;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};

@@ -9,6 +9,7 @@ use tch::Tensor;
 use tch::nn::{Module, Path};
 
 use super::tiles::{self, Scale};
+use crate::config::ConfigFile;
 use crate::error::{Error, Result};
 use crate::nn::{Conv2d, Parameters, check_kind, check_sizes};
 use crate::ops::{self, Before, Numerics};
@@ -70,6 +71,62 @@ impl TinyAutoEncoderParams {
             true => Err(no_layers("neither encoder.layers.0 nor decoder.layers.0 is there")),
             false => Ok(params),
         }
+    }
+
+    /// The factors that diffusers' `config.json` says, and the sizes of the weights, with which it must agree. The second
+    /// is what it says that is not obeyed, in words.
+    ///
+    /// # Errors
+    /// [`Error::File`] with the key of what disagrees, is of another type, or is not built here.
+    pub(crate) fn with_config(self, config: &ConfigFile) -> Result<(Self, Vec<String>)> {
+        config.check_class(&["AutoencoderTiny"])?;
+        let int = |key: &str, found: i64| match config.int(key)? {
+            Some(said) => config.agree(key, said, found),
+            None => Ok(()),
+        };
+        int("in_channels", self.in_channels)?;
+        int("out_channels", self.out_channels)?;
+        int("latent_channels", self.latent_channels)?;
+        let halves = [("encoder", &self.num_encoder_blocks), ("decoder", &self.num_decoder_blocks)];
+        for (half, blocks) in halves.into_iter().filter(|(_, blocks)| !blocks.is_empty()) {
+            let (counts, widths) = (format!("num_{half}_blocks"), format!("{half}_block_out_channels"));
+            if let Some(said) = config.ints(&counts)? {
+                config.agree(&counts, said, blocks.iter().map(|&count| count as i64).collect())?;
+            }
+            if let Some(said) = config.ints(&widths)? {
+                config.agree(&widths, said, vec![self.block_out_channels; blocks.len()])?;
+            }
+        }
+        config.only("act_fn", config.text("act_fn")?, "relu")?;
+        config.only("upsample_fn", config.text("upsample_fn")?, "nearest")?;
+        config.only("upsampling_scaling_factor", config.int("upsampling_scaling_factor")?, 2)?;
+        let scaling_factor = config.float("scaling_factor")?.unwrap_or(self.scaling_factor);
+        if scaling_factor == 0.0 {
+            return Err(config.wrong("scaling_factor", "is 0, by which no latent can be divided"));
+        }
+        let shift_factor = config.float("shift_factor")?.unwrap_or(self.shift_factor);
+        let unknown: Vec<&str> = config.unknown_keys(&[
+            "act_fn",
+            // Of the name of the same that its first version had.
+            "block_out_channels",
+            "decoder_block_out_channels",
+            "encoder_block_out_channels",
+            "force_upcast",
+            "in_channels",
+            "latent_channels",
+            // These two are for latents as 8-bit pictures, which no pipeline makes.
+            "latent_magnitude",
+            "latent_shift",
+            "num_decoder_blocks",
+            "num_encoder_blocks",
+            "out_channels",
+            "scaling_factor",
+            "shift_factor",
+            "upsample_fn",
+            "upsampling_scaling_factor",
+        ]);
+        let warnings = if unknown.is_empty() { Vec::new() } else { vec![config.unknown(&unknown)] };
+        Ok((Self { scaling_factor, shift_factor, ..self }, warnings))
     }
 
     /// Pixels to a side of a latent.

@@ -211,8 +211,12 @@ impl Generate {
         }
         let bars = !self.quiet && !self.json && std::io::stderr().is_terminal();
         let saying = Saying { bars, warnings: !self.quiet };
-        let parts = self.redux.parts(self.model.parts(saying)?, saying)?;
+        let mut parts = self.redux.parts(self.model.parts(saying)?, saying)?;
         let mut request = self.request(&parts, recipe.as_ref())?;
+        if request.sampler.is_some() && request.schedule.is_some() {
+            // Nothing is left for it to say, whatever it asks for.
+            parts.scheduler = None;
+        }
         if let Some(Begin { edit, .. }) = &begin {
             request.edit = Some(edit.clone());
         }
@@ -291,7 +295,7 @@ impl Generate {
         let mut fitted = self.memory.fit(&mut pipeline, &request)?;
         let settings = *pipeline.settings();
         let weights = pipeline.weights()?;
-        notes.extend(Weights::all_warnings(&weights));
+        notes.extend(pipeline.warnings()?);
         let means = Means { loras, ..Means::of(&pipeline, &parts) };
         let model = means.model.clone();
         let outputs = self.outputs(&request)?;

@@ -187,6 +187,7 @@ impl ModelArgs {
                 (None, None) => None,
             },
             depth: self.depth_model.clone(),
+            scheduler: None,
         };
         if let Some(parts) = own.whole() {
             return Ok(parts);

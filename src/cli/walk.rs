@@ -9,7 +9,7 @@ use serde::Serialize;
 use tch_flux::Error;
 use tch_flux::flux1::StepCache;
 use tch_flux::pipeline::{Generated, Pipeline, Request, Variation};
-use tch_flux::sampling::{Sampler, Schedule};
+use tch_flux::sampling::{FlowMatch, Sampler, Schedule};
 
 use super::generate::random_seed;
 
@@ -18,15 +18,17 @@ pub(super) struct Walk {
     /// Steps from noise to picture. [default: schnell 4, dev 50]
     #[arg(long, visible_alias = "num-steps")]
     steps: Option<usize>,
-    /// How a step is made. [default: euler]
+    /// How a step is made. [default: what the model's folder says, else euler]
     #[arg(long, value_enum)]
     sampler: Option<SamplerArg>,
-    /// How the times of the steps are chosen. [default: linear for schnell, shifted for the others]
+    /// How the times of the steps are chosen. [default: what the model's folder says in scheduler/scheduler_config.json,
+    /// else linear for schnell and shifted for the others]
     #[arg(long, value_enum, conflicts_with = "sigmas")]
     schedule: Option<ScheduleArg>,
-    /// How far a shifted schedule leans to noise: for 256 patches and for 4096. [default: 0.5,1.15]
-    #[arg(long, value_name = "BASE,MAX", value_parser = parse_shift, conflicts_with = "sigmas")]
-    shift: Option<(f64, f64)>,
+    /// How far a shifted schedule leans to noise: for 256 patches and for 4096, or by the same factor for every size, as
+    /// `shift` in a scheduler_config.json without dynamic shifting. [default: 0.5,1.15]
+    #[arg(long, value_name = "BASE,MAX|SHIFT", value_parser = parse_shift, conflicts_with = "sigmas")]
+    shift: Option<ShiftArg>,
     /// The times themselves, from 1 (noise) down; the 0 at the end may be left out.
     #[arg(long, value_name = "S1,S2,…", value_delimiter = ',')]
     sigmas: Vec<f64>,
@@ -67,11 +69,11 @@ enum ScheduleArg {
 impl Walk {
     /// What is asked for, over what the request says already.
     pub(super) fn put_on(&self, request: &mut Request) -> Result<(), Error> {
-        let schedule = match (self.schedule, self.shift, &self.sigmas[..]) {
+        let schedule = match (self.schedule, &self.shift, &self.sigmas[..]) {
             (Some(ScheduleArg::Linear), Some(_), _) => {
                 return Err(Error::Request("a linear schedule has no shift".into()));
             }
-            (_, Some((base, max)), _) => Some(Schedule::Shifted { base, max }),
+            (_, Some(ShiftArg(schedule)), _) => Some(schedule.clone()),
             (Some(ScheduleArg::Linear), None, _) => Some(Schedule::Linear),
             (Some(ScheduleArg::Shifted), None, _) => Some(Schedule::SHIFTED),
             (None, None, []) => None,
@@ -92,7 +94,7 @@ impl Walk {
         if let Some(CacheArg(cache)) = self.cache {
             request.cache = cache;
         }
-        request.sampler = self.sampler.map_or(request.sampler, Sampler::from);
+        request.sampler = self.sampler.map(Sampler::from).or(request.sampler);
         if let Some(strength) = self.variation_strength {
             let seed = self.variation_seed.unwrap_or_else(random_seed);
             request.variation = Some(Variation { seed, strength });
@@ -183,9 +185,15 @@ fn parse_cache(text: &str) -> Result<CacheArg, String> {
     text.parse().map(|cache| CacheArg(Some(cache))).map_err(|error: Error| format!("{error}; none is none"))
 }
 
-fn parse_shift(text: &str) -> Result<(f64, f64), String> {
-    let numbers = text
-        .split_once(',')
-        .and_then(|(base, max)| Some((base.trim().parse().ok()?, max.trim().parse().ok()?)));
-    numbers.ok_or_else(|| "expected two numbers: BASE,MAX".into())
+/// A schedule that is shifted by so much.
+#[derive(Clone)]
+struct ShiftArg(Schedule);
+
+fn parse_shift(text: &str) -> Result<ShiftArg, String> {
+    let number = |text: &str| text.trim().parse::<f64>().ok();
+    let schedule = match text.split_once(',') {
+        Some((base, max)) => number(base).zip(number(max)).map(|(base, max)| Schedule::Shifted { base, max }),
+        None => number(text).map(|shift| FlowMatch { shift, ..FlowMatch::default() }.into()),
+    };
+    schedule.map(ShiftArg).ok_or_else(|| "expected two numbers, BASE,MAX, or one, SHIFT".into())
 }

@@ -43,6 +43,32 @@ pub(super) fn of(official: &Checkpoint, family: &Family, own: Option<Value>) -> 
     }))
 }
 
+/// What no shape says, and so is lost where no `config.json` is written.
+const IN_NO_SHAPE: [&str; 9] = [
+    "axes_dims_rope",
+    "eos_token_id",
+    "hidden_act",
+    "layer_norm_eps",
+    "layer_norm_epsilon",
+    "num_attention_heads",
+    "relative_attention_max_distance",
+    "scaling_factor",
+    "shift_factor",
+];
+
+/// What the settings that the input came with say otherwise than the shapes do by themselves: `scaling_factor 0.5`.
+pub(super) fn lost(official: &Checkpoint, family: &Family, own: &Value) -> Result<Vec<String>> {
+    let Some(usual) = of(official, family, None)? else { return Ok(Vec::new()) };
+    let own = own.get("text_config").unwrap_or(own);
+    let differs = |key: &&&str| {
+        let (own, usual) = (own.get(key).filter(|own| !own.is_null()), usual.get(key));
+        // `1` is `1.0`.
+        let same = |a: &Value, b: &Value| a == b || (a.is_number() && a.as_f64() == b.as_f64());
+        own.zip(usual).is_some_and(|(own, usual)| !same(own, usual))
+    };
+    Ok(IN_NO_SHAPE.iter().filter(differs).map(|key| format!("{key} {}", own[*key])).collect())
+}
+
 /// The `config.json` that lies in the same folder as the weights.
 pub(super) fn beside(input: &Path) -> Result<Option<Value>> {
     let folder = if input.is_dir() { input } else { input.parent().unwrap_or(Path::new("")) };

@@ -98,6 +98,9 @@ impl Job<'_> {
             }
             let one = matches!(self.place, Place::File { .. }) || *family == Family::AllInOne;
             let config = if one { None } else { self.config(checkpoint, family)? };
+            if config.is_none() && *family != Family::AllInOne {
+                self.note_lost(&checkpoint.clone().official(), family)?;
+            }
             let diffusers = family.layout() == Some(Layout::Diffusers);
             let target = self.target("", if diffusers { "diffusion_pytorch_model" } else { "model" });
             return Ok(vec![Output { target, checkpoint: checkpoint.clone(), metadata, config, models }]);
@@ -138,6 +141,9 @@ impl Job<'_> {
         let folder = matches!(self.place, Place::Folder(_));
         let config =
             if folder && layout == Layout::Diffusers { self.config(&official, family)? } else { None };
+        if config.is_none() && !several {
+            self.note_lost(&official, family)?;
+        }
         let (checkpoint, prefix) = match (layout, family) {
             (Layout::Comfy, Family::Flux1 { .. } | Family::Flux2 { .. }) => {
                 (official.prefixed(COMFY_TRANSFORMER), COMFY_TRANSFORMER)
@@ -152,6 +158,19 @@ impl Job<'_> {
             config,
             models: vec![(prefix.to_string(), family.clone())],
         })
+    }
+
+    /// Says what the settings beside the input say that is in none of its tensors, and so not in what is written.
+    fn note_lost(&mut self, official: &Checkpoint, family: &Family) -> Result<()> {
+        let Some(own) = config::beside(self.input)? else { return Ok(()) };
+        let lost = config::lost(official, family, &own)?;
+        if !lost.is_empty() {
+            self.notes.push(format!(
+                "no tensor says what the config.json of the input does ({}): put that file beside what is written",
+                lost.join(", ")
+            ));
+        }
+        Ok(())
     }
 
     /// Under diffusers' names; those that it has no others for are said.

@@ -8,7 +8,8 @@ use tch::nn::{Module, Path};
 use tch::{Kind, Tensor};
 
 use super::trunk::Trunk;
-use super::{Flux1Input, Flux1Params, Residuals};
+use super::{Flux1Input, Flux1Params, Residuals, TRUNK_KEYS};
+use crate::config::ConfigFile;
 use crate::error::{Error, Result};
 use crate::nn::{Block, Conv2d, Embedding, Linear, Linears, Parameters, check_kind, check_sizes};
 use crate::ops::{self, Numerics};
@@ -48,6 +49,29 @@ impl ControlNetParams {
             num_mode: rows("controlnet_mode_embedder.weight"),
             conditioning_embedding_channels: rows("input_hint_block.14.weight"),
         })
+    }
+
+    /// The axes that diffusers' `config.json` says, and the sizes of the weights, with which it must agree. The second is
+    /// what it says that is not obeyed, in words.
+    ///
+    /// # Errors
+    /// [`Error::File`] with the key of what disagrees, is of another type, or is not built here.
+    pub(crate) fn with_config(self, config: &ConfigFile) -> Result<(Self, Vec<String>)> {
+        config.check_class(&["FluxControlNetModel"])?;
+        let (modes, hint) = (self.num_mode, self.conditioning_embedding_channels);
+        for (key, found) in [("num_mode", modes), ("conditioning_embedding_channels", hint)] {
+            if let Some(said) = config.int(key)? {
+                config.agree(key, Some(said), found)?;
+            }
+        }
+        if hint.is_some() {
+            config.only("patch_size", config.int("patch_size")?, 2)?;
+        }
+        let flux = self.flux.with_trunk_config(config)?;
+        let known = [&TRUNK_KEYS[..], &["num_mode", "conditioning_embedding_channels"]].concat();
+        let unknown = config.unknown_keys(&known);
+        let warnings = if unknown.is_empty() { Vec::new() } else { vec![config.unknown(&unknown)] };
+        Ok((Self { flux, ..self }, warnings))
     }
 
     /// `union`, `XLabs`, or `InstantX` for one of a single kind of picture that the autoencoder encodes.

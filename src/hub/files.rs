@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::checkpoint::{Index, is_index, shards_of, weights_among};
 use crate::error::{Error, Result};
-use crate::pipeline::{OwnParts, Part, Parts};
+use crate::pipeline::{MODEL_INDEX, OwnParts, Part, Parts, SCHEDULER};
 
 /// What is made of a repository's names, with the files that it needs: of the repository as errors show it, and of the
 /// folder of its snapshot.
@@ -20,11 +20,26 @@ pub(super) fn plan(
 ) -> Result<(Parts, Vec<String>)> {
     let tops = tops(names);
     let mut needed = Vec::new();
-    let parts = own.rest(|part| -> Result<_> {
+    let listed = |name: &str| names.iter().any(|other| other == name);
+    let own_transformer = own.transformer.is_none();
+    let scheduler = own.scheduler.clone();
+    let in_snapshot = |name: &str| Some(snapshot.join(name)).filter(|_| listed(name));
+    let mut parts = own.rest(|part| -> Result<_> {
         let chosen = part.choose(shown, &tops)?;
         needed.extend(files_of(part, chosen, shown, names)?);
         Ok(snapshot.join(chosen))
     })?;
+    if scheduler.is_none() {
+        parts.scheduler = in_snapshot(SCHEDULER);
+        needed.extend(Some(SCHEDULER.to_string()).filter(|name| listed(name)));
+        // Which variant the scheduler is for, where the transformer is another one.
+        let variant = Some("transformer/config.json".to_string());
+        needed.extend(variant.filter(|name| !own_transformer && parts.scheduler.is_some() && listed(name)));
+    }
+    if own_transformer {
+        parts.model_index = in_snapshot(MODEL_INDEX);
+        needed.extend(Some(MODEL_INDEX.to_string()).filter(|name| listed(name)));
+    }
     // The small ones first: what is wrong with the access shows before the long wait.
     needed.reverse();
     Ok((parts, needed))
@@ -150,6 +165,8 @@ mod tests {
         assert_eq!(
             needed(&OFFICIAL, OwnParts::default()).unwrap(),
             [
+                "model_index.json",
+                "scheduler/scheduler_config.json",
                 "tokenizer_2/tokenizer.json",
                 "tokenizer/merges.txt",
                 "tokenizer/vocab.json",
@@ -170,7 +187,7 @@ mod tests {
             OFFICIAL.into_iter().filter(|n| n.contains('/') || !n.ends_with("safetensors")).collect();
         let needed = needed(&names, OwnParts::default()).unwrap();
         assert_eq!(
-            needed[7..],
+            needed[9..],
             [
                 "vae/config.json",
                 "vae/diffusion_pytorch_model.safetensors",

@@ -8,7 +8,7 @@ use tch::{Kind, Tensor};
 
 use super::edit::CANNY;
 use super::resident::{self, Resident};
-use super::{Pipeline, Request, Settings, Weights};
+use super::{Pipeline, Request, Settings, Weights, configs};
 use crate::checkpoint::{Access, Checkpoint, Family};
 use crate::error::{Error, Result};
 use crate::flux1::{ControlNet, ControlNetParams, Flux1Input, Residuals};
@@ -128,8 +128,8 @@ impl Pipeline {
 
     fn open_net(&self, path: &Path) -> Result<Net> {
         let checkpoint = open(path, self.settings.access)?;
-        let params = ControlNetParams::from_shapes(|name| checkpoint.shape(name))
-            .and_then(|params| params.check_fits(&self.params).map(|()| params));
+        let params = configs::controlnet(path, &checkpoint)
+            .and_then(|(params, _)| params.check_fits(&self.params).map(|()| params));
         let params = params.map_err(|error| match error {
             Error::Config(problem) => Error::Config(format!("{}: {problem}", path.display())),
             other => other,

@@ -45,6 +45,20 @@ pub(super) struct Drawing<'a> {
     pub(super) given: &'a Given,
 }
 
+/// The times of a walk, and its end.
+pub(super) struct Times {
+    /// How much of the picture is noise.
+    pub(super) sigmas: Vec<f64>,
+    /// What the model is told of that.
+    pub(super) timesteps: Vec<f64>,
+}
+
+impl Times {
+    fn steps(&self) -> usize {
+        self.sigmas.len().saturating_sub(1)
+    }
+}
+
 /// A picture's place, its latent, and how many calls of the model were skipped of how many.
 type Drawn = (usize, Tensor, (usize, usize));
 
@@ -53,7 +67,7 @@ type Drawn = (usize, Tensor, (usize, usize));
 struct Shape {
     size: (i64, i64),
     steps: Option<usize>,
-    sampler: Sampler,
+    sampler: Option<Sampler>,
     schedule: Option<Schedule>,
     cache: Option<StepCache>,
     text: Option<usize>,
@@ -292,7 +306,8 @@ impl Pipeline {
     fn check(&self, request: &Request) -> Result<()> {
         request.check()?;
         self.check_redux(request)?;
-        self.check_given(request)
+        self.check_given(request)?;
+        self.times(&self.complete(request)).map(|_| ())
     }
 
     /// The prompts of each request that lives.
@@ -331,7 +346,8 @@ impl Pipeline {
         if self.autoencoder.is_none() {
             let checkpoint = self.parts.open_autoencoder(self.settings.access)?;
             let kind = self.autoencoder_kind(&checkpoint);
-            self.autoencoder = Some(resident::load_autoencoder(&self.settings, kind, checkpoint)?);
+            self.autoencoder =
+                Some(resident::load_autoencoder(&self.settings, kind, &self.parts.autoencoder, checkpoint)?);
         }
         Ok(())
     }
@@ -364,22 +380,25 @@ impl Pipeline {
         let Some(transformer) = &self.transformer else { return Err(not_loaded()) };
         transformer.checkpoint.check_unchanged()?;
         let model = &transformer.model;
-        let times = self.times(&drawings[first].request);
-        let steps = times.len() - 1;
+        let times = self.times(&drawings[first].request)?;
+        let steps = times.steps();
         let rows = group.iter().map(|&i| Row::new(self, model, i, &drawings[i], &times));
         let mut rows = rows.collect::<Result<Vec<_>>>()?;
         let mut beside = Beside::of(self, &rows, steps)?;
         let Request { cache, sampler, .. } = drawings[first].request;
+        let sampler = sampler.unwrap_or_default();
         cache.iter().for_each(|&cache| beside.skip(cache, sampler.calls(steps)));
-        let mut solver = Solver::new(sampler, &times);
+        let mut solver = Solver::new(sampler, &times.sigmas).with_timesteps(&times.timesteps);
         for step in 0..steps {
             let before = beside.img.shallow_clone();
             let mut velocity =
                 |img: &Tensor, t_vec: &Tensor, index| beside.velocity(model, img, t_vec, index);
             let stepped = solver.step(&before, step, &mut velocity, &|| beside.noise(step))?;
-            let expected = || Ok(before.f_sub(&stepped.velocity.f_mul_scalar(times[step])?)?);
+            let expected = || Ok(before.f_sub(&stepped.velocity.f_mul_scalar(times.sigmas[step])?)?);
             self.report_step(&rows, drawings, (step + 1, steps), &expected, jobs)?;
-            beside.img = beside.keep_unmasked(&stepped.img, times[step + 1])?;
+            // At the end the picture is whole, wherever the walk led.
+            let time = if step + 1 == steps { 0.0 } else { times.sigmas[step + 1] };
+            beside.img = beside.keep_unmasked(&stepped.img, time)?;
             let living: Vec<_> = rows.iter().map(|row| jobs.lives(drawings[row.drawing].job)).collect();
             if living.contains(&false) {
                 let places: Vec<i64> =
@@ -411,16 +430,26 @@ impl Pipeline {
     }
 
     /// The times that a picture walks, those that its strength leaves.
-    fn times(&self, request: &Request) -> Vec<f64> {
+    ///
+    /// # Errors
+    /// [`Error::Request`] where the schedule gives no times for so many steps.
+    fn times(&self, request: &Request) -> Result<Times> {
         let steps = request.steps.unwrap_or(1);
+        // Of the picture alone: what stands beside it shifts nothing.
         let (tokens, _) = self.tokens(request);
-        let mut times = request.schedule.as_ref().unwrap_or(&Schedule::Linear).times(steps, tokens);
+        let schedule = request.schedule.as_ref().unwrap_or(&Schedule::Linear);
+        let mut sigmas = schedule.times(steps, tokens);
+        if let Some(sigma) = sigmas.iter().find(|sigma| !sigma.is_finite()) {
+            return Err(Error::Request(format!(
+                "the schedule {schedule:?} has a time of {sigma} in {steps} steps"
+            )));
+        }
         if let Some(edit) = &request.edit
             && self.role(edit).is_ok_and(|role| role == Role::Start)
         {
-            times.drain(..edit.first_step(steps));
+            sigmas.drain(..edit.first_step(steps));
         }
-        times
+        Ok(Times { timesteps: schedule.timesteps(&sigmas), sigmas })
     }
 
     fn report_step(

@@ -114,7 +114,7 @@ impl Pipeline {
     /// [`Error::Request`] where the edit says something that the model cannot be asked.
     pub fn role(&self, edit: &Edit) -> Result<Role> {
         let (only, wanted) = (self.only_role()?, edit.role);
-        let role = wanted.or(only).unwrap_or(Role::Start);
+        let role = wanted.or(only).or(self.usual_role()).unwrap_or(Role::Start);
         let wrong = |text: String| Err(Error::Request(text));
         let fits = match only {
             Some(only) => role == only,
@@ -147,6 +147,12 @@ impl Pipeline {
             }
             _ => Ok(role),
         }
+    }
+
+    /// What pictures are to a model of this kind, where the class of its pipeline tells
+    /// ([`Parts::model_index`](super::Parts::model_index)).
+    pub fn usual_role(&self) -> Option<Role> {
+        self.folder.role
     }
 
     /// The only role that the model's input channels leave, for those that do not draw from text alone.

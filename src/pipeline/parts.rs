@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::configs::ModelIndex;
 use crate::checkpoint::{is_index, names_in, one_model};
 use crate::error::{Error, Result};
 
@@ -31,6 +32,12 @@ pub struct Parts {
     pub preview: Option<PreviewBy>,
     /// The weights of a depth model, with `config.json` beside, for [`Follow::Depth`](super::Follow::Depth).
     pub depth: Option<PathBuf>,
+    /// diffusers' `scheduler_config.json`: the sampler and the schedule of requests that name none. Without it they are
+    /// the official ones, and so they are for a transformer of another variant than its folder's.
+    pub scheduler: Option<PathBuf>,
+    /// diffusers' `model_index.json`, of the folder that the transformer is in: the class of its pipeline says what
+    /// pictures are to it.
+    pub model_index: Option<PathBuf>,
 }
 
 /// What makes previews in place of the autoencoder.
@@ -64,10 +71,19 @@ impl Parts {
         let file = path.is_file();
         let folder = if file { path.parent().unwrap_or(Path::new("")) } else { path };
         let names = names_in(folder)?;
+        let there = |name: &str| Some(folder.join(name)).filter(|path| path.is_file());
+        // It is of what the folder's own transformer draws.
+        let model_index = if file || own.transformer.is_some() { None } else { there(MODEL_INDEX) };
+        if let Some(index) = &model_index {
+            // Another model lacks parts, too: what it is says more than what it lacks.
+            ModelIndex::read(index)?;
+        }
+        let scheduler = own.scheduler.clone().or_else(|| there(SCHEDULER));
         let parts = own.rest(|part| match part {
             part if file && !part.is_tokenizer() => Ok::<_, Error>(path.to_path_buf()),
             part => Ok(folder.join(part.choose(folder, &names)?)),
         })?;
+        let parts = Self { scheduler, model_index, ..parts };
         if parts.redux.is_some() { parts.with_redux() } else { parts.with_redux_of(folder) }
     }
 
@@ -80,6 +96,12 @@ impl Parts {
             Some(folder) if folder.is_dir() => self.with_redux_of(&folder),
             _ => Ok(self),
         }
+    }
+
+    /// The transformer in a folder, where one alone could be meant.
+    pub(super) fn transformer_in(folder: &Path) -> Option<PathBuf> {
+        let names = names_in(folder).ok()?;
+        Part::Transformer.choose(folder, &names).ok().map(|name| folder.join(name))
     }
 
     /// The embedder and the image encoder in a folder, where it has them.
@@ -144,7 +166,14 @@ pub struct OwnParts {
     pub preview: Option<PreviewBy>,
     /// As [`Parts::depth`]; no folder has one.
     pub depth: Option<PathBuf>,
+    /// As [`Parts::scheduler`]; a folder has it in `scheduler/`.
+    pub scheduler: Option<PathBuf>,
 }
+
+/// Where a folder of diffusers says how its model is walked.
+pub(crate) const SCHEDULER: &str = "scheduler/scheduler_config.json";
+/// Where it says what the whole is.
+pub(crate) const MODEL_INDEX: &str = "model_index.json";
 
 impl OwnParts {
     /// The parts, where all of them are named.
@@ -170,6 +199,8 @@ impl OwnParts {
             image_encoder: self.image_encoder,
             preview: self.preview,
             depth: self.depth,
+            scheduler: self.scheduler,
+            model_index: None,
         })
     }
 }

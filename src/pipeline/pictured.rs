@@ -8,7 +8,7 @@ use tch::nn::VarStore;
 
 use super::draw::not_loaded;
 use super::resident::{self, Resident};
-use super::{Pipeline, Request, Weights};
+use super::{Pipeline, Request, Weights, configs};
 use crate::checkpoint::{Access, Checkpoint, Family};
 use crate::error::{Error, Result};
 use crate::flux1::{ImagePrompt, IpAdapter, IpAdapterParams};
@@ -72,7 +72,7 @@ pub(super) struct Encoder {
 impl Encoder {
     fn open(path: &Path, access: Access) -> Result<Self> {
         let checkpoint = open_encoder(path, access)?;
-        let config = match resident::config_beside(path) {
+        let config = match configs::path_beside(path, configs::Kind::CLIP_VISION)? {
             Some(config) => ClipVisionConfig::read(config)?,
             None => ClipVisionConfig::from_shapes(|name| checkpoint.shape(name))?,
         };

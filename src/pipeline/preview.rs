@@ -75,7 +75,7 @@ impl Pipeline {
             Some(PreviewBy::Decoder(path)) => {
                 let checkpoint = resident::open_autoencoder(path, self.settings.access)?;
                 let kind = self.autoencoder_kind(&checkpoint);
-                let decoder = resident::load_autoencoder(&self.settings, kind, checkpoint)?;
+                let decoder = resident::load_autoencoder(&self.settings, kind, path, checkpoint)?;
                 Some(Previewer::Decoder(Box::new(decoder)))
             }
         };

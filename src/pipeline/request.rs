@@ -128,10 +128,12 @@ pub struct Request {
     pub height: i64,
     /// Steps from noise to picture.
     pub steps: Option<usize>,
-    /// How a step is made.
-    #[serde(default)]
-    pub sampler: Sampler,
-    /// At which times; `None` takes the variant's: linear for schnell, shifted for the others.
+    /// How a step is made; `None` takes what the model's folder says ([`Parts::scheduler`](super::Parts::scheduler)), else
+    /// [`Sampler::Euler`], as pictures that say nothing were drawn.
+    #[serde(default = "euler")]
+    pub sampler: Option<Sampler>,
+    /// At which times; `None` takes what the model's folder says, else the variant's: linear for schnell, shifted for the
+    /// others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schedule: Option<Schedule>,
     /// Steps that are not computed whole; `None` computes all.
@@ -175,6 +177,10 @@ pub struct Request {
     pub previews: usize,
 }
 
+fn euler() -> Option<Sampler> {
+    Some(Sampler::Euler)
+}
+
 impl Request {
     /// One picture of the prompt, with the model's own settings.
     pub fn new(prompt: impl Into<String>, width: i64, height: i64) -> Self {
@@ -185,7 +191,7 @@ impl Request {
             width,
             height,
             steps: None,
-            sampler: Sampler::Euler,
+            sampler: None,
             schedule: None,
             cache: None,
             guidance: None,
@@ -212,7 +218,7 @@ impl Request {
 
     /// Sets how a step is made.
     pub fn sampler(mut self, sampler: Sampler) -> Self {
-        self.sampler = sampler;
+        self.sampler = Some(sampler);
         self
     }
 

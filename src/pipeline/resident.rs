@@ -5,17 +5,15 @@ use std::path::{Path, PathBuf};
 use tch::Kind;
 use tch::nn::VarStore;
 
-use super::{Offload, Parts, Settings};
-use crate::autoencoder::{
-    AnyAutoEncoder, AutoEncoder, AutoEncoderParams, TinyAutoEncoder, TinyAutoEncoderParams,
-};
+use super::{Offload, Parts, Settings, configs};
+use crate::autoencoder::{AnyAutoEncoder, AutoEncoder, TinyAutoEncoder};
 use crate::checkpoint::lora::Terms;
 use crate::checkpoint::{Access, Checkpoint, Contained, Family, LoadOptions};
 use crate::error::{Error, Result};
 use crate::flux1::{Flux1, Flux1Params};
 use crate::nn::Linears;
 use crate::ops::Numerics;
-use crate::text::{ClipConfig, ClipText, T5Config, T5Encoder};
+use crate::text::{ClipText, T5Encoder};
 use crate::vision::{DepthAnything, DepthConfig, ReduxConfig, ReduxImageEncoder, SiglipConfig, SiglipVision};
 
 impl Parts {
@@ -55,7 +53,8 @@ impl Parts {
 
     /// The sizes of the image encoder, from its settings where they lie beside it.
     pub(super) fn siglip_config(&self, checkpoint: &Checkpoint) -> Result<SiglipConfig> {
-        match self.image_encoder.as_deref().and_then(config_beside) {
+        let beside = |path| configs::path_beside(path, configs::Kind::SIGLIP);
+        match self.image_encoder.as_deref().map(beside).transpose()?.flatten() {
             Some(path) => SiglipConfig::read(path),
             None => SiglipConfig::from_shapes(|name| checkpoint.shape(name)),
         }
@@ -101,20 +100,14 @@ impl Parts {
 
     pub(super) fn load_clip(&self, settings: &Settings, kind: Kind) -> Result<Resident<ClipText>> {
         let checkpoint = self.open_clip(settings.access)?;
-        let config = match config_beside(&self.clip) {
-            Some(path) => ClipConfig::read(path)?,
-            None => ClipConfig::from_shapes(|name| checkpoint.shape(name))?,
-        };
+        let config = configs::clip(&self.clip, &checkpoint)?;
         let build = |vs: &VarStore| ClipText::new(vs.root(), &config);
         Resident::fill(settings, kind, checkpoint, build, Some(ClipText::linears), ClipText::set_numerics)
     }
 
     pub(super) fn load_t5(&self, settings: &Settings, kind: Kind) -> Result<Resident<T5Encoder>> {
         let checkpoint = self.open_t5(settings.access)?;
-        let config = match config_beside(&self.t5) {
-            Some(path) => T5Config::read(path)?,
-            None => T5Config::from_shapes(|name| checkpoint.shape(name))?,
-        };
+        let config = configs::t5(&self.t5, &checkpoint)?;
         let build = |vs: &VarStore| T5Encoder::new(vs.root(), &config);
         Resident::fill(settings, kind, checkpoint, build, Some(T5Encoder::linears), T5Encoder::set_numerics)
     }
@@ -144,19 +137,20 @@ pub(super) fn is_tiny(autoencoder: &Checkpoint) -> bool {
         .any(|name| autoencoder.shape(name).is_some())
 }
 
+/// `path` is where it was opened, beside which its settings lie.
 pub(super) fn load_autoencoder(
     settings: &Settings,
     kind: Kind,
+    path: &Path,
     checkpoint: Checkpoint,
 ) -> Result<Resident<AnyAutoEncoder>> {
     let names = checkpoint.clone();
     let build = |vs: &VarStore| {
-        let shape = |name: &str| names.shape(name);
         Ok(if is_tiny(&names) {
-            let params = TinyAutoEncoderParams::from_shapes(shape)?;
+            let (params, _) = configs::tiny_autoencoder(path, &names)?;
             AnyAutoEncoder::Tiny(Box::new(TinyAutoEncoder::new(vs.root(), &params)?))
         } else {
-            let params = AutoEncoderParams::from_shapes(shape)?;
+            let (params, _) = configs::autoencoder(path, &names)?;
             AnyAutoEncoder::Full(Box::new(AutoEncoder::new(vs.root(), &params)?))
         })
     };
@@ -170,7 +164,7 @@ pub(super) fn open_depth(path: &Path, access: Access) -> Result<Checkpoint> {
 /// The depth model in f32, in which the official code runs it.
 pub(super) fn load_depth(settings: &Settings, path: &Path) -> Result<Resident<DepthAnything>> {
     let checkpoint = open_depth(path, settings.access)?;
-    let Some(config) = config_beside(path) else {
+    let Some(config) = configs::path_beside(path, configs::Kind::DEPTH)? else {
         let folder = if path.is_dir() { path } else { path.parent().unwrap_or(Path::new("")) };
         let expected = "config.json, which says which states of DINOv2 the depth model reads".into();
         return Err(Error::MissingPart {
@@ -244,10 +238,4 @@ impl<M> Resident<M> {
         }
         Ok(self)
     }
-}
-
-/// The `config.json` in a folder of weights, or beside a file of them.
-pub(super) fn config_beside(weights: &Path) -> Option<PathBuf> {
-    let folder = if weights.is_dir() { weights } else { weights.parent()? };
-    Some(folder.join("config.json")).filter(|path| path.is_file())
 }

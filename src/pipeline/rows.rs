@@ -4,7 +4,7 @@ use tch::{Kind, Tensor};
 
 use super::control::Led;
 use super::denoise::Course;
-use super::draw::Drawing;
+use super::draw::{Drawing, Times};
 use super::edit::{Given, Start};
 use super::pictured::ImagePrompts;
 use super::prompts::Encoded;
@@ -39,25 +39,26 @@ impl<'a> Row<'a> {
         model: &Flux1,
         drawing: usize,
         of: &'a Drawing<'a>,
-        times: &[f64],
+        times: &Times,
     ) -> Result<Self> {
         let request = &of.request;
         let noise = noise(request, pipeline.kind)?.f_to_device(pipeline.settings.device)?;
         let guidance = request.guidance.unwrap_or(0.0);
         let course = |text: &Encoded| {
             let prepared = prepare(&noise, &text.txt, &text.vec)?;
-            let course = Course::new(model, &prepared, times, guidance, &of.given.conditions)?;
+            let course = Course::new(model, &prepared, &times.timesteps, guidance, &of.given.conditions)?;
             Ok::<_, Error>((prepared, course))
         };
         let (Prepared { img: noise, .. }, prompt) = course(&of.text.prompt)?;
         let negative = of.text.negative.as_ref().map(course).transpose()?.map(|(_, course)| course);
         let start = of.given.start.as_ref();
         let img = match start {
-            Some(start) => start.noised(&noise, times[0])?,
+            Some(start) => start.noised(&noise, times.sigmas[0])?,
             None => noise.shallow_clone(),
         };
-        let more_noise = request.sampler.draws_noise().then(|| {
-            let more = get_more_noise(times.len() as i64 - 2, request.height, request.width, request.seed)?;
+        let more_noise = request.sampler.unwrap_or_default().draws_noise().then(|| {
+            let more =
+                get_more_noise(times.sigmas.len() as i64 - 2, request.height, request.width, request.seed)?;
             Ok::<_, Error>(sampling::pack(&more)?.f_unsqueeze(0)?.f_to_device(pipeline.settings.device)?)
         });
         let more_noise = more_noise.transpose()?;

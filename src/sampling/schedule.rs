@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
+use super::FlowMatch;
 use crate::error::{Error, Result};
 
 /// Times from 1 (noise) to 0 (picture): `num_steps + 1` values, for a picture of `image_seq_len` patches.
@@ -44,6 +45,46 @@ pub enum Schedule {
     },
     /// These, from at most 1 down to 0, as many as there are steps; the 0 at the end may be left out.
     Sigmas(Vec<f64>),
+    /// As diffusers' flow matching schedulers have them, by their settings.
+    FlowMatch(FlowMatch),
+}
+
+impl From<FlowMatch> for Schedule {
+    /// The official schedule, bit for bit, where the settings say no other one; settings that nothing depends on are
+    /// the usual ones.
+    fn from(settings: FlowMatch) -> Self {
+        let usual = FlowMatch::default();
+        if settings.use_dynamic_shifting {
+            let FlowMatch { base_shift: base, max_shift: max, .. } = settings;
+            let settings = FlowMatch { shift: usual.shift, ..settings };
+            let official =
+                FlowMatch { use_dynamic_shifting: true, base_shift: base, max_shift: max, ..usual };
+            return if settings == official {
+                Self::Shifted { base, max }
+            } else {
+                Self::FlowMatch(settings)
+            };
+        }
+        let FlowMatch {
+            num_train_timesteps,
+            shift,
+            shift_terminal,
+            spacing,
+            invert_sigmas,
+            use_flow_sigmas,
+            ..
+        } = settings;
+        let settings = FlowMatch {
+            num_train_timesteps,
+            shift,
+            shift_terminal,
+            spacing,
+            invert_sigmas,
+            use_flow_sigmas,
+            ..usual.clone()
+        };
+        if settings == usual { Self::Linear } else { Self::FlowMatch(settings) }
+    }
 }
 
 impl Schedule {
@@ -59,13 +100,22 @@ impl Schedule {
                 let open = sigmas.last().is_some_and(|&last| last != 0.0);
                 sigmas.iter().copied().chain(open.then_some(0.0)).collect()
             }
+            Self::FlowMatch(settings) => settings.sigmas(steps, image_seq_len),
+        }
+    }
+
+    /// What the model is told at each of these times.
+    pub fn timesteps(&self, times: &[f64]) -> Vec<f64> {
+        match self {
+            Self::FlowMatch(settings) => settings.timesteps(times),
+            Self::Linear | Self::Shifted { .. } | Self::Sigmas(_) => times.to_vec(),
         }
     }
 
     /// How many steps it has by itself.
     pub fn steps(&self) -> Option<usize> {
         match self {
-            Self::Linear | Self::Shifted { .. } => None,
+            Self::Linear | Self::Shifted { .. } | Self::FlowMatch(_) => None,
             Self::Sigmas(sigmas) => Some(sigmas.iter().filter(|&&sigma| sigma != 0.0).count()),
         }
     }
@@ -80,6 +130,7 @@ impl Schedule {
             Self::Shifted { base, max } => {
                 wrong(format!("shifts must be between -20 and 20, not {base}, {max}"))
             }
+            Self::FlowMatch(settings) => settings.check(),
             Self::Sigmas(sigmas) => {
                 let ends = sigmas.first().is_some_and(|&first| first > 0.0 && first <= 1.0);
                 let falls = sigmas.windows(2).all(|pair| pair[1] < pair[0] && pair[1] >= 0.0);

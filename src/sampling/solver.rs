@@ -67,6 +67,8 @@ pub struct Stepped {
 pub struct Solver {
     sampler: Sampler,
     times: Vec<f64>,
+    /// What the model is told at each of them.
+    timesteps: Vec<f64>,
     /// What the step before expected of the picture.
     expected: Option<Tensor>,
 }
@@ -74,7 +76,13 @@ pub struct Solver {
 impl Solver {
     /// Along these times, which fall from noise to picture.
     pub fn new(sampler: Sampler, times: &[f64]) -> Self {
-        Self { sampler, times: times.to_vec(), expected: None }
+        Self { sampler, times: times.to_vec(), timesteps: times.to_vec(), expected: None }
+    }
+
+    /// Tells the model other numbers than the times themselves; as many as there are times.
+    pub fn with_timesteps(mut self, timesteps: &[f64]) -> Self {
+        self.timesteps = timesteps.to_vec();
+        self
     }
 
     /// How many steps there are.
@@ -96,7 +104,11 @@ impl Solver {
         let &[now, next, ..] = self.times.get(step..).unwrap_or_default() else {
             return Err(Error::Request(format!("there is no step {step}: there are {}", self.steps())));
         };
-        let mut at = |img: &Tensor, index: usize, time: f64| {
+        let timesteps = &self.timesteps;
+        let mut at = |img: &Tensor, index: usize| {
+            let &time = timesteps.get(index).ok_or_else(|| {
+                Error::Request(format!("{} timesteps are too few for step {index}", timesteps.len()))
+            })?;
             let t_vec = Tensor::f_full([img.size()[0]], time, (img.kind(), img.device()))?;
             let pred = velocity(img, &t_vec, index)?;
             if pred.size() != img.size() {
@@ -105,7 +117,7 @@ impl Solver {
             }
             Ok(pred)
         };
-        let pred = at(img, step, now)?;
+        let pred = at(img, step)?;
         let img = match self.sampler {
             Sampler::Euler => img.f_add(&pred.f_mul_scalar(next - now)?)?,
             Sampler::Heun => {
@@ -113,7 +125,7 @@ impl Solver {
                 // At time 0 there is no velocity to ask for.
                 let along = match next > 0.0 {
                     true => {
-                        let there = at(&ahead.f_to_kind(img.kind())?, step + 1, next)?;
+                        let there = at(&ahead.f_to_kind(img.kind())?, step + 1)?;
                         widened(&pred)?.f_add(&widened(&there)?)?.f_mul_scalar(0.5)?
                     }
                     false => widened(&pred)?,

@@ -111,7 +111,11 @@ const OWN: [Field; 32] = [
          ComfyUI.",
     ),
     field("max_sequence_length", Shape::Whole { least: 2, most: 512 }, "Tokens that T5 reads."),
-    field("sampler", Shape::Choice(&SAMPLERS), "How a step is made. `euler` if absent."),
+    field(
+        "sampler",
+        Shape::Choice(&SAMPLERS),
+        "How a step is made. The model's own if absent, for most `euler`.",
+    ),
     field(
         "schedule",
         Shape::Choice(&["linear", "shifted"]),

@@ -57,6 +57,7 @@ impl Model {
         let created = modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
         let name: String = name.into();
         let role = Role::of_model(&name).or_else(|| Role::of_model(&file.to_string_lossy()));
+        let role = role.or(pipeline.usual_role());
         Self {
             name,
             aliases: BUILT_IN.map(str::to_string).into(),

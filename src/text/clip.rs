@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use tch::nn::{Module, Path};
 use tch::{Kind, Tensor};
 
+use crate::config::ConfigFile;
 use crate::error::{Error, Result};
 use crate::math::{merge_heads, scaled_dot_product_attention, split_heads};
 use crate::nn::{Embedding, LayerNorm, Linear, Linears, Parameters, check_sizes};
@@ -96,17 +97,50 @@ impl ClipConfig {
     /// Reads a `config.json`, of the text model alone or of the whole CLIP (`text_config`).
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::File`].
+    /// [`Error::Io`]; [`Error::File`] with the key of what is missing, of another type, or not built here.
     pub fn read(path: impl AsRef<std::path::Path>) -> Result<Self> {
-        // Within the settings of the whole CLIP, those that are CLIPTextConfig's defaults may be left out.
-        let defaults = [
-            ("vocab_size", 49408),
-            ("hidden_size", 512),
-            ("intermediate_size", 2048),
-            ("num_hidden_layers", 12),
-            ("num_attention_heads", 8),
-        ];
-        super::read_nested_config(path.as_ref(), "text_config", &defaults)
+        Self::from_config(&ConfigFile::read(path.as_ref())?, None)
+    }
+
+    /// The same, where the sizes that the tensors' shapes say are known, too: both must say the same, and the shapes say
+    /// what the file leaves out.
+    pub(crate) fn from_config(config: &ConfigFile, shapes: Option<&Self>) -> Result<Self> {
+        config.check_model_type(&["clip", "clip_text_model"])?;
+        let section = config.section("text_config")?;
+        let config = section.as_ref().unwrap_or(config);
+        // What the settings of the whole CLIP leave out is as in `transformers`' `CLIPTextConfig`.
+        let size = |key: &str, of: fn(&Self) -> i64, usual: i64| match (shapes, config.int(key)?) {
+            (None, None) if section.is_some() => Ok(usual),
+            _ => config.size(key, shapes.map(of)),
+        };
+        let hidden_act = config.text("hidden_act")?.unwrap_or("quick_gelu");
+        if activation(hidden_act).is_err() {
+            return Err(
+                config.wrong("hidden_act", format!("is {hidden_act:?}; quick_gelu and gelu are known"))
+            );
+        }
+        let hidden_size = size("hidden_size", |sizes| sizes.hidden_size, 512)?;
+        let num_attention_heads = config.int("num_attention_heads")?.unwrap_or(8);
+        if num_attention_heads < 1 || hidden_size % num_attention_heads != 0 {
+            let reason =
+                format!("is {num_attention_heads}, which does not divide the hidden_size {hidden_size}");
+            return Err(config.wrong("num_attention_heads", reason));
+        }
+        let layers = size("num_hidden_layers", |sizes| sizes.num_hidden_layers as i64, 12)?;
+        Ok(Self {
+            vocab_size: size("vocab_size", |sizes| sizes.vocab_size, 49408)?,
+            hidden_size,
+            intermediate_size: size("intermediate_size", |sizes| sizes.intermediate_size, 2048)?,
+            num_hidden_layers: config.count("num_hidden_layers", layers)?,
+            num_attention_heads,
+            max_position_embeddings: match config.int("max_position_embeddings")? {
+                None => shapes.map_or(default_positions(), |sizes| sizes.max_position_embeddings),
+                Some(_) => size("max_position_embeddings", |sizes| sizes.max_position_embeddings, 77)?,
+            },
+            hidden_act: hidden_act.into(),
+            layer_norm_eps: config.float("layer_norm_eps")?.unwrap_or(default_eps()),
+            eos_token_id: config.int("eos_token_id")?.unwrap_or(default_eos()),
+        })
     }
 }
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use tch::nn::{Module, Path};
 use tch::{Device, Kind, Tensor};
 
+use crate::config::ConfigFile;
 use crate::error::{Error, Result};
 use crate::math::{merge_heads, split_heads};
 use crate::nn::{Block, Embedding, Linear, Linears, Parameters, check_sizes, declare};
@@ -101,9 +102,47 @@ impl T5Config {
     /// Reads a `config.json`.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::File`].
+    /// [`Error::Io`]; [`Error::File`] with the key of what is missing, of another type, or not built here.
     pub fn read(path: impl AsRef<std::path::Path>) -> Result<Self> {
-        super::read_config(path.as_ref())
+        Self::from_config(&ConfigFile::read(path.as_ref())?, None)
+    }
+
+    /// The same, where the sizes that the tensors' shapes say are known, too: both must say the same, and the shapes say
+    /// what the file leaves out.
+    pub(crate) fn from_config(config: &ConfigFile, shapes: Option<&Self>) -> Result<Self> {
+        config.check_model_type(&["t5", "mt5"])?;
+        let size = |key: &str, of: fn(&Self) -> i64| config.size(key, shapes.map(of));
+        // What a file leaves out is as in `transformers`' `T5Config`, whose usual MLP is that of the first T5.
+        let feed_forward_proj = match config.text("feed_forward_proj")? {
+            Some("gated-gelu" | "gated-gelu_new") => "gated-gelu".to_string(),
+            other => {
+                let other = other.unwrap_or("relu");
+                let reason = format!("is {other:?}; only \"gated-gelu\" (v1.1) is known");
+                return Err(config.wrong("feed_forward_proj", reason));
+            }
+        };
+        config.only("dense_act_fn", config.text("dense_act_fn")?, "gelu_new")?;
+        config.only("is_gated_act", config.flag("is_gated_act")?, true)?;
+        config.only("is_decoder", config.flag("is_decoder")?, false)?;
+        let layers = size("num_layers", |sizes| sizes.num_layers as i64)?;
+        let buckets = "relative_attention_num_buckets";
+        Ok(Self {
+            vocab_size: size("vocab_size", |sizes| sizes.vocab_size)?,
+            d_model: size("d_model", |sizes| sizes.d_model)?,
+            d_kv: size("d_kv", |sizes| sizes.d_kv)?,
+            d_ff: size("d_ff", |sizes| sizes.d_ff)?,
+            num_layers: config.count("num_layers", layers)?,
+            num_heads: size("num_heads", |sizes| sizes.num_heads)?,
+            relative_attention_num_buckets: match config.int(buckets)? {
+                None => shapes.map_or(default_buckets(), |sizes| sizes.relative_attention_num_buckets),
+                Some(_) => size(buckets, |sizes| sizes.relative_attention_num_buckets)?,
+            },
+            relative_attention_max_distance: config
+                .int("relative_attention_max_distance")?
+                .unwrap_or(default_distance()),
+            layer_norm_epsilon: config.float("layer_norm_epsilon")?.unwrap_or(default_epsilon()),
+            feed_forward_proj,
+        })
     }
 }
 

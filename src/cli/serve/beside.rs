@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::bail;
 use tch_flux::image::{Image, Mask};
 use tch_flux::pipeline::{Control, Edit, Follow, Pictured, Pipeline, Redux, Request, Role};
+use tch_flux::sampling::Schedule;
 use tch_flux::server::Abilities;
 
 use super::Serve;
@@ -88,7 +89,8 @@ fn name_all<'a>(
 pub(super) fn warm(able: &Abilities) -> Request {
     let (side, pixels) = (SIDE, (SIDE * SIDE) as usize);
     let grey = || Image { width: side, height: side, rgb: vec![128; 3 * pixels] };
-    let mut request = Request::new("", side.into(), side.into()).steps(1);
+    // Of one step: not every schedule that a model's folder may have has so few.
+    let mut request = Request::new("", side.into(), side.into()).steps(1).schedule(Schedule::Linear);
     if let Some(role) = able.only_role {
         let mask = Mask { width: side, height: side, chosen: vec![255; pixels] };
         let follow = if able.depth && role == Role::Control { Follow::Depth } else { Follow::Picture };

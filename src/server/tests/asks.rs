@@ -71,7 +71,7 @@ fn the_walk_reaches_the_request() {
         "cache": "taylor-seer:4,2", "variation_strength": 0.25, "variation_seed": 8,
     }));
     assert_eq!((drawn.prompt_2.as_deref(), drawn.literal), (Some("b"), true));
-    assert_eq!((drawn.max_sequence_length, drawn.sampler), (Some(77), Sampler::Dpmpp2m));
+    assert_eq!((drawn.max_sequence_length, drawn.sampler), (Some(77), Some(Sampler::Dpmpp2m)));
     assert_eq!(drawn.schedule, Some(Schedule::Shifted { base: 0.4, max: 1.2 }));
     assert_eq!(drawn.cache, Some(StepCache::TaylorSeer { interval: 4, order: 2, warmup: 3 }));
     assert_eq!(drawn.variation, Some(Variation { seed: 8, strength: 0.25 }));
@@ -461,7 +461,10 @@ fn a_picture_says_how_it_was_controlled() {
     assert_eq!((liked.ip_adapter.to_str(), &liked.scales[..]), (Some("first"), &[0.5][..]));
     assert!(liked.images.is_empty() && liked.image_encoder.is_none());
     assert_eq!(recipe.redux.unwrap().images[0].strength, 0.7);
-    assert_eq!((recipe.request.sampler, recipe.request.cache), (Sampler::Heun, Some(StepCache::TEA_CACHE)));
+    assert_eq!(
+        (recipe.request.sampler, recipe.request.cache),
+        (Some(Sampler::Heun), Some(StepCache::TEA_CACHE))
+    );
 }
 
 /// What a picture's file says of how it was drawn.

@@ -108,6 +108,7 @@ pub fn convert(
     }
     // Read, not mapped: pages of a mapping would count as memory of this process.
     let checkpoint = Checkpoint::open(input, Access::Read)?;
+    checkpoint.check_readable()?;
     let mut job = Job { conversion, input, place, notes: checkpoint.warnings().to_vec() };
     let written = match checkpoint.family() {
         Family::Lora => job.lora(checkpoint)?,

@@ -327,6 +327,49 @@ pub enum FileProblem {
     /// A file that would be written is being written.
     #[error("another process is writing this; wait for it, or name another place")]
     BeingWritten,
+    /// The file holds another model than the one that is asked for.
+    #[error("no {wanted}: {looks_like}")]
+    OtherModel {
+        /// What is asked for: `FLUX.1 transformer`.
+        wanted: &'static str,
+        /// What it seems to be, and what would work.
+        looks_like: String,
+    },
+    /// The weights are in a form that cannot be read.
+    #[error("{looks_like}")]
+    Packed {
+        /// What packs weights so, and what would work.
+        looks_like: String,
+    },
+    /// Weights that are no numbers. Results are looked at, not weights: this is found when a result is not finite.
+    #[error(
+        "tensor \"{name}\" holds NaN or infinity: {count} of its {of} numbers, the first at {first:?}; the file is damaged or \
+         its training diverged: fetch it again, or take another"
+    )]
+    NotFinite {
+        /// The tensor's name in the file.
+        name: String,
+        /// The place of the first of them.
+        first: Vec<i64>,
+        /// How many.
+        count: u64,
+        /// Of how many.
+        of: u64,
+    },
+    /// Weights that the kind to compute in does not hold.
+    #[error(
+        "tensor \"{name}\" holds {value} at {first:?}, which {kind} does not hold: compute in bf16 or f32"
+    )]
+    Overflow {
+        /// The tensor's name in the file.
+        name: String,
+        /// The place of the first such number.
+        first: Vec<i64>,
+        /// The number.
+        value: f64,
+        /// The kind, as the formats spell it.
+        kind: &'static str,
+    },
     /// A LoRA was asked for.
     #[error("this holds no LoRA: {looks_like}")]
     NotALora {
@@ -542,6 +585,8 @@ pub struct Unplaced {
     pub misshapen: Vec<(String, Vec<i64>, Vec<i64>)>,
     /// Modules that change what another module of the file changes already: this one, and the other.
     pub twice: Vec<(String, String)>,
+    /// The family of models that the LoRA was made for, where its keys tell that it is another than FLUX.1.
+    pub made_for: Option<&'static str>,
 }
 
 impl Unplaced {
@@ -560,8 +605,14 @@ impl fmt::Display for Unplaced {
             return self.lines().iter().try_for_each(|line| write!(f, "\n  {line}"));
         }
         write!(f, "{}: not all of this LoRA fits the model, so none of it was applied", self.path.display())?;
+        if let Some(family) = self.made_for {
+            write!(f, "\n  it was made for {family}: take a LoRA that was made for FLUX.1")?;
+        }
         self.lines().iter().try_for_each(|line| write!(f, "\n  {line}"))?;
-        write!(f, "\n  is it made for this model? --allow-partial-lora applies the rest")
+        match self.made_for {
+            Some(_) => Ok(()),
+            None => write!(f, "\n  is it made for this model? --allow-partial-lora applies the rest"),
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod configs;
 mod control;
+mod damage;
 mod denoise;
 mod draw;
 mod edit;
@@ -241,6 +242,8 @@ pub struct Pipeline {
     /// What the device does not compute in, though it was wanted.
     lacking: Option<Kind>,
     loras: Placed,
+    /// The files that these are of.
+    lora_files: Vec<PathBuf>,
     controlnets: Vec<Net>,
     ip_adapters: Vec<Adapter>,
     image_encoder: Option<Encoder>,
@@ -284,6 +287,7 @@ impl Pipeline {
             kind,
             lacking: (kind != wanted).then_some(wanted),
             loras: Placed::default(),
+            lora_files: Vec::new(),
             controlnets: Vec::new(),
             ip_adapters: Vec::new(),
             image_encoder: None,
@@ -369,6 +373,7 @@ impl Pipeline {
         }
         self.params = params;
         self.loras = placed;
+        self.lora_files = files.iter().map(|file| file.path.clone()).collect();
         let Placed { transformer, clip, t5, .. } = &self.loras;
         self.transformer = self.transformer.take().map(|model| model.adapt(transformer)).transpose()?;
         self.clip = self.clip.take().map(|model| model.adapt(clip)).transpose()?;

@@ -776,7 +776,7 @@ fn what_is_no_transformer_is_named_when_a_pipeline_opens_it() {
         let (_folder, path) = temp("flux1-dev.safetensors");
         write_sparse(&path, &lines);
         let text = match Pipeline::open(only_transformer(&path), Settings::default()) {
-            Err(Error::Config(text)) => text,
+            Err(error @ Error::File { problem: FileProblem::OtherModel { .. }, .. }) => error.to_string(),
             other => panic!("{other:?}"),
         };
         assert!(text.contains(what) && text.contains(&path.display().to_string()), "{text}");
@@ -912,6 +912,33 @@ fn a_pickle_is_named_and_never_read() {
 fn a_renamed_zip_of_pytorch_is_named() {
     let kind = other_format(b"PK\x03\x04\x00\x00\x08\x08\x00\x00archive/data.pkl");
     assert!(kind.contains("zip") && kind.contains("pickle"));
+}
+
+#[test]
+fn other_formats_are_named_by_their_first_bytes() {
+    let onnx = [&[0x08, 0x08, 0x12, 0x07][..], b"pytorch\x1a\x052.5.1:\x80"].concat();
+    let numpy = [b"\x93NUMPY\x01\x00v\x00{'descr': '<f4'", &[0; 8][..]].concat();
+    let sidecar = [&[0, 5, 0x16, 7, 0, 2, 0, 0][..], b"Mac OS X        "].concat();
+    let cases: [(&[u8], &str); 15] = [
+        (&onnx, "ONNX"),
+        (&numpy, "NumPy"),
+        (&sidecar, "macOS"),
+        (b"ftrt\x00\x00\x00\x00\x01\x00\x00\x00", "TensorRT"),
+        (b"\x89HDF\r\n\x1a\n\x00\x00\x00\x00", "HDF5"),
+        (b"SQLite format 3\0\x10\x00\x01\x01", "Draw Things"),
+        (b"\x1c\x00\x00\x00TFL3\x14\x00\x20\x00", "TensorFlow Lite"),
+        (b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03", "archive"),
+        (b"tjgg\x03\x00\x00\x00\x00\x7d\x00\x00", "before GGUF"),
+        (b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", "picture"),
+        (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3", "PDF"),
+        (b"{\"_class_name\": \"FluxTransformer2DModel\"}", "config.json"),
+        (b"{\"abcd\":{\"e\":1}}", "config.json"),
+        (b"<?xml version=\"1.0\"?><Error><Code>AccessDenied</Code></Error>", "XML"),
+        (b"Invalid username or password.", "failed download"),
+    ];
+    for (bytes, what) in cases {
+        assert!(other_format(bytes).contains(what), "{what}: {}", other_format(bytes));
+    }
 }
 
 #[test]

@@ -1,10 +1,18 @@
-//! What a file is, by the names and shapes of its tensors alone.
+//! What a file is, by the names and shapes of its tensors alone; of packed ones by their types, too.
+
+mod foreign;
+mod packed;
+mod wrapped;
 
 use std::collections::BTreeMap;
 use std::fmt;
 
+pub use foreign::{ForeignModel, Role};
+pub use packed::Packing;
+pub(crate) use packed::find as find_packing;
+pub(super) use wrapped::without_wrappers;
+
 use super::lora::is_change;
-use super::select::OPEN_CLIP_TEXT;
 
 /// Whose names a file bears.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +90,15 @@ pub enum Family {
     Lora,
     /// Several models in one file.
     AllInOne,
+    /// A model that is known, and that nothing here runs.
+    Foreign(&'static ForeignModel),
+    /// Weights in a form that is not read.
+    Packed {
+        /// The form.
+        packing: &'static Packing,
+        /// What is packed, where the names tell: `FLUX.1 transformer`.
+        within: Option<&'static str>,
+    },
     /// Nothing that is known here; with one of its names.
     Unknown {
         /// A name, to recognise it by.
@@ -93,14 +110,13 @@ pub enum Family {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Contained {
     /// What stands before all of its names.
-    pub prefix: &'static str,
+    pub prefix: String,
     /// What it is.
     pub family: Family,
 }
 
-/// Where ComfyUI's files keep a transformer, an autoencoder and the text encoders, and open_clip's a text model.
-const PREFIXES: [&str; 10] = [
-    "",
+/// Where ComfyUI's files keep a transformer, an autoencoder and the text encoders.
+const COMFY: [&str; 8] = [
     "model.diffusion_model.",
     "diffusion_model.",
     "vae.",
@@ -109,38 +125,84 @@ const PREFIXES: [&str; 10] = [
     "text_encoders.t5xxl.transformer.",
     "text_encoders.clip_l.",
     "text_encoders.t5xxl.",
-    OPEN_CLIP_TEXT,
 ];
 
-/// Shapes by name.
-pub(super) struct Names<'a>(pub(super) BTreeMap<&'a str, &'a [i64]>);
+/// What is known of a file's tensors.
+pub(super) struct Names<'a> {
+    /// Shapes by name.
+    pub(super) shapes: BTreeMap<&'a str, &'a [i64]>,
+    /// The form in which the weights are packed.
+    pub(super) packing: Option<&'static Packing>,
+    /// What a GGUF file calls the model.
+    pub(super) architecture: Option<&'a str>,
+}
 
 impl Names<'_> {
     /// What all of it is.
     pub(super) fn family(&self) -> Family {
-        if self.0.keys().any(|name| is_change(name)) {
+        if let Some(packing) = self.packing {
+            let unpacked = packed::unpacked(&self.shapes);
+            let shapes = unpacked.iter().map(|(name, shape)| (name.as_str(), *shape)).collect();
+            let names = Names { shapes, packing: None, architecture: self.architecture };
+            let within = names.contained().first().map(|model| model.family.name());
+            return Family::Packed { packing, within };
+        }
+        if self.shapes.keys().any(|name| is_change(name)) {
             return Family::Lora;
         }
         let mut contained = self.contained();
+        let foreign = |model: &Contained| matches!(model.family, Family::Foreign(_));
         match contained.len() {
-            0 => Family::Unknown { example: self.0.keys().next().map(|n| n.chars().take(80).collect()) },
+            0 => match self.architecture.and_then(foreign::of_architecture) {
+                Some(model) => Family::Foreign(model),
+                None => {
+                    let example = self.shapes.keys().next().map(|name| name.chars().take(80).collect());
+                    Family::Unknown { example }
+                }
+            },
             1 => {
                 let Contained { prefix, family } = contained.remove(0);
-                if prefix.is_empty() { family } else { family.prefixed() }
+                if COMFY.contains(&prefix.as_str()) { family.prefixed() } else { family }
             }
+            _ if contained.iter().all(foreign) => contained.remove(0).family,
             _ => Family::AllInOne,
         }
     }
 
-    /// The models in it, each by its prefix.
+    /// The models in it, each by its prefix: transformers first, then autoencoders, then what reads prompts.
     pub(super) fn contained(&self) -> Vec<Contained> {
-        let known = |prefix| Some(Contained { prefix, family: self.under(prefix)? });
-        PREFIXES.into_iter().filter_map(known).collect()
+        if self.packing.is_some() {
+            return Vec::new();
+        }
+        let mut found: Vec<Contained> = Vec::new();
+        // Shortest first: what is a model behind nothing may look like the same model behind its first word.
+        for prefix in wrapped::prefixes(&self.shapes) {
+            let Some(family) = self.under(&prefix) else { continue };
+            let same =
+                |other: &Contained| prefix.starts_with(&other.prefix) && other.family.name() == family.name();
+            if !found.iter().any(same) {
+                found.push(Contained { prefix, family });
+            }
+        }
+        let stable_diffusion_3 = |model: &Contained| model.family.name() == foreign::STABLE_DIFFUSION_3;
+        if found.iter().any(stable_diffusion_3) {
+            for model in &mut found {
+                if matches!(model.family, Family::AutoEncoder { .. }) {
+                    model.family = Family::Foreign(&foreign::STABLE_DIFFUSION_3_AUTOENCODER);
+                }
+            }
+        }
+        found.sort_by_key(|model| model.family.rank());
+        found
     }
 
-    /// Looks for FLUX.2 and ControlNets first, since their names contain FLUX.1's.
+    /// The model whose names begin with `prefix`. Looks for other families, FLUX.2 and ControlNets first, since their
+    /// names may contain FLUX.1's.
     fn under(&self, prefix: &str) -> Option<Family> {
-        let shape = |name: &str| self.0.get(format!("{prefix}{name}").as_str());
+        if let Some(model) = foreign::find(&self.shapes, prefix) {
+            return Some(Family::Foreign(model));
+        }
+        let shape = |name: &str| self.shapes.get(format!("{prefix}{name}").as_str());
         let has = |name: &str| shape(name).is_some();
         let is_kernel = |name: &str| shape(name).is_some_and(|shape| shape.len() == 4);
         let flux1 = |layout, img_in: &str, out: &str, guidance: &str| Family::Flux1 {
@@ -246,6 +308,19 @@ impl Family {
         self
     }
 
+    /// In which order the models of a file are told of.
+    fn rank(&self) -> u8 {
+        match self {
+            Self::Flux1 { .. } | Self::Flux2 { .. } | Self::ControlNet { .. } => 0,
+            Self::Foreign(model) if model.role == Role::Transformer => 0,
+            Self::AutoEncoder { .. } | Self::AutoEncoder2 { .. } | Self::TinyAutoEncoder { .. } => 1,
+            Self::Foreign(model) if model.role == Role::Autoencoder => 1,
+            Self::Clip => 2,
+            Self::T5 { .. } => 3,
+            _ => 4,
+        }
+    }
+
     /// What it is in a few words: `FLUX.1 transformer`.
     pub fn name(&self) -> &'static str {
         match self {
@@ -264,6 +339,8 @@ impl Family {
             Self::IpAdapter => "IP-Adapter",
             Self::Lora => "LoRA",
             Self::AllInOne => "ComfyUI all-in-one",
+            Self::Foreign(model) => model.name,
+            Self::Packed { packing, .. } => packing.name,
             Self::Unknown { .. } => "unknown",
         }
     }
@@ -297,10 +374,16 @@ impl fmt::Display for Family {
                 in_channels.map_or(Ok(()), |c| write!(f, ": img_in has {c} inputs"))?;
                 write!(f, "; {} guidance_in", if *guidance { "with" } else { "without" })
             }
-            Family::Flux2 { layout } => write!(f, "this is a FLUX.2 transformer, in {layout}"),
+            Family::Flux2 { layout } => {
+                let instead = Role::Transformer.of_flux1();
+                write!(f, "this is a FLUX.2 transformer, in {layout}, which is not run here: take {instead}")
+            }
             Family::ControlNet { layout } => write!(f, "this is a ControlNet of FLUX.1, in {layout}"),
             Family::AutoEncoder { layout } => write!(f, "this is FLUX.1's autoencoder, in {layout}"),
-            Family::AutoEncoder2 { layout } => write!(f, "this is FLUX.2's autoencoder, in {layout}"),
+            Family::AutoEncoder2 { layout } => {
+                let instead = Role::Autoencoder.of_flux1();
+                write!(f, "this is FLUX.2's autoencoder, in {layout}, which is not run here: take {instead}")
+            }
             Family::TinyAutoEncoder { layout } => {
                 write!(f, "this is a tiny autoencoder (TAESD), in {layout}")
             }
@@ -314,6 +397,17 @@ impl fmt::Display for Family {
             Family::IpAdapter => f.write_str("this is an IP-Adapter of FLUX.1, in XLabs' names"),
             Family::Lora => f.write_str("this is a LoRA, a change to another model"),
             Family::AllInOne => f.write_str("this is a file of ComfyUI with several models in it"),
+            Family::Foreign(ForeignModel { name, role }) => {
+                let article = if name.starts_with(['A', 'E', 'I', 'O', 'a', 'i', 'u']) { "an" } else { "a" };
+                write!(f, "this is {article} {name}, which is not run here: take {}", role.of_flux1())
+            }
+            Family::Packed { packing: Packing { name, instead }, within } => {
+                match within {
+                    Some(within) => write!(f, "this is a {within}, but saved by {name}")?,
+                    None => write!(f, "these weights are saved by {name}")?,
+                }
+                write!(f, ", a form that is not read: {instead}")
+            }
             Family::Unknown { example: None } => f.write_str("this holds no tensors"),
             Family::Unknown { example: Some(name) } => {
                 write!(f, "nothing that is known here; it holds {name}")

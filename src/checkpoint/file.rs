@@ -9,8 +9,8 @@ use std::sync::Arc;
 use memmap2::{Advice, MmapMut, MmapOptions, UncheckedAdvice};
 use tch::{Device, Kind, Tensor};
 
-use super::gguf;
 use super::safetensors::{Entry, Header, MAX_HEADER};
+use super::{gguf, other_format};
 use crate::error::{Error, FileProblem, Result};
 use crate::quant::{Code, Part, Source};
 use crate::shim::{self, Memory};
@@ -215,7 +215,7 @@ fn read_header(file: &File, len: u64, path: &Path) -> Result<(Header, bool)> {
     if start.starts_with(gguf::MAGIC) {
         return Ok((read_gguf_header(file, len, path)?, true));
     }
-    if let Some(kind) = other_format(&start[..known]) {
+    if let Some(kind) = other_format::find(&start[..known]) {
         return Err(Error::file(path)(FileProblem::OtherFormat { kind }));
     }
     if len < 8 {
@@ -241,37 +241,6 @@ fn read_gguf_header(file: &File, len: u64, path: &Path) -> Result<Header> {
         }
         known *= 4;
     }
-}
-
-/// What a file is instead, by its first bytes. A header begins with `{` after its length, which may itself look like
-/// another format's mark.
-fn other_format(start: &[u8]) -> Option<&'static str> {
-    if start.get(8) == Some(&b'{') {
-        return None;
-    }
-    let text = start.trim_ascii_start().to_ascii_lowercase();
-    let known: [(&[u8], &'static str); 4] = [
-        (
-            b"version https://git-lfs",
-            "a git-LFS pointer: the weights themselves were not fetched; run `git lfs pull`",
-        ),
-        (b"<!doctype html", "a web page: the download needs a login or another address"),
-        (b"<html", "a web page: the download needs a login or another address"),
-        (
-            b"pk\x03\x04",
-            "a zip file, perhaps a pickle of PyTorch, which can run code when it is read; convert it to safetensors",
-        ),
-    ];
-    if start.starts_with(&[0, 5, 0x16, 7]) {
-        return Some(
-            "a sidecar, in which macOS keeps the attributes of another file: name that one, without `._`",
-        );
-    }
-    // Protocols of pickle have numbers.
-    if let [0x80, 2..=5, ..] = text[..] {
-        return Some("a pickle of Python, which can run code when it is read; convert it to safetensors");
-    }
-    known.iter().find(|(magic, _)| text.starts_with(magic)).map(|(_, kind)| *kind)
 }
 
 fn map(file: &File, path: &Path) -> Result<Mapping> {

@@ -126,9 +126,11 @@ impl Checkpoint {
     /// mapped file where the file is mapped and its kind is the one asked for.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] with everything that differs, [`Error::Changed`], [`Error::Io`], [`Error::Tch`].
+    /// [`Error::Mismatch`] with everything that differs, [`Error::File`] with [`FileProblem::Packed`], [`Error::Changed`],
+    /// [`Error::Io`], [`Error::Tch`].
     pub fn load(&self, vs: &VarStore, options: LoadOptions) -> Result<Loaded> {
         let _no_grad = tch::no_grad_guard();
+        self.check_readable()?;
         self.check_unchanged()?;
         let variables: BTreeMap<String, Tensor> = vs.variables().into_iter().collect();
         let quantised = self.is_quantised();
@@ -458,6 +460,6 @@ fn kind_name(kind: Kind) -> &'static str {
     }
 }
 
-fn is_integer(kind: Kind) -> bool {
+pub(super) fn is_integer(kind: Kind) -> bool {
     matches!(kind, Kind::Int64 | Kind::Int | Kind::Int16 | Kind::Int8 | Kind::Uint8 | Kind::Bool)
 }

@@ -6,12 +6,14 @@
 mod companions;
 mod detect;
 mod file;
+mod finite;
 mod folder;
 mod gguf;
 mod index;
 mod load;
 pub mod lora;
 mod names;
+mod other_format;
 mod safetensors;
 mod select;
 mod source;
@@ -26,7 +28,7 @@ use std::sync::Arc;
 use tch::Kind;
 
 pub(crate) use companions::is_embedding;
-pub use detect::{Contained, Family, Layout};
+pub use detect::{Contained, Family, ForeignModel, Layout, Packing, Role};
 pub use file::Access;
 pub(crate) use file::read_index;
 pub(crate) use folder::{is_index, names_in, one_model};
@@ -42,7 +44,7 @@ pub use names::{
 pub use safetensors::{Entry, Header};
 
 use crate::error::{Error, FileProblem, OUTSIDE_THE_BLOCKS, Result};
-use detect::Names;
+use detect::{Names, find_packing, without_wrappers};
 use file::WeightFile;
 use folder::Weights;
 use source::{Part, Source, Stored};
@@ -57,13 +59,15 @@ pub struct Checkpoint {
     left_aside: Vec<String>,
     /// What a caller should know about how the files were read.
     warnings: Vec<String>,
+    /// The form in which the weights are packed, where that is one that cannot be read.
+    packing: Option<&'static Packing>,
 }
 
 impl Checkpoint {
     /// Opens a safetensors or GGUF file, an index of shards (`….safetensors.index.json`), or a folder that holds one of
     /// them. Of a file that is one of several shards, all are opened, by their index where it lies beside them, else by the
     /// numbers in their names (`…-00001-of-00002.safetensors`); [`Checkpoint::warnings`] says so. Headers are read and
-    /// checked, nothing else.
+    /// checked, nothing else. What torch.compile, FSDP and activation checkpoints put among the names is left out of them.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::File`] with what is wrong, [`Error::MissingPart`] for a folder without weights.
@@ -103,15 +107,19 @@ impl Checkpoint {
             }
             for (name, entry) in &file.header.entries {
                 let source = Source::whole(i, name, Stored::Plain, entry.shape.clone());
-                if tensors.insert(name.clone(), source).is_some() {
+                let bare = without_wrappers(name).unwrap_or_else(|| name.clone());
+                if tensors.insert(bare, source).is_some() {
                     let reason = format!("{name} is in two of the files");
                     return Err(Error::file(&file.path)(FileProblem::Index { reason }));
                 }
             }
         }
-        companions::tie(&files, &mut tensors)?;
+        let packing = find_packing(files.iter().flat_map(|file| file.header.entries.values()));
+        if packing.is_none() {
+            companions::tie(&files, &mut tensors)?;
+        }
         let files = files.into_iter().map(Arc::new).collect();
-        Ok(Self { files, tensors, left_aside: Vec::new(), warnings: Vec::new() })
+        Ok(Self { files, tensors, left_aside: Vec::new(), warnings: Vec::new(), packing })
     }
 
     /// The same tensors under the names of another layout. Names that no rule knows stay as they are, so that loading
@@ -246,7 +254,29 @@ impl Checkpoint {
     }
 
     fn look(&self) -> Names<'_> {
-        Names(self.tensors.iter().map(|(name, source)| (name.as_str(), &source.shape[..])).collect())
+        let shapes = self.tensors.iter().map(|(name, source)| (name.as_str(), &source.shape[..])).collect();
+        let metadata = self.files.iter().map(|file| &file.header.metadata);
+        let architecture = metadata.filter_map(|texts| texts.get("general.architecture")).next();
+        Names { shapes, packing: self.packing, architecture: architecture.map(String::as_str) }
+    }
+
+    /// The name that a tensor has in its file; of one that is joined from several, the first's.
+    pub fn name_in_file(&self, name: &str) -> Option<&str> {
+        self.tensors.get(name)?.parts.first().map(|part| part.entry.as_str())
+    }
+
+    /// That the weights are in a form that can be read.
+    ///
+    /// # Errors
+    /// [`Error::File`] with [`FileProblem::Packed`].
+    pub(crate) fn check_readable(&self) -> Result<()> {
+        match (self.packing, self.files.first()) {
+            (Some(_), Some(file)) => {
+                let looks_like = self.family().to_string();
+                Err(Error::file(&file.path)(FileProblem::Packed { looks_like }))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The bytes of the tensors in the files; scales and tables of quantised ones are not counted.

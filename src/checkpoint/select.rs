@@ -29,8 +29,9 @@ impl Checkpoint {
     /// [`Checkpoint::warnings`] says it. Within the model every tensor stays, and so do tensors of a file with several
     /// models that belong to none of them, so that loading reports what is unknown.
     pub fn part(mut self, prefix: &str, family: &Family) -> Self {
+        let found = self.contained();
         let (bare, others): (Vec<&str>, Vec<&str>) = {
-            let found = self.contained().into_iter().map(|model| model.prefix).filter(|p| *p != prefix);
+            let found = found.iter().map(|model| model.prefix.as_str()).filter(|p| *p != prefix);
             found.partition(|other| other.is_empty())
         };
         // ComfyUI keeps what belongs to a text encoder, but is no part of its model, one level above.

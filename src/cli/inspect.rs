@@ -45,9 +45,12 @@ pub(super) struct Inspect {
 struct Report {
     path: PathBuf,
     /// What stands before its names in a file of several models.
-    #[serde(skip_serializing_if = "str::is_empty")]
-    prefix: &'static str,
-    family: &'static str,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    prefix: String,
+    family: String,
+    /// Why it is not read, and what would work.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<String>,
     variant: Option<String>,
     layout: Option<String>,
     /// The family's sizes in their official names.
@@ -100,7 +103,8 @@ impl Inspect {
             reports = reports_of(&path, self.tensors)?;
             let others = PARTS.iter().filter(|part| !reports.iter().any(|r| r.family.contains(*part)));
             let others: Vec<_> = others.map(|part| part.to_string()).collect();
-            let of_flux = |r: &&mut Report| r.family.contains("FLUX") || PARTS.contains(&r.family);
+            let of_flux = |r: &&mut Report| r.family.contains("FLUX") || PARTS.contains(&r.family.as_str());
+            let of_flux = |r: &&mut Report| of_flux(r) && r.note.is_none();
             reports.iter_mut().filter(of_flux).take(1).for_each(|r| r.missing.extend(others.clone()));
         }
         if !self.json {
@@ -133,9 +137,12 @@ impl Report {
     /// `model`: which of several in the file.
     fn of(checkpoint: Checkpoint, model: Option<&Contained>, path: &Path, list: bool) -> Result<Self, Error> {
         let family = model.map_or_else(|| checkpoint.family(), |model| model.family.clone());
-        let prefix = model.map_or("", |model| model.prefix);
+        let contained = checkpoint.contained();
+        // A LoRA's names say in their own way which model they are of.
+        let alone = contained.first().filter(|_| contained.len() == 1 && family != Family::Lora);
+        let prefix = model.or(alone).map_or("", |model| model.prefix.as_str());
         let line = |name: &str| Line {
-            name: name.to_string(),
+            name: checkpoint.name_in_file(name).unwrap_or(name).to_string(),
             kind: checkpoint.stored_as(name).unwrap_or_default(),
             shape: checkpoint.shape(name).unwrap_or_default(),
         };
@@ -144,8 +151,20 @@ impl Report {
         let files = checkpoint.files().into_iter().map(Path::to_path_buf).collect();
         let mut report = Self {
             path: path.to_path_buf(),
-            prefix,
-            family: family.name(),
+            prefix: prefix.to_string(),
+            family: match &family {
+                Family::Packed { packing, within: Some(within) } => {
+                    format!("{within}, saved by {}", packing.name)
+                }
+                family => family.name().to_string(),
+            },
+            note: match &family {
+                Family::Foreign(_)
+                | Family::Packed { .. }
+                | Family::Flux2 { .. }
+                | Family::AutoEncoder2 { .. } => Some(family.to_string()),
+                _ => None,
+            },
             layout: family.layout().map(|layout| layout.to_string()),
             metadata,
             files,
@@ -155,7 +174,11 @@ impl Report {
         if family == Family::Lora {
             report.count(&checkpoint);
             report.warnings = checkpoint.warnings().to_vec();
-            report.lora = Some(lora(&Lora::from_checkpoint(checkpoint)?));
+            let opened = Lora::from_checkpoint(checkpoint)?;
+            let instead = "take a LoRA that was made for FLUX.1";
+            report.note =
+                opened.made_for().map(|family| format!("this LoRA was made for {family}: {instead}"));
+            report.lora = Some(lora(&opened));
             return Ok(report);
         }
         let official = match model {
@@ -214,7 +237,7 @@ impl Report {
     }
 
     fn missing(part: &'static str, error: &Error) -> Self {
-        Self { family: "missing", missing: vec![format!("{part}: {error}")], ..Self::default() }
+        Self { family: "missing".into(), missing: vec![format!("{part}: {error}")], ..Self::default() }
     }
 
     fn print(&self) {
@@ -226,6 +249,9 @@ impl Report {
         let variant = self.variant.as_ref().map(|v| format!(" {v}")).unwrap_or_default();
         let layout = self.layout.as_ref().map(|l| format!(", {l}")).unwrap_or_default();
         println!("  {}{variant}{layout}", self.family);
+        if let Some(note) = &self.note {
+            println!("  {note}");
+        }
         if !self.prefix.is_empty() {
             println!("  names behind {}", self.prefix);
         }
@@ -287,6 +313,6 @@ fn lora(lora: &Lora) -> Value {
     let targets: Vec<&str> = lora.targets.keys().map(|(_, module)| module.as_str()).collect();
     json!({
         "maker": lora.maker.map(|maker| maker.to_string()), "summary": lora.to_string(), "modules": modules,
-        "ranks": ranks, "alphas": alphas, "forms": forms, "unknown": lora.unknown, "targets": targets,
+        "made_for": lora.made_for(), "ranks": ranks, "alphas": alphas, "forms": forms, "unknown": lora.unknown, "targets": targets,
     })
 }

@@ -55,7 +55,7 @@ impl Merges {
                 Family::T5 { .. } => Model::T5,
                 _ => continue,
             };
-            let own = checkpoint.clone().under(contained.prefix).part("", &contained.family);
+            let own = checkpoint.clone().under(&contained.prefix).part("", &contained.family);
             let official = own.widened("img_in.weight", columns);
             let places = official.places();
             merges.insert(model, Merge { official, places, terms: Terms::default() });

@@ -91,8 +91,7 @@ impl Job<'_> {
         };
         let Some(layout) = layout else {
             // The names stay, of all that the file holds.
-            let mut models: Vec<_> =
-                contained.into_iter().map(|c| (c.prefix.to_string(), c.family)).collect();
+            let mut models: Vec<_> = contained.into_iter().map(|c| (c.prefix, c.family)).collect();
             if models.is_empty() {
                 models.push((String::new(), family.clone()));
             }
@@ -105,7 +104,7 @@ impl Job<'_> {
             let target = self.target("", if diffusers { "diffusion_pytorch_model" } else { "model" });
             return Ok(vec![Output { target, checkpoint: checkpoint.clone(), metadata, config, models }]);
         };
-        if contained.is_empty() {
+        if contained.is_empty() || contained.iter().any(|model| matches!(model.family, Family::Foreign(_))) {
             let reason = format!("{family}: names that are not known cannot be changed");
             return Err(Error::Request(format!("{}: {reason}", self.input.display())));
         }
@@ -114,7 +113,7 @@ impl Job<'_> {
             let reason = "several models are in this file, which become several files: name a folder";
             return Err(Error::Request(format!("{}: {reason}", self.input.display())));
         }
-        let prefixes: Vec<&str> = contained.iter().map(|c| c.prefix).collect();
+        let prefixes: Vec<&str> = contained.iter().map(|c| c.prefix.as_str()).collect();
         let homeless: Vec<&str> = checkpoint
             .names()
             .filter(|name| !prefixes.iter().any(|prefix| name.starts_with(prefix)))

@@ -253,7 +253,7 @@ impl<'a> Led<'a> {
 }
 
 fn open(path: &Path, access: Access) -> Result<Checkpoint> {
-    resident::open(path, access, "FLUX.1 ControlNet", |f| matches!(f, Family::ControlNet { .. }))
+    resident::open(path, access, resident::CONTROLNET, |f| matches!(f, Family::ControlNet { .. }))
 }
 
 fn load(

@@ -147,7 +147,8 @@ impl Pipeline {
     /// alone.
     ///
     /// # Errors
-    /// [`Error::Request`], [`Error::Cancelled`], [`Error::NotFinite`], and what is wrong with the files.
+    /// [`Error::Request`], [`Error::Cancelled`], what is wrong with the files, NaN in their weights included, and
+    /// [`Error::NotFinite`] where no weight is to blame.
     pub fn generate(&mut self, request: &Request, on_progress: &mut OnProgress) -> Result<Vec<Generated>> {
         let mut outcomes = self.generate_together(&[request], &mut |_, progress| on_progress(progress))?;
         outcomes.pop().unwrap_or(Err(Error::Cancelled))
@@ -159,6 +160,15 @@ impl Pipeline {
     /// # Errors
     /// What goes wrong for all of them.
     pub fn generate_together(
+        &mut self,
+        requests: &[&Request],
+        on_progress: &mut OnTogether,
+    ) -> Result<Vec<Result<Vec<Generated>>>> {
+        let outcomes = self.draw(requests, on_progress);
+        self.with_causes(outcomes)
+    }
+
+    fn draw(
         &mut self,
         requests: &[&Request],
         on_progress: &mut OnTogether,

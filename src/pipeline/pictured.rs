@@ -248,6 +248,12 @@ impl Pipeline {
         self.ip_adapters.iter().map(|adapter| open_adapter(&adapter.path, self.settings.access)).collect()
     }
 
+    /// The file of the IP-Adapters' image encoder, where they have one.
+    pub(super) fn open_ip_image_encoder(&self) -> Result<Option<Checkpoint>> {
+        let access = self.settings.access;
+        self.image_encoder.as_ref().map(|encoder| open_encoder(&encoder.path, access)).transpose()
+    }
+
     /// What becomes of the weights of the IP-Adapters and of their image encoder.
     pub(super) fn pictured_weights(&self) -> Result<Vec<Weights>> {
         let (access, keep) = (self.settings.access, self.settings.keep_quantized);
@@ -269,7 +275,7 @@ impl Pipeline {
 }
 
 fn open_adapter(path: &Path, access: Access) -> Result<Checkpoint> {
-    resident::open(path, access, "IP-Adapter of FLUX.1", |family| *family == Family::IpAdapter)
+    resident::open(path, access, resident::IP_ADAPTER, |family| *family == Family::IpAdapter)
 }
 
 /// CLIP's vision model, alone or in a file with its text model.
@@ -277,8 +283,7 @@ fn open_encoder(path: &Path, access: Access) -> Result<Checkpoint> {
     let checkpoint = Checkpoint::open(path, access)?;
     let classes = ["vision_model.embeddings.class_embedding", "visual.class_embedding"];
     if classes.iter().all(|name| checkpoint.shape(name).is_none()) {
-        let family = checkpoint.family();
-        return Err(Error::Config(format!("{}: no CLIP vision model: {family}", path.display())));
+        return Err(resident::other_model(&checkpoint, resident::CLIP_VISION));
     }
     Ok(checkpoint.part("", &Family::ClipVision))
 }

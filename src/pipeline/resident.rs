@@ -9,7 +9,7 @@ use super::{Offload, Parts, Settings, configs};
 use crate::autoencoder::{AnyAutoEncoder, AutoEncoder, TinyAutoEncoder};
 use crate::checkpoint::lora::Terms;
 use crate::checkpoint::{Access, Checkpoint, Contained, Family, LoadOptions};
-use crate::error::{Error, Result};
+use crate::error::{Error, FileProblem, Result};
 use crate::flux1::{Flux1, Flux1Params};
 use crate::nn::Linears;
 use crate::ops::Numerics;
@@ -19,7 +19,7 @@ use crate::vision::{DepthAnything, DepthConfig, ReduxConfig, ReduxImageEncoder, 
 impl Parts {
     /// The transformer's file under the official names, and what was taken from the base.
     pub(super) fn open_transformer(&self, access: Access) -> Result<(Checkpoint, Vec<String>)> {
-        let open = |path| open(path, access, "FLUX.1 transformer", |f| matches!(f, Family::Flux1 { .. }));
+        let open = |path| open(path, access, TRANSFORMER, |f| matches!(f, Family::Flux1 { .. }));
         let transformer = open(&self.transformer)?;
         match &self.base {
             Some(base) => Ok(transformer.filled_from(open(base)?)),
@@ -32,23 +32,23 @@ impl Parts {
     }
 
     pub(super) fn open_clip(&self, access: Access) -> Result<Checkpoint> {
-        open(&self.clip, access, "CLIP text model", |f| *f == Family::Clip)
+        open(&self.clip, access, CLIP, |f| *f == Family::Clip)
     }
 
     pub(super) fn open_t5(&self, access: Access) -> Result<Checkpoint> {
-        open(&self.t5, access, "T5 encoder", |f| matches!(f, Family::T5 { .. }))
+        open(&self.t5, access, T5, |f| matches!(f, Family::T5 { .. }))
     }
 
     /// What reads the pictures of Redux.
     pub(super) fn open_image_encoder(&self, access: Access) -> Result<Checkpoint> {
         let path = named(&self.image_encoder, "image encoder", "SigLIP (image_encoder, --image-encoder)")?;
-        open(path, access, "SigLIP vision model", |f| *f == Family::Siglip)
+        open(path, access, SIGLIP, |f| *f == Family::Siglip)
     }
 
     /// What makes tokens of its states.
     pub(super) fn open_redux(&self, access: Access) -> Result<Checkpoint> {
         let path = named(&self.redux, "Redux", "flux1-redux-dev.safetensors (redux, --redux-model)")?;
-        open(path, access, "Redux embedder", |f| *f == Family::Redux)
+        open(path, access, REDUX, |f| *f == Family::Redux)
     }
 
     /// The sizes of the image encoder, from its settings where they lie beside it.
@@ -118,14 +118,14 @@ impl Parts {
 pub(super) fn open_autoencoder(path: &Path, access: Access) -> Result<Checkpoint> {
     let is_one =
         |family: &Family| matches!(family, Family::AutoEncoder { .. } | Family::TinyAutoEncoder { .. });
-    let first = open(path, access, "FLUX.1 autoencoder", is_one)?;
+    let first = open(path, access, AUTOENCODER, is_one)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let of_two = |mine: &str, other: &str| {
         let halves = first.names().all(|tensor| tensor.starts_with(mine)) && name.contains(mine);
         halves.then(|| path.with_file_name(name.replace(mine, other))).filter(|path| path.is_file())
     };
     match of_two("decoder", "encoder").or_else(|| of_two("encoder", "decoder")) {
-        Some(second) => Ok(first.joined(open(&second, access, "FLUX.1 autoencoder", is_one)?)),
+        Some(second) => Ok(first.joined(open(&second, access, AUTOENCODER, is_one)?)),
         None => Ok(first),
     }
 }
@@ -158,7 +158,7 @@ pub(super) fn load_autoencoder(
 }
 
 pub(super) fn open_depth(path: &Path, access: Access) -> Result<Checkpoint> {
-    open(path, access, "depth model", |family| *family == Family::Depth)
+    open(path, access, DEPTH, |family| *family == Family::Depth)
 }
 
 /// The depth model in f32, in which the official code runs it.
@@ -187,19 +187,69 @@ fn named<'a>(path: &'a Option<PathBuf>, part: &str, what: &str) -> Result<&'a Pa
 }
 
 /// Opens a part under its official names, if the file holds one.
+///
+/// # Errors
+/// [`FileProblem::OtherModel`] where it holds another model, and as [`Checkpoint::open`].
 pub(super) fn open(
     path: &Path,
     access: Access,
-    part: &str,
+    wanted: &'static str,
     is_one: impl Fn(&Family) -> bool,
 ) -> Result<Checkpoint> {
     let checkpoint = Checkpoint::open(path, access)?;
     let contained = checkpoint.contained();
     match contained.iter().find(|model| is_one(&model.family)) {
         Some(Contained { prefix, family }) => Ok(checkpoint.part(prefix, family)),
-        None => Err(Error::Config(format!("{}: no {part}: {}", path.display(), checkpoint.family()))),
+        None => Err(other_model(&checkpoint, wanted)),
     }
 }
+
+/// The error for a file that holds another model than the one that is wanted: what it is, and what would work.
+pub(super) fn other_model(checkpoint: &Checkpoint, wanted: &'static str) -> Error {
+    if let Err(packed) = checkpoint.check_readable() {
+        return packed;
+    }
+    let mut looks_like = checkpoint.family().to_string();
+    if checkpoint.family() == Family::AllInOne {
+        let names: Vec<_> = checkpoint.contained().iter().map(|model| model.family.name()).collect();
+        looks_like = format!("{looks_like}: {}", names.join(", "));
+    }
+    let works = WORKS.iter().find(|(part, _)| *part == wanted).map_or("", |(_, works)| works);
+    // What a model of another family has for its counterpart is said with it.
+    if !looks_like.contains(works.split(',').next().unwrap_or_default()) {
+        looks_like = format!("{looks_like}; what works here: {works}");
+    }
+    let path = checkpoint.files().first().map(|path| path.to_path_buf()).unwrap_or_default();
+    Error::file(path)(FileProblem::OtherModel { wanted, looks_like })
+}
+
+/// What each part is found as.
+const WORKS: [(&str, &str); 10] = [
+    (
+        TRANSFORMER,
+        "flux1-dev.safetensors, flux1-schnell.safetensors, a finetune of them, a GGUF file, transformer/",
+    ),
+    (AUTOENCODER, "ae.safetensors, vae/"),
+    (CLIP, "clip_l.safetensors, text_encoder/"),
+    (T5, "t5xxl_fp16.safetensors, its fp8 or GGUF files, text_encoder_2/"),
+    (SIGLIP, "image_encoder/ of FLUX.1 Redux"),
+    (REDUX, "flux1-redux-dev.safetensors, image_embedder/"),
+    (DEPTH, "Depth Anything in transformers' names"),
+    (CONTROLNET, "a ControlNet of FLUX.1 as XLabs, InstantX or Shakker publish them"),
+    (IP_ADAPTER, "XLabs' IP-Adapter of FLUX.1"),
+    (CLIP_VISION, "CLIP-L's vision model with its projection, as in clip-vit-large-patch14"),
+];
+
+const TRANSFORMER: &str = "FLUX.1 transformer";
+const AUTOENCODER: &str = "FLUX.1 autoencoder";
+const CLIP: &str = "CLIP text model";
+const T5: &str = "T5 encoder";
+const SIGLIP: &str = "SigLIP vision model";
+const REDUX: &str = "Redux embedder";
+const DEPTH: &str = "depth model";
+pub(super) const CONTROLNET: &str = "FLUX.1 ControlNet";
+pub(super) const IP_ADAPTER: &str = "IP-Adapter of FLUX.1";
+pub(super) const CLIP_VISION: &str = "CLIP vision model";
 
 /// A model that is loaded, with what it lies on.
 #[derive(Debug)]

@@ -55,8 +55,8 @@ impl Fp8 {
     fn f_quantize(matrix: &Tensor) -> Result<Self> {
         let matrix = matrix.f_to_kind(Kind::Float)?;
         let scale = matrix.f_abs()?.f_amax([1], true)?.f_div_scalar(MOST)?;
-        // A row of zeros has no scale; 1 keeps it zero.
-        let scale = scale.f_where_self(&scale.f_gt(0.0)?, &scale.f_ones_like()?)?;
+        // A row of zeros has no scale; 1 keeps it zero. NaN and infinity stay, so that no result of them is a number.
+        let scale = scale.f_where_self(&scale.f_ne(0.0)?, &scale.f_ones_like()?)?;
         // What rounding puts above the largest number would become NaN.
         let weight = matrix.f_div(&scale)?.f_clamp(-MOST, MOST)?.f_to_kind(Kind::Float8e4m3fn)?;
         Ok(Self { weight, scale })

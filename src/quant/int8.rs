@@ -33,8 +33,9 @@ impl Int8 {
             let len = ROWS.min(rows - start);
             let part = matrix.f_narrow(0, start, len)?.f_to_kind(Kind::Float)?;
             let scale = part.f_abs()?.f_amax([1], true)?.f_div_scalar(127.0)?;
-            // A row of zeros has no scale; 1 keeps it zero.
-            let scale = scale.f_where_self(&scale.f_gt(0.0)?, &scale.f_ones_like()?)?;
+            // A row of zeros has no scale; 1 keeps it zero. A row with NaN or infinity keeps that as its scale, so that what
+            // is computed with it is no number, either.
+            let scale = scale.f_where_self(&scale.f_ne(0.0)?, &scale.f_ones_like()?)?;
             let rounded = part.f_div(&scale)?.f_round()?;
             sums.push(rounded.f_sum_dim_intlist([1i64].as_slice(), false, Kind::Int)?);
             scales.push(scale.f_view([-1])?);

@@ -316,7 +316,7 @@ fn a_scaled_model_behind_comfys_prefix_is_the_same_model() {
     let whole = of(&tensors);
     let found = whole.contained();
     let transformer = found.iter().find(|model| model.prefix == prefix).unwrap();
-    let checkpoint = whole.part(transformer.prefix, &transformer.family);
+    let checkpoint = whole.part(&transformer.prefix, &transformer.family);
     assert_eq!(checkpoint.names().collect::<Vec<_>>(), plain.names().collect::<Vec<_>>());
     for name in plain.names() {
         assert_eq!(rows(&checkpoint, &[name]), rows(&plain, &[name]), "{name}");

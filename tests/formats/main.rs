@@ -5,11 +5,14 @@
 mod bitsandbytes;
 #[path = "../common/mod.rs"]
 mod common;
+mod damaged;
+mod foreign;
 mod fp8;
 mod gguf;
 mod layouts;
 mod settings;
 mod towers;
+mod wrapped;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

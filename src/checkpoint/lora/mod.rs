@@ -4,6 +4,7 @@
 //! has no place in the models.
 
 mod forms;
+mod made_for;
 mod metadata;
 mod modules;
 mod names;
@@ -56,6 +57,7 @@ impl Lora {
     /// # Errors
     /// As [`Lora::open`].
     pub fn from_checkpoint(checkpoint: Checkpoint) -> Result<Self> {
+        checkpoint.check_readable()?;
         let path = checkpoint.files().first().map(|p| p.to_path_buf()).unwrap_or_default();
         let Names { groups, unknown, maker } = parse_names(checkpoint.names());
         if !checkpoint.names().any(is_change) {
@@ -89,6 +91,11 @@ impl Lora {
     /// How many modules of a model it changes.
     pub fn modules(&self, model: Model) -> usize {
         self.targets.keys().filter(|(of, _)| *of == model).count()
+    }
+
+    /// The family of models that it was made for, where its keys tell that it is not FLUX.1: `Stable Diffusion XL`.
+    pub fn made_for(&self) -> Option<&'static str> {
+        made_for::made_for(&|| self.checkpoint.names().map(|name| (name, self.checkpoint.shape(name))))
     }
 
     /// All its changes.

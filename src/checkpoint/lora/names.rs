@@ -208,7 +208,7 @@ fn part(ending: &str) -> Option<Part> {
 fn strip(module: &str) -> (&str, Option<Model>, &'static str) {
     let (mut rest, mut model, mut prefix) = (module, None, "");
     // Wrappers may stand one inside the other: `base_model.model.transformer.`.
-    for _ in 0..4 {
+    for _ in 0..8 {
         let fits =
             |(p, of): &&(&str, Option<Model>)| rest.starts_with(p) && (of.is_none() || model.is_none());
         let Some((found, of)) = PREFIXES.iter().find(fits) else { break };
@@ -248,12 +248,18 @@ fn resolve(module: &str, part: Part, ending: &str) -> Option<(Target, Maker)> {
 }
 
 /// What may stand before a module's name, and whose module it then is.
-const PREFIXES: [(&str, Option<Model>); 24] = [
+const PREFIXES: [(&str, Option<Model>); 30] = [
+    ("module.", None),
+    ("_orig_mod.", None),
+    ("_orig_mod_", None),
+    ("state_dict.", None),
     ("base_model.model.", None),
     ("model.diffusion_model.", Some(Model::Transformer)),
     ("diffusion_model.", Some(Model::Transformer)),
     ("transformer.", Some(Model::Transformer)),
     ("unet.", Some(Model::Transformer)),
+    ("pipe.dit.", Some(Model::Transformer)),
+    ("dit.", Some(Model::Transformer)),
     ("lora_unet_", Some(Model::Transformer)),
     ("lora_transformer_", Some(Model::Transformer)),
     ("lycoris_", Some(Model::Transformer)),

@@ -109,6 +109,7 @@ impl Lora {
             path: self.path.clone(),
             unknown: self.unknown.clone(),
             twice: self.twice.clone(),
+            made_for: self.made_for(),
             ..Unplaced::default()
         };
         let mut fitting = Vec::new();

@@ -178,23 +178,24 @@ void finish_rows(const Product& p, int64_t m, int64_t count, int64_t n0, int64_t
 // ---- one matrix product
 
 // Activations of one token as int8: its largest number becomes 127. Returns what a unit is worth. Writes whole vectors,
-// so up to LANES − 1 bytes behind the row.
+// so up to LANES − 1 bytes behind the row. Of a row with NaN or infinity a unit is worth NaN: no int8 is.
 template <class T>
 float quantize_row(const T* x, int64_t k, int8_t* out) {
-  vf most{};
+  vf most{}, zeros{};
   for (int64_t i = 0; i < k; i += LANES) {
     vf v = load_some(x + i, k - i);
     most = max(most, max(v, -v));
+    zeros += v * 0.0f;
   }
-  float largest = 0;
-  for (int i = 0; i < LANES; i++) largest = most[i] > largest ? most[i] : largest;
+  float largest = 0, zero = 0;
+  for (int i = 0; i < LANES; i++) largest = most[i] > largest ? most[i] : largest, zero += zeros[i];
   float inverse = largest > 0 ? 127.0f / largest : 0.0f;
   for (int64_t i = 0; i < k; i += LANES) {
     // Adding 1.5 · 2²³ rounds to the nearest whole number, which is then in the lowest bits.
     vi whole = (vi)(load_some(x + i, k - i) * inverse + 12582912.0f) - 0x4b400000;
     *reinterpret_cast<vb_any*>(out + i) = __builtin_convertvector(whole, vb);
   }
-  return largest / 127.0f;
+  return largest / 127.0f + zero;
 }
 
 template <class W, class>

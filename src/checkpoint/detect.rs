@@ -175,11 +175,12 @@ impl Names<'_> {
             return Vec::new();
         }
         let mut found: Vec<Contained> = Vec::new();
-        // Shortest first: what is a model behind nothing may look like the same model behind its first word.
-        for prefix in wrapped::prefixes(&self.shapes) {
+        // Shortest first: what is a model behind nothing may look like one behind its first word, too.
+        for (prefix, known) in wrapped::prefixes(&self.shapes) {
             let Some(family) = self.under(&prefix) else { continue };
-            let same =
-                |other: &Contained| prefix.starts_with(&other.prefix) && other.family.name() == family.name();
+            let same = |other: &Contained| {
+                prefix.starts_with(&other.prefix) && (!known || other.family.name() == family.name())
+            };
             if !found.iter().any(same) {
                 found.push(Contained { prefix, family });
             }

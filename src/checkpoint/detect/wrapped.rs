@@ -1,6 +1,6 @@
 //! What training code puts around a model's names: `module.`, `_orig_mod.`, `model.diffusion_model.`.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::LazyLock;
 
 use super::foreign;
@@ -61,10 +61,10 @@ pub(crate) fn without_wrappers(name: &str) -> Option<String> {
     Some(bare)
 }
 
-/// What stands before the names of models in a file, shortest first: nothing, what is known to, and what stands before
-/// every name.
-pub(super) fn prefixes(names: &BTreeMap<&str, &[i64]>) -> BTreeSet<String> {
-    let mut found = BTreeSet::from([String::new()]);
+/// What stands before the names of models in a file, shortest first, and whether it is known to: else it is what stands
+/// before every name.
+pub(super) fn prefixes(names: &BTreeMap<&str, &[i64]>) -> BTreeMap<String, bool> {
+    let mut found = BTreeMap::from([(String::new(), true)]);
     // The names are sorted: what the first and the last begin with, all do.
     let ends = names.keys().next().zip(names.keys().next_back());
     let before_all =
@@ -73,10 +73,12 @@ pub(super) fn prefixes(names: &BTreeMap<&str, &[i64]>) -> BTreeSet<String> {
         for anchor in last_two(name).and_then(|end| ANCHORS.get(end)).into_iter().flatten() {
             let Some(prefix) = name.strip_suffix(anchor) else { continue };
             let Some(words) = prefix.strip_suffix('.') else { continue };
-            if !found.contains(prefix)
-                && (words.split('.').all(|word| BEFORE.binary_search(&word).is_ok()) || before_all(prefix))
-            {
-                found.insert(prefix.to_string());
+            if found.contains_key(prefix) {
+                continue;
+            }
+            let known = words.split('.').all(|word| BEFORE.binary_search(&word).is_ok());
+            if known || before_all(prefix) {
+                found.insert(prefix.to_string(), known);
             }
         }
     }
@@ -161,7 +163,7 @@ mod tests {
         let prefixes_of = |names: &[String]| {
             let shape: &[i64] = &[1];
             let names = names.iter().map(|name| (name.as_str(), shape)).collect();
-            prefixes(&names).into_iter().filter(|prefix| !prefix.is_empty()).collect::<Vec<_>>()
+            prefixes(&names).into_keys().filter(|prefix| !prefix.is_empty()).collect::<Vec<_>>()
         };
         for known in ["module.", "model.diffusion_model.", "text_encoders.t5xxl.transformer.", "pipe.dit."] {
             assert_eq!(prefixes_of(&[format!("{known}{t5}"), "other".into()]), [known]);

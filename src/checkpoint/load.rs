@@ -11,7 +11,7 @@ use super::file::WeightFile;
 use super::safetensors::{Entry, printable};
 use super::source::{FourBitState, Part, Place, Source, Stored};
 use super::staging::Staging;
-use super::{Checkpoint, is_embedding, is_quantised};
+use super::{Checkpoint, Contained, is_embedding, is_quantised};
 use crate::error::{Error, FileProblem, Mismatch, Result};
 use crate::nn::{Elsewhere, Linears};
 use crate::quant::{self, Code, Companions, Encoding, Job, Piece, Quantized, four_bit};
@@ -415,7 +415,7 @@ impl Checkpoint {
         }
         mismatch.unexpected = self.tensors.keys().filter(|n| !variables.contains_key(*n)).cloned().collect();
         if !mismatch.is_empty() {
-            mismatch.looks_like = self.family().to_string();
+            mismatch.looks_like = self.looks_like();
         }
         mismatch
     }
@@ -441,10 +441,21 @@ impl Checkpoint {
         }
     }
 
+    /// What the tensors seem to be, and what stands before their names.
+    fn looks_like(&self) -> String {
+        let family = self.family().to_string();
+        match &self.contained()[..] {
+            [Contained { prefix, .. }] if !prefix.is_empty() => {
+                format!("{family}; its names are behind \"{prefix}\"")
+            }
+            _ => family,
+        }
+    }
+
     fn no_mismatch(&self) -> Mismatch {
         Mismatch {
             files: self.files.iter().map(|f| f.path.clone()).collect(),
-            looks_like: self.family().to_string(),
+            looks_like: self.looks_like(),
             ..Mismatch::default()
         }
     }

@@ -37,7 +37,7 @@ static FORMATS: &[(usize, &[u8], &str)] = &[
     (
         0,
         b"\x00\x05\x16\x07",
-        "what macOS keeps beside a file on a foreign disk: the weights are in the file without ._ before its name",
+        "a sidecar, in which macOS keeps the attributes of another file: name that one, without `._`",
     ),
 ];
 

@@ -11,7 +11,7 @@ const AMONG: [&str; 4] =
     ["_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_forward_module."];
 
 /// What files are known to put before a model's names, in any order and depth.
-const BEFORE: [&str; 29] = [
+const BEFORE: [&str; 30] = [
     "_orig_mod",
     "autoencoder",
     "clip",
@@ -34,6 +34,7 @@ const BEFORE: [&str; 29] = [
     "state_dict",
     "t5",
     "t5xxl",
+    "text",
     "text_encoder",
     "text_encoder_2",
     "text_encoders",
@@ -104,7 +105,7 @@ fn last_two(name: &str) -> Option<&str> {
 }
 
 /// The names by which the models are known that are run here.
-const OWN: [&str; 25] = [
+const OWN: [&str; 26] = [
     "double_blocks.0.img_attn.norm.key_norm.scale",
     "double_blocks.0.img_attn.norm.key_norm.weight",
     "double_stream_modulation_img.lin.weight",
@@ -130,6 +131,7 @@ const OWN: [&str; 25] = [
     "transformer.resblocks.0.attn.in_proj_weight",
     "token_embedding.weight",
     "visual_projection.weight",
+    "visual.class_embedding",
 ];
 
 #[cfg(test)]

@@ -90,7 +90,15 @@ impl Offer<'_> {
         }
         if draws {
             let events = named(if edits { "EditEvent" } else { "GenerationEvent" });
-            content.insert("text/event-stream".into(), json!({ "schema": events }));
+            // Each event: its name, and its data, which is JSON.
+            let data =
+                json!({ "type": "string", "contentMediaType": "application/json", "contentSchema": events });
+            let event = json!({
+                "type": "object",
+                "properties": { "event": { "type": "string" }, "data": data },
+                "required": ["data"],
+            });
+            content.insert("text/event-stream".into(), json!({ "schema": event }));
         }
         let mut responses = Map::new();
         responses.insert(

@@ -51,10 +51,8 @@ def before_load_schema(context, schema):
     replace(edit)
 
 
-@schemathesis.hook
-def map_body(context, body):
-    if not isinstance(body, dict):
-        return body
+def consistent(body):
+    """The same, in few steps, and without contradictions between fields that are right in themselves."""
     body = dict(body)
     for name, most in MOST.items():
         if is_number(body.get(name)) and most < body[name] <= 10 * most:
@@ -88,12 +86,15 @@ def map_body(context, body):
     return body
 
 
+def with_files(value):
+    if isinstance(value, list):
+        return [with_files(part) for part in value]
+    return FILE if value == PICTURE else value
+
+
 @schemathesis.hook
 def before_call(context, case, kwargs):
-    def files(value):
-        if isinstance(value, list):
-            return [files(part) for part in value]
-        return FILE if value == PICTURE else value
-
-    if isinstance(case.body, dict) and case.path.endswith("/edits"):
-        case.body = {name: files(value) for name, value in case.body.items()}
+    if isinstance(case.body, dict):
+        body = consistent(case.body)
+        is_form = case.path.endswith("/edits")
+        case.body = {name: with_files(value) for name, value in body.items()} if is_form else body

@@ -74,7 +74,7 @@ fn settings_that_are_none_are_refused_with_the_nearest_name() {
         String::from_utf8(output.stderr).unwrap()
     };
     let said = refused("max-json-byte = 5");
-    assert!(said.contains("`max-json-byte`") && said.contains("`max-json-bytes`"), "{said}");
+    assert!(said.contains("line 1: max-json-byte:") && said.contains("`max-json-bytes`"), "{said}");
     assert!(refused("port = \"x\"").contains("serve.toml"));
     assert!(refused("port = 70000").contains("port"));
     assert!(refused("port = ").contains("serve.toml"));
@@ -107,6 +107,7 @@ fn errors_name_what_was_used_and_what_would_work() {
         assert!(output.stdout.is_empty() && !text.contains("panicked"), "{text}");
         text
     };
+    let mut before = "";
     for (name, value, hint) in [
         ("threads", "0", "leave it out"),
         ("threads", "100000", "1024"),
@@ -144,6 +145,10 @@ fn errors_name_what_was_used_and_what_would_work() {
     ] {
         let text = said(&[&format!("--{name}={value}")], &[]);
         assert!(text.contains(&format!("--{name}")) && text.contains(hint), "{name} {value}: {text}");
+        // Each is a process of its own: once a setting in the two other ways is enough.
+        if std::mem::replace(&mut before, name) == name {
+            continue;
+        }
         let variable = format!("TCH_FLUX_SERVE_{}", name.replace('-', "_").to_uppercase());
         let text = said(&[], &[(&variable, value)]);
         assert!(text.contains(&variable) && text.contains(hint), "{variable} {value}: {text}");

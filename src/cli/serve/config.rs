@@ -204,7 +204,8 @@ impl Serve {
     /// With what the file says where flags and environment say nothing.
     pub(super) fn effective(mut self) -> anyhow::Result<Self> {
         let Some(path) = self.config.clone() else { return Ok(self) };
-        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        let named = || format!("{}: {}", self.said.of("config"), path.display());
+        let text = std::fs::read_to_string(&path).with_context(named)?;
         let own = Table::try_from(&self).context("the settings of the flags")?;
         let table = over(&text, own, &path, &mut self.said)?;
         let mut all: Self = table.try_into().with_context(|| path.display().to_string())?;

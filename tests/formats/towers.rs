@@ -170,7 +170,7 @@ fn clip_is_read_in_the_names_of_openai_and_of_open_clip() {
         let whole = of(&tensors);
         let text = whole.contained().into_iter().find(|model| model.family == Family::Clip).unwrap();
         assert_eq!(text.prefix, prefix);
-        let read = whole.part(text.prefix, &text.family);
+        let read = whole.part(&text.prefix, &text.family);
         is(&read, &clip());
         assert_eq!(ClipConfig::from_shapes(|name| read.shape(name)).unwrap().hidden_size, 24);
         is(&vision_of(&tensors), &vision());

@@ -36,7 +36,7 @@ impl Checkpoint {
         };
         // ComfyUI keeps what belongs to a text encoder, but is no part of its model, one level above.
         let above = prefix.strip_suffix("transformer.").unwrap_or(prefix);
-        let mut outside = Vec::new();
+        let (mut outside, mut strangers) = (Vec::new(), Vec::new());
         let tensors = std::mem::take(&mut self.tensors).into_iter();
         let mine = |(name, source): (String, Source)| match name.strip_prefix(prefix) {
             Some(rest) if !prefix.is_empty() => Some((rest.to_string(), source)),
@@ -53,18 +53,24 @@ impl Checkpoint {
                 }
                 None
             }
-            _ => Some((name, source)),
+            None => {
+                strangers.push(name.clone());
+                Some((name, source))
+            }
+            Some(_) => Some((name, source)),
         };
         self.tensors = tensors.filter_map(mine).collect();
         self.note_left_aside("", family, outside);
-        if matches!(family, Family::T5 { .. }) && self.shape("encoder.embed_tokens.weight").is_none() {
-            // One tensor under four names, of which a file may keep any.
+        let embeddings = ["shared.weight", "encoder.embed_tokens.weight"];
+        if matches!(family, Family::T5 { .. }) && embeddings.iter().all(|name| self.shape(name).is_none()) {
+            // One tensor under several names, of which a file may keep any.
             self = self.alias("decoder.embed_tokens.weight", "shared.weight");
         }
         let tower = self.tower(family);
         let siglip = *family == Family::Siglip && self.shape("embeddings.patch_embedding.bias").is_some();
         let beside = |name: &str| match (family, tower) {
             _ if is_left_by_training(name) => true,
+            _ if strangers.iter().any(|stranger| stranger == name) => false,
             (_, Some(tower)) => !tower.iter().any(|start| name.starts_with(start)) || UNUSED.contains(&name),
             (Family::Siglip, _) if siglip => names::is_beside_siglip(&format!("vision_model.{name}")),
             (Family::Siglip, _) => names::is_beside_siglip(name),

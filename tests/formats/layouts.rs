@@ -369,7 +369,7 @@ fn what_no_rule_knows_is_reported_in_every_layout() {
         ("flux2-dev", "flux2-dev"),
         ("flux2-dev.diffusers", "flux2-dev"),
     ] {
-        for (prefix, other) in [("", "unknown.weight"), ("model.diffusion_model.", "model_ema.decay")] {
+        for (prefix, other) in [("", "unknown.weight"), ("model.diffusion_model.", "another_model.decay")] {
             let mut tensors = stored(&small(list));
             tensors.iter_mut().for_each(|(name, ..)| *name = format!("{prefix}{name}"));
             tensors.push(f32s(other, &[1], &[1.0]));

@@ -183,7 +183,8 @@ static SIGNATURES: &[Signature] = {
             ControlNet,
             &[
                 &[Has("controlnet_cond_embedding.conv_in.weight")],
-                &[Has("input_hint_block.0.weight")],
+                // XLabs' ControlNets of FLUX.1 have such a block, too.
+                &[Has("input_hint_block.0.weight"), Has("zero_convs.0.0.weight")],
                 &[Begins("control_model.")],
             ],
         ),
@@ -419,8 +420,13 @@ static SIGNATURES: &[Signature] = {
             "Stable Diffusion autoencoder (of 1.5, 2 or XL, with 4 latent channels)",
             Autoencoder,
             &[
-                &[Size("decoder.conv_in.weight", 1, 4), Has("quant_conv.weight")],
-                &[Size("decoder.conv_in.weight", 1, 4), Has("post_quant_conv.weight")],
+                // FLUX.2's autoencoder has such convolutions, too, and norms of batches.
+                &[Size("decoder.conv_in.weight", 1, 4), Has("quant_conv.weight"), Lacks("bn.running_mean")],
+                &[
+                    Size("decoder.conv_in.weight", 1, 4),
+                    Has("post_quant_conv.weight"),
+                    Lacks("bn.running_mean"),
+                ],
             ],
         ),
         Signature::new(

@@ -8,10 +8,11 @@ use tracing_subscriber::filter::Targets;
 /// The threads of the largest machines; more would only be a slip of the finger.
 const MOST_THREADS: usize = 1024;
 /// The library's modules, and the program's own.
-const MODULES: [&str; 23] = [
+const MODULES: [&str; 24] = [
     "autoencoder",
     "checkpoint",
     "cli",
+    "config",
     "convert",
     "engine",
     "error",

@@ -218,8 +218,27 @@ fn prompts_come_from_files_and_standard_input() {
     refused(&["-"], b" \r\n", "standard input: it holds no prompt");
     refused(&["--prompt", "-", "--prompt", "-"], b"a", "standard input: it can be only one");
     refused(&["a (red:nan) circle"], b"", "no finite number");
-    let plan = run(folder.path(), &["generate", "a room (16:9)", "--dry-run", "--json"]);
-    assert!(stdout(&plan).contains("weight of 9"), "{}", stdout(&plan));
+}
+
+#[test]
+fn weights_are_told_and_a_picture_drawn_to_the_letter_can_have_them() {
+    let folder = folder();
+    let prompt = "a room (aspect ratio 16:9)";
+    let literal = |more: &[&str]| -> bool {
+        let plan = stdout(&run(folder.path(), &[&["generate", "--dry-run", "--json"], more].concat()));
+        let is_told = plan.contains("weight of 9");
+        let literal = serde_json::from_str::<Value>(&plan).unwrap()["request"]["literal"] == true;
+        assert_ne!(is_told, literal, "{plan}");
+        literal
+    };
+    assert!(!literal(&[prompt]));
+    assert!(literal(&[prompt, "--literal"]));
+    stdout(&run(folder.path(), &["generate", prompt, "--literal", "--steps", "1", "-o", "first.png"]));
+    assert!(literal(&["--from-image", "first.png"]));
+    assert!(!literal(&["--from-image", "first.png", "--literal=false"]));
+    let drawn = run(folder.path(), &["generate", prompt, "--steps", "1", "-o", "second.png"]);
+    let said = String::from_utf8_lossy(&drawn.stderr);
+    assert!(drawn.status.success() && said.contains("weight of 9"), "{said}");
 }
 
 #[test]

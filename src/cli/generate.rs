@@ -51,9 +51,10 @@ pub(super) struct Generate {
     #[arg(long, value_name = "PROMPT")]
     prompt_2: Option<String>,
     /// Read the prompts to the letter. Otherwise a prompt in which a group has a number is read by ComfyUI's rules:
-    /// (word:1.3) weighs more, (word:0.7) less, (word) 1.1, and a parenthesis after a backslash is text.
-    #[arg(long)]
-    literal: bool,
+    /// (word:1.3) weighs more, (word:0.7) less, (word) 1.1, and a parenthesis after a backslash is text. `--literal=false` is
+    /// for a picture of `--from-image` that was drawn to the letter.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    literal: Option<bool>,
     /// A picture of ours, to be drawn again; other flags change what it says.
     #[arg(long, value_name = "FILE")]
     from_image: Option<PathBuf>,
@@ -428,7 +429,7 @@ impl Generate {
         request.width = self.width.unwrap_or(request.width);
         request.height = self.height.unwrap_or(request.height);
         self.walk.put_on(&mut request)?;
-        request.literal |= self.literal;
+        request.literal = self.literal.unwrap_or(request.literal);
         request.guidance = self.guidance.or(request.guidance);
         request.prompt_2 = self.prompt_2.clone().or(request.prompt_2);
         request.negative_prompt = self.negative_prompt.clone().or(request.negative_prompt);

@@ -317,9 +317,13 @@ impl Request {
 
     /// What should be said of the prompts before anything is drawn. It is among the warnings of each picture, too.
     pub fn prompt_warnings(&self) -> Vec<String> {
+        self.read_prompts().flat_map(|prompt| self.weight_warnings(prompt)).collect()
+    }
+
+    /// The prompts that an encoder reads.
+    fn read_prompts(&self) -> impl Iterator<Item = &String> {
         let negative = self.scale().and(self.negative_prompt.as_ref());
-        let prompts = self.prompts.iter().chain(&self.prompt_2).chain(negative);
-        prompts.flat_map(|prompt| self.weight_warnings(prompt)).collect()
+        self.prompts.iter().chain(&self.prompt_2).chain(negative)
     }
 
     /// What should be said of the weights of a prompt: those beyond [`Weighted::USUAL`], and embeddings, which are left out.
@@ -345,8 +349,7 @@ impl Request {
     /// # Errors
     /// [`Error::Request`] for a weight that is no finite number.
     fn check_weights(&self) -> Result<()> {
-        let others = [&self.prompt_2, &self.negative_prompt].into_iter().flatten();
-        for prompt in self.prompts.iter().chain(others) {
+        for prompt in self.read_prompts() {
             let weighted = self.weighted(prompt);
             if let Some(part) = weighted.as_ref().and_then(Weighted::not_finite) {
                 return Err(Error::Request(format!(

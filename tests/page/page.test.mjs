@@ -428,6 +428,25 @@ test("the sampler is sent, shown, and comes back from the history", async () => 
   await finish();
 });
 
+test("prompts have weights only where the box is checked", async () => {
+  const { page, finish } = await open(browser);
+  const sent = async (prompt) => {
+    const [request] = await Promise.all([page.waitForRequest("**/v1/images/generations"), draw(page, prompt)]);
+    await drawn(page);
+    return request.postDataJSON().literal;
+  };
+  assert.equal(await sent("a red circle on a blue background (aspect ratio 16:9)"), undefined);
+  assert.equal((await facts(page)).Note, undefined);
+  await page.check("#weights");
+  assert.equal(await sent("a red circle on a blue background (aspect ratio 16:9)"), false);
+  assert.match((await facts(page)).Note, /weight of 9/);
+  await page.locator("#strip button").last().click();
+  assert.equal(await page.locator("#weights").isChecked(), false);
+  await page.locator("#strip button").first().click();
+  assert.equal(await page.locator("#weights").isChecked(), true);
+  await finish();
+});
+
 test("a negative prompt is sent with its weight", async () => {
   const { page, finish } = await open(browser);
   await page.click("#negative-panel summary");

@@ -137,10 +137,12 @@ pub enum Error {
     Cancelled,
 
     /// An engine has as many jobs waiting as it may.
-    #[error("{waiting} jobs are waiting, as many as may: try again later")]
+    #[error("the queue is full: {waiting} of at most {queue} jobs are waiting; try again later")]
     Full {
         /// How many.
         waiting: usize,
+        /// How many may, beside those that are drawn.
+        queue: usize,
     },
 
     /// An engine that was shut down, or whose devices are all lost, was given a job.

@@ -46,6 +46,7 @@ mod shelf;
 mod state;
 mod status;
 mod stream;
+mod synonyms;
 #[cfg(test)]
 mod tests;
 mod upload;

@@ -99,7 +99,19 @@ fn parse() -> Cli {
     let command = Cli::command();
     #[cfg(feature = "serve")]
     let command = command.mut_subcommand("serve", serve::with_environment);
-    Cli::from_arg_matches(&command.get_matches()).unwrap_or_else(|problem| problem.exit())
+    let matches = command.try_get_matches();
+    #[cfg(feature = "serve")]
+    let matches = matches.map_err(serve::named_by_variable);
+    let matches = matches.unwrap_or_else(|problem| problem.exit());
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|problem| problem.exit());
+    #[cfg(feature = "serve")]
+    let cli = match (cli, matches.subcommand_matches("serve")) {
+        (Cli { command: Command::Serve(serve) }, Some(matches)) => {
+            Cli { command: Command::Serve(Box::new(serve.said_in(matches))) }
+        }
+        (cli, _) => cli,
+    };
+    cli
 }
 
 /// What is said while a model is fetched.

@@ -1,10 +1,13 @@
 //! `serve`: the OpenAI Images dialect over HTTP.
 
 mod beside;
+mod checks;
 mod config;
+mod said;
+mod units;
 
 use std::io::Write;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -12,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use rustix::process::{Resource, getpid, getrlimit, kill_process, setrlimit};
 use tch::Device;
 use tch_flux::engine::{self, Engine};
@@ -29,6 +32,9 @@ use tracing_subscriber::prelude::*;
 
 use beside::Beside;
 pub(super) use config::{Serve, with_environment};
+pub(super) use said::named_by_variable;
+
+use units::{Size, Time};
 
 use super::generate::{default_size, parse_lora};
 use super::{Saying, access, parse_device};
@@ -39,6 +45,8 @@ const SOCKET_THREADS: usize = 2;
 const SIDE_THREADS: usize = 8;
 /// Descriptors beside the connections': files, pipes, the listener.
 const OTHER_DESCRIPTORS: u64 = 64;
+/// What comes so soon after a signal is the same one once more.
+const SAME_SIGNAL: Duration = Duration::from_secs(1);
 /// How often it is looked whether a load has ended.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
@@ -58,7 +66,9 @@ struct Plan {
 impl Serve {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let print = self.print_config;
+        said::check_variables()?;
         let config = self.effective()?;
+        config.check()?;
         if print {
             print!("{}", config.to_text()?);
             return Ok(ExitCode::SUCCESS);
@@ -77,10 +87,12 @@ impl Serve {
         Ok(ExitCode::SUCCESS)
     }
 
+    pub(super) fn log_filter(&self) -> anyhow::Result<Targets> {
+        self.checked("log-level", checks::log_filter(self.log_level.as_deref().unwrap_or("info")))
+    }
+
     fn log(&self) -> anyhow::Result<()> {
-        let level = self.log_level.as_deref().unwrap_or("info");
-        let filter: Targets = level.parse().with_context(|| format!("log-level {level:?}"))?;
-        let filter = filter.with_target("hyper", LevelFilter::ERROR);
+        let filter = self.log_filter()?.with_target("hyper", LevelFilter::ERROR);
         let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
         let registry = tracing_subscriber::registry();
         if self.log_json.unwrap_or(false) {
@@ -95,7 +107,7 @@ impl Serve {
         let begun = Instant::now();
         let (plan, options, address) = (self.plan()?, self.options()?, self.address()?);
         if let Some(threads) = self.threads {
-            tch::set_num_threads(threads.try_into().context("--threads")?);
+            tch::set_num_threads(self.checked("threads", checks::threads(threads))?);
         }
         if !address.ip().is_loopback() && options.api_key.is_none() {
             warn!(%address, "OPEN TO THE NETWORK WITHOUT A KEY: everybody who reaches it may draw; set --api-key");
@@ -103,10 +115,7 @@ impl Serve {
         raise_descriptors(options.connections)?;
         let signals = Signals::listen()?;
         let listener = TcpListener::bind(address).await.with_context(|| address.to_string())?;
-        println!("listening on http://{}", listener.local_addr()?);
-        // Whoever started the server need not read on.
-        let _ = std::io::stdout().flush();
-
+        let address = listener.local_addr()?;
         let grace = options.grace;
         let server = Server::new(options);
         let (failed, has_failed) = oneshot::channel();
@@ -133,7 +142,13 @@ impl Serve {
                 Ok(problem) = has_failed => failure = Some(problem),
             }
         };
-        server.run(listener, end).await?;
+        let run = server.run(listener, end);
+        // From here on whoever calls is answered.
+        info!(%address, "listening");
+        println!("listening on http://{address}");
+        // Whoever started the server need not read on.
+        let _ = std::io::stdout().flush();
+        run.await?;
         cancel.store(true, Ordering::Relaxed);
         // A process that ends under a thread that computes may end badly.
         let until = Instant::now() + grace;
@@ -147,27 +162,22 @@ impl Serve {
     }
 
     fn address(&self) -> anyhow::Result<SocketAddr> {
-        let host = self.host.as_deref().unwrap_or("127.0.0.1");
-        let ip: IpAddr = match host {
-            "localhost" => IpAddr::from([127, 0, 0, 1]),
-            host => host.parse().with_context(|| format!("host {host:?} is no address"))?,
-        };
-        Ok(SocketAddr::new(ip, self.port.unwrap_or(8000)))
+        let (host, port) = (self.host.as_deref().unwrap_or("127.0.0.1"), self.port.unwrap_or(8000));
+        self.checked("host", checks::address(host, port))
     }
 
     fn plan(&self) -> anyhow::Result<Plan> {
-        let parse =
-            |text: &String| parse_device(text).map_err(|problem| anyhow::anyhow!("device {text}: {problem}"));
+        let parse = |text: &String| {
+            self.checked("device", parse_device(text).map_err(|problem| format!("{text}: {problem}")))
+        };
         let devices = match self.device.as_deref() {
             None | Some([]) => vec![Device::Cpu],
             Some(devices) => devices.iter().map(parse).collect::<Result<_, _>>()?,
         };
-        let lora =
-            |text: &String| parse_lora(text).map_err(|problem| anyhow::anyhow!("lora {text}: {problem}"));
+        let lora = |text: &String| {
+            self.checked("lora", parse_lora(text).map_err(|problem| format!("{text}: {problem}")))
+        };
         let loras = self.lora.iter().flatten().map(lora).collect::<Result<_, _>>()?;
-        if self.vae_tile.is_some_and(|tile| tile < 64) {
-            bail!("vae-tile must be at least 64");
-        }
         let settings = Settings {
             device: devices[0],
             kind: self.kind.map(Into::into),
@@ -195,12 +205,8 @@ impl Serve {
 
     fn options(&self) -> anyhow::Result<Options> {
         let d = Options::default();
-        let time = |seconds: Option<f64>, default: Duration, name: &str| match seconds {
-            None => Ok(default),
-            Some(seconds) => {
-                Duration::try_from_secs_f64(seconds).with_context(|| format!("{name} {seconds}"))
-            }
-        };
+        let time = |time: Option<Time>, default: Duration| time.map_or(default, |time| time.0);
+        let size = |size: Option<Size>, default: usize| size.map_or(default, |size| size.0);
         let loopback = self.address()?.ip().is_loopback();
         let api_key = self.key()?;
         let hosts = self.allowed_host.clone().unwrap_or_default();
@@ -210,23 +216,24 @@ impl Serve {
             hosts,
             cors_origins: self.cors_origin.clone().unwrap_or_default(),
             public_url: self.public_url.clone(),
-            json_bytes: self.max_json_bytes.unwrap_or(d.json_bytes),
-            edit_bytes: self.max_edit_bytes.unwrap_or(d.edit_bytes),
-            image_bytes: self.max_image_bytes.unwrap_or(d.image_bytes),
-            image_pixels: self.max_image_pixels.unwrap_or(d.image_pixels),
-            upload_bytes: self.max_upload_bytes.unwrap_or(d.upload_bytes),
-            answer_bytes: self.max_answer_bytes.unwrap_or(d.answer_bytes),
-            header_timeout: time(self.header_timeout, d.header_timeout, "header-timeout")?,
-            body_timeout: time(self.body_timeout, d.body_timeout, "body-timeout")?,
-            body_pause: time(self.body_pause, d.body_pause, "body-pause")?,
-            write_timeout: time(self.write_timeout, d.write_timeout, "write-timeout")?,
-            job_timeout: time(self.job_timeout, d.job_timeout, "job-timeout")?,
-            keep_alive: time(self.stream_keep_alive, d.keep_alive, "stream-keep-alive")?,
-            grace: time(self.grace, d.grace, "grace")?,
+            json_bytes: size(self.max_json_bytes, d.json_bytes),
+            edit_bytes: size(self.max_edit_bytes, d.edit_bytes),
+            image_bytes: size(self.max_image_bytes, d.image_bytes),
+            image_pixels: self.max_image_pixels.map_or(d.image_pixels, |pixels| pixels.0),
+            upload_bytes: size(self.max_upload_bytes, d.upload_bytes),
+            answer_bytes: size(self.max_answer_bytes, d.answer_bytes),
+            header_timeout: time(self.header_timeout, d.header_timeout),
+            body_timeout: time(self.body_timeout, d.body_timeout),
+            body_pause: time(self.body_pause, d.body_pause),
+            write_timeout: time(self.write_timeout, d.write_timeout),
+            job_timeout: time(self.job_timeout, d.job_timeout),
+            keep_alive: time(self.stream_keep_alive, d.keep_alive),
+            grace: time(self.grace, d.grace),
+            drain_notice: time(self.drain_notice, d.drain_notice),
             connections: self.max_connections.unwrap_or(d.connections),
-            url_lifetime: time(self.url_lifetime, d.url_lifetime, "url-lifetime")?,
+            url_lifetime: time(self.url_lifetime, d.url_lifetime),
             url_count: self.url_count.unwrap_or(d.url_count),
-            url_bytes: self.url_bytes.unwrap_or(d.url_bytes),
+            url_bytes: size(self.url_bytes, d.url_bytes),
         })
     }
 }
@@ -318,12 +325,21 @@ impl Signals {
         }
     }
 
-    /// The first asks for an end, the second is one.
+    /// The first asks for an end, and a later one is one. Who sends signals may send them twice in a row (a shell and its
+    /// terminal, an orchestrator and its hook), and means one end.
     async fn heed(mut self, stop: oneshot::Sender<()>) {
         self.next().await;
+        let first = Instant::now();
         // The server may have ended by itself.
         let _ = stop.send(());
-        self.next().await;
+        loop {
+            self.next().await;
+            if first.elapsed() >= SAME_SIGNAL {
+                break;
+            }
+            info!("stopping already; a signal that comes later ends what is left at once");
+        }
+        warn!("a second signal: what is left is not finished");
         // No destructor may keep it.
         let _ = kill_process(getpid(), rustix::process::Signal::KILL);
     }

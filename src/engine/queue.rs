@@ -163,7 +163,7 @@ impl Shared {
         if waiting >= self.options.queue + idle {
             self.refused.fetch_add(1, Ordering::Relaxed);
             debug!(waiting, monotonic_counter.tch_flux_refused = 1u64, "refused: the queue is full");
-            return Err(Error::Full { waiting });
+            return Err(Error::Full { waiting, queue: self.options.queue });
         }
         let id = state.next;
         state.next += 1;

@@ -120,8 +120,8 @@ fn the_queue_is_bounded_and_tells_places() {
         job
     });
     let refused = engine.submit(request(3)).unwrap_err();
-    assert!(matches!(refused, Error::Full { waiting: 2 }), "{refused}");
-    assert_eq!(refused.to_string(), "2 jobs are waiting, as many as may: try again later");
+    assert!(matches!(refused, Error::Full { waiting: 2, queue: 2 }), "{refused}");
+    assert_eq!(refused.to_string(), "the queue is full: 2 of at most 2 jobs are waiting; try again later");
     let stats = engine.stats();
     assert_eq!((stats.waiting, stats.running, stats.workers, stats.refused), (2, 1, 1, 1));
     (0..3).for_each(|_| pass.send(()).unwrap());

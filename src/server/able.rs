@@ -89,6 +89,34 @@ impl Abilities {
         }
     }
 
+    /// Whether a request can have any use of this field.
+    pub(super) fn offers(&self, field: &str) -> bool {
+        let takes = |roles: &[Role]| self.only_role.is_none_or(|only| roles.contains(&only));
+        match field {
+            "redux_image"
+            | "prompt_embeds_scale"
+            | "pooled_prompt_embeds_scale"
+            | "redux_mix"
+            | "redux_without_text" => self.redux,
+            "control_mode" => self.controlnets.iter().any(|net| net.modes.is_some()),
+            "controlnet"
+            | "control_image"
+            | "controlnet_conditioning_scale"
+            | "control_guidance_start"
+            | "control_guidance_end"
+            | "control_canny" => !self.controlnets.is_empty(),
+            "ip_adapter" | "ip_adapter_image" | "negative_ip_adapter_image" | "ip_adapter_scale" => {
+                !self.ip_adapters.is_empty()
+            }
+            "canny" => self.only_role == Some(Role::Control),
+            "depth" => self.only_role == Some(Role::Control) && self.depth,
+            "strength" => takes(&[Role::Start]),
+            "mask" => takes(&[Role::Start, Role::Fill]),
+            "keep_size" => takes(&[Role::Reference]),
+            _ => true,
+        }
+    }
+
     /// Whether there is anything that reads pictures beside an edit's own.
     pub(super) fn reads_pictures(&self) -> bool {
         self.redux || !self.controlnets.is_empty() || !self.ip_adapters.is_empty()

@@ -103,7 +103,7 @@ impl Values {
             model: text("model").filter(|name| !name.is_empty()),
             n: self.whole("n").unwrap_or(1) as usize,
             size: self.text("size").and_then(|size| parse_size(size).ok()).flatten(),
-            url: self.text("response_format") == Some("url"),
+            url: self.wants_url(),
             format: self.text("output_format").and_then(Format::named).unwrap_or(Format::Png),
             quality: self.whole("output_compression").unwrap_or(100) as u8,
             stream: self.flag("stream"),
@@ -137,6 +137,15 @@ impl Values {
             return Err(Problem::value("negative_prompt", text));
         }
         Ok(asked)
+    }
+
+    /// Whether an address is wanted. Without a word about it, OpenAI answers with addresses for these models, and clients
+    /// that were written for them read no other field.
+    fn wants_url(&self) -> bool {
+        match self.text("response_format") {
+            Some(format) => format == "url",
+            None => !self.flag("stream") && matches!(self.text("model"), Some("dall-e-2" | "dall-e-3")),
+        }
     }
 
     /// The times of the steps.
@@ -239,7 +248,7 @@ impl Values {
     fn control(&self) -> Control {
         let mode = |value: &serde_json::Value| {
             let named = || value.as_str().and_then(shape::mode);
-            value.as_i64().or_else(named).map(Mode)
+            shape::whole(value).map(|mode| mode as i64).or_else(named).map(Mode)
         };
         Control {
             nets: self.texts("controlnet"),

@@ -2,12 +2,16 @@
 
 use std::future::Future;
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use axum::extract::ConnectInfo;
+use axum::http::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -16,6 +20,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Sleep, sleep, timeout};
+use tower::ServiceExt;
 use tracing::{debug, info, warn};
 
 use super::state::{Phase, Shared};
@@ -40,11 +45,15 @@ pub(super) async fn run(
     let places = Arc::new(Semaphore::new(shared.options.connections));
     let (close, closing) = watch::channel(false);
     let mut connections = JoinSet::new();
-    let mut stop = pin!(stop);
+    // Until its end it accepts: who asks meanwhile is told that it stops, where a closed port would tell nothing.
+    let mut end = pin!(async {
+        stop.await;
+        drain(&shared).await;
+    });
     loop {
-        let (place, stream) = tokio::select! {
+        let (place, stream, client) = tokio::select! {
             biased;
-            () = &mut stop => break,
+            () = &mut end => break,
             accepted = accept(&listener, &places) => match accepted {
                 Ok(accepted) => accepted,
                 Err(problem) => {
@@ -55,15 +64,9 @@ pub(super) async fn run(
             },
         };
         while connections.try_join_next().is_some() {}
-        connections.spawn(serve(shared.clone(), router.clone(), stream, place, closing.clone()));
+        connections.spawn(serve(shared.clone(), router.clone(), stream, client, place, closing.clone()));
     }
     drop(listener);
-    shared.enter(Phase::Draining);
-    info!("stopping: no more jobs are taken");
-    if timeout(shared.options.grace, shared.active.none()).await.is_err() {
-        warn!("the grace time is over: what is left is cancelled");
-    }
-    shared.enter(Phase::Stopped);
     // Connections that are gone already need not hear of it.
     let _ = close.send(true);
     let ended = timeout(FLUSH, async { while connections.join_next().await.is_some() {} }).await;
@@ -72,6 +75,20 @@ pub(super) async fn run(
     }
     rest(&shared).await;
     Ok(())
+}
+
+/// Takes no more jobs, and lets those that it has finish as long as they may.
+async fn drain(shared: &Shared) {
+    // A balancer has never sent anything to one that was not ready, and knows already of one that drains.
+    let notice = if shared.phase() == Phase::Ready { shared.options.drain_notice } else { Duration::ZERO };
+    let noticed = sleep(notice);
+    shared.enter(Phase::Draining);
+    info!("stopping: no more jobs are taken");
+    if timeout(shared.options.grace, shared.active.none()).await.is_err() {
+        warn!("the grace time is over: what is left is cancelled");
+    }
+    noticed.await;
+    shared.enter(Phase::Stopped);
 }
 
 /// Waits for the engine, so that the process does not end under its threads.
@@ -87,21 +104,27 @@ async fn rest(shared: &Shared) {
 async fn accept(
     listener: &TcpListener,
     places: &Arc<Semaphore>,
-) -> io::Result<(OwnedSemaphorePermit, TcpStream)> {
+) -> io::Result<(OwnedSemaphorePermit, TcpStream, SocketAddr)> {
     let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
-    Ok((place, listener.accept().await?.0))
+    let (stream, client) = listener.accept().await?;
+    Ok((place, stream, client))
 }
 
 async fn serve(
     shared: Arc<Shared>,
     router: Router,
     stream: TcpStream,
+    client: SocketAddr,
     _place: OwnedSemaphorePermit,
     mut closing: watch::Receiver<bool>,
 ) {
     // Small answers go at once; a socket that cannot do that is as good.
     let _ = stream.set_nodelay(true);
     let stream = TokioIo::new(Impatient::new(stream, shared.options.write_timeout));
+    let router = router.map_request(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(ConnectInfo(client));
+        request
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(shared.options.header_timeout)

@@ -67,26 +67,23 @@ async fn read_form(reader: Reader, boundary: String, image_bytes: usize) -> Resu
         let Some(name) = part.name().map(str::to_string) else {
             return Err(Problem::invalid("invalid_form", "a part of the form has no name"));
         };
-        let picture = find_part(&name).ok().filter(|field| field.shape == Shape::Pictures);
-        let most = if picture.is_some() { image_bytes } else { MAX_TEXT };
+        let found = find_part(&name)?;
+        let is_picture = found.field.shape == Shape::Pictures;
+        let most = if is_picture { image_bytes } else { MAX_TEXT };
         let mut bytes = Vec::new();
         while let Some(piece) = part.chunk().await.map_err(broken)? {
             if bytes.len() + piece.len() > most {
                 let text = format!("{name} is longer than {most} bytes");
-                let status = match picture {
-                    Some(_) => StatusCode::PAYLOAD_TOO_LARGE,
-                    None => StatusCode::BAD_REQUEST,
-                };
+                let status = if is_picture { StatusCode::PAYLOAD_TOO_LARGE } else { StatusCode::BAD_REQUEST };
                 return Err(Problem::http(status, "part_too_large", text).param(&name));
             }
             bytes.extend_from_slice(&piece);
         }
-        match picture {
-            Some(field) => form.insert_picture(field, bytes.into())?,
-            None => {
-                let wrong = |_| Problem::value(&name, format!("{name} is not UTF-8"));
-                form.insert_text(&name, String::from_utf8(bytes).map_err(wrong)?)?;
-            }
+        if is_picture {
+            form.insert_picture(found, bytes.into())?;
+        } else {
+            let wrong = |_| Problem::value(&name, format!("{name} is text, and what came is not UTF-8"));
+            form.insert_text(&name, found, String::from_utf8(bytes).map_err(wrong)?)?;
         }
     }
     Err(Problem::invalid("invalid_form", format!("the form has more than {MAX_PARTS} parts")))

@@ -6,6 +6,7 @@ use super::able::ROLES;
 use super::edits::MAX_IMAGES;
 use super::problem::Problem;
 use super::shape::{Shape, nearest_size, parse_size, quote, shorten};
+use super::synonyms::unknown;
 use crate::image::Format;
 use crate::sampling::Sampler;
 
@@ -40,7 +41,11 @@ const FIELDS: [Field; 22] = [
         Shape::Size,
         "`auto`, the model's own, or `WxH` in pixels, multiples of 16 from 64 to 2048.",
     ),
-    field("response_format", Shape::Choice(&["b64_json", "url"]), "`b64_json` if absent."),
+    field(
+        "response_format",
+        Shape::Choice(&["b64_json", "url"]),
+        "`b64_json` if absent, but `url` where `model` is `dall-e-2` or `dall-e-3`, unless it is a stream.",
+    ),
     field(
         "output_format",
         Shape::Choice(&Format::NAMES),
@@ -245,12 +250,7 @@ pub(super) fn fields(edits: bool) -> impl Iterator<Item = &'static Field> {
 
 /// A field by its name, or the error that there is none.
 pub(super) fn find(name: &str, edits: bool) -> Result<&'static Field, Problem> {
-    fields(edits).find(|field| field.name == name).ok_or_else(|| {
-        let names = fields(edits).map(|field| field.name);
-        let hint = nearest(name, names).map_or(String::new(), |near| format!("; is `{near}` meant?"));
-        let name = shorten(name);
-        Problem::invalid("unknown_parameter", format!("there is no parameter `{name}`{hint}")).param(&name)
-    })
+    fields(edits).find(|field| field.name == name).ok_or_else(|| unknown(name, edits))
 }
 
 impl Field {

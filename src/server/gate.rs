@@ -1,6 +1,6 @@
 //! What every request passes: it is named, counted and spoken of; strangers are turned away; faults are answered.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use axum::body::{Body, Bytes};
-use axum::extract::{MatchedPath, Request, State};
+use axum::extract::{ConnectInfo, MatchedPath, Request, State};
 use axum::http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
     ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_HEADERS,
@@ -27,6 +27,7 @@ use super::metrics::Asked;
 use super::options::Options;
 use super::problem::Problem;
 use super::routes::{Access, ROUTES, Route};
+use super::shape::shorten;
 use super::shelf::random_id;
 use super::state::{ActiveGuard, Phase, Shared};
 
@@ -43,15 +44,20 @@ pub(super) async fn pass(State(shared): State<Arc<Shared>>, request: Request, ne
     let id = request_id(request.headers());
     let route = route_of(&request);
     let mut seen = Seen::new(&shared, route, request.method());
+    let client = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(at)| at.to_string());
     let span = info_span!(
         "request",
         id,
+        client,
         method = seen.asked.method,
         route = seen.asked.route,
+        path = shorten(request.uri().path()),
         status = tracing::field::Empty,
         job = tracing::field::Empty
     );
     let active = shared.active.enter();
+    // Whoever asks a server that drains how it is keeps it from nothing.
+    let active = (shared.phase() < Phase::Draining).then_some(active);
     let origin = request.headers().get(ORIGIN).cloned();
     let (request, lent) = body::lend(request);
     let answered = answer(&shared, route, request, next).instrument(span.clone());
@@ -175,7 +181,7 @@ fn preflight(options: &Options, method: &Method, headers: &HeaderMap) -> Option<
     Some((StatusCode::NO_CONTENT, allowed).into_response())
 }
 
-fn check_key(options: &Options, headers: &HeaderMap) -> Result<(), Problem> {
+pub(super) fn check_key(options: &Options, headers: &HeaderMap) -> Result<(), Problem> {
     let Some(key) = &options.api_key else { return Ok(()) };
     let Some(sent) = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes) else {
         return Err(Problem::unauthorized("an API key is needed: `Authorization: Bearer KEY`"));
@@ -224,7 +230,7 @@ impl Drop for Seen {
 /// A body that counts as long as it is not sent.
 struct Counted {
     body: Body,
-    _active: ActiveGuard,
+    _active: Option<ActiveGuard>,
 }
 
 impl http_body::Body for Counted {

@@ -1,191 +1,224 @@
-//! `/openapi.json`: made of the tables that the code itself runs by.
+//! `/openapi.json`: made of the tables that the code itself runs by, and of what the server has loaded.
+
+mod schemas;
+
+use std::sync::Arc;
 
 use axum::Json;
+use axum::extract::{OriginalUri, State};
+use axum::http::{HeaderMap, Method};
 use serde_json::{Map, Value, json};
 
-use super::edits::MAX_IMAGES;
-use super::fields::fields;
-use super::problem::STATUSES;
+use super::able::Abilities;
+use super::gate::check_key;
+use super::models::Model;
+use super::options::Options;
 use super::routes::{Access, EDITS, GENERATIONS, ROUTES, Route};
-use super::shape::Shape;
+use super::state::Shared;
+use schemas::schemas;
 
-pub(super) async fn answer() -> Json<Value> {
-    Json(document())
+pub(super) async fn answer(
+    State(shared): State<Arc<Shared>>,
+    OriginalUri(uri): OriginalUri,
+    headers: HeaderMap,
+) -> Json<Value> {
+    let options = &shared.options;
+    // Where another program has mounted the routes, they begin with what it has put before them.
+    let mounted_at = uri.path().strip_suffix("/openapi.json").unwrap_or_default();
+    let url = options.public_url.as_deref().unwrap_or(mounted_at).trim_end_matches('/');
+    let model = shared.loaded().ok().map(|served| &served.model);
+    let names = check_key(options, &headers).is_ok();
+    Json(Offer { options, model, names, url: if url.is_empty() { "/" } else { url } }.document())
 }
 
-/// The whole document.
-pub(super) fn document() -> Value {
-    let mut paths = Map::new();
-    for route in &ROUTES {
-        let path = route.path.replace("{*", "{");
-        let operation = json!({ route.method.to_lowercase(): operation(route) });
-        paths.insert(path, operation);
-    }
-    json!({
-        "openapi": "3.1.0",
-        "info": {
-            "title": "tch-flux",
-            "version": env!("CARGO_PKG_VERSION"),
-            "description": "The OpenAI Images dialect, with fields of our own.",
-        },
-        "paths": paths,
-        "components": {
-            "securitySchemes": { "key": { "type": "http", "scheme": "bearer" } },
-            "schemas": schemas(),
-        },
-    })
+/// What a server has to offer.
+struct Offer<'a> {
+    options: &'a Options,
+    /// `None` while it is being loaded.
+    model: Option<&'a Model>,
+    /// Whether whoever asks may know what the model and its additions are called.
+    names: bool,
+    /// Where the paths begin.
+    url: &'a str,
 }
 
-fn operation(route: &Route) -> Value {
-    let (r#type, schema) = route.answer;
-    let mut content =
-        json!({ r#type: if schema.is_empty() { json!({}) } else { json!({ "schema": named(schema) }) } });
-    let edits = route.path == EDITS;
-    let draws = edits || route.path == GENERATIONS;
-    if draws {
-        content["text/event-stream"] =
-            json!({ "schema": named(if edits { "EditEvent" } else { "GenerationEvent" }) });
+impl Offer<'_> {
+    fn able(&self) -> Abilities {
+        self.model.map(|model| model.able.clone()).unwrap_or_default()
     }
-    let mut operation = json!({
-        "summary": route.about,
-        "responses": {
-            "200": { "description": "As asked.", "content": content, "headers": request_id() },
-            "default": {
-                "description": format!("One of {}.", STATUSES.map(|status| status.to_string()).join(", ")),
-                "content": { "application/json": { "schema": named("Error") } },
-                "headers": request_id(),
+
+    /// The whole document.
+    fn document(&self) -> Value {
+        let offered = |route: &&Route| route.path != GENERATIONS || self.able().only_role.is_none();
+        let paths: Map<_, _> = ROUTES
+            .iter()
+            .filter(offered)
+            .map(|route| {
+                let operation = json!({ route.method.to_lowercase(): self.operation(route) });
+                (route.path.replace("{*", "{"), operation)
+            })
+            .collect();
+        let mut document = json!({
+            "openapi": "3.1.0",
+            "info": {
+                "title": "tch-flux",
+                "version": env!("CARGO_PKG_VERSION"),
+                "description": "The OpenAI Images dialect, with fields of our own. What this server was not started with \
+                                is left out.",
             },
+            "servers": [{ "url": self.url }],
+            "paths": paths,
+            "components": { "schemas": schemas(self) },
+        });
+        if self.options.api_key.is_some() {
+            document["components"]["securitySchemes"] =
+                json!({ "key": { "type": "http", "scheme": "bearer" } });
+        }
+        document
+    }
+
+    fn operation(&self, route: &Route) -> Value {
+        let edits = route.path == EDITS;
+        let draws = edits || route.path == GENERATIONS;
+        let mut content = Map::new();
+        for r#type in route.answer.types {
+            let schema = match route.answer.schema {
+                "" => json!({}),
+                schema => json!({ "schema": named(schema) }),
+            };
+            content.insert((*r#type).into(), schema);
+        }
+        if draws {
+            let events = named(if edits { "EditEvent" } else { "GenerationEvent" });
+            // Each event: its name, and its data, which is JSON.
+            let data =
+                json!({ "type": "string", "contentMediaType": "application/json", "contentSchema": events });
+            let event = json!({
+                "type": "object",
+                "properties": { "event": { "type": "string" }, "data": data },
+                "required": ["data"],
+            });
+            content.insert("text/event-stream".into(), json!({ "schema": event }));
+        }
+        let mut responses = Map::new();
+        responses.insert(
+            "200".into(),
+            json!({ "description": "As asked.", "content": content, "headers": headers(200) }),
+        );
+        for status in self.statuses(route) {
+            let (_, description) =
+                STATUSES.iter().find(|(known, _)| *known == status).unwrap_or(&STATUSES[0]);
+            let error = json!({
+                "description": description,
+                "content": { "application/json": { "schema": named("Error") } },
+                "headers": headers(status),
+            });
+            responses.insert(status.to_string(), error);
+        }
+        let mut operation = json!({
+            "operationId": operation_id(route),
+            "summary": route.about,
+            "responses": responses,
+            "security": if self.is_locked(route) { json!([{ "key": [] }]) } else { json!([]) },
+        });
+        if route.path.contains("id}") {
+            operation["parameters"] = json!([{ "name": "id", "in": "path", "required": true, "schema": { "type": "string", "minLength": 1 } }]);
+        }
+        if draws {
+            operation["requestBody"] = json!({ "required": true, "content": request_content(edits) });
+        }
+        operation
+    }
+
+    fn is_locked(&self, route: &Route) -> bool {
+        route.access != Access::Open && self.options.api_key.is_some()
+    }
+
+    /// The statuses that its errors may have. None of them is 405: that is of methods which no path here has.
+    fn statuses(&self, route: &Route) -> Vec<u16> {
+        // Pages elsewhere may not send what a browser sends without asking; where there is a key, no page has it.
+        let is_forbidden_to_pages = route.method == Method::POST.as_str() && self.options.api_key.is_none();
+        let mut statuses = route.statuses.to_vec();
+        statuses.push(500);
+        if self.is_locked(route) {
+            statuses.push(401);
+        }
+        if route.access == Access::Engine {
+            statuses.push(503);
+        }
+        if self.options.check_hosts || is_forbidden_to_pages {
+            statuses.push(403);
+        }
+        statuses.sort_unstable();
+        statuses.dedup();
+        statuses
+    }
+}
+
+/// What an error's status means.
+const STATUSES: [(u16, &str); 12] = [
+    (400, "The request is wrong: `param` says which field, `message` how to mend it."),
+    (401, "The key is missing or wrong."),
+    (
+        403,
+        "The request comes from a page that may not call, or calls the server by a name that is not its own.",
+    ),
+    (404, "There is no such model, or no such picture any more."),
+    (405, "The path does not answer this method."),
+    (408, "The body did not come in time."),
+    (413, "The body, or a picture, is too large."),
+    (415, "The body is of another type."),
+    (429, "The queue is full: `message` says how many wait, `retry-after` when to come again."),
+    (500, "A fault in the server."),
+    (503, "The model is being loaded, or the server stops, or memory ran out."),
+    (504, "The job took too long."),
+];
+
+fn headers(status: u16) -> Value {
+    let text = |about: &str| json!({ "description": about, "schema": { "type": "string" } });
+    let mut headers =
+        json!({ "x-request-id": text("The request's own, where that is a plain name, or a new one.") });
+    if status == 401 {
+        headers["www-authenticate"] = text("`Bearer`.");
+    }
+    if [408, 429, 500, 503].contains(&status) {
+        headers["retry-after"] = text("Seconds after which the same request may fare better.");
+    }
+    if status >= 400 {
+        headers["x-should-retry"] = text("`false` where the same request would fail again.");
+    }
+    headers
+}
+
+fn operation_id(route: &Route) -> String {
+    let path = route.path.trim_start_matches("/v1");
+    let words = path.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+    [route.method.to_lowercase()]
+        .into_iter()
+        .chain(words.map(str::to_lowercase))
+        .collect::<Vec<_>>()
+        .join("_")
+}
+
+fn request_content(edits: bool) -> Value {
+    if edits {
+        let pictures = json!({ "contentType": "image/png, image/jpeg, image/webp" });
+        return json!({ "multipart/form-data": {
+            "schema": named("Edit"),
+            "encoding": { "image": pictures, "mask": pictures },
+        } });
+    }
+    json!({ "application/json": {
+        "schema": named("Generation"),
+        "examples": {
+            "a picture": { "value": { "prompt": "a red circle on a blue background" } },
+            "the same two each time": { "value": {
+                "prompt": "a red circle on a blue background", "n": 2, "seed": 42, "num_inference_steps": 4,
+            } },
         },
-        "security": if route.access == Access::Open { json!([]) } else { json!([{ "key": [] }, {}]) },
-    });
-    if route.path.contains("id}") {
-        operation["parameters"] =
-            json!([{ "name": "id", "in": "path", "required": true, "schema": { "type": "string" } }]);
-    }
-    if draws {
-        let (r#type, schema) =
-            if edits { ("multipart/form-data", "Edit") } else { ("application/json", "Generation") };
-        operation["requestBody"] =
-            json!({ "required": true, "content": { r#type: { "schema": named(schema) } } });
-    }
-    operation
+    } })
 }
 
 fn named(schema: &str) -> Value {
     json!({ "$ref": format!("#/components/schemas/{schema}") })
-}
-
-fn request_id() -> Value {
-    json!({ "x-request-id": { "schema": { "type": "string" } } })
-}
-
-/// What a request may hold. In JSON null is absent.
-fn request(edits: bool) -> Value {
-    let mut properties = Map::new();
-    for field in fields(edits) {
-        if edits && field.shape == Shape::Pictures {
-            let file = json!({ "type": "string", "contentMediaType": "image/*", "description": field.about });
-            properties.insert(field.name.into(), file.clone());
-            if field.name != "mask" {
-                let files = json!({ "type": "array", "minItems": 1, "maxItems": MAX_IMAGES, "items": file });
-                properties.insert(format!("{}[]", field.name), files);
-            }
-            continue;
-        }
-        let mut schema = field.shape.schema();
-        if !edits && field.shape != Shape::Ignored && field.name != "prompt" {
-            schema = json!({ "anyOf": [schema, { "type": "null" }] });
-        }
-        schema["description"] = field.about.into();
-        properties.insert(field.name.into(), schema);
-    }
-    // Without a prompt there are pictures to look at.
-    let needs = ["prompt", "redux_image", "redux_image[]"];
-    let needs = &needs[..if edits { 3 } else { 2 }];
-    json!({
-        "type": "object",
-        "properties": properties,
-        "anyOf": needs.iter().map(|name| json!({ "required": [name] })).collect::<Vec<_>>(),
-        "additionalProperties": false,
-    })
-}
-
-fn schemas() -> Value {
-    let text = || json!({ "type": "string" });
-    let whole = || json!({ "type": "integer", "minimum": 0 });
-    let about = || {
-        vec![
-            ("background", json!({ "const": "opaque" })),
-            ("output_format", json!({ "enum": ["png", "jpeg", "webp"] })),
-            ("size", json!({ "type": "string", "pattern": "^[0-9]+x[0-9]+$" })),
-            ("quality", json!({ "const": "high" })),
-        ]
-    };
-    let event = |kind: &str| {
-        let base = |name: &str| {
-            let r#type = json!({ "const": format!("{kind}.{name}") });
-            [vec![("type", r#type), ("b64_json", text()), ("created_at", whole())], about()].concat()
-        };
-        let partial = [base("partial_image"), vec![("partial_image_index", whole())]].concat();
-        let completed = [base("completed"), vec![("seed", whole()), ("usage", named("Usage"))]].concat();
-        let mut completed = object(completed);
-        completed["properties"]["variation_seed"] = whole();
-        completed["properties"]["warnings"] = json!({ "type": "array", "items": text() });
-        json!({ "oneOf": [object(partial), completed, named("Error")] })
-    };
-    let input = vec![("text_tokens", whole()), ("image_tokens", whole())];
-    let usage = vec![
-        ("input_tokens", whole()),
-        ("input_tokens_details", object(input)),
-        ("output_tokens", whole()),
-        ("total_tokens", whole()),
-    ];
-    let datum = json!({
-        "type": "object",
-        "properties": { "b64_json": text(), "url": text(), "seed": whole(), "variation_seed": whole() },
-        "required": ["seed"],
-        "additionalProperties": false,
-    });
-    let data = json!({ "type": "array", "items": datum });
-    let images = [vec![("created", whole()), ("data", data), ("usage", named("Usage"))], about()].concat();
-    let mut images = object(images);
-    images["properties"]["warnings"] = json!({ "type": "array", "items": text() });
-    let model = vec![
-        ("id", text()),
-        ("object", json!({ "const": "model" })),
-        ("created", whole()),
-        ("owned_by", text()),
-    ];
-    let models = json!({ "type": "array", "items": named("Model") });
-    let detail = vec![
-        ("message", text()),
-        ("type", text()),
-        ("param", json!({ "type": ["string", "null"] })),
-        ("code", json!({ "type": ["string", "null"] })),
-    ];
-    let names = json!({ "type": "array", "items": text() });
-    let mut model = object(model);
-    model["properties"]["controlnets"] = names.clone();
-    model["properties"]["ip_adapters"] = names;
-    json!({
-        "Generation": request(false),
-        "Edit": request(true),
-        "Images": images,
-        "Usage": object(usage),
-        "GenerationEvent": event("image_generation"),
-        "EditEvent": event("image_edit"),
-        "Model": model,
-        "Models": object(vec![("object", json!({ "const": "list" })), ("data", models)]),
-        "Status": object(vec![("status", json!({ "enum": ["ok", "ready"] }))]),
-        "Error": object(vec![("error", object(detail))]),
-        "Document": { "type": "object" },
-    })
-}
-
-/// Of these properties, all of which are there, and no others.
-fn object(properties: Vec<(&str, Value)>) -> Value {
-    let required: Vec<_> = properties.iter().map(|(name, _)| name.to_string()).collect();
-    let properties: Map<_, _> =
-        properties.into_iter().map(|(name, schema)| (name.to_string(), schema)).collect();
-    json!({ "type": "object", "properties": properties, "required": required, "additionalProperties": false })
 }

@@ -45,6 +45,9 @@ pub struct Options {
     pub keep_alive: Duration,
     /// How long jobs may go on once the server stops.
     pub grace: Duration,
+    /// How long at least a server that was ready goes on answering once it stops: `/ready` and whoever wants to draw are
+    /// answered 503, so that a balancer sees it and sends no more.
+    pub drain_notice: Duration,
     /// Connections at once.
     pub connections: usize,
     /// How long a picture that was asked for as an address is kept.
@@ -76,6 +79,7 @@ impl Default for Options {
             job_timeout: Duration::from_secs(600),
             keep_alive: Duration::from_secs(15),
             grace: Duration::from_secs(30),
+            drain_notice: Duration::from_secs(1),
             connections: 4096,
             url_lifetime: Duration::from_secs(3600),
             url_count: 1000,

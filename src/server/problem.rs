@@ -13,9 +13,6 @@ use crate::error::Error;
 /// The package's clients repeat some errors unless this says `false`.
 pub(super) const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
-/// Every status that an error may have.
-pub(super) const STATUSES: [u16; 12] = [400, 401, 403, 404, 405, 408, 413, 415, 429, 500, 503, 504];
-
 /// An error as a client sees it.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Problem {

@@ -29,19 +29,28 @@ pub(super) struct Route {
     pub(super) path: &'static str,
     pub(super) access: Access,
     pub(super) about: &'static str,
-    /// The type of its answer, and for JSON the schema's name in `/openapi.json`.
-    pub(super) answer: (&'static str, &'static str),
+    pub(super) answer: Answer,
+    /// What its errors may be, beside those that all routes of its kind have.
+    pub(super) statuses: &'static [u16],
     handler: fn() -> MethodRouter<Arc<Shared>>,
 }
 
+/// What a route answers with.
+pub(super) struct Answer {
+    pub(super) types: &'static [&'static str],
+    /// For JSON, the schema's name in `/openapi.json`.
+    pub(super) schema: &'static str,
+}
+
 macro_rules! route {
-    ($method:literal, $path:expr, $access:ident, $handler:expr, $answer:expr, $about:literal) => {
+    ($method:literal, $path:expr, $access:ident, $handler:expr, $answer:expr, $statuses:expr, $about:literal) => {
         Route {
             method: $method,
             path: $path,
             access: Access::$access,
             about: $about,
             answer: $answer,
+            statuses: &$statuses,
             handler: || $handler,
         }
     };
@@ -51,32 +60,38 @@ pub(super) const GENERATIONS: &str = "/v1/images/generations";
 pub(super) const EDITS: &str = "/v1/images/edits";
 const CONTENT: &str = "/v1/images/{id}/content";
 
-const fn json(schema: &'static str) -> (&'static str, &'static str) {
-    ("application/json", schema)
+const fn json(schema: &'static str) -> Answer {
+    Answer { types: &["application/json"], schema }
 }
-const PICTURE: (&str, &str) = ("image/*", "");
-const TEXT: (&str, &str) = ("text/plain", "");
-const HTML: (&str, &str) = ("text/html", "");
-const STYLE: (&str, &str) = ("text/css", "");
-const SCRIPT: (&str, &str) = ("text/javascript", "");
+
+const fn plain(types: &'static [&'static str]) -> Answer {
+    Answer { types, schema: "" }
+}
+const PICTURE: Answer = plain(&["image/png", "image/jpeg", "image/webp"]);
+const TEXT: Answer = plain(&["text/plain"]);
+const HTML: Answer = plain(&["text/html"]);
+const STYLE: Answer = plain(&["text/css"]);
+const SCRIPT: Answer = plain(&["text/javascript"]);
+/// Of what draws.
+const DRAWING: [u16; 7] = [400, 404, 408, 413, 415, 429, 504];
 
 #[rustfmt::skip]
 pub(super) const ROUTES: [Route; 15] = [
-    route!("POST", GENERATIONS, Engine, post(generations::generate), json("Images"), "Draw pictures of a prompt."),
-    route!("POST", EDITS, Engine, post(edits::edit), json("Images"), "Draw pictures that begin with pictures."),
-    route!("GET", CONTENT, Open, get(status::content), PICTURE, "A picture by the address that an answer named."),
-    route!("GET", "/v1/models", Engine, get(models::list), json("Models"), "The model that there is."),
-    route!("GET", "/v1/models/{*id}", Engine, get(models::retrieve), json("Model"), "A model by its name."),
-    route!("GET", "/health", Open, get(status::health), json("Status"), "Whether the process is of use."),
-    route!("GET", "/ready", Open, get(status::ready), json("Status"), "Whether jobs are taken."),
-    route!("GET", "/metrics", Key, get(status::metrics), TEXT, "Numbers for Prometheus."),
-    route!("GET", "/openapi.json", Open, get(openapi::answer), json("Document"), "This."),
-    route!("GET", "/", Open, get(page::index), HTML, "A page to draw with."),
-    route!("GET", "/page.css", Open, get(page::style), STYLE, "The page's style."),
-    route!("GET", "/page.js", Open, get(page::script), SCRIPT, "The page's script."),
-    route!("GET", "/history.js", Open, get(page::history), SCRIPT, "A part of the page's script."),
-    route!("GET", "/server.js", Open, get(page::server), SCRIPT, "A part of the page's script."),
-    route!("GET", "/start.js", Open, get(page::start), SCRIPT, "A part of the page's script."),
+    route!("POST", GENERATIONS, Engine, post(generations::generate), json("Images"), DRAWING, "Draw pictures of a prompt."),
+    route!("POST", EDITS, Engine, post(edits::edit), json("Images"), DRAWING, "Draw pictures that begin with pictures."),
+    route!("GET", CONTENT, Open, get(status::content), PICTURE, [400, 404], "A picture by the address that an answer named."),
+    route!("GET", "/v1/models", Engine, get(models::list), json("Models"), [], "The model that there is."),
+    route!("GET", "/v1/models/{*id}", Engine, get(models::retrieve), json("Model"), [400, 404], "A model by its name."),
+    route!("GET", "/health", Open, get(status::health), json("Status"), [503], "Whether the process is of use."),
+    route!("GET", "/ready", Open, get(status::ready), json("Status"), [503], "Whether jobs are taken."),
+    route!("GET", "/metrics", Key, get(status::metrics), TEXT, [], "Numbers for Prometheus."),
+    route!("GET", "/openapi.json", Open, get(openapi::answer), json("Document"), [], "This."),
+    route!("GET", "/", Open, get(page::index), HTML, [], "A page to draw with."),
+    route!("GET", "/page.css", Open, get(page::style), STYLE, [], "The page's style."),
+    route!("GET", "/page.js", Open, get(page::script), SCRIPT, [], "The page's script."),
+    route!("GET", "/history.js", Open, get(page::history), SCRIPT, [], "A part of the page's script."),
+    route!("GET", "/server.js", Open, get(page::server), SCRIPT, [], "A part of the page's script."),
+    route!("GET", "/start.js", Open, get(page::start), SCRIPT, [], "A part of the page's script."),
 ];
 
 pub(super) fn router(shared: Arc<Shared>) -> Router {

@@ -64,7 +64,7 @@ impl Shape {
             Self::Text { least, most } => value
                 .as_str()
                 .is_some_and(|text| !text.contains('\0') && (least..=most).contains(&text.chars().count())),
-            Self::Whole { least, most } => value.as_u64().is_some_and(|n| (least..=most).contains(&n)),
+            Self::Whole { least, most } => whole(value).is_some_and(|n| (least..=most).contains(&n)),
             Self::Number { least, most } => value.as_f64().is_some_and(|x| (least..=most).contains(&x)),
             Self::Share => value.as_f64().is_some_and(|x| x > 0.0 && x <= 1.0),
             Self::Flag => value.is_boolean(),
@@ -124,13 +124,19 @@ impl Shape {
     /// As JSON Schema.
     pub(super) fn schema(self) -> Value {
         match self {
-            Self::Text { least, most } => json!({ "type": "string", "minLength": least, "maxLength": most }),
+            Self::Text { least, most } => {
+                let pattern = if least == 0 { r"^[^\u0000]*$" } else { r"^[^\u0000]+$" };
+                json!({ "type": "string", "minLength": least, "maxLength": most, "pattern": pattern })
+            }
             Self::Whole { least, most } => json!({ "type": "integer", "minimum": least, "maximum": most }),
             Self::Number { least, most } => json!({ "type": "number", "minimum": least, "maximum": most }),
             Self::Share => json!({ "type": "number", "exclusiveMinimum": 0, "maximum": 1 }),
             Self::Flag => json!({ "type": "boolean" }),
             Self::Choice(choices) => json!({ "type": "string", "enum": choices }),
-            Self::Size => json!({ "type": "string", "pattern": "^(auto|[0-9]{2,4}x[0-9]{2,4})$" }),
+            Self::Size => {
+                let side = side_pattern();
+                json!({ "type": "string", "pattern": format!("^(auto|{side}x{side})$") })
+            }
             Self::Numbers { least, most, counts: (1, count) } => {
                 one_or_list(&json!({ "type": "number", "minimum": least, "maximum": most }), count)
             }
@@ -153,9 +159,30 @@ impl Shape {
             }
             Self::Cache => json!({
                 "type": "string",
-                "pattern": "^((first-block|tea-cache)(:[0-9.e-]+)?|taylor-seer(:[0-9]+(,[0-9]+){0,2})?)$",
+                "pattern": "^((first-block|tea-cache)(:[0-9]{1,3}(\\.[0-9]{1,6})?)?\
+                            |taylor-seer(:[1-9][0-9]{0,2}(,[0-8](,[0-9]{1,3})?)?)?)$",
             }),
             Self::Ignored => json!({}),
+        }
+    }
+
+    /// Whether a form's text is read as JSON: `2`, `true`, `null`.
+    pub(super) fn is_read_from_text(self) -> bool {
+        match self {
+            Self::Whole { .. }
+            | Self::Number { .. }
+            | Self::Share
+            | Self::Flag
+            | Self::Numbers { .. }
+            | Self::Modes
+            | Self::Scales { .. } => true,
+            Self::Text { .. }
+            | Self::Choice(_)
+            | Self::Size
+            | Self::Names
+            | Self::Pictures
+            | Self::Cache
+            | Self::Ignored => false,
         }
     }
 
@@ -193,8 +220,16 @@ fn are_numbers(value: &Value, least: f64, most: f64, (from, to): (usize, usize))
 }
 
 fn is_mode(value: &Value) -> bool {
-    value.as_u64().is_some_and(|mode| mode <= MAX_MODE)
+    whole(value).is_some_and(|mode| mode <= MAX_MODE)
         || value.as_str().is_some_and(|name| mode(name).is_some())
+}
+
+/// A whole number, which JSON may write as `2.0`.
+pub(super) fn whole(value: &Value) -> Option<u64> {
+    // The least that is no `u64` any more.
+    let end = u64::MAX as f64;
+    let float = || value.as_f64().filter(|x| x.fract() == 0.0 && (0.0..end).contains(x)).map(|x| x as u64);
+    value.as_u64().or_else(float)
 }
 
 /// The number of a mode that has this name.
@@ -214,6 +249,16 @@ pub(super) fn parse_size(text: &str) -> Result<Option<(i64, i64)>, ()> {
     };
     let (width, height) = text.split_once('x').ok_or(())?;
     Ok(Some((side(width)?, side(height)?)))
+}
+
+/// A side as a regular expression. Zeros may stand before it, up to four digits.
+fn side_pattern() -> String {
+    let sides = SIDES.filter(|side| side % 16 == 0).map(|side| match side {
+        ..100 => format!("0{{0,2}}{side}"),
+        100..1000 => format!("0?{side}"),
+        _ => side.to_string(),
+    });
+    format!("({})", sides.collect::<Vec<_>>().join("|"))
 }
 
 /// What is nearest to a size that is one but for its numbers.

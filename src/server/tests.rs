@@ -260,6 +260,7 @@ fn a_full_queue_says_when_to_come_again() {
         (answer.status, error["type"].as_str(), error["code"].as_str()),
         (429, Some("rate_limit_error"), Some("queue_full"))
     );
+    assert_eq!(error["message"], "the queue is full: 1 of at most 1 jobs are waiting; try again later");
     assert_eq!(answer.header("retry-after"), Some("1"));
     assert_eq!(metric(served.at, "tch_flux_jobs_total{outcome=\"refused\"}"), 1.0);
     for connection in &mut connections {
@@ -366,7 +367,8 @@ const SKIPPED: [&str; 17] = [
 
 /// Whether a field is not tried.
 fn is_skipped(name: &str, schema: &Value) -> bool {
-    SKIPPED.contains(&name) || schema.to_string().contains("\"content")
+    let schema_text = schema.to_string();
+    SKIPPED.contains(&name) || schema_text.contains("\"content") || schema_text.contains("\"binary\"")
 }
 
 #[test]
@@ -433,4 +435,95 @@ fn what_the_document_allows_is_taken_and_nothing_else() {
             assert_eq!(answer.status == 200, allowed, "{name}: {text}: {}", answer.text());
         }
     }
+}
+
+/// The document of a server with this model.
+fn document(model: Model) -> Value {
+    let server = Server::new(Options { grace: Duration::from_millis(100), ..Options::default() });
+    server.ready(engine(|_| Ok(())), model);
+    let served = listen(&server, server.router());
+    client::get(served.at, "/openapi.json").json()
+}
+
+#[test]
+fn the_document_offers_what_the_server_has() {
+    let all = document(Model { able: asks::able(), ..model() });
+    let schemas = &all["components"]["schemas"];
+    let generation = &schemas["Generation"]["properties"];
+    assert_eq!(generation["controlnet"]["anyOf"][0]["enum"], json!(["plain", "union"]));
+    assert_eq!(generation["ip_adapter"]["anyOf"][0]["enum"], json!(["first", "second"]));
+    for name in ["control_image", "control_mode", "ip_adapter_image", "redux_image", "redux_mix"] {
+        assert!(generation[name].is_object() && schemas["Edit"]["properties"][name].is_object(), "{name}");
+    }
+    assert!(schemas["Model"]["properties"]["controlnets"].is_object());
+    // With Redux a prompt may be left out.
+    assert!(schemas["Generation"].get("required").is_none());
+    let fits = |request: Value| schema::lacks(&all, &schemas["Generation"], &request, "").is_empty();
+    let picture = asks::encoded(8, 8);
+    assert!(
+        fits(json!({ "prompt": "a" })) && fits(json!({ "redux_image": picture })) && !fits(json!({ "n": 1 }))
+    );
+    for wrong in [
+        json!({ "prompt": "a", "controlnet": "plain" }),
+        json!({ "prompt": "a", "ip_adapter_scale": 0.5 }),
+        json!({ "prompt": "a", "stream": true, "response_format": "url" }),
+        json!({ "prompt": "a", "variation_seed": 1 }),
+        json!({ "prompt": "a", "true_cfg_scale": 2 }),
+        json!({ "prompt": "a", "sigmas": [1, 0.5], "shift": [0, 1] }),
+        json!({ "prompt": "a", "schedule": "linear", "shift": [0, 1] }),
+        json!({ "prompt": "a", "steps": 1 }),
+        json!({ "prompt": null }),
+    ] {
+        assert!(!fits(wrong.clone()), "{wrong}");
+    }
+    for right in [
+        json!({ "prompt": "a", "controlnet": null, "variation_seed": null, "stream": true, "response_format": null }),
+        json!({ "prompt": "a", "true_cfg_scale": 2, "negative_prompt": "" }),
+        json!({ "prompt": "a", "variation_seed": 1, "variation_strength": 0.5 }),
+        json!({ "prompt": "a", "controlnet": "plain", "control_image": picture }),
+    ] {
+        let lacking = schema::lacks(&all, &schemas["Generation"], &right, "");
+        assert!(lacking.is_empty(), "{lacking:?}");
+    }
+}
+
+#[test]
+fn a_model_of_one_role_offers_that_one() {
+    use crate::pipeline::Role;
+    for (role, depth, word, has, has_not) in [
+        (Role::Fill, false, "fill", &["mask"][..], &["strength", "keep_size", "canny", "depth"][..]),
+        (Role::Control, false, "control", &["canny"], &["mask", "strength", "keep_size", "depth"]),
+        (Role::Control, true, "control", &["canny", "depth"], &["mask", "strength", "keep_size"]),
+    ] {
+        let able = Abilities { only_role: Some(role), depth, ..Abilities::default() };
+        let document = document(Model { able, ..model() });
+        assert!(document["paths"].get(GENERATIONS).is_none(), "it draws from pictures alone");
+        let schema = &document["components"]["schemas"]["Edit"];
+        assert_eq!(schema["properties"]["as"]["enum"], json!([word]));
+        for name in has {
+            assert!(schema["properties"][*name].is_object(), "{word}: {name}");
+        }
+        for name in has_not {
+            assert!(schema["properties"].get(*name).is_none(), "{word}: {name}");
+        }
+        let required = schema["required"].as_array().unwrap();
+        assert_eq!(required.contains(&json!("mask")), role == Role::Fill);
+    }
+}
+
+#[test]
+fn while_it_loads_the_document_is_there() {
+    let server = Server::new(Options::default());
+    let served = listen(&server, server.router());
+    let document = client::get(served.at, "/openapi.json").json();
+    assert!(document["paths"][GENERATIONS].is_object());
+    assert!(document["components"]["schemas"]["Generation"]["properties"].get("controlnet").is_none());
+}
+
+#[test]
+fn mounted_elsewhere_the_document_says_where() {
+    let server = Server::new(Options::default());
+    let served = listen(&server, Router::new().nest("/flux", server.router()));
+    let document = client::get(served.at, "/flux/openapi.json").json();
+    assert_eq!(document["servers"], json!([{ "url": "/flux" }]));
 }

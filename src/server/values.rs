@@ -12,7 +12,7 @@ use super::edits::MAX_IMAGES;
 use super::fields::{Field, find};
 use super::pictures::Sources;
 use super::problem::Problem;
-use super::shape::Shape;
+use super::shape::{Shape, whole};
 
 /// Values of a body, with those in lists and objects: each takes far more memory than its text.
 const MAX_VALUES: usize = 4096;
@@ -22,6 +22,16 @@ const MAX_VALUES: usize = 4096;
 pub(super) struct Values {
     fields: BTreeMap<&'static str, Value>,
     pub(super) pictures: Sources,
+    /// The places of each field's pictures, as far as their names have them.
+    places: BTreeMap<&'static str, Vec<usize>>,
+}
+
+/// What a part of a form is named.
+#[derive(Clone, Copy)]
+pub(super) struct Part {
+    pub(super) field: &'static Field,
+    /// `1` of `image[1]`.
+    place: Option<usize>,
 }
 
 impl Values {
@@ -42,9 +52,15 @@ impl Values {
         Ok(values)
     }
 
-    /// A part of a form that is text. Where several make a list, they may come one by one, as `name` or `name[]`.
-    pub(super) fn insert_text(&mut self, name: &str, text: String) -> Result<(), Problem> {
-        let field = find_part(name)?;
+    /// A part of a form that is text. Where several make a list, they may come one by one, as `name`, `name[]` or
+    /// `name[0]`, `name[1]` and so on.
+    pub(super) fn insert_text(&mut self, name: &str, part: Part, text: String) -> Result<(), Problem> {
+        let Part { field, place } = part;
+        let before = self.all(field.name).len();
+        if let Some(place) = place.filter(|place| *place != before) {
+            let text = format!("{}[{place}] comes where {0}[{before}] is expected", field.name);
+            return Err(Problem::value(field.name, text));
+        }
         let value = match field.shape {
             Shape::Whole { .. } | Shape::Number { .. } | Shape::Share | Shape::Flag => number_or_text(text),
             Shape::Numbers { .. } | Shape::Modes | Shape::Scales { .. } => {
@@ -67,21 +83,26 @@ impl Values {
         };
         let value = match self.fields.remove(field.name).filter(|_| field.shape.is_list()) {
             Some(before) => joined(before, value),
-            None if name.ends_with("[]") && !value.is_array() => Value::Array(vec![value]),
+            None if name.ends_with(']') && !value.is_array() => Value::Array(vec![value]),
             None => value,
         };
         self.insert(field, value)
     }
 
-    /// A part of a form that is a picture.
-    pub(super) fn insert_picture(&mut self, field: &'static Field, file: Bytes) -> Result<(), Problem> {
+    /// A picture: behind the others of its field, or at the place that its name has.
+    pub(super) fn insert_picture(&mut self, part: Part, file: Bytes) -> Result<(), Problem> {
+        let Part { field, place } = part;
         let files = self.pictures.of(field.name);
         let most = if field.name == "mask" { 1 } else { MAX_IMAGES };
         if files.len() == most {
             let text = format!("{}: more than {most} came", field.name);
             return Err(Problem::invalid("too_many_images", text).param(field.name));
         }
-        files.push(file);
+        let places = self.places.entry(field.name).or_default();
+        let place = place.unwrap_or(usize::MAX);
+        let at = places.partition_point(|before| *before <= place);
+        places.insert(at, place);
+        files.insert(at, file);
         Ok(())
     }
 
@@ -102,7 +123,7 @@ impl Values {
             Value::String(text) => Some(Bytes::from(text)),
             _ => None,
         });
-        texts.into_iter().try_for_each(|text| self.insert_picture(field, text))
+        texts.into_iter().try_for_each(|text| self.insert_picture(Part { field, place: None }, text))
     }
 
     pub(super) fn text(&self, name: &str) -> Option<&str> {
@@ -110,7 +131,7 @@ impl Values {
     }
 
     pub(super) fn whole(&self, name: &str) -> Option<u64> {
-        self.fields.get(name)?.as_u64()
+        whole(self.fields.get(name)?)
     }
 
     pub(super) fn number(&self, name: &str) -> Option<f64> {
@@ -143,12 +164,17 @@ impl Values {
     }
 }
 
-/// The field of a form's part.
-pub(super) fn find_part(name: &str) -> Result<&'static Field, Problem> {
-    let listed = name.strip_suffix("[]").and_then(|name| find(name, true).ok());
-    match listed.filter(|field| field.shape.is_list()) {
-        Some(field) => Ok(field),
-        None => find(name, true),
+/// The field of a form's part. That of a list may have `[]` or a place behind its name.
+pub(super) fn find_part(name: &str) -> Result<Part, Problem> {
+    let listed = || {
+        let (base, place) = name.strip_suffix(']')?.split_once('[')?;
+        let field = find(base, true).ok().filter(|field| field.shape.is_list())?;
+        let place = if place.is_empty() { None } else { Some(place.parse().ok()?) };
+        Some(Part { field, place })
+    };
+    match listed() {
+        Some(part) => Ok(part),
+        None => Ok(Part { field: find(name, true)?, place: None }),
     }
 }
 

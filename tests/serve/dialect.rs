@@ -115,6 +115,87 @@ fn an_address_brings_the_picture_without_a_key() {
     get(shared(), "/v1/images/none/content").is_error(404, "");
 }
 
+/// As OpenAI answers, and as clients that were written for these models read.
+#[test]
+fn dall_e_answers_with_addresses_unless_pictures_are_asked_for() {
+    let asked = |model: &str, more: &[(&str, Value)]| {
+        let request = with(small(9), "model", json!(model));
+        let request = more.iter().fold(request, |all, (name, value)| with(all, name, value.clone()));
+        generate(shared(), &request)
+    };
+    let picture = generate(shared(), &small(9)).pictures().remove(0);
+    for model in ["dall-e-2", "dall-e-3"] {
+        for more in [&[][..], &[("response_format", json!(null))], &[("response_format", json!("url"))]] {
+            let body = asked(model, more).json();
+            fits("Images", &body);
+            assert!(body["data"][0].get("b64_json").is_none(), "{model}");
+            let path = body["data"][0]["url"].as_str().unwrap().replace("http://localhost", "");
+            assert_eq!(get(shared(), &path).body, picture, "{model}");
+        }
+        assert_eq!(asked(model, &[("response_format", json!("b64_json"))]).pictures(), [picture.clone()]);
+        // All that dall-e-3 takes.
+        let more = [
+            ("quality", json!("hd")),
+            ("style", json!("natural")),
+            ("size", json!("64x64")),
+            ("user", json!("me")),
+        ];
+        assert!(asked(model, &more).json()["data"][0]["url"].is_string());
+        // A stream brings pictures.
+        let events = events(&asked(model, &[("stream", json!(true))]).text());
+        assert_eq!(events[0].name.as_deref(), Some("image_generation.completed"));
+        asked(model, &[("stream", json!(true)), ("response_format", json!("url"))])
+            .is_error(400, "response_format");
+    }
+    for model in ["gpt-image-1", "gpt-image-1-mini", "gpt-image-1.5", "tiny", ""] {
+        assert_eq!(asked(model, &[]).pictures(), [picture.clone()], "{model}");
+    }
+    let parts =
+        [("prompt", None, &b"a"[..]), ("image", Some("a.png"), &picture), ("model", None, b"dall-e-2")];
+    assert!(edit(shared(), &parts).json()["data"][0]["url"].is_string());
+}
+
+/// The sizes of dall-e-2 and dall-e-3 are sizes here.
+#[test]
+fn sizes_of_openai_are_taken() {
+    let sizes =
+        ["256x256", "512x512", "1024x1024", "1792x1024", "1024x1792", "1536x1024", "1024x1536", "auto"];
+    let document = get(shared(), "/openapi.json").json();
+    let pattern = &document["components"]["schemas"]["Generation"]["properties"]["size"]["pattern"];
+    for size in sizes.iter().filter(|size| **size != "auto") {
+        let (width, height) = size.split_once('x').unwrap();
+        for side in [width, height] {
+            assert!(pattern.as_str().unwrap().contains(side), "{side}");
+        }
+    }
+}
+
+#[test]
+fn a_variation_without_a_seed_says_the_one_that_was_drawn() {
+    let answer = generate(shared(), &with(with(small(5), "variation_strength", json!(0.5)), "n", json!(2)));
+    let body = answer.json();
+    fits("Images", &body);
+    let files = answer.pictures();
+    for (datum, file) in body["data"].as_array().unwrap().iter().zip(&files) {
+        let variation = datum["variation_seed"].as_u64().expect("the seed that was drawn");
+        let reader = png::Decoder::new(Cursor::new(file)).read_info().unwrap();
+        let texts = &reader.info().uncompressed_latin1_text;
+        let compressed = &reader.info().utf8_text;
+        let all: String = texts.iter().map(|text| text.text.clone()).collect::<Vec<_>>().join("\n")
+            + &compressed.iter().filter_map(|text| text.get_text().ok()).collect::<Vec<_>>().join("\n");
+        assert!(all.contains(&variation.to_string()), "{variation}: {all}");
+        // And it draws the same picture again.
+        let again = with(
+            with(small(datum["seed"].as_u64().unwrap()), "variation_strength", json!(0.5)),
+            "variation_seed",
+            json!(variation),
+        );
+        assert_eq!(&generate(shared(), &again).pictures()[0], file);
+    }
+    let other = generate(shared(), &with(small(5), "variation_strength", json!(0.5))).json();
+    assert_ne!(other["data"][0]["variation_seed"], body["data"][0]["variation_seed"], "each draws its own");
+}
+
 #[test]
 fn addresses_expire_and_make_room() {
     let keep = |options: tch_flux::server::Options| {
@@ -319,6 +400,30 @@ fn the_document_is_true_to_the_code() {
             }
         }
     }
+    assert_eq!(document["servers"], json!([{ "url": "/" }]));
+    let schemas = &document["components"]["schemas"];
+    assert_eq!(schemas["Generation"]["required"], json!(["prompt"]));
+    assert_eq!(schemas["Edit"]["required"], json!(["image", "prompt"]));
+    // In JSON null is absent, but for what is required.
+    for (name, schema) in schemas["Generation"]["properties"].as_object().unwrap() {
+        let taken = lacks(&document, schema, &Value::Null, name).is_empty();
+        assert_eq!(taken, name != "prompt", "{name}");
+    }
+    // What the small model alone has not.
+    for name in ["controlnet", "control_image", "ip_adapter", "redux_image", "redux_mix", "canny", "depth"] {
+        for schema in ["Generation", "Edit"] {
+            assert!(schemas[schema]["properties"].get(name).is_none(), "{schema}: {name}");
+        }
+    }
+    assert_eq!(schemas["Edit"]["properties"]["as"]["enum"], json!(["start", "reference"]));
+    assert!(document["components"].get("securitySchemes").is_none(), "without a key none is asked for");
+    // Every status that an operation answers with stands there.
+    let statuses = |path: &str, method: &str| {
+        let all = document["paths"][path][method]["responses"].as_object().unwrap();
+        all.keys().map(|status| status.parse().unwrap()).collect::<Vec<u16>>()
+    };
+    assert_eq!(statuses(GENERATIONS, "post"), [200, 400, 403, 404, 408, 413, 415, 429, 500, 503, 504]);
+    assert_eq!(statuses("/v1/models/{id}", "get"), [200, 400, 404, 500, 503]);
     assert!(get(shared(), "/nothing").json()["error"].is_object());
     fits("Error", &get(shared(), "/nothing").json());
 }

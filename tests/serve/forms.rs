@@ -147,6 +147,83 @@ fn seventeen_images_are_refused() {
 }
 
 #[test]
+fn a_picture_comes_in_whatever_its_client_calls_a_list() {
+    let image = red();
+    let draw = |name: &str| {
+        edit(shared(), &[("prompt", None, b"a"), (name, Some("a.png"), &image), ("seed", None, b"1"), STEPS])
+    };
+    let plain = draw("image").pictures();
+    for name in ["image[]", "image[0]", "image[1]", "image[15]"] {
+        assert_eq!(draw(name).pictures(), plain, "{name}");
+    }
+    for name in [
+        "images",
+        "images[]",
+        "images[0]",
+        "image_1",
+        "image_0",
+        "image1",
+        "image.0",
+        "Image",
+        "file",
+        "files",
+        "files[]",
+        "init_image",
+        "input_image",
+        "picture",
+        "image[a]",
+        "image_url",
+        "reference_images",
+    ] {
+        let error = draw(name).is_error(400, name);
+        assert_eq!(error["code"], "unknown_parameter");
+        let text = error["message"].as_str().unwrap();
+        assert!(text.contains("`image`") && text.contains("`image[]`") && !text.contains("UTF-8"), "{text}");
+    }
+    let error = draw("mask_image").is_error(400, "mask_image");
+    assert!(error["message"].as_str().unwrap().contains("`mask`"), "{error}");
+    let error = draw("prompt").is_error(400, "prompt");
+    assert!(error["message"].as_str().unwrap().contains("prompt is text"), "{error}");
+}
+
+#[test]
+fn pictures_with_places_are_in_their_order() {
+    let (first, second) = (png(64, 64, &[200, 30, 30]), png(64, 64, &[30, 30, 200]));
+    let draw = |parts: &[(&str, &[u8])]| {
+        let files = parts.iter().map(|(name, file)| (*name, Some("a.png"), *file));
+        let fields = [
+            ("prompt", None, &b"a"[..]),
+            ("as", None, b"reference"),
+            ("size", None, b"64x64"),
+            ("seed", None, b"1"),
+            STEPS,
+        ];
+        edit(shared(), &fields.into_iter().chain(files).collect::<Vec<_>>()).pictures()
+    };
+    let right = draw(&[("image", &first), ("image", &second)]);
+    assert_eq!(draw(&[("image[0]", &first), ("image[1]", &second)]), right);
+    assert_eq!(draw(&[("image[1]", &second), ("image[0]", &first)]), right);
+    assert_ne!(draw(&[("image[0]", &second), ("image[1]", &first)]), right);
+}
+
+#[test]
+fn lists_of_numbers_may_have_places_too() {
+    let sigmas = |parts: &[(&str, &str)]| {
+        let fields = parts.iter().map(|(name, text)| (*name, None, text.as_bytes()));
+        with_image(
+            &red(),
+            &fields.chain([("strength", None, &b"1"[..]), ("seed", None, b"1")]).collect::<Vec<_>>(),
+        )
+    };
+    let right = sigmas(&[("sigmas", "1,0.5")]).pictures();
+    assert_eq!(sigmas(&[("sigmas[0]", "1"), ("sigmas[1]", "0.5")]).pictures(), right);
+    assert_eq!(sigmas(&[("sigmas[]", "1"), ("sigmas[]", "0.5")]).pictures(), right);
+    let error = sigmas(&[("sigmas[1]", "0.5"), ("sigmas[0]", "1")]).is_error(400, "sigmas");
+    assert!(error["message"].as_str().unwrap().contains("sigmas[0] is expected"), "{error}");
+    sigmas(&[("prompt[0]", "b")]).is_error(400, "prompt[0]");
+}
+
+#[test]
 fn truncated_and_damaged_pictures_are_refused() {
     let whole = png(64, 64, &[1, 2, 3]);
     for file in [

@@ -123,13 +123,15 @@ fn sigterm_in_a_job_lets_it_finish_and_takes_no_more() {
     assert!(job.chunk().unwrap().is_some());
 
     process.signal(Signal::TERM);
-    until("it accepts no more", || std::net::TcpStream::connect(process.at).is_err());
-    // What is open is answered.
+    until_draining(process.at);
+    // What is open is answered, and so is whoever comes now: a balancer that asks, and a client that was sent here.
     open.send("GET", "/ready", &[], b"");
-    let answer = open.answer().unwrap();
-    assert_eq!(answer.error()["code"], "stopping");
-    assert_eq!((answer.status, answer.header("connection")), (503, Some("close")));
-    assert!(answer.header("retry-after").is_some());
+    for answer in [open.answer().unwrap(), get(process.at, "/ready"), generate(process.at, &small(1))] {
+        assert_eq!(answer.error()["code"], "stopping");
+        assert_eq!((answer.status, answer.header("connection")), (503, Some("close")));
+        assert!(answer.header("retry-after").is_some());
+    }
+    assert_eq!(get(process.at, "/health").status, 200, "the process is as it should be");
     let mut text = Vec::new();
     while let Some(chunk) = job.chunk().unwrap() {
         text.extend(chunk);
@@ -151,7 +153,7 @@ fn while_it_drains_open_connections_are_told_so() {
         assert_eq!(connection.answer().unwrap().status, 200);
     }
     process.signal(Signal::INT);
-    until("it accepts no more", || std::net::TcpStream::connect(process.at).is_err());
+    until_draining(process.at);
     let [health, draws] = &mut connections;
     health.send("GET", "/health", &[], b"");
     assert_eq!(health.answer().unwrap().status, 200, "the process is as it should be");
@@ -184,28 +186,76 @@ fn after_the_grace_time_what_is_left_is_cancelled_and_told() {
     assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
 }
 
-#[test]
-fn a_second_signal_ends_it_at_once() {
-    let mut process = Process::ready(&["--grace", "600"]);
+/// A process that draws for long, and has been told to end.
+fn ending(signal: Signal) -> (Process, Connection) {
+    let process = Process::ready(&["--grace", "10m"]);
     let mut job = Connection::open(process.at);
     job.send("POST", GENERATIONS, &[JSON], long().to_string().as_bytes());
     until("it is drawn", || metric(process.at, "tch_flux_jobs_running") == 1.0);
-    process.signal(Signal::TERM);
-    until("it accepts no more", || std::net::TcpStream::connect(process.at).is_err());
-    process.signal(Signal::TERM);
-    assert!(!process.ended().success());
+    process.signal(signal);
+    until_draining(process.at);
+    (process, job)
 }
 
 #[test]
-fn idle_it_ends_at_once() {
+fn a_second_signal_ends_it_at_once() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let (mut process, _job) = ending(signal);
+        std::thread::sleep(Duration::from_millis(1100));
+        process.signal(signal);
+        assert!(!process.ended().success());
+    }
+}
+
+#[test]
+fn a_signal_that_comes_twice_within_a_second_is_one() {
+    let mut process = Process::ready(&["--log-level", "info"]);
+    let mut job = Connection::open(process.at);
+    let request = json!({ "prompt": CIRCLE, "size": "512x512", "num_inference_steps": 20 });
+    job.send("POST", GENERATIONS, &[JSON], request.to_string().as_bytes());
+    until("it is drawn", || metric(process.at, "tch_flux_jobs_running") == 1.0);
+    process.signal(Signal::TERM);
+    std::thread::sleep(Duration::from_millis(300));
+    process.signal(Signal::TERM);
+    process.signal(Signal::INT);
+    assert_eq!(job.answer().unwrap().status, 200, "what was begun is finished");
+    assert_eq!(process.ended().code(), Some(0));
+    assert!(process.log().contains("stopping already"));
+}
+
+#[test]
+fn idle_it_is_seen_to_stop_and_then_ends() {
     for signal in [Signal::TERM, Signal::INT] {
         let mut process = Process::ready(&[]);
         let _idle = Connection::open(process.at);
         let begun = Instant::now();
         process.signal(signal);
+        until_draining(process.at);
         assert_eq!(process.ended().code(), Some(0));
-        assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+        let took = begun.elapsed();
+        assert!(took >= Duration::from_secs(1) && took < Duration::from_secs(8), "{took:?}");
     }
+    let mut process = Process::ready(&["--drain-notice", "0"]);
+    let begun = Instant::now();
+    process.signal(Signal::TERM);
+    assert_eq!(process.ended().code(), Some(0));
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    // A longer one is waited for.
+    let mut process = Process::ready(&["--drain-notice", "2500ms"]);
+    let begun = Instant::now();
+    process.signal(Signal::TERM);
+    std::thread::sleep(Duration::from_millis(1500));
+    assert_eq!(get(process.at, "/ready").status, 503);
+    assert_eq!(process.ended().code(), Some(0));
+    assert!(begun.elapsed() >= Duration::from_millis(2500), "{:?}", begun.elapsed());
+}
+
+/// Waits until a new connection is told that the server stops.
+fn until_draining(at: SocketAddr) {
+    until("it says that it stops", || {
+        let answer = get(at, "/ready");
+        answer.status == 503 && answer.error()["code"] == "stopping"
+    });
 }
 
 #[test]
@@ -274,6 +324,7 @@ fn requests_are_logged_with_their_ids() {
     );
     assert_eq!(connection.answer().unwrap().header("x-request-id"), Some("my-own"));
     assert_eq!(get(process.at, "/nothing").status, 404);
+    let process_port = process.at.port();
     process.signal(Signal::TERM);
     let log = process.log();
     let lines: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -281,9 +332,14 @@ fn requests_are_logged_with_their_ids() {
         lines.iter().find(|line| line["span"]["id"] == "my-own" && line["fields"]["message"] == "answered");
     let span = &line.unwrap_or_else(|| panic!("{log}"))["span"];
     assert_eq!(
-        (&span["method"], &span["route"], &span["status"]),
-        (&json!("POST"), &json!(GENERATIONS), &json!(200))
+        (&span["method"], &span["route"], &span["path"], &span["status"]),
+        (&json!("POST"), &json!(GENERATIONS), &json!(GENERATIONS), &json!(200))
     );
+    let client: SocketAddr = span["client"].as_str().and_then(|at| at.parse().ok()).expect("an address");
+    assert!(client.ip().is_loopback() && client.port() != process_port, "{client}");
+    assert!(line.unwrap()["fields"]["seconds"].is_f64());
+    let listening = lines.iter().find(|line| line["fields"]["message"] == "listening").unwrap();
+    assert_eq!(listening["fields"]["address"], json!(format!("127.0.0.1:{process_port}")));
     assert!(span["job"].is_u64(), "{span}");
     assert!(!log.contains(CIRCLE), "what users ask for is not logged");
 }

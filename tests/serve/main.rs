@@ -19,6 +19,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::thread;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tch_flux::engine::{self, Engine};
@@ -48,7 +49,8 @@ impl Served {
     }
 
     fn of(pipeline: Pipeline, parts: &Parts, options: Options, queue: usize) -> Self {
-        let server = Server::new(options);
+        // No balancer looks at it.
+        let server = Server::new(Options { drain_notice: Duration::ZERO, ..options });
         let model = Model::of(&pipeline, parts, "tiny", 64);
         let engine = Engine::start([pipeline], engine::Options { queue }).unwrap();
         server.ready(engine, model);

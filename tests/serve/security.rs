@@ -60,6 +60,33 @@ fn what_tells_nothing_needs_no_key() {
     send(served.at, "POST", EDITS, &[("content-type", &content_type)], &body).is_error(401, "");
 }
 
+#[test]
+fn the_document_says_names_to_those_alone_who_may_ask_for_them() {
+    let served = Served::start(
+        Options {
+            api_key: Some("sesame".into()),
+            public_url: Some("https://a.example/flux/".into()),
+            ..Options::default()
+        },
+        8,
+    );
+    let ask = |headers: &[(&str, &str)]| send(served.at, "GET", "/openapi.json", headers, b"").json();
+    let (stranger, friend) = (ask(&[]), ask(&[("authorization", "Bearer sesame")]));
+    let model = |document: &serde_json::Value| {
+        document["components"]["schemas"]["Generation"]["properties"]["model"]["enum"].clone()
+    };
+    assert_eq!(model(&stranger), json!(null));
+    assert!(model(&friend).as_array().unwrap().contains(&json!("tiny")));
+    for document in [stranger, friend] {
+        assert_eq!(document["servers"], json!([{ "url": "https://a.example/flux" }]));
+        assert_eq!(document["components"]["securitySchemes"]["key"]["scheme"], "bearer");
+        let operation = &document["paths"][GENERATIONS]["post"];
+        assert_eq!(operation["security"], json!([{ "key": [] }]));
+        assert!(operation["responses"]["401"].is_object());
+        assert_eq!(document["paths"]["/health"]["get"]["security"], json!([]));
+    }
+}
+
 fn from(origin: &str, served: std::net::SocketAddr) -> Answer {
     send(served, "POST", GENERATIONS, &[JSON, ("origin", origin)], small(1).to_string().as_bytes())
 }

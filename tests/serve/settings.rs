@@ -74,7 +74,7 @@ fn settings_that_are_none_are_refused_with_the_nearest_name() {
         String::from_utf8(output.stderr).unwrap()
     };
     let said = refused("max-json-byte = 5");
-    assert!(said.contains("`max-json-byte`") && said.contains("`max-json-bytes`"), "{said}");
+    assert!(said.contains("line 1: max-json-byte:") && said.contains("`max-json-bytes`"), "{said}");
     assert!(refused("port = \"x\"").contains("serve.toml"));
     assert!(refused("port = 70000").contains("port"));
     assert!(refused("port = ").contains("serve.toml"));
@@ -92,11 +92,162 @@ fn settings_that_are_none_are_refused_with_the_nearest_name() {
     ] {
         let output = run(folder.path(), &[&format!("--{name}={value}")], &[]);
         let said = String::from_utf8(output.stderr).unwrap();
-        assert!(
-            !output.status.success() && said.contains(&name.replace("api-key", "API key")),
-            "{name}: {said}"
-        );
+        assert!(!output.status.success() && said.contains(&format!("--{name}")), "{name}: {said}");
     }
+}
+
+/// What a setting that cannot be right is answered with: as a flag, as a variable, and as a key of a file.
+#[test]
+fn errors_name_what_was_used_and_what_would_work() {
+    let folder = tempfile::tempdir().unwrap();
+    let said = |arguments: &[&str], variables: &[(&str, &str)]| {
+        let output = run(folder.path(), arguments, variables);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?} {variables:?}");
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(output.stdout.is_empty() && !text.contains("panicked"), "{text}");
+        text
+    };
+    let mut before = "";
+    for (name, value, hint) in [
+        ("threads", "0", "leave it out"),
+        ("threads", "100000", "1024"),
+        ("threads", "-1", "invalid"),
+        ("log-level", "loud", "off, error, warn, info, debug, trace"),
+        ("log-level", "verbose", "`debug`"),
+        ("log-level", "info,tch_flux::engin=debug", "`tch_flux::engine`"),
+        ("host", "http://127.0.0.1:9000", "port 9000"),
+        ("host", "flux.example", "--allowed-host"),
+        ("port", "70000", "65535"),
+        ("cors-origin", "https://example.org/", "writes https://example.org"),
+        ("cors-origin", "https://a.example,Example.org", "https://example.org"),
+        ("cors-origin", "null", "`*`"),
+        ("allowed-host", "https://flux.example/", "call it flux.example"),
+        ("allowed-host", "*.flux.example", "patterns"),
+        ("public-url", "pictures.example", "https://pictures.example"),
+        ("public-url", "https://pictures.example/?a=b", "as in https://pictures.example/"),
+        ("grace", "soon", "500ms"),
+        ("grace", "-1", "500ms"),
+        ("job-timeout", "0", "in time"),
+        ("url-lifetime", "1e400", "500ms"),
+        ("body-timeout", "999999999h", "hundred years"),
+        ("max-json-bytes", "64M", "64MiB"),
+        ("max-edit-bytes", "20000000000GiB", "5GB"),
+        ("url-bytes", "0", "5GB"),
+        ("max-image-pixels", "many", "32MP"),
+        ("max-connections", "0", "from 1"),
+        ("max-connections", "18446744073709551615", "1048576"),
+        ("queue", "1.5", "invalid"),
+        ("vae-tile", "1", "64"),
+        ("device", "tpu", "cuda:N"),
+        ("api-key", "", "empty"),
+        ("api-key", " sesame", "space"),
+        ("model-alias", "a,,b", "empty"),
+    ] {
+        let text = said(&[&format!("--{name}={value}")], &[]);
+        assert!(text.contains(&format!("--{name}")) && text.contains(hint), "{name} {value}: {text}");
+        // Each is a process of its own: once a setting in the two other ways is enough.
+        if std::mem::replace(&mut before, name) == name {
+            continue;
+        }
+        let variable = format!("TCH_FLUX_SERVE_{}", name.replace('-', "_").to_uppercase());
+        let text = said(&[], &[(&variable, value)]);
+        assert!(text.contains(&variable) && text.contains(hint), "{variable} {value}: {text}");
+        assert!(!text.contains(&format!("--{name}")), "{text}");
+        let list = ["cors-origin", "allowed-host", "device", "model-alias"].contains(&name);
+        let values: Vec<_> = value.split(',').map(|value| format!("{value:?}")).collect();
+        let value = match value.parse::<i64>() {
+            Ok(number) => number.to_string(),
+            Err(_) if list => format!("[{}]", values.join(", ")),
+            Err(_) => format!("{value:?}"),
+        };
+        std::fs::write(folder.path().join("serve.toml"), format!("# A comment.\n\n{name} = {value}\n"))
+            .unwrap();
+        let text = said(&["--config", "serve.toml"], &[]);
+        assert!(text.contains(&format!("serve.toml, line 3: {name}")), "{name} {value}: {text}");
+        // Of a wrong type, the file's own words are enough.
+        let typed = ["threads", "port", "queue", "max-connections"].contains(&name);
+        assert!(text.contains(hint) || typed, "{name} {value}: {text}");
+    }
+    // What is nearer is what counts, and what is named.
+    std::fs::write(folder.path().join("serve.toml"), "threads = 0\n").unwrap();
+    let config = ["--config", "serve.toml"];
+    let text = said(&config, &[("TCH_FLUX_SERVE_THREADS", "0")]);
+    assert!(text.contains("TCH_FLUX_SERVE_THREADS") && !text.contains("serve.toml"), "{text}");
+    let text = said(&[&config[..], &["--threads", "0"]].concat(), &[("TCH_FLUX_SERVE_THREADS", "1")]);
+    assert!(text.contains("--threads"), "{text}");
+    std::fs::write(folder.path().join("serve.toml"), "api-key = \"a\"\napi-key-file = \"b\"\n").unwrap();
+    let text = said(&config, &[]);
+    assert!(text.contains("line 1: api-key") && text.contains("line 2: api-key-file"), "{text}");
+}
+
+#[test]
+fn variables_that_are_none_are_refused_with_the_nearest_name() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, near) in [
+        ("TCH_FLUX_SERVE_QUEU", "`TCH_FLUX_SERVE_QUEUE`"),
+        ("TCH_FLUX_SERVE_APIKEY", "`TCH_FLUX_SERVE_API_KEY`"),
+        ("TCH_FLUX_SERVE_api_key", "`TCH_FLUX_SERVE_API_KEY`"),
+        ("TCH_FLUX_SERVE_MAX-CONNECTIONS", "`TCH_FLUX_SERVE_MAX_CONNECTIONS`"),
+        ("TCH_FLUX_SERVE_PORT_8000_TCP", "enableServiceLinks"),
+        ("TCH_FLUX_SERVE_SERVICE_HOST", "enableServiceLinks"),
+        ("TCH_FLUX_SERVE_", "no such variable"),
+    ] {
+        for more in [&[][..], &["--print-config"]] {
+            let output = run(folder.path(), more, &[(name, "1")]);
+            let text = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(2), "{text}");
+            assert!(text.contains(&format!("{name}: ")) && text.contains(near), "{text}");
+        }
+    }
+    // What is not the server's own is none of its business.
+    printed(folder.path(), &[], &[("TCH_FLUX_SERVICE_HOST", "10.0.0.1"), ("TCH_FLUX_OTHER", "1")]);
+}
+
+#[test]
+fn units_are_read_wherever_a_setting_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = "max-edit-bytes = \"64MB\"\njob-timeout = \"5m\"\nurl-bytes = 1048576\nbody-timeout = 90\n";
+    std::fs::write(folder.path().join("serve.toml"), file).unwrap();
+    let all = printed(
+        folder.path(),
+        &[
+            "--config",
+            "serve.toml",
+            "--grace",
+            "1h30m",
+            "--max-json-bytes",
+            "2 MiB",
+            "--header-timeout=500ms",
+        ],
+        &[("TCH_FLUX_SERVE_URL_LIFETIME", "2h"), ("TCH_FLUX_SERVE_MAX_IMAGE_PIXELS", "16MP")],
+    );
+    let whole = |name: &str| all[name].as_integer().unwrap();
+    let time = |name: &str| all[name].as_float().unwrap();
+    assert_eq!((whole("max-edit-bytes"), whole("max-json-bytes")), (64_000_000, 2 << 20));
+    assert_eq!((whole("url-bytes"), whole("max-image-pixels")), (1 << 20, 16_000_000));
+    assert_eq!((time("job-timeout"), time("grace"), time("url-lifetime")), (300.0, 5400.0, 7200.0));
+    assert_eq!((time("header-timeout"), time("body-timeout")), (0.5, 90.0));
+    // Whatever the help shows as a default can be said.
+    let help = Command::new(env!("CARGO_BIN_EXE_tch-flux")).args(["serve", "--help"]).output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    let mut tried = 0;
+    let mut lines = help.lines().map(str::trim);
+    while let Some(line) = lines.next() {
+        let Some(flag) = line.split(' ').next().filter(|word| word.starts_with("--")) else { continue };
+        if !(line.contains("<TIME>") || line.contains("<SIZE>") || line.contains("<PIXELS>")) {
+            continue;
+        }
+        let about: String = lines.by_ref().take_while(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
+        let Some(default) = about.split("[default: ").nth(1).and_then(|rest| rest.split(']').next()) else {
+            continue;
+        };
+        let name = flag.trim_start_matches('-');
+        let by_flag = printed(folder.path(), &[flag, default], &[]);
+        let built_in = printed(folder.path(), &[], &[]);
+        assert_eq!(by_flag[name], built_in[name], "{flag} {default}");
+        tried += 1;
+    }
+    assert!(tried >= 16, "{tried}: {help}");
 }
 
 #[test]

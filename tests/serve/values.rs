@@ -59,7 +59,7 @@ fn numbers_of_pictures_out_of_bounds_are_refused() {
         "n",
         [json!(0), json!(-1), json!(11), json!(1.5), json!("2"), json!(true), json!([1]), json!(1e300)],
     );
-    are_taken("n", [json!(10), json!(null)]);
+    are_taken("n", [json!(10), json!(null), json!(1.0)]);
 }
 
 #[test]
@@ -92,6 +92,8 @@ fn seeds_out_of_bounds_are_refused() {
     }
     let answer = post(shared(), body("18446744073709551615"));
     assert_eq!(answer.json()["data"][0]["seed"].as_u64(), Some(u64::MAX), "as it was sent");
+    let answer = post(shared(), body("29.0"));
+    assert_eq!(answer.json()["data"][0]["seed"].as_u64(), Some(29), "a whole number, as JSON may write it");
 }
 
 #[test]
@@ -122,8 +124,26 @@ fn unknown_fields_are_refused_with_the_nearest_name() {
     assert!(error["message"].as_str().unwrap().contains("`guidance_scale`"), "{error}");
     let error = generate(shared(), &with(small(1), "zzz", json!(1))).is_error(400, "zzz");
     assert!(!error["message"].as_str().unwrap().contains("meant"), "{error}");
-    // Of edits alone.
-    generate(shared(), &with(small(1), "strength", json!(0.5))).is_error(400, "strength");
+    for (name, wanted) in [
+        ("steps", "`num_inference_steps`"),
+        ("width", "`size`"),
+        ("height", "`size`"),
+        ("guidance", "`guidance_scale`"),
+        ("cfg_scale", "`true_cfg_scale`"),
+        ("scheduler", "`sampler`"),
+        ("negative", "`negative_prompt`"),
+        ("batch_size", "`n`"),
+        ("format", "`output_format`"),
+        ("numInferenceSteps", "`num_inference_steps`"),
+        ("lora", "--lora"),
+        // Of edits alone.
+        ("strength", "/v1/images/edits"),
+        ("image", "/v1/images/edits"),
+        ("file", "/v1/images/edits"),
+    ] {
+        let error = generate(shared(), &with(small(1), name, json!(1))).is_error(400, name);
+        assert!(error["message"].as_str().unwrap().contains(wanted), "{error}");
+    }
 }
 
 #[test]

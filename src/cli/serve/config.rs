@@ -1,24 +1,32 @@
 //! The settings of `serve`: flags, then the environment, then a file, then what is built in.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Args;
 use serde::{Deserialize, Serialize};
-use toml::Table;
+use tch_flux::Error;
+use toml::{Spanned, Table};
 
 use super::super::memory::OffloadArg;
 use super::super::redux::ReduxModelArgs;
 use super::super::{KindArg, ModelArgs, NumericsArg, QuantizeArg};
+use super::checks;
+use super::said::{PREFIX, Said, is_no_setting};
+use super::units::{Pixels, Size, Time};
 
-/// Begins the names of the environment's variables.
-const PREFIX: &str = "TCH_FLUX_SERVE_";
 /// In place of a key that is printed.
 const REDACTED: &str = "redacted";
 
 /// Every setting is a flag, a variable `TCH_FLUX_SERVE_…`, and a key of the file, in that order.
 #[derive(Args, Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[command(
+    after_help = "A TIME is a number of seconds, or has units: 500ms, 30s, 5m, 1h30m. A SIZE is a number of bytes, or \
+                        has a unit: 64MB and 1GB are powers of ten, 64MiB and 1GiB of two.\n\
+                        The first SIGTERM or Ctrl-C lets jobs finish, and one that comes a second later or more ends it at once."
+)]
 pub(in crate::cli) struct Serve {
     /// A TOML file with settings, named as the flags are.
     #[arg(long, value_name = "FILE")]
@@ -109,63 +117,70 @@ pub(in crate::cli) struct Serve {
     /// Begins the addresses of pictures. [default: what the client has called]
     #[arg(long, value_name = "URL")]
     pub(super) public_url: Option<String>,
-    /// Seconds that jobs may go on after SIGTERM. [default: 30]
-    #[arg(long, value_name = "SECONDS")]
-    pub(super) grace: Option<f64>,
-    /// Seconds for a request's head, and for an idle connection. [default: 10]
-    #[arg(long, value_name = "SECONDS")]
-    pub(super) header_timeout: Option<f64>,
-    /// Seconds for a body. [default: 60]
-    #[arg(long, value_name = "SECONDS")]
-    pub(super) body_timeout: Option<f64>,
-    /// Seconds that a body may pause. [default: 10]
-    #[arg(long, value_name = "SECONDS")]
-    pub(super) body_pause: Option<f64>,
-    /// Seconds that a client may read next to nothing. [default: 30]
-    #[arg(long, value_name = "SECONDS")]
-    pub(super) write_timeout: Option<f64>,
-    /// Seconds for a job, waiting included. [default: 600]
-    #[arg(long, value_name = "SECONDS")]
-    pub(super) job_timeout: Option<f64>,
-    /// Seconds between signs of life in a stream. [default: 15]
-    #[arg(long, value_name = "SECONDS")]
-    pub(super) stream_keep_alive: Option<f64>,
+    /// How long jobs may go on after SIGTERM. [default: 30s]
+    #[arg(long, value_name = "TIME")]
+    pub(super) grace: Option<Time>,
+    /// How long at least it goes on answering after SIGTERM, with 503 at /ready, so that balancers see it. [default: 1s]
+    #[arg(long, value_name = "TIME")]
+    pub(super) drain_notice: Option<Time>,
+    /// How long a request's head may take, and a connection idle. [default: 10s]
+    #[arg(long, value_name = "TIME")]
+    pub(super) header_timeout: Option<Time>,
+    /// How long a body may take. [default: 60s]
+    #[arg(long, value_name = "TIME")]
+    pub(super) body_timeout: Option<Time>,
+    /// How long a body may pause. [default: 10s]
+    #[arg(long, value_name = "TIME")]
+    pub(super) body_pause: Option<Time>,
+    /// How long a client may read next to nothing. [default: 30s]
+    #[arg(long, value_name = "TIME")]
+    pub(super) write_timeout: Option<Time>,
+    /// How long a job may take, waiting included. [default: 10m]
+    #[arg(long, value_name = "TIME")]
+    pub(super) job_timeout: Option<Time>,
+    /// How long a stream may be silent before it says that it is there. [default: 15s]
+    #[arg(long, value_name = "TIME")]
+    pub(super) stream_keep_alive: Option<Time>,
     /// Connections at once. [default: 4096]
     #[arg(long, value_name = "COUNT")]
     pub(super) max_connections: Option<usize>,
-    /// Bytes of a JSON body; where it may bring pictures, as many as an edit's. [default: 1 MiB]
-    #[arg(long, value_name = "BYTES")]
-    pub(super) max_json_bytes: Option<usize>,
-    /// Bytes of an edit's body. [default: 64 MiB]
-    #[arg(long, value_name = "BYTES")]
-    pub(super) max_edit_bytes: Option<usize>,
-    /// Bytes of an uploaded picture. [default: 50 MiB]
-    #[arg(long, value_name = "BYTES")]
-    pub(super) max_image_bytes: Option<usize>,
-    /// Pixels of a request's pictures together. [default: 32000000]
+    /// Size of a JSON body; where it may bring pictures, as large as an edit's. [default: 1MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub(super) max_json_bytes: Option<Size>,
+    /// Size of an edit's body. [default: 64MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub(super) max_edit_bytes: Option<Size>,
+    /// Size of an uploaded picture's file. [default: 50MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub(super) max_image_bytes: Option<Size>,
+    /// Pixels of a request's pictures together. [default: 32MP]
     #[arg(long, value_name = "PIXELS")]
-    pub(super) max_image_pixels: Option<u64>,
-    /// Bytes that all uploads take at once. [default: 512 MiB]
-    #[arg(long, value_name = "BYTES")]
-    pub(super) max_upload_bytes: Option<usize>,
-    /// Bytes that answers take until they are read. [default: 512 MiB]
-    #[arg(long, value_name = "BYTES")]
-    pub(super) max_answer_bytes: Option<usize>,
-    /// Seconds that a picture is kept for its address. [default: 3600]
-    #[arg(long, value_name = "SECONDS")]
-    pub(super) url_lifetime: Option<f64>,
+    pub(super) max_image_pixels: Option<Pixels>,
+    /// Size of all uploads at once. [default: 512MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub(super) max_upload_bytes: Option<Size>,
+    /// Size of all answers that are not read yet. [default: 512MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub(super) max_answer_bytes: Option<Size>,
+    /// How long a picture is kept for its address. [default: 1h]
+    #[arg(long, value_name = "TIME")]
+    pub(super) url_lifetime: Option<Time>,
     /// Pictures that are kept. [default: 1000]
     #[arg(long, value_name = "COUNT")]
     pub(super) url_count: Option<usize>,
-    /// Bytes of them. [default: 256 MiB]
-    #[arg(long, value_name = "BYTES")]
-    pub(super) url_bytes: Option<usize>,
+    /// Size of them. [default: 256MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub(super) url_bytes: Option<Size>,
     /// off, error, warn, info, debug or trace; also for single modules, as `info,tch_flux::engine=debug`. [default: info]
     #[arg(long, value_name = "LEVEL")]
     pub(super) log_level: Option<String>,
     /// Log in JSON.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(super) log_json: Option<bool>,
+    /// Where each setting was said.
+    #[arg(skip)]
+    #[serde(skip)]
+    pub(super) said: Said,
 }
 
 /// Gives every flag its variable.
@@ -181,13 +196,84 @@ pub(in crate::cli) fn with_environment(command: clap::Command) -> clap::Command 
 }
 
 impl Serve {
+    /// With where the command line and the environment have said what.
+    pub(in crate::cli) fn said_in(self, matches: &clap::ArgMatches) -> Self {
+        Self { said: Said::in_matches(matches), ..self }
+    }
+
     /// With what the file says where flags and environment say nothing.
-    pub(super) fn effective(self) -> anyhow::Result<Self> {
+    pub(super) fn effective(mut self) -> anyhow::Result<Self> {
         let Some(path) = self.config.clone() else { return Ok(self) };
-        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        let named = || format!("{}: {}", self.said.of("config"), path.display());
+        let text = std::fs::read_to_string(&path).with_context(named)?;
         let own = Table::try_from(&self).context("the settings of the flags")?;
-        let table = over(&text, own).with_context(|| path.display().to_string())?;
-        table.try_into().with_context(|| path.display().to_string())
+        let table = over(&text, own, &path, &mut self.said)?;
+        let mut all: Self = table.try_into().with_context(|| path.display().to_string())?;
+        all.said = self.said;
+        Ok(all)
+    }
+
+    /// Refuses what could never take effect.
+    pub(super) fn check(&self) -> anyhow::Result<()> {
+        self.address()?;
+        self.log_filter()?;
+        self.key()?;
+        self.threads
+            .map_or(Ok(()), |threads| self.checked("threads", checks::threads(threads)).map(|_| ()))?;
+        self.each("cors-origin", &self.cors_origin, checks::origin)?;
+        self.each("allowed-host", &self.allowed_host, checks::host)?;
+        self.each("public-url", &self.public_url, checks::public_url)?;
+        let some = |text: &str| if text.trim().is_empty() { Err("the name is empty".into()) } else { Ok(()) };
+        self.each("model-name", &self.model_name, some)?;
+        self.each("model-alias", &self.model_alias, some)?;
+        let tile = self.vae_tile.filter(|tile| *tile < 64);
+        tile.map_or(Ok(()), |tile| {
+            self.checked("vae-tile", Err(format!("{tile} pixels: at least 64 are needed")))
+        })?;
+        let most = 1 << 20;
+        let counts = [
+            ("max-connections", self.max_connections, 1),
+            ("queue", self.queue, 0),
+            ("url-count", self.url_count, 0),
+        ];
+        for (name, count, least) in counts {
+            if let Some(count) = count.filter(|count| !(least..=most).contains(count)) {
+                self.checked(name, Err::<(), _>(format!("{count} is not from {least} to {most}")))?;
+            }
+        }
+        let times = [
+            ("header-timeout", self.header_timeout),
+            ("body-timeout", self.body_timeout),
+            ("body-pause", self.body_pause),
+            ("write-timeout", self.write_timeout),
+            ("job-timeout", self.job_timeout),
+            ("stream-keep-alive", self.stream_keep_alive),
+            ("url-lifetime", self.url_lifetime),
+        ];
+        for (name, time) in times {
+            if time.is_some_and(|time| time.0.is_zero()) {
+                self.checked(name, Err::<(), _>("no time at all: nothing could ever be in time".into()))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn each<'a, T>(
+        &self,
+        name: &str,
+        texts: &'a Option<T>,
+        check: impl Fn(&str) -> Result<(), String>,
+    ) -> anyhow::Result<()>
+    where
+        &'a T: Texts<'a>,
+    {
+        let texts = texts.as_ref().map(Texts::texts).unwrap_or_default();
+        texts.into_iter().try_for_each(|text| self.checked(name, check(text)))
+    }
+
+    /// The value, or the error that names the flag, the variable or the key that it came from.
+    pub(super) fn checked<T>(&self, name: &str, value: Result<T, String>) -> anyhow::Result<T> {
+        value.map_err(|wrong| Error::Request(format!("{}: {wrong}", self.said.of(name))).into())
     }
 
     /// As TOML, with what is built in said where it can be.
@@ -200,15 +286,32 @@ impl Serve {
     }
 
     pub(super) fn key(&self) -> anyhow::Result<Option<String>> {
-        let key = match (&self.api_key, &self.api_key_file) {
-            (Some(key), _) => key.clone(),
-            (None, Some(path)) => read_key(path)?,
+        let (name, key) = match (&self.api_key, &self.api_key_file) {
+            (Some(key), _) => ("api-key", key.clone()),
+            (None, Some(path)) => {
+                ("api-key-file", read_key(path).with_context(|| self.said.of("api-key-file"))?)
+            }
             (None, None) => return Ok(None),
         };
-        if key.is_empty() {
-            bail!("the API key is empty: give another, or none");
-        }
+        self.checked(name, checks::key(&key))?;
         Ok(Some(key))
+    }
+}
+
+/// A text, or several.
+trait Texts<'a> {
+    fn texts(self) -> Vec<&'a str>;
+}
+
+impl<'a> Texts<'a> for &'a String {
+    fn texts(self) -> Vec<&'a str> {
+        vec![self]
+    }
+}
+
+impl<'a> Texts<'a> for &'a Vec<String> {
+    fn texts(self) -> Vec<&'a str> {
+        self.iter().map(String::as_str).collect()
     }
 }
 
@@ -217,14 +320,30 @@ fn read_key(path: &Path) -> anyhow::Result<String> {
     Ok(text.trim().to_string())
 }
 
-/// A file's settings, with others over them. A key is wrong, not ignored, where there is no such setting.
-fn over(text: &str, own: Table) -> anyhow::Result<Table> {
-    let mut table: Table = text.parse()?;
+/// A file's settings, with others over them. A key is wrong, not ignored, where there is no such setting, and so is a value
+/// that its setting cannot have.
+fn over(text: &str, own: Table, path: &Path, said: &mut Said) -> anyhow::Result<Table> {
+    let file: BTreeMap<String, Spanned<toml::Value>> =
+        toml::from_str(text).with_context(|| path.display().to_string())?;
     let names = names();
-    if let Some(key) = table.keys().find(|key| !names.contains(key)) {
-        let near = names.iter().min_by_key(|name| strsim::damerau_levenshtein(name, key));
-        let near = near.map_or(String::new(), |near| format!("; is `{near}` meant?"));
-        bail!("there is no setting `{key}`{near}");
+    let mut table = Table::new();
+    for (key, value) in file {
+        let line = text[..value.span().start].matches('\n').count() + 1;
+        let at = format!("{}, line {line}: {key}", path.display());
+        if !names.contains(&key) {
+            bail!(Error::Request(format!("{at}: {}", is_no_setting("key", &key, &names))));
+        }
+        let value = value.into_inner();
+        Table::from_iter([(key.clone(), value.clone())]).try_into::<Serve>().map_err(|wrong| {
+            // Its other lines show where in a text that is not the file's.
+            Error::Request(format!("{at}: {}", wrong.message()))
+        })?;
+        said.in_file(&key, at);
+        table.insert(key, value);
+    }
+    if table.contains_key("api-key") && table.contains_key("api-key-file") {
+        let (key, file) = (said.of("api-key"), said.of("api-key-file"));
+        bail!(Error::Request(format!("{key} and {file}: of these two one alone can hold")));
     }
     // Of the two ways to give a key, the one that is nearer counts alone.
     if own.contains_key("api-key") || own.contains_key("api-key-file") {
@@ -236,7 +355,7 @@ fn over(text: &str, own: Table) -> anyhow::Result<Table> {
 }
 
 /// What a file may set.
-fn names() -> Vec<String> {
+pub(super) fn names() -> Vec<String> {
     let command = Serve::augment_args(clap::Command::new("serve"));
     let flags = command.get_arguments().filter_map(|flag| flag.get_long());
     let all = flags.filter(|name| !["config", "print-config"].contains(name));
@@ -262,6 +381,7 @@ fn defaults() -> Table {
         ("cors-origin".to_string(), Vec::<String>::new().into()),
         ("allowed-host".to_string(), Vec::<String>::new().into()),
         ("grace".to_string(), seconds(built_in.grace)),
+        ("drain-notice".to_string(), seconds(built_in.drain_notice)),
         ("header-timeout".to_string(), seconds(built_in.header_timeout)),
         ("body-timeout".to_string(), seconds(built_in.body_timeout)),
         ("body-pause".to_string(), seconds(built_in.body_pause)),

@@ -99,7 +99,7 @@ def call(binary, model, out, command, *flags, prompt=PROMPT):
         del usual["--steps"]
     for flag, value in usual.items():
         line += [] if flag in flags else [flag, value]
-    line = [str(part) for part in [*line, "--quiet", "--json", "-o", out, *flags]]
+    line = [str(part) for part in [*line, "--quiet", "--json", "--force", "-o", out, *flags]]
     said = subprocess.run(line, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
     return json.loads(said.stdout)
 

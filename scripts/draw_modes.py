@@ -65,7 +65,7 @@ def main() -> None:
     draw_followed()
     for i, [program, *flags] in enumerate(commands()):
         assert program == "tch-flux", program
-        subprocess.run([args.binary.resolve(), *flags, "--quiet"], cwd=ROOT, check=True, stdin=subprocess.DEVNULL)
+        subprocess.run([args.binary.resolve(), *flags, "--force", "--quiet"], cwd=ROOT, check=True, stdin=subprocess.DEVNULL)
         if i == 0:
             draw_beginnings()
 

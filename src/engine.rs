@@ -98,6 +98,15 @@ pub enum Event {
         /// At most 256 pixels a side.
         picture: Image,
     },
+    /// A picture is finished: one of those that [`Event::Finished`] brings.
+    Picture {
+        /// Which picture, from 0.
+        image: usize,
+        /// Of how many.
+        images: usize,
+        /// The picture, and how it came about.
+        picture: Arc<Generated>,
+    },
     /// The pictures, in the order of [`Pipeline::generate`].
     Finished(Vec<Generated>),
     /// Why there are none.
@@ -110,6 +119,7 @@ impl From<Progress> for Event {
             Progress::Phase(phase) => Self::Phase(phase),
             Progress::Step { image, images, step, steps } => Self::Step { image, images, step, steps },
             Progress::Preview { image, step, picture } => Self::Preview { image, step, picture },
+            Progress::Picture { image, images, picture } => Self::Picture { image, images, picture },
         }
     }
 }

@@ -150,7 +150,7 @@ pub enum Error {
     Stopped,
 
     /// A job would need more memory than there is.
-    #[error("this needs {} of memory on {device:?} at once, of which {} are free; {advice}", bytes(*needed), bytes(*free))]
+    #[error("this needs {} of memory on {} at once, of which {} are free; {advice}", bytes(*needed), device_name(*device), bytes(*free))]
     TooLarge {
         /// Bytes at its peak.
         needed: u64,
@@ -167,7 +167,7 @@ pub enum Error {
     OutOfMemory(String),
 
     /// A device that computes no more until the process is started anew.
-    #[error("{device:?} is lost: {reason}")]
+    #[error("{} is lost: {reason}", device_name(*device))]
     DeviceLost {
         /// Which.
         device: tch::Device,
@@ -182,6 +182,14 @@ pub enum Error {
     /// A parity case does not hold what its module needs.
     #[error("parity case: {0}")]
     Case(String),
+}
+
+/// `cpu`, `mps` or `cuda:1`.
+fn device_name(device: tch::Device) -> String {
+    match device {
+        tch::Device::Cuda(index) => format!("cuda:{index}"),
+        other => format!("{other:?}").to_lowercase(),
+    }
 }
 
 /// `6.25 GB`.

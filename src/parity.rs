@@ -8,6 +8,7 @@ mod compare;
 mod control;
 mod layers;
 mod models;
+mod modules;
 mod params;
 mod walk;
 
@@ -22,6 +23,7 @@ use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 
 pub use compare::{Accuracy, Comparison, Machine};
+pub use modules::{MODULES, Module};
 
 use crate::checkpoint::{Access, Checkpoint, LoadOptions};
 use crate::error::{Error, Result};
@@ -97,7 +99,7 @@ impl Case {
     }
 
     /// Runs the module with as many threads as the case was made with, and compares every output. `None` where the
-    /// module is not known here.
+    /// module is none of [`MODULES`].
     ///
     /// # Errors
     /// [`Error::Case`] where an argument or a result is missing, and what the module itself returns.

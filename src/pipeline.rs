@@ -23,6 +23,7 @@ use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
@@ -131,9 +132,9 @@ pub enum Phase {
 }
 
 /// How far a pipeline is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Progress {
-    /// A phase begins.
+    /// A phase begins. Several pictures are drawn and decoded in turns, so that each is there as soon as it can be.
     Phase(Phase),
     /// A step is done.
     Step {
@@ -154,6 +155,15 @@ pub enum Progress {
         step: usize,
         /// At most 256 pixels a side where the autoencoder made it; else see [`PreviewBy`].
         picture: Image,
+    },
+    /// A picture is finished. It is also among those that are returned.
+    Picture {
+        /// Which picture, from 0.
+        image: usize,
+        /// Of how many.
+        images: usize,
+        /// The picture, and how it came about.
+        picture: Arc<Generated>,
     },
 }
 

@@ -8,7 +8,7 @@ use tch::Kind;
 
 use crate::error::{Error, Result};
 use crate::ops::{Numerics, Quantize};
-use crate::pipeline::{Follow, Generated, LoraFile, Parts, Pipeline, ReduxMix, Request, Role};
+use crate::pipeline::{Follow, Generated, LoraFile, Parts, Pipeline, ReduxMix, Request, Role, Variation};
 
 /// The key of our own text in a PNG.
 const TEXT_KEY: &str = "tch-flux";
@@ -252,11 +252,14 @@ impl Recipe {
         let guidance =
             request.guidance.map_or(String::new(), |guidance| format!("Distilled CFG Scale: {guidance}, "));
         let Request { prompts, seed, width, height, .. } = request;
+        let variation = request.variation.map_or(String::new(), |Variation { seed, strength }| {
+            format!("Variation seed: {seed}, Variation seed strength: {strength}, ")
+        });
         let start = edit.as_ref().filter(|edit| matches!(edit.role, None | Some(Role::Start)));
         let strength = start.map_or(String::new(), |edit| format!("Denoising strength: {}, ", edit.strength));
         format!(
             "{}{negative}\nSteps: {steps}, Sampler: {}, CFG scale: {cfg}, {guidance}{strength}Seed: {seed}, \
-             Size: {width}x{height}, Model: {model}, Version: tch-flux {version}",
+             Size: {width}x{height}, Model: {model}, {variation}Version: tch-flux {version}",
             prompts.join("\n"),
             request.sampler.unwrap_or_default().title(),
         )

@@ -39,7 +39,7 @@ impl Here {
     }
 
     fn run(&self, call: &[&str]) -> Output {
-        let out = ["--seed", "1", "--steps", "4", "-o", "out.png"];
+        let out = ["--seed", "1", "--steps", "4", "--force", "-o", "out.png"];
         let binary = env!("CARGO_BIN_EXE_tch-flux");
         Command::new(binary).current_dir(self.0.path()).args(call).args(out).output().unwrap()
     }
@@ -230,7 +230,7 @@ fn what_a_picture_hides_is_not_drawn_from() {
 fn the_name_says_the_format_and_every_format_can_be_repeated() {
     let here = Here::new();
     let generate = |flags: &[&str]| {
-        let call = [&["generate", PROMPT, "--seed", "1", "--steps", "4"][..], flags].concat();
+        let call = [&["generate", PROMPT, "--seed", "1", "--steps", "4", "--force"][..], flags].concat();
         let binary = env!("CARGO_BIN_EXE_tch-flux");
         let output = Command::new(binary).current_dir(here.0.path()).args(call).output().unwrap();
         assert!(output.status.success(), "{flags:?}: {}", String::from_utf8_lossy(&output.stderr));
@@ -305,10 +305,14 @@ fn a_mask_that_chooses_nothing_or_may_mean_either_is_refused() {
 fn flags_that_would_change_nothing_are_refused_or_said() {
     let here = Here::new();
     let look = ["edit", PROMPT, "--image", "rgb.png", "--as", "reference"];
-    here.refuses(&[&look[..], &["--strength", "0.3"]].concat(), 2, "--strength is for a picture as Start");
+    here.refuses(
+        &[&look[..], &["--strength", "0.3"]].concat(),
+        2,
+        "--strength is for --as start, and this model takes the picture --as reference",
+    );
     here.refuses(&[&look[..], &["--pad", "16,0,0,0"]].concat(), 2, "no mask and no room around it");
     let start = ["edit", PROMPT, "--image", "rgb.png"];
-    here.refuses(&[&start[..], &["--keep-size"]].concat(), 2, "--keep-size is for a picture as Reference");
+    here.refuses(&[&start[..], &["--keep-size"]].concat(), 2, "--keep-size is for --as reference");
     here.refuses(&[&start[..], &["--pad", "0,0,0,0"]].concat(), 2, "nothing to draw");
     here.refuses(&[&start[..], &["--pad", "16384,0,0,0"]].concat(), 2, "16448x64: more than 16384 a side");
     here.refuses(&["generate", PROMPT, "--grid", "out.png"], 2, "needs another name");

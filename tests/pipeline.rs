@@ -2,6 +2,8 @@
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
@@ -11,7 +13,8 @@ use tch_flux::checkpoint::Access;
 use tch_flux::image::Image;
 use tch_flux::image::Mask;
 use tch_flux::pipeline::{
-    Edit, Follow, Generated, OwnParts, Parts, Phase, Pipeline, PreviewBy, Progress, Request, Role, Settings,
+    Edit, Follow, Generated, Offload, OwnParts, Parts, Phase, Pipeline, PreviewBy, Progress, Request, Role,
+    Settings,
 };
 
 fn model() -> PathBuf {
@@ -65,7 +68,7 @@ fn progress_tells_of_every_phase_and_step_in_order() {
     let mut pipeline = open(Settings::default());
     let mut heard = Vec::new();
     let request = circle(0).steps(3).num_images(2);
-    pipeline
+    let drawn = pipeline
         .generate(&request, &mut |p| {
             heard.push(p);
             ControlFlow::Continue(())
@@ -73,6 +76,10 @@ fn progress_tells_of_every_phase_and_step_in_order() {
         .unwrap();
     let step = |image, step| Progress::Step { image, images: 2, step, steps: 3 };
     let phase = Progress::Phase;
+    let picture = |image: usize| {
+        let picture = Arc::new(drawn[image].clone());
+        Progress::Picture { image, images: 2, picture }
+    };
     let expected = [
         phase(Phase::Text),
         phase(Phase::Load),
@@ -80,10 +87,14 @@ fn progress_tells_of_every_phase_and_step_in_order() {
         step(0, 1),
         step(0, 2),
         step(0, 3),
+        phase(Phase::Decode),
+        picture(0),
+        phase(Phase::Denoise),
         step(1, 1),
         step(1, 2),
         step(1, 3),
         phase(Phase::Decode),
+        picture(1),
     ];
     assert_eq!(heard, expected);
 }
@@ -101,6 +112,83 @@ fn cancelling_at_any_point_leaves_the_pipeline_usable() {
         assert!(matches!(stopped, Err(Error::Cancelled)), "stopped at {stop_at}: {stopped:?}");
     }
     assert_eq!(draw(&mut pipeline, &circle(1)), expected);
+}
+
+/// Four small pictures.
+fn four() -> Request {
+    Request::new("a red circle", 32, 32).seed(3).steps(4).num_images(4)
+}
+
+/// What is drawn of [`four`] until `stops` is true of what is heard, with how often it was asked, and the pictures that
+/// were handed out.
+fn until(
+    settings: Settings,
+    stops: impl Fn(&Progress, usize) -> bool,
+) -> (Result<Vec<Generated>, Error>, Vec<Generated>) {
+    let (stop, mut heard, mut handed) = (Arc::new(AtomicBool::new(false)), 0, Vec::new());
+    let drawn = open(settings).generate_until(&four(), &stop, &mut |progress| {
+        assert!(
+            !stop.load(Ordering::SeqCst) || !matches!(&progress, Progress::Step { step, .. } if *step < 4)
+        );
+        heard += 1;
+        if stops(&progress, heard) {
+            stop.store(true, Ordering::SeqCst);
+        }
+        if let Progress::Picture { picture, image, images } = progress {
+            assert_eq!((image, images), (handed.len(), 4));
+            handed.push(Generated::clone(&picture));
+        }
+        ControlFlow::Continue(())
+    });
+    (drawn, handed)
+}
+
+#[test]
+fn what_is_nearly_done_when_it_is_stopped_is_finished() {
+    let fast = Settings { numerics: tch_flux::ops::Numerics::Fast, ..Settings::default() };
+    for settings in [Settings::default(), fast] {
+        let whole = draw(&mut open(settings), &four());
+        let together = open(settings).together(&four()).min(4);
+        let step_of = |progress: &Progress| match progress {
+            Progress::Step { image, step, .. } => Some((*image, *step)),
+            _ => None,
+        };
+        // In a step that is not the last: nothing is done yet.
+        let (drawn, handed) = until(settings, |progress, _| step_of(progress) == Some((0, 2)));
+        assert!(drawn.unwrap().is_empty() && handed.is_empty());
+        // In the last step of the first ones, or while they are decoded: they are finished.
+        for last in [true, false] {
+            let (drawn, handed) = until(settings, |progress, _| match progress {
+                Progress::Step { step: 4, .. } => last,
+                Progress::Phase(Phase::Decode) => !last,
+                _ => false,
+            });
+            let drawn = drawn.unwrap();
+            assert_eq!(drawn, whole[..together], "{together}");
+            assert_eq!(drawn, handed);
+        }
+        let (drawn, _) = until(settings, |_, heard| heard == 1);
+        assert!(matches!(drawn, Err(Error::Cancelled)), "{drawn:?}");
+        let (drawn, handed) = until(settings, |_, _| false);
+        assert_eq!(drawn.unwrap(), whole);
+        assert_eq!(handed, whole);
+    }
+}
+
+#[test]
+fn pictures_are_handed_out_where_parts_are_offloaded_too() {
+    let whole = draw(&mut open(Settings::default()), &four());
+    for offload in [Offload::Parts, Offload::Blocks] {
+        let settings = Settings { offload, ..Settings::default() };
+        let (drawn, handed) = until(settings, |_, _| false);
+        assert_eq!(drawn.unwrap(), whole, "{offload:?}");
+        assert_eq!(handed, whole, "{offload:?}");
+        // The third is on its way: the first two are whole, whether they were decoded yet or not.
+        let third = |progress: &Progress, _| matches!(progress, Progress::Step { image: 2, step: 1, .. });
+        let (drawn, handed) = until(settings, third);
+        assert_eq!(drawn.unwrap(), whole[..2], "{offload:?}");
+        assert_eq!(handed, whole[..2], "{offload:?}");
+    }
 }
 
 #[test]
@@ -375,7 +463,9 @@ fn a_tiny_autoencoder_stands_in_for_the_full_one() {
 fn depths_need_a_model_of_them_and_a_transformer_that_follows() {
     let pipeline = open(Settings::default());
     let edit = Edit { follow: Follow::Depth, ..Edit::new(vec![plain(64, 64, [1, 2, 3])]) };
-    assert!(matches!(pipeline.role(&edit), Err(Error::Request(text)) if text.contains("as Control")));
+    assert!(
+        matches!(pipeline.role(&edit), Err(Error::Request(text)) if text.contains("for a picture as control, not as start"))
+    );
 }
 
 /// LongCLIP has 248 positions: words beyond the 77th token reach the pooled vector, and nothing is said to be cut.

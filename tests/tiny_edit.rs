@@ -173,7 +173,7 @@ fn the_binary_edits_as_the_library_does() {
 
     let run = |transformer: &str, prompt: &str, flags: &[&str]| {
         let output = Command::new(env!("CARGO_BIN_EXE_tch-flux"))
-            .args(["edit", prompt, "--seed", "7000", "-o", &path("after.png")])
+            .args(["edit", prompt, "--seed", "7000", "--force", "-o", &path("after.png")])
             .args(["--model", fixture("tiny").to_str().unwrap()])
             .args(["--transformer", fixture(transformer).to_str().unwrap()])
             .args(flags)

@@ -138,7 +138,7 @@ impl Plan {
 /// half-written bears a final name, and what a run that was killed left behind is overwritten by the next.
 pub(crate) fn finish(parts: Vec<PartFile>, stale: &[PathBuf]) -> Result<Vec<PathBuf>> {
     for part in &parts {
-        part.file.sync_all().map_err(Error::io(&part.path))?;
+        part.file.sync_all().map_err(Error::io(&part.place))?;
     }
     let places = parts.into_iter().map(PartFile::finish).collect::<Result<_>>()?;
     for path in stale {
@@ -232,7 +232,8 @@ impl PartFile {
         let (path, place) = (folder.join(format!(".{name}.part")), folder.join(name));
         loop {
             let options = File::options().write(true).create(true).truncate(false).open(&path);
-            let file = options.map_err(Error::io(&path))?;
+            // Whoever reads the error knows the file by the name that it was to have.
+            let file = options.map_err(Error::io(&place))?;
             match file.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => {
@@ -240,11 +241,11 @@ impl PartFile {
                 }
                 // Some network file systems know no locks.
                 Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => {}
-                Err(TryLockError::Error(e)) => return Err(Error::io(&path)(e)),
+                Err(TryLockError::Error(e)) => return Err(Error::io(&place)(e)),
             }
             // Whoever held the lock before may have moved the file to its place, which must not be touched.
-            if is_at(&file, &path).map_err(Error::io(&path))? {
-                file.set_len(0).map_err(Error::io(&path))?;
+            if is_at(&file, &path).map_err(Error::io(&place))? {
+                file.set_len(0).map_err(Error::io(&place))?;
                 return Ok(Self { path, place, file, written: 0, finished: false });
             }
         }
@@ -252,7 +253,7 @@ impl PartFile {
 
     /// Writes on.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file.write_all(bytes).map_err(Error::io(&self.path))?;
+        self.file.write_all(bytes).map_err(Error::io(&self.place))?;
         self.written += bytes.len() as u64;
         Ok(())
     }

@@ -10,35 +10,42 @@ use tch_flux::pipeline::{Control, Pipeline};
 use tch_flux::recipe::Followed;
 
 use super::edit::read;
+use super::output::Input;
 
 #[derive(Args)]
 pub(super) struct ControlArgs {
     /// A ControlNet: a file or folder in diffusers' layout (InstantX, Shakker) or XLabs'; may be given several times, one
     /// for each --control-image.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", hide_short_help = true)]
     controlnet: Vec<PathBuf>,
     /// What the ControlNet follows, PNG, JPEG or WebP; of one ControlNet there may be several.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
     control_image: Vec<PathBuf>,
     /// How much of what the ControlNet says is added; once for all, or for each picture. [default: 1]
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", hide_short_help = true)]
     control_strength: Vec<f64>,
     /// What the picture is to a union ControlNet: canny, tile, depth, blur, pose, gray, low-quality, or a number; once for
     /// all, or for each picture.
-    #[arg(long, value_name = "MODE", value_parser = parse_mode)]
+    #[arg(long, value_name = "MODE", value_parser = parse_mode, hide_short_help = true)]
     control_mode: Vec<i64>,
     /// The share of the steps after which the ControlNet begins. [default: 0]
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, value_name = "SHARE", hide_short_help = true)]
     control_start: Vec<f64>,
     /// The share of the steps after which the ControlNet ends. [default: 1]
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, value_name = "SHARE", hide_short_help = true)]
     control_end: Vec<f64>,
     /// The edges of the pictures are followed, as OpenCV's Canny finds them, not the pictures themselves.
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     control_canny: bool,
 }
 
 impl ControlArgs {
+    /// The files that are named.
+    pub(super) fn inputs(&self) -> Vec<Input> {
+        let nets = self.controlnet.iter().map(|path| Input::new("--controlnet", path));
+        nets.chain(self.control_image.iter().map(|path| Input::new("--control-image", path))).collect()
+    }
+
     /// What is asked for, and else what a picture was drawn with before.
     pub(super) fn followed(&self, before: Vec<Followed>) -> anyhow::Result<Vec<Followed>> {
         let (nets, pictures) = (self.controlnet.len(), self.control_image.len());

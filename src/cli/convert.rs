@@ -5,14 +5,18 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
+use tch_flux::Error;
 use tch_flux::checkpoint::Layout;
 use tch_flux::convert::{Conversion, Converted, DiskKind, Progress, convert};
 use tch_flux::pipeline::LoraFile;
 
 use super::generate::parse_lora;
+use super::interrupt::Interrupt;
+use super::output::{self, Input, Target};
 use super::{human_bytes, print_json};
 
 #[derive(Args)]
@@ -67,6 +71,7 @@ enum DiskKindArg {
 
 impl Convert {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        self.check()?;
         let conversion = Conversion {
             layout: self.layout.map(|layout| match layout {
                 LayoutArg::Official => Layout::Official,
@@ -85,17 +90,27 @@ impl Convert {
             overwrite: self.force,
             allow_partial_lora: self.allow_partial_lora,
         };
+        let interrupt = Interrupt::listen(false).context("signals")?;
         let bar = (!self.json && std::io::stderr().is_terminal()).then(bar);
         let mut show = |Progress { written, total }| {
             if let Some(bar) = &bar {
                 bar.set_length(total);
                 bar.set_position(written);
             }
-            ControlFlow::Continue(())
+            match interrupt.status() {
+                Some(_) => ControlFlow::Break(()),
+                None => ControlFlow::Continue(()),
+            }
         };
         let converted = convert(&self.input, &self.output, &conversion, &mut show);
         if let Some(bar) = bar {
             bar.finish_and_clear();
+        }
+        if let (Err(Error::Cancelled), Some(status)) = (&converted, interrupt.status()) {
+            if !self.json {
+                eprintln!("stopped: nothing was written");
+            }
+            return Ok(status);
         }
         let Converted { files, tensors, bytes, notes } = converted?;
         if self.json {
@@ -106,6 +121,20 @@ impl Convert {
             println!("{tensors} tensors, {}", human_bytes(bytes));
         }
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Convert {
+    /// What can be told before anything is read: a single file is checked here, those of a folder once it is known which.
+    fn check(&self) -> anyhow::Result<()> {
+        if !self.output.extension().is_some_and(|ending| ending == "safetensors") {
+            // Of a file with another ending, the conversion itself says that it is not written.
+            return if self.output.is_file() { Ok(()) } else { output::check_folder(&self.output) };
+        }
+        let mut inputs = vec![Input::new("IN", &self.input)];
+        inputs.extend(self.merge.iter().map(|lora| Input::new("--merge", &lora.path)));
+        let target = Target { path: self.output.clone(), flag: "OUT" };
+        output::check(&[target], &inputs, self.force)
     }
 }
 

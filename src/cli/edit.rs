@@ -17,29 +17,31 @@ use super::pictures::read_mask;
 #[derive(Args)]
 pub(super) struct Edit {
     /// The picture to begin with, PNG, JPEG or WebP; as a reference it may be given several times.
-    #[arg(short, long, value_name = "FILE", required_unless_present = "from_image")]
+    #[arg(short, long, value_name = "FILE", help_heading = "Picture")]
     image: Vec<PathBuf>,
     /// What is drawn anew is white in it, what is kept black; as large as the picture.
-    #[arg(long, value_name = "FILE", conflicts_with = "pad")]
+    #[arg(long, value_name = "FILE", conflicts_with = "pad", help_heading = "Picture")]
     mask: Option<PathBuf>,
     /// Pixels to draw around the picture, on each side.
-    #[arg(long, value_name = "LEFT,TOP,RIGHT,BOTTOM", value_parser = parse_pad)]
+    #[arg(long, value_name = "LEFT,TOP,RIGHT,BOTTOM", value_parser = parse_pad, help_heading = "Picture", hide_short_help = true)]
     pad: Option<Pad>,
     /// How much of a start is drawn anew: 1 forgets it. [default: 0.6]
-    #[arg(long)]
+    #[arg(long, help_heading = "Picture")]
     strength: Option<f64>,
-    /// What the picture is to the model. [default: what its input channels say; a start, where they say nothing; a
-    /// reference, where the model's name has \"kontext\" in it]
-    #[arg(long = "as", value_enum, value_name = "ROLE")]
+    /// What the picture is to the model.
+    ///
+    /// Without it, what the model's input channels say; a start, where they say nothing; a reference, where the model's name
+    /// has "kontext" in it.
+    #[arg(long = "as", value_enum, value_name = "ROLE", help_heading = "Picture")]
     role: Option<RoleArg>,
     /// References stay as large as they are. [default: one of the sizes that Kontext was trained on]
-    #[arg(long)]
+    #[arg(long, help_heading = "Picture", hide_short_help = true)]
     keep_size: bool,
     /// The picture's edges are followed, as OpenCV's Canny finds them, not the picture itself.
-    #[arg(long)]
+    #[arg(long, help_heading = "Picture", hide_short_help = true)]
     canny: bool,
     /// How far away the picture's pixels are is followed, as the model of --depth-model says, not the picture itself.
-    #[arg(long, conflicts_with = "canny")]
+    #[arg(long, conflicts_with = "canny", help_heading = "Picture", hide_short_help = true)]
     depth: bool,
     #[command(flatten)]
     generate: Generate,
@@ -77,6 +79,10 @@ impl From<RoleArg> for Role {
 
 impl Edit {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        if self.image.is_empty() && !self.generate.repeats() {
+            let text = "an edit is drawn from a picture: give --image FILE; from the prompt alone draws `tch-flux generate`";
+            return Err(Error::Request(text.into()).into());
+        }
         let before = self.generate.recipe()?.and_then(|recipe| recipe.edit);
         let begun = self.begun(before);
         if begun.images.is_empty() {

@@ -10,29 +10,33 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
+use anyhow::Context;
 use clap::Args;
-use serde::Serialize;
 use serde_json::json;
 use tch::Device;
 use tch_flux::Error;
-use tch_flux::image::Image;
 use tch_flux::ops::{Numerics, Quantize, cpu, cuda};
-use tch_flux::pipeline::{Edit, LoraFile, Parts, Pipeline, Progress, Request, Role, Settings, Weights};
+use tch_flux::pipeline::{Edit, LoraFile, Pipeline, Progress, Request, Role, Settings, Weights};
 use tch_flux::recipe::{Begun, Means, Recipe};
 
 use super::again;
-use super::bars::Bars;
 use super::control::{self, ControlArgs};
+use super::errors::Unfinished;
+use super::formats;
+use super::interrupt::Interrupt;
 use super::memory::{Fitted, MemoryArgs};
-use super::output;
+use super::names::{self, Names};
+use super::output::{self, Input, Target};
 use super::pictured::{self, PicturedArgs};
-use super::pictures;
+use super::plan::Plan;
+use super::progress::Bars;
 use super::prompts;
 use super::redux::{self, ReduxArgs};
 use super::walk::Walk;
+use super::writer::{Saving, Sources, Writer, undrawn_lines};
 use super::{
-    KindArg, ModelArgs, NumericsArg, QuantizeArg, Saying, access, human_bytes, kind_name, parse_device,
-    print_json,
+    KindArg, ModelArgs, NumericsArg, QuantizeArg, Saying, access, device_name, human_bytes, kind_name,
+    parse_device, print_json,
 };
 
 #[derive(Args)]
@@ -41,113 +45,123 @@ pub(super) struct Generate {
     #[arg(value_name = "PROMPT")]
     positional: Option<String>,
     /// What to draw, as PROMPT; may be given several times.
-    #[arg(long, conflicts_with = "positional")]
+    #[arg(long, conflicts_with = "positional", help_heading = "Prompt", hide_short_help = true)]
     prompt: Vec<String>,
-    /// A file with a prompt on each line, in UTF-8, or in UTF-16 with a byte order mark; `-` is standard input. Blank lines
-    /// and those that begin with `#` are passed over; `\#` begins a prompt with `#`.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["positional", "prompt"])]
+    /// A file with a prompt on each line; `-` is standard input.
+    ///
+    /// In UTF-8, or in UTF-16 with a byte order mark. Blank lines and those that begin with `#` are passed over; `\#` begins a
+    /// prompt with `#`.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["positional", "prompt"], help_heading = "Prompt")]
     prompt_file: Option<PathBuf>,
     /// What T5 reads in place of the prompt, which CLIP alone reads then.
-    #[arg(long, value_name = "PROMPT")]
+    #[arg(long, value_name = "PROMPT", help_heading = "Prompt", hide_short_help = true)]
     prompt_2: Option<String>,
     /// Read the prompts to the letter. Otherwise a prompt in which a group has a number is read by ComfyUI's rules:
     /// (word:1.3) weighs more, (word:0.7) less, (word) 1.1, and a parenthesis after a backslash is text. `--literal=false` is
     /// for a picture of `--from-image` that was drawn to the letter.
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Prompt", hide_short_help = true)]
     literal: Option<bool>,
     /// A picture of ours, to be drawn again; other flags change what it says.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Prompt")]
     from_image: Option<PathBuf>,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Model")]
     model: ModelArgs,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Redux")]
     redux: ReduxArgs,
     /// Pixels, a multiple of 16. [default: what the model was trained for]
-    #[arg(long)]
+    #[arg(long, help_heading = "Sampling")]
     width: Option<i64>,
     /// Pixels, a multiple of 16. [default: what the model was trained for]
-    #[arg(long)]
+    #[arg(long, help_heading = "Sampling")]
     height: Option<i64>,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Sampling")]
     walk: Walk,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Memory and speed")]
     memory: MemoryArgs,
     /// Guidance strength of distilled models. [default: 2.5]
-    #[arg(long)]
+    #[arg(long, help_heading = "Sampling")]
     guidance: Option<f64>,
     /// What the picture shall not show; takes twice the time.
-    #[arg(long, value_name = "PROMPT")]
+    #[arg(long, value_name = "PROMPT", help_heading = "Prompt")]
     negative_prompt: Option<String>,
     /// How far the picture is led away from the negative prompt; 1 is not at all. [default: 4 with a negative prompt]
-    #[arg(long, value_name = "SCALE")]
+    #[arg(long, value_name = "SCALE", help_heading = "Sampling", hide_short_help = true)]
     true_cfg_scale: Option<f64>,
     /// The noise. [default: another one each time; it is printed]
-    #[arg(long)]
+    #[arg(long, help_heading = "Sampling")]
     seed: Option<u64>,
     /// Pictures of each prompt; their seeds count on.
-    #[arg(short = 'n', long)]
+    #[arg(short = 'n', long, help_heading = "Sampling")]
     num_images: Option<usize>,
     /// The kind of numbers to compute in. [default: the weights']
-    #[arg(long)]
+    #[arg(long, help_heading = "Memory and speed", hide_short_help = true)]
     kind: Option<KindArg>,
     /// cpu, cuda, cuda:N or mps.
-    #[arg(long, default_value = "cpu", value_parser = parse_device)]
+    #[arg(long, default_value = "cpu", value_parser = parse_device, help_heading = "Memory and speed")]
     device: Device,
     /// Tokens that T5 reads. [default: schnell 256, dev 512]
-    #[arg(long)]
+    #[arg(long, help_heading = "Sampling", hide_short_help = true)]
     max_sequence_length: Option<usize>,
-    /// Where to write, as PNG, JPEG or WebP (.png, .jpg, .jpeg, .webp); {seed} and {index} are filled in.
-    /// [default: {seed}-{index}.png]
-    #[arg(short, long, value_name = "FILE")]
+    /// Where to write, as PNG, JPEG or WebP by the name's ending; folders are made. [default: {seed}-{index}.png]
+    ///
+    /// {seed}, {variation_seed} and {index} are filled in; an index counts on from the first that is free. The endings are .png,
+    /// .jpg, .jpeg and .webp.
+    #[arg(short, long, value_name = "FILE", help_heading = "Output")]
     output: Option<PathBuf>,
+    /// Replace files that stand in the way.
+    #[arg(long, help_heading = "Output")]
+    force: bool,
     /// The quality of a JPEG or WebP, from 0 to 100, as `output_compression` is for the server. [default: 100]
-    #[arg(long, visible_alias = "output-compression", value_name = "QUALITY", value_parser = clap::value_parser!(u8).range(..=100))]
+    #[arg(long, visible_alias = "output-compression", value_name = "QUALITY", value_parser = clap::value_parser!(u8).range(..=100), help_heading = "Output", hide_short_help = true)]
     output_quality: Option<u8>,
     /// All pictures on one sheet, too: a row for each prompt, or as square as can be for one.
-    #[arg(long, value_name = "FILE", value_parser = output::parse_picture)]
+    #[arg(long, value_name = "FILE", value_parser = formats::parse_picture, help_heading = "Output")]
     grid: Option<PathBuf>,
     /// Write so many small pictures on the way, beside each picture and in its format: NAME.step-N.png.
-    #[arg(long, value_name = "COUNT", default_value_t = 0)]
+    #[arg(long, value_name = "COUNT", default_value_t = 0, help_heading = "Output", hide_short_help = true)]
     previews: usize,
     /// Draw bf16 noise as torch up to 2.11 did, for pictures that were published with it.
-    #[arg(long)]
+    #[arg(long, help_heading = "Sampling", hide_short_help = true)]
     legacy_noise: bool,
+    /// Threads of an operation on the CPU. [default: libtorch's]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Memory and speed", hide_short_help = true)]
+    threads: Option<u16>,
     /// Read the files instead of mapping them.
-    #[arg(long)]
+    #[arg(long, help_heading = "Memory and speed", hide_short_help = true)]
     no_mmap: bool,
     /// Keep fp8 and GGUF weights in memory as they are on the disk; each layer's become numbers as it runs.
-    #[arg(long)]
+    #[arg(long, help_heading = "Memory and speed", hide_short_help = true)]
     keep_quantized: bool,
     /// The official bits, or speed with no larger an error. [default: fast]
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, help_heading = "Memory and speed", hide_short_help = true)]
     numerics: Option<NumericsArg>,
     /// Numbers of fewer bits for the weights of the transformer's blocks: int8 on the CPU, fp8 on CUDA. [default: none]
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, help_heading = "Memory and speed")]
     quantize: Option<QuantizeArg>,
     /// A LoRA, and its strength where it is not 1; may be given several times.
-    #[arg(long, value_name = "FILE[:STRENGTH]", value_parser = parse_lora)]
+    #[arg(long, value_name = "FILE[:STRENGTH]", value_parser = parse_lora, help_heading = "Model")]
     lora: Vec<LoraFile>,
     /// Draw with a LoRA even where some of its keys cannot be placed; they are listed.
-    #[arg(long, requires = "lora")]
+    #[arg(long, requires = "lora", help_heading = "Model", hide_short_help = true)]
     allow_partial_lora: bool,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "ControlNet")]
     control: ControlArgs,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "IP-Adapter")]
     pictured: PicturedArgs,
     /// Decode the picture in tiles of so many pixels a side, for memory's sake; neighbours share a quarter.
-    #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(i64).range(64..))]
+    #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(i64).range(64..), help_heading = "Memory and speed", hide_short_help = true)]
     vae_tile: Option<i64>,
     /// Keep T5 and CLIP in memory while the transformer runs.
-    #[arg(long)]
+    #[arg(long, help_heading = "Memory and speed", hide_short_help = true)]
     keep_text_encoders: bool,
-    /// Say what would be drawn, and draw nothing.
-    #[arg(long)]
+    /// Check all of it and say what would be drawn, with what and where to; draw nothing.
+    #[arg(long, help_heading = "Output")]
     dry_run: bool,
-    /// Print one line of JSON instead of text.
-    #[arg(long)]
+    /// Print one line of JSON instead of text, also where something is wrong.
+    #[arg(long, help_heading = "Output")]
     json: bool,
     /// Print nothing but errors.
-    #[arg(short, long)]
+    #[arg(short, long, help_heading = "Output")]
     quiet: bool,
 }
 
@@ -174,19 +188,6 @@ fn size_like(edit: &Edit, role: Role, most: i64) -> (i64, i64) {
     (nearest(width), nearest(height))
 }
 
-/// One file that was written.
-#[derive(Serialize)]
-struct Written {
-    file: PathBuf,
-    prompt: String,
-    seed: u64,
-    width: i64,
-    height: i64,
-    steps: Option<usize>,
-    guidance: Option<f64>,
-    warnings: Vec<String>,
-}
-
 impl Generate {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         self.run_from(None)
@@ -195,6 +196,11 @@ impl Generate {
     /// The recipe of `--from-image`.
     pub(super) fn recipe(&self) -> anyhow::Result<Option<Recipe>> {
         self.from_image.as_deref().map(again::read).transpose()
+    }
+
+    /// Whether a picture is drawn again.
+    pub(super) fn repeats(&self) -> bool {
+        self.from_image.is_some()
     }
 
     /// What the model and its transformer are called.
@@ -210,10 +216,20 @@ impl Generate {
             let text = "that picture was begun with another one: repeat it with `tch-flux edit --from-image`";
             return Err(Error::Request(text.into()).into());
         }
+        if let Some(threads) = self.threads {
+            tch::set_num_threads(threads.into());
+        }
         let bars = !self.quiet && !self.json && std::io::stderr().is_terminal();
         let saying = Saying { bars, warnings: !self.quiet };
+        let mut request = self.request(recipe.as_ref())?;
+        let inputs = self.inputs(begin.as_ref(), recipe.as_ref());
+        // Before anything is fetched or opened; previews are known, and checked, once the model is.
+        self.targets(&request, &[], &inputs)?;
         let mut parts = self.redux.parts(self.model.parts(saying)?, saying)?;
-        let mut request = self.request(&parts, recipe.as_ref())?;
+        if recipe.is_none() {
+            let size = default_size(&parts.autoencoder);
+            (request.width, request.height) = (self.width.unwrap_or(size), self.height.unwrap_or(size));
+        }
         if request.sampler.is_some() && request.schedule.is_some() {
             // Nothing is left for it to say, whatever it asks for.
             parts.scheduler = None;
@@ -253,6 +269,7 @@ impl Generate {
         let before = recipe.as_ref().map(|recipe| recipe.pictured.clone()).unwrap_or_default();
         let liked = self.pictured.liked(before)?;
         request.pictured = pictured::put_on(&mut pipeline, &liked)?;
+        let mut remarks = Vec::new();
         if let Some(edit) = request.edit.clone() {
             let own = recipe.as_ref().map(|recipe| (recipe.request.width, recipe.request.height));
             let padded = begin.as_ref().is_some_and(|begin| begin.begun.pad.is_some());
@@ -261,17 +278,19 @@ impl Generate {
             let only = begin.iter().flat_map(|begin| &begin.only);
             if let Some((flag, other)) = only.into_iter().find(|(_, only)| *only != role) {
                 let text =
-                    format!("{flag} is for a picture as {other:?}, and this model takes it as {role:?}");
+                    format!("{flag} is for --as {other}, and this model takes the picture --as {role}");
                 return Err(Error::Request(text).into());
             }
             let like = own.unwrap_or_else(|| size_like(&edit, role, most));
             request.width = self.width.unwrap_or(like.0);
             request.height = self.height.unwrap_or(like.1);
+            let files = begin.as_ref().map(|begin| &begin.begun.images[..]).unwrap_or_default();
+            remarks = resized(&edit, role, files, (request.width, request.height));
         }
         request.check()?;
         notes.extend(pipeline.lacking().map(|lacking| {
             let (lacking, kind) = (kind_name(lacking), kind_name(pipeline.kind()));
-            format!("{:?} does not compute in {lacking}: {kind} is taken", self.device)
+            format!("{} does not compute in {lacking}: {kind} is taken", device_name(self.device))
         }));
         if settings.numerics == Numerics::Fast
             && settings.device == Device::Cpu
@@ -299,118 +318,194 @@ impl Generate {
         notes.extend(pipeline.warnings()?);
         let means = Means { loras, ..Means::of(&pipeline, &parts) };
         let model = means.model.clone();
-        let outputs = self.outputs(&request)?;
-        if let Some(grid) = self.grid.as_ref().filter(|grid| outputs.contains(grid)) {
-            let text =
-                format!("{}: the sheet of --grid needs another name than the pictures", grid.display());
-            return Err(Error::Request(text).into());
-        }
+        let previews = pipeline.preview_steps(&request)?;
+        let (files, targets) = self.targets(&request, &previews, &inputs)?;
         if let (Some(picture), Some(recipe)) = (&self.from_image, &recipe) {
             notes.extend(again::changed(picture, recipe, &means));
         }
         if self.dry_run {
+            // Otherwise each picture says its own.
             notes.extend(request.prompt_warnings());
+        }
+        let all_notes: Vec<&String> = remarks.iter().chain(&notes).collect();
+        if self.dry_run && self.json {
             let plan = json!({
-                "request": request, "model": model, "kind": kind_name(pipeline.kind()), "files": outputs,
-                "device": format!("{:?}", self.device).to_lowercase(), "weights": weights.iter().map(as_json).collect::<Vec<_>>(),
-                "loras": means.loras, "controls": followed, "pictured": liked, "redux": seen, "notes": notes,
-                "numerics": settings.numerics, "quantize": settings.quantize, "memory": fitted,
+                "request": request, "model": model, "kind": kind_name(pipeline.kind()), "files": files,
+                "device": device_name(self.device), "weights": weights.iter().map(as_json).collect::<Vec<_>>(),
+                "loras": means.loras, "controls": followed, "pictured": liked, "redux": seen, "notes": all_notes,
+                "numerics": settings.numerics, "quantize": settings.quantize, "memory": fitted, "grid": self.grid,
             });
             print_json(&plan)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        if self.dry_run {
+            let kind = kind_name(pipeline.kind());
+            let numerics = if settings.numerics == Numerics::Fast { "fast" } else { "exact" };
+            let quantized = match settings.quantize {
+                Quantize::None => "",
+                Quantize::Int8 => ", blocks in int8",
+                Quantize::Fp8 => ", blocks in fp8",
+            };
+            let device = device_name(self.device);
+            let plan = Plan {
+                request: &request,
+                model: &model,
+                arithmetic: format!("{kind}{quantized}, {numerics} numerics, on {device}"),
+                weights: &weights,
+                loras: &means.loras,
+                inputs: read_beside(&inputs),
+                memory: pipeline.memory(&request)?,
+                files: &files,
+                previews: previews.len(),
+                grid: self.grid.as_deref(),
+            };
+            let mut lines = plan.lines();
+            lines.extend(fitted.iter().flat_map(Fitted::lines).map(|line| format!("  {line}")));
+            lines.extend(all_notes.iter().map(|note| format!("  note: {note}")));
+            lines.iter().filter(|_| !self.quiet).for_each(|line| println!("{line}"));
             return Ok(ExitCode::SUCCESS);
         }
 
         if !self.json && !self.quiet {
             weights.iter().for_each(|weights| eprintln!("{}", describe(weights)));
             fitted.iter().flat_map(Fitted::lines).for_each(|line| eprintln!("{line}"));
-        }
-        if !self.quiet {
+            remarks.iter().for_each(|remark| eprintln!("note: {remark}"));
             notes.iter().for_each(|note| eprintln!("warning: {note}"));
         }
+        output::make_folders(&targets)?;
+        let interrupt = Interrupt::listen(!self.json && !self.quiet).context("signals")?;
         let started = Instant::now();
         let mut bars = Bars::new(bars);
+        let sources = Sources {
+            means: &means,
+            begun: begin.as_ref().map(|begin| &begin.begun),
+            seen: seen.as_ref(),
+            followed: &followed,
+            liked: &liked,
+        };
+        let saving = Saving { quality, force: self.force };
+        let mut writer = Writer::new(sources, &request, files, saving);
         let mut unwritten = None;
-        let generated = pipeline.generate(&request, &mut |progress| {
-            if let Progress::Preview { image, step, picture } = &progress {
-                let written = picture.write(preview_file(&outputs[*image], *step), quality, &BTreeMap::new());
-                if let Err(error) = written {
+        let drawn = pipeline.generate_until(&request, &interrupt.stop, &mut |progress| {
+            bars.show(&progress);
+            let written = match &progress {
+                Progress::Preview { image, step, picture } => writer.write_preview(*image, *step, picture),
+                Progress::Picture { image, picture, .. } => writer.write(*image, picture).map(|written| {
+                    if !self.json && !self.quiet {
+                        bars.above(|| {
+                            written.warnings().iter().for_each(|warning| eprintln!("warning: {warning}"));
+                            println!("{}", written.line());
+                        });
+                    }
+                }),
+                _ => Ok(()),
+            };
+            match written {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(error) => {
                     unwritten = Some(error);
-                    return ControlFlow::Break(());
+                    ControlFlow::Break(())
                 }
             }
-            bars.show(progress)
         });
         bars.clear();
-        if let Some(error) = unwritten {
-            return Err(error.into());
-        }
-        let generated = generated?;
-        let mut written = Vec::new();
-        for (picture, file) in generated.iter().zip(outputs) {
-            let mut recipe = Recipe::new(&means, picture);
-            if let Some(begin) = &begin {
-                recipe.edit = Some(begin.begun.clone());
+        let stopped = interrupt.status();
+        let drawn = match (unwritten, drawn) {
+            (Some(error), _) => Err(error),
+            (None, Err(Error::Cancelled)) if stopped.is_some() => Ok(Vec::new()),
+            (None, drawn) => drawn.map_err(anyhow::Error::from),
+        };
+        let drawn = match drawn {
+            Ok(drawn) => drawn,
+            Err(error) => {
+                if !self.json {
+                    undrawn_lines(&writer.undrawn()).iter().for_each(|line| eprintln!("{line}"));
+                }
+                let report = json!({ "images": writer.written(), "not_drawn": writer.undrawn() });
+                return Err(Unfinished { error, report }.into());
             }
-            recipe.redux.clone_from(&seen);
-            (recipe.controls, recipe.pictured) = (followed.clone(), liked.clone());
-            recipe.inputs = pictures::seen();
-            picture.image.write(&file, quality, &recipe.texts()?)?;
-            written.push(Written {
-                file,
-                prompt: picture.request.prompts.join("\n"),
-                seed: picture.request.seed,
-                width: picture.request.width,
-                height: picture.request.height,
-                steps: picture.request.steps,
-                guidance: picture.request.guidance,
-                warnings: picture.warnings.clone(),
-            });
-        }
-        if let Some(grid) = &self.grid {
-            let pictures: Vec<_> = generated.iter().map(|picture| &picture.image).collect();
-            let columns = match request.prompts.len() {
-                1 => (pictures.len() as f64).sqrt().ceil() as usize,
-                _ => request.num_images,
-            };
-            Image::grid(&pictures, columns)?.write(grid, quality, &BTreeMap::new())?;
+        };
+        let mut grid = None;
+        if let Some(file) = self.grid.as_ref().filter(|_| !drawn.is_empty()) {
+            grid = Some(writer.write_grid(file, &request, &drawn)?);
         }
         let seconds = started.elapsed().as_secs_f64();
         let cache = match request.cache {
-            Some(_) => Some(self.walk.cache_report(&mut pipeline, &request, &generated, seconds)?),
-            None => None,
+            Some(_) if stopped.is_none() => {
+                Some(self.walk.cache_report(&mut pipeline, &request, &drawn, seconds)?)
+            }
+            _ => None,
         };
         fitted.iter_mut().for_each(Fitted::measure);
+        let (written, undrawn) = (writer.written(), writer.undrawn());
         if self.json {
             let kind = kind_name(pipeline.kind());
             let weights: Vec<_> = weights.iter().map(as_json).collect();
             print_json(&json!({
-                "images": written, "model": model, "kind": kind, "seconds": seconds, "weights": weights,
-                "loras": means.loras, "controls": followed, "pictured": liked, "notes": notes,
-                "numerics": settings.numerics, "quantize": settings.quantize, "cache": cache, "memory": fitted,
+                "images": written, "not_drawn": undrawn, "grid": grid, "model": model, "kind": kind,
+                "seconds": seconds, "weights": weights, "loras": means.loras, "controls": followed,
+                "pictured": liked, "notes": all_notes, "numerics": settings.numerics,
+                "quantize": settings.quantize, "cache": cache, "memory": fitted,
             }))?;
-        } else if !self.quiet {
-            for Written { file, seed, warnings, .. } in &written {
-                warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
-                println!("{} (seed {seed})", file.display());
+        } else {
+            undrawn_lines(&undrawn).iter().for_each(|line| eprintln!("{line}"));
+            if !self.quiet {
+                grid.iter().for_each(|grid| println!("{}", grid.display()));
+                cache.iter().for_each(|cache| println!("{cache}"));
+                fitted.iter().filter_map(Fitted::verdict).for_each(|line| println!("{line}"));
+                let (pictures, kind) = (count(written.len()), kind_name(pipeline.kind()));
+                println!("{pictures} in {seconds:.1} s with {model}, {kind}");
             }
-            if let Some(cache) = &cache {
-                println!("{cache}");
-            }
-            fitted.iter().filter_map(Fitted::verdict).for_each(|line| println!("{line}"));
-            println!(
-                "{} in {seconds:.1} s with {model}, {}",
-                count(written.len()),
-                kind_name(pipeline.kind())
-            );
         }
-        Ok(ExitCode::SUCCESS)
+        Ok(stopped.unwrap_or(ExitCode::SUCCESS))
     }
 
-    fn request(&self, parts: &Parts, recipe: Option<&Recipe>) -> anyhow::Result<Request> {
-        let size = default_size(&parts.autoencoder);
+    /// The names of the pictures, and all that is going to be written, which can be.
+    fn targets(
+        &self,
+        request: &Request,
+        previews: &[usize],
+        inputs: &[Input],
+    ) -> anyhow::Result<(Vec<PathBuf>, Vec<Target>)> {
+        let taken = |path: &Path| path.symlink_metadata().is_ok();
+        let names = Names::new(self.output.as_deref(), request)?;
+        let files = names.of(request, previews, self.force, &taken);
+        let target = |flag| move |path| Target { path, flag };
+        let mut targets: Vec<Target> = files.iter().cloned().map(target("--output")).collect();
+        targets.extend(self.grid.clone().map(target("--grid")));
+        let previews = files.iter().flat_map(|file| previews.iter().map(|&step| names::preview(file, step)));
+        targets.extend(previews.map(target("--previews")));
+        output::check(&targets, inputs, self.force)?;
+        Ok((files, targets))
+    }
+
+    /// All files that are read, as far as flags or the picture that is repeated name them.
+    fn inputs(&self, begin: Option<&Begin>, recipe: Option<&Recipe>) -> Vec<Input> {
+        let mut inputs = Vec::new();
+        inputs.extend(self.from_image.iter().map(|path| Input::new("--from-image", path)));
+        inputs.extend(self.prompt_file.iter().map(|path| Input::new("--prompt-file", path)));
+        if let Some(Begin { begun, .. }) = begin {
+            inputs.extend(begun.images.iter().map(|path| Input::new("--image", path)));
+            inputs.extend(begun.mask.iter().map(|path| Input::new("--mask", path)));
+        }
+        inputs.extend(self.lora.iter().map(|lora| Input::new("--lora", &lora.path)));
+        inputs.extend(self.model.inputs());
+        inputs.extend(self.redux.inputs());
+        inputs.extend(self.control.inputs());
+        inputs.extend(self.pictured.inputs());
+        if let Some(recipe) = recipe {
+            let flag = "--from-image";
+            inputs.extend(recipe.means.loras.iter().map(|lora| Input::new(flag, &lora.path)));
+            inputs.extend(recipe.inputs.keys().map(|path| Input::new(flag, path)));
+        }
+        inputs
+    }
+
+    /// What is asked for. Where no flag and no picture says its size, that is left to the model.
+    fn request(&self, recipe: Option<&Recipe>) -> anyhow::Result<Request> {
         let mut request = match recipe {
             Some(recipe) => recipe.request.clone(),
-            None => Request { prompts: Vec::new(), seed: random_seed(), ..Request::new("", size, size) },
+            None => Request { prompts: Vec::new(), seed: random_seed(), ..Request::new("", 1024, 1024) },
         };
         if let Some(prompt) = &self.positional {
             request.prompts = prompts::given(std::slice::from_ref(prompt))?;
@@ -444,47 +539,40 @@ impl Generate {
         Ok(request)
     }
 
-    /// The names of the pictures, with places for what tells them apart.
-    fn pattern(&self) -> PathBuf {
-        self.output.clone().unwrap_or_else(|| PathBuf::from("{seed}-{index}.png"))
-    }
-
-    /// The quality to write with. The names must be of formats that are written.
+    /// The quality to write with, where any of the files is of a format that has one.
     fn quality(&self) -> Result<u8, Error> {
-        let pattern = self.pattern();
-        output::format(&pattern)?;
-        output::quality(
-            self.output_quality,
-            [Some(&pattern), self.grid.as_ref()].into_iter().flatten().map(PathBuf::as_path),
-        )
-    }
-
-    /// A name for each picture, all of them different.
-    fn outputs(&self, request: &Request) -> anyhow::Result<Vec<PathBuf>> {
-        let pattern = self.pattern();
-        let text = pattern.to_string_lossy();
-        let images = request.prompts.len() * request.num_images;
-        let pattern = if images > 1 && !text.contains("{index}") {
-            let stem = pattern.file_stem().unwrap_or_default().to_string_lossy();
-            let ending = pattern.extension().unwrap_or_default().to_string_lossy();
-            pattern.with_file_name(format!("{stem}-{{index}}.{ending}")).to_string_lossy().into_owned()
-        } else {
-            text.into_owned()
-        };
-        let seed = |i: usize| {
-            let (seed, variation) = request.seeds(i % request.num_images);
-            variation.map_or(seed, |variation| variation.seed).to_string()
-        };
-        Ok((0..images)
-            .map(|i| pattern.replace("{seed}", &seed(i)).replace("{index}", &i.to_string()).into())
-            .collect())
+        let pattern = self.output.clone().unwrap_or_else(|| PathBuf::from("x.png"));
+        let names = [Some(&pattern), self.grid.as_ref()];
+        formats::quality(self.output_quality, names.into_iter().flatten().map(PathBuf::as_path))
     }
 }
 
-/// Beside a picture's file.
-fn preview_file(picture: &Path, step: usize) -> PathBuf {
-    let ending = picture.extension().unwrap_or_default().to_string_lossy();
-    picture.with_extension(format!("step-{step}.{ending}"))
+/// A line for each picture that is read in another size than it has.
+fn resized(edit: &Edit, role: Role, files: &[PathBuf], (width, height): (i64, i64)) -> Vec<String> {
+    let name =
+        |i: usize| files.get(i).map_or_else(|| "the picture".into(), |file| file.display().to_string());
+    let mut lines = Vec::new();
+    for (i, image) in edit.images.iter().enumerate() {
+        let own = (image.width, image.height);
+        let (verb, size) = match role {
+            Role::Reference => ("looked at", edit.reference_size(image)),
+            _ => ("drawn", (width as u32, height as u32)),
+        };
+        if own != size {
+            lines.push(format!("{} is {}x{}: it is {verb} at {}x{}", name(i), own.0, own.1, size.0, size.1));
+        }
+    }
+    lines
+}
+
+/// What is read beside the model and its LoRAs, with the names of the flags.
+fn read_beside(inputs: &[Input]) -> Vec<(&'static str, &Path)> {
+    let beside = |input: &&Input| input.flag != "--lora" && !ModelArgs::FLAGS.contains(&input.flag);
+    inputs
+        .iter()
+        .filter(beside)
+        .map(|input| (input.flag.trim_start_matches('-'), input.path.as_path()))
+        .collect()
 }
 
 /// `transformer: Q4_K 6.80 GB on the disk, Q4_K 6.80 GB in memory, computed in bf16`.

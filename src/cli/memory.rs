@@ -11,14 +11,14 @@ use super::human_bytes;
 #[derive(Args)]
 pub(super) struct MemoryArgs {
     /// What is not in memory while it does not run; none changes a bit of the picture. [default: none]
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, hide_short_help = true)]
     offload: Option<OffloadArg>,
     /// Stay under this figure, such as 8GB, of the device's memory: what is done for it is planned and said.
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     max_memory: Option<u64>,
     /// Let that plan quantise the transformer, to int8 or on CUDA to fp8, where that saves reading its blocks anew in every
     /// step. It changes the picture.
-    #[arg(long, requires = "max_memory")]
+    #[arg(long, requires = "max_memory", hide_short_help = true)]
     may_quantize: bool,
 }
 

@@ -5,28 +5,40 @@
 mod say;
 
 mod again;
-mod bars;
 mod bench;
 mod control;
 mod convert;
 mod doctor;
 mod edit;
+mod errors;
+mod formats;
 mod generate;
 #[cfg(feature = "hub")]
 mod hub;
 mod inspect;
+mod interrupt;
+mod manual;
 mod memory;
+mod names;
 mod output;
 mod parity;
 mod pictured;
 mod pictures;
+mod plan;
+mod progress;
 mod prompts;
 mod redux;
 #[cfg(feature = "serve")]
 mod serve;
 mod tiny;
 mod walk;
+mod writer;
 
+#[cfg(test)]
+#[path = "../../tests/common/commands.rs"]
+mod listed;
+
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -39,9 +51,11 @@ use tch_flux::checkpoint::Access;
 use tch_flux::ops::{Numerics, Quantize};
 use tch_flux::pipeline::{OwnParts, Parts, PreviewBy};
 
+use output::Input;
+
 /// FLUX on libtorch: official weights, official bits.
 #[derive(Parser)]
-#[command(name = "tch-flux", version, about)]
+#[command(name = "tch-flux", version, about, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -67,11 +81,20 @@ enum Command {
     Bench(bench::Bench),
     /// Say which libtorch and which devices there are, and what is wrong with them.
     Doctor(doctor::Doctor),
+    /// Print what completes the flags in a shell.
+    Completions(manual::Completions),
+    /// Print the manual page, or write the pages of all subcommands to a folder.
+    Man(manual::Man),
 }
 
-/// Runs the program: 0 for success, 1 for a failure, 2 for a call that cannot be right.
+/// Runs the program: 0 for success, 1 for a failure, 2 for a call that cannot be right, 128 and a signal's number after that.
 pub fn run() -> ExitCode {
-    let done = match parse().command {
+    let json = errors::asks_for_json(std::env::args_os());
+    let command = match parse(std::env::args_os()) {
+        Ok(Cli { command }) => command,
+        Err(problem) => return errors::report_usage(&problem, json),
+    };
+    let done = match command {
         Command::Generate(command) => command.run(),
         Command::Edit(command) => command.run(),
         #[cfg(feature = "serve")]
@@ -81,29 +104,22 @@ pub fn run() -> ExitCode {
         Command::Parity(command) => command.run(),
         Command::Bench(command) => command.run(),
         Command::Doctor(command) => command.run(),
+        Command::Completions(command) => command.run(),
+        Command::Man(command) => command.run(),
     };
     let done = done.and_then(|code| match say::unsaid() {
         Some(error) => Err(anyhow::anyhow!("standard output: {error}")),
         None => Ok(code),
     });
-    done.unwrap_or_else(|error| {
-        eprintln!("error: {}", in_full(&error));
-        match error.downcast_ref::<Error>() {
-            Some(Error::Request(_)) => ExitCode::from(2),
-            _ => ExitCode::FAILURE,
-        }
-    })
+    done.unwrap_or_else(|error| errors::report(&error, json))
 }
 
-fn parse() -> Cli {
-    let command = Cli::command();
-    #[cfg(feature = "serve")]
-    let command = command.mut_subcommand("serve", serve::with_environment);
-    let matches = command.try_get_matches();
+fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    let matches = definition().try_get_matches_from(arguments);
     #[cfg(feature = "serve")]
     let matches = matches.map_err(serve::named_by_variable);
-    let matches = matches.unwrap_or_else(|problem| problem.exit());
-    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|problem| problem.exit());
+    let matches = matches?;
+    let cli = Cli::from_arg_matches(&matches)?;
     #[cfg(feature = "serve")]
     let cli = match (cli, matches.subcommand_matches("serve")) {
         (Cli { command: Command::Serve(serve) }, Some(matches)) => {
@@ -111,7 +127,55 @@ fn parse() -> Cli {
         }
         (cli, _) => cli,
     };
-    cli
+    Ok(cli)
+}
+
+/// All subcommands and their flags.
+fn definition() -> clap::Command {
+    let command = Cli::command();
+    #[cfg(feature = "serve")]
+    let command = command.mut_subcommand("serve", serve::with_environment);
+    #[cfg(feature = "serve")]
+    let command = command.mut_subcommand("serve", |serve| serve.mut_args(in_groups));
+    command
+}
+
+/// Which heading a flag of `serve` stands under in its help, and whether it is one of the few of the short help.
+#[cfg(feature = "serve")]
+fn in_groups(arg: clap::Arg) -> clap::Arg {
+    let shown = [
+        "help",
+        "config",
+        "host",
+        "port",
+        "model",
+        "device",
+        "quantize",
+        "lora",
+        "queue",
+        "api_key_file",
+        "cors_origin",
+        "grace",
+        "log_level",
+    ];
+    let heading = match arg.get_id().as_str() {
+        "help" | "config" | "print_config" => None,
+        "host" | "port" | "api_key" | "api_key_file" | "cors_origin" | "allowed_host" | "public_url" => {
+            Some("Network")
+        }
+        "device" | "threads" | "kind" | "numerics" | "quantize" | "keep_quantized" | "keep_text_encoders"
+        | "offload" | "no_mmap" | "vae_tile" => Some("Memory and speed"),
+        "log_level" | "log_json" => Some("Log"),
+        id if id.starts_with("max_") || id.starts_with("url_") || id.ends_with("_timeout") => Some("Limits"),
+        "queue" | "grace" | "body_pause" | "stream_keep_alive" => Some("Limits"),
+        _ => Some("Model"),
+    };
+    let hidden = !shown.contains(&arg.get_id().as_str());
+    let arg = arg.hide_short_help(hidden);
+    match heading {
+        Some(heading) => arg.help_heading(heading),
+        None => arg,
+    }
 }
 
 /// What is said while a model is fetched.
@@ -124,52 +188,45 @@ struct Saying {
     warnings: bool,
 }
 
-/// An error with its causes, but for those that it has said itself.
-fn in_full(error: &anyhow::Error) -> String {
-    error.chain().map(ToString::to_string).fold(String::new(), |said, cause| match said.as_str() {
-        "" => cause,
-        said if said.ends_with(&cause) => said.to_string(),
-        said => format!("{said}: {cause}"),
-    })
-}
-
 /// Where the parts of a model lie.
 #[derive(Args, Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct ModelArgs {
-    /// A folder as the official repositories have it, ComfyUI's file with all weights, or OWNER/NAME[@REVISION] on the
-    /// hub, of which is fetched what is needed, once; without it the small model is drawn with.
+    /// A model's folder, a file with all weights, or OWNER/NAME[@REVISION] on the hub. [default: the small model]
+    ///
+    /// A folder is as the official repositories have it, a file with all weights ComfyUI's. Of a name on the hub is fetched
+    /// what is needed, once.
     #[arg(long, value_name = "PATH|OWNER/NAME")]
     model: Option<PathBuf>,
     /// The transformer's weights, instead of the folder's.
     #[arg(long, value_name = "PATH")]
     transformer: Option<PathBuf>,
     /// A transformer to take from what the first lacks outside of the blocks, as many finetunes do.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", hide_short_help = true)]
     base: Option<PathBuf>,
     /// The autoencoder's weights, instead of the folder's.
-    #[arg(long, visible_alias = "vae", value_name = "PATH")]
+    #[arg(long, visible_alias = "vae", value_name = "PATH", hide_short_help = true)]
     autoencoder: Option<PathBuf>,
     /// CLIP's weights, instead of the folder's: its text model, or a whole CLIP.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", hide_short_help = true)]
     clip: Option<PathBuf>,
     /// T5's weights, instead of the folder's: its encoder, or a whole T5.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", hide_short_help = true)]
     t5: Option<PathBuf>,
     /// CLIP's tokenizer, instead of the folder's.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", hide_short_help = true)]
     clip_tokenizer: Option<PathBuf>,
     /// T5's tokenizer, instead of the folder's.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", hide_short_help = true)]
     t5_tokenizer: Option<PathBuf>,
     /// A depth model (Depth Anything), for drawings that follow depths: a folder, or a file with config.json beside.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", hide_short_help = true)]
     depth_model: Option<PathBuf>,
     /// A tiny autoencoder (TAEF1) that makes the previews.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", hide_short_help = true)]
     preview_decoder: Option<PathBuf>,
     /// Factors from latents to colours that make the previews: scripts/fit_latent_rgb.py writes such a file.
-    #[arg(long, value_name = "FILE", conflicts_with = "preview_decoder")]
+    #[arg(long, value_name = "FILE", conflicts_with = "preview_decoder", hide_short_help = true)]
     preview_factors: Option<PathBuf>,
 }
 
@@ -177,6 +234,38 @@ impl ModelArgs {
     /// What the model and its transformer are called.
     fn names(&self) -> impl Iterator<Item = &Path> {
         [&self.model, &self.transformer].into_iter().flatten().map(PathBuf::as_path)
+    }
+
+    /// What names the files of a model.
+    const FLAGS: [&str; 10] = [
+        "--model",
+        "--transformer",
+        "--base",
+        "--autoencoder",
+        "--clip",
+        "--t5",
+        "--clip-tokenizer",
+        "--t5-tokenizer",
+        "--depth-model",
+        "--preview-decoder",
+    ];
+
+    /// The files that are named, each with its flag.
+    fn inputs(&self) -> Vec<Input> {
+        let paths = [
+            &self.model,
+            &self.transformer,
+            &self.base,
+            &self.autoencoder,
+            &self.clip,
+            &self.t5,
+            &self.clip_tokenizer,
+            &self.t5_tokenizer,
+            &self.depth_model,
+            &self.preview_decoder,
+        ];
+        let named = |(path, flag): (&Option<PathBuf>, &'static str)| Some(Input::new(flag, path.as_ref()?));
+        paths.into_iter().zip(Self::FLAGS).filter_map(named).collect()
     }
 
     fn parts(
@@ -212,9 +301,41 @@ impl ModelArgs {
                 "{}: there is no such folder; names on the hub need a tch-flux with the feature `hub`",
                 model.display(),
             ),
-            Some(folder) => Ok(Parts::find_rest(own, folder)?),
+            Some(folder) => Parts::find_rest(own, folder).map_err(|error| self.incomplete(folder, error)),
             None => Ok(Parts::find_rest(own, tiny::folder()?)?),
         }
+    }
+}
+
+impl ModelArgs {
+    /// What to do about a folder that holds some parts of a model alone.
+    fn incomplete(&self, folder: &Path, error: Error) -> anyhow::Error {
+        let Error::MissingPart { part, .. } = &error else { return error.into() };
+        let found = Parts::look(folder).unwrap_or_default();
+        let found: Vec<_> = found.into_iter().filter_map(|(part, path)| Some((part, path.ok()?))).collect();
+        let advice = match &found[..] {
+            [(part, path)] => format!(
+                "{} holds a {part} alone: name it by {} {}, and by --model the folder of a model that has the rest",
+                folder.display(),
+                part_flag(part),
+                path.display()
+            ),
+            _ => format!("name that part by {}, or another folder by --model", part_flag(part)),
+        };
+        anyhow::Error::from(error).context(advice)
+    }
+}
+
+/// The flag that names a part.
+fn part_flag(part: &str) -> &'static str {
+    match part {
+        "transformer" => "--transformer",
+        "autoencoder" => "--autoencoder",
+        "CLIP" | "CLIP text model" => "--clip",
+        "T5" | "T5 encoder" => "--t5",
+        "CLIP tokenizer" => "--clip-tokenizer",
+        "T5 tokenizer" => "--t5-tokenizer",
+        _ => "its flag",
     }
 }
 
@@ -285,6 +406,14 @@ fn kind_name(kind: Kind) -> String {
     }
 }
 
+/// The word for a device, as `--device` takes it.
+fn device_name(device: Device) -> String {
+    match device {
+        Device::Cuda(index) => format!("cuda:{index}"),
+        other => format!("{other:?}").to_lowercase(),
+    }
+}
+
 /// `cpu`, `mps`, `cuda` or `cuda:N`; a CUDA device must be there.
 fn parse_device(text: &str) -> Result<Device, String> {
     let device = match text.split_once(':') {
@@ -328,4 +457,29 @@ fn human_bytes(bytes: u64) -> String {
         unit += 1;
     }
     if unit == 0 { format!("{bytes} B") } else { format!("{value:.2} {}", units[unit]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{listed, parse};
+
+    #[test]
+    fn every_command_of_the_documents_is_one() {
+        let mut seen = 0;
+        for document in listed::documents() {
+            for command in listed::commands(&document) {
+                seen += 1;
+                let words = std::iter::once("tch-flux").chain(command.iter().map(String::as_str));
+                if let Err(problem) = parse(words.map(Into::into)) {
+                    panic!("{}: {command:?}: {problem}", document.display());
+                }
+            }
+        }
+        assert!(seen > 30, "{seen}");
+    }
+
+    #[test]
+    fn the_definitions_of_all_flags_agree() {
+        super::definition().debug_assert();
+    }
 }

@@ -7,7 +7,7 @@ use anyhow::Context;
 use clap::Args;
 use serde_json::json;
 use tch::Device;
-use tch_flux::parity::{Accuracy, Case, Comparison};
+use tch_flux::parity::{Accuracy, Case, Comparison, MODULES, Module};
 
 use super::{NumericsArg, parse_device, print_json};
 
@@ -23,11 +23,17 @@ pub(super) struct Parity {
     /// cpu, cuda, cuda:N or mps.
     #[arg(long, default_value = "cpu", value_parser = parse_device)]
     device: Device,
-    /// Print a line of JSON for each output.
+    /// Skip cases of modules that are not known here, which otherwise fail.
+    #[arg(long)]
+    allow_unknown: bool,
+    /// List the modules that are known, with the params of their cases.
+    #[arg(long, conflicts_with = "paths")]
+    modules: bool,
+    /// Print a line of JSON for each output, and one with the counts.
     #[arg(long)]
     json: bool,
     /// Cases, or folders of them.
-    #[arg(required = true, value_name = "FILE|DIR")]
+    #[arg(required_unless_present = "modules", value_name = "FILE|DIR")]
     paths: Vec<PathBuf>,
 }
 
@@ -44,12 +50,24 @@ fn verdict(passes: bool) -> &'static str {
 
 impl Parity {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        if self.modules {
+            MODULES.iter().try_for_each(|module| self.say(&json!(module), &module_line(module)))?;
+            return Ok(ExitCode::SUCCESS);
+        }
         let (mut passed, mut failed, mut skipped) = (0, 0, 0);
         for path in cases(&self.paths)? {
             let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
             let case = Case::open(&path).map(|case| case.on(self.device));
             let lines = match case.and_then(|case| Ok((self.lines(&name, &case)?, case.module))) {
                 Ok((Some(lines), _)) => lines,
+                Ok((None, module)) if !self.allow_unknown => {
+                    let problem = format!(
+                        "module {module} is not known: --modules lists those that are, --allow-unknown skips others"
+                    );
+                    let json =
+                        json!({ "case": name, "module": module, "problem": problem, "verdict": "fail" });
+                    vec![Line { passes: false, json, text: format!("{name} FAIL ({problem})") }]
+                }
                 Ok((None, module)) => {
                     skipped += 1;
                     let json = json!({ "case": name, "module": module, "verdict": "skip" });
@@ -66,7 +84,8 @@ impl Parity {
                 self.say(&json, &text)?;
             }
         }
-        println!("{passed} passed, {failed} failed, {skipped} skipped");
+        let counts = json!({ "passed": passed, "failed": failed, "skipped": skipped });
+        self.say(&counts, &format!("{passed} passed, {failed} failed, {skipped} skipped"))?;
         // An empty folder is no proof.
         Ok(if failed == 0 && passed + skipped > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
@@ -89,6 +108,14 @@ impl Parity {
         let line = |c| comparison_line(name, c, self.exact);
         Ok(comparisons.map(|all| all.into_iter().map(line).collect()))
     }
+}
+
+/// A module, its params, and in brackets those that may be left out.
+fn module_line(module: &Module) -> String {
+    let Module { name, params, optional } = module;
+    let optional = optional.iter().map(|name| format!("[{name}]"));
+    let params = params.iter().map(|name| name.to_string()).chain(optional).collect::<Vec<_>>().join(", ");
+    if params.is_empty() { (*name).into() } else { format!("{name}: {params}") }
 }
 
 /// How near an output is to the reference's.

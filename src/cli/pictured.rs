@@ -10,24 +10,25 @@ use tch_flux::pipeline::{self, Pipeline};
 use tch_flux::recipe::Liked;
 
 use super::edit::read;
+use super::output::Input;
 
 #[derive(Args)]
 pub(super) struct PicturedArgs {
     /// An IP-Adapter in XLabs' layout; may be given several times, each with its --ip-image.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
     ip_adapter: Vec<PathBuf>,
     /// What the picture shall be like, PNG, JPEG or WebP; of one IP-Adapter there may be several.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
     ip_image: Vec<PathBuf>,
     /// What the negative prompt's picture is like. [default: a black one]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
     ip_negative_image: Vec<PathBuf>,
     /// How much of the IP-Adapter is added, or that for each double block, with commas between; once for all, or for each
     /// IP-Adapter. [default: 1]
-    #[arg(long, value_name = "X[,X…]", value_parser = parse_scales)]
+    #[arg(long, value_name = "X[,X…]", value_parser = parse_scales, hide_short_help = true)]
     ip_strength: Vec<Scales>,
     /// The IP-Adapter's image encoder: CLIP-L's vision model or a whole CLIP, a file or a folder.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", hide_short_help = true)]
     ip_image_encoder: Option<PathBuf>,
 }
 
@@ -36,6 +37,16 @@ pub(super) struct PicturedArgs {
 struct Scales(Vec<f64>);
 
 impl PicturedArgs {
+    /// The files that are named.
+    pub(super) fn inputs(&self) -> Vec<Input> {
+        let named = |flag| move |path: &PathBuf| Input::new(flag, path);
+        let adapters = self.ip_adapter.iter().map(named("--ip-adapter"));
+        let images = self.ip_image.iter().map(named("--ip-image"));
+        let negative = self.ip_negative_image.iter().map(named("--ip-negative-image"));
+        let encoder = self.ip_image_encoder.iter().map(named("--ip-image-encoder"));
+        adapters.chain(images).chain(negative).chain(encoder).collect()
+    }
+
     /// What is asked for, and else what a picture was drawn with before.
     pub(super) fn liked(&self, before: Vec<Liked>) -> anyhow::Result<Vec<Liked>> {
         let wrong = |text: String| Err(Error::Request(text).into());

@@ -8,19 +8,20 @@ use tch_flux::Error;
 use tch_flux::pipeline::{OwnParts, Parts, Redux, ReduxImage, ReduxMix};
 use tch_flux::recipe::{Seen, SeenImage};
 
+use super::output::Input;
 use super::{Saying, edit};
 
 #[derive(Args)]
 pub(super) struct ReduxArgs {
     /// A picture that the drawing shall look like, PNG, JPEG or WebP; may be given several times. What Redux sees of it is
     /// multiplied by STRENGTH, and of a sum the pooled text by POOLED; without a PROMPT it is drawn from pictures alone.
-    #[arg(long, value_name = "FILE[=STRENGTH[,POOLED]]", value_parser = parse_image)]
+    #[arg(long, value_name = "FILE[=STRENGTH[,POOLED]]", value_parser = parse_image, hide_short_help = true)]
     redux: Vec<Look>,
     /// How several pictures come together. [default: append]
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, hide_short_help = true)]
     redux_mix: Option<MixArg>,
     /// Zeros in place of the text's states, as diffusers' Redux takes them where it has no text encoders.
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     redux_without_text: bool,
     #[command(flatten)]
     model: ReduxModelArgs,
@@ -39,10 +40,10 @@ struct Look {
 pub(super) struct ReduxModelArgs {
     /// Redux's embedder, a folder as its official repository has it, or OWNER/NAME[@REVISION] on the hub; instead of what
     /// the model's folder has.
-    #[arg(long, value_name = "PATH|OWNER/NAME")]
+    #[arg(long, value_name = "PATH|OWNER/NAME", hide_short_help = true)]
     redux_model: Option<PathBuf>,
     /// SigLIP, which reads the pictures of Redux; instead of that folder's.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", hide_short_help = true)]
     image_encoder: Option<PathBuf>,
 }
 
@@ -76,6 +77,15 @@ impl ReduxArgs {
     /// The parts with those that are named here.
     pub(super) fn parts(&self, parts: Parts, saying: Saying) -> anyhow::Result<Parts> {
         self.model.parts(parts, saying)
+    }
+
+    /// The files that are named.
+    pub(super) fn inputs(&self) -> Vec<Input> {
+        let ReduxModelArgs { redux_model, image_encoder } = &self.model;
+        let pictures = self.redux.iter().map(|look| Input::new("--redux", &look.file));
+        let model = redux_model.iter().map(|path| Input::new("--redux-model", path));
+        let encoder = image_encoder.iter().map(|path| Input::new("--image-encoder", path));
+        pictures.chain(model).chain(encoder).collect()
     }
 
     /// Whether there is something to draw from beside a prompt.

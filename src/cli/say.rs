@@ -14,7 +14,6 @@ macro_rules! println {
 }
 
 /// As the standard library's, which panics where nobody reads.
-#[cfg(feature = "serve")]
 macro_rules! print {
     ($($text:tt)*) => { $crate::cli::say::out(format_args!($($text)*)) };
 }

@@ -23,27 +23,27 @@ pub(super) struct Walk {
     sampler: Option<SamplerArg>,
     /// How the times of the steps are chosen. [default: what the model's folder says in scheduler/scheduler_config.json,
     /// else linear for schnell and shifted for the others]
-    #[arg(long, value_enum, conflicts_with = "sigmas")]
+    #[arg(long, value_enum, conflicts_with = "sigmas", hide_short_help = true)]
     schedule: Option<ScheduleArg>,
     /// How far a shifted schedule leans to noise: for 256 patches and for 4096, or by the same factor for every size, as
     /// `shift` in a scheduler_config.json without dynamic shifting. [default: 0.5,1.15]
-    #[arg(long, value_name = "BASE,MAX|SHIFT", value_parser = parse_shift, conflicts_with = "sigmas")]
+    #[arg(long, value_name = "BASE,MAX|SHIFT", value_parser = parse_shift, conflicts_with = "sigmas", hide_short_help = true)]
     shift: Option<ShiftArg>,
     /// The times themselves, from 1 (noise) down; the 0 at the end may be left out.
-    #[arg(long, value_name = "S1,S2,…", value_delimiter = ',')]
+    #[arg(long, value_name = "S1,S2,…", value_delimiter = ',', hide_short_help = true)]
     sigmas: Vec<f64>,
     /// Steps that are not computed whole: first-block[:THRESHOLD], tea-cache[:THRESHOLD] or
     /// taylor-seer[:INTERVAL[,ORDER[,WARMUP]]]; how many were skipped is said. [default: none]
-    #[arg(long, value_name = "CACHE", value_parser = parse_cache)]
+    #[arg(long, value_name = "CACHE", value_parser = parse_cache, hide_short_help = true)]
     cache: Option<CacheArg>,
     /// Draws each picture without the cache, too, and says how far it lies from it.
-    #[arg(long, requires = "cache")]
+    #[arg(long, requires = "cache", hide_short_help = true)]
     compare_cache: bool,
     /// Leads the noise towards that of another seed so far, from 0 to 1; several pictures then vary one seed's.
-    #[arg(long, value_name = "STRENGTH")]
+    #[arg(long, value_name = "STRENGTH", hide_short_help = true)]
     variation_strength: Option<f64>,
-    /// The noise to vary with. [default: another one each time; it is in the picture's file]
-    #[arg(long, value_name = "SEED", requires = "variation_strength")]
+    /// The noise to vary with. [default: another one each time; it is printed]
+    #[arg(long, value_name = "SEED", requires = "variation_strength", hide_short_help = true)]
     variation_seed: Option<u64>,
 }
 
@@ -96,7 +96,8 @@ impl Walk {
         }
         request.sampler = self.sampler.map(Sampler::from).or(request.sampler);
         if let Some(strength) = self.variation_strength {
-            let seed = self.variation_seed.unwrap_or_else(random_seed);
+            let before = request.variation.map(|variation| variation.seed);
+            let seed = self.variation_seed.or(before).unwrap_or_else(random_seed);
             request.variation = Some(Variation { seed, strength });
         }
         Ok(())

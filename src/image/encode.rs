@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Format, Image};
 use crate::error::{Error, Result};
@@ -72,11 +73,17 @@ impl Image {
     /// [`Error::Io`].
     pub fn write_png(&self, path: impl AsRef<Path>, texts: &BTreeMap<String, String>) -> Result<()> {
         let path = path.as_ref();
-        write_whole(path, |out| {
-            self.encode_png(out, texts, ::png::Compression::Balanced).map_err(|problem| match problem {
-                ::png::EncodingError::IoError(source) => Error::io(path)(source),
-                other => Error::io(path)(std::io::Error::other(other)),
-            })
+        write_whole(path, |out| self.write_png_to(out, texts).map_err(Error::io(path)))
+    }
+
+    /// Writes a PNG with the given texts in it into `out`, smaller than [`Image::to_png`]'s.
+    ///
+    /// # Errors
+    /// Those of `out`, and one for a text's key that PNG does not allow.
+    pub fn write_png_to(&self, out: impl Write, texts: &BTreeMap<String, String>) -> std::io::Result<()> {
+        self.encode_png(out, texts, ::png::Compression::Balanced).map_err(|problem| match problem {
+            ::png::EncodingError::IoError(source) => source,
+            other => std::io::Error::other(other),
         })
     }
 
@@ -127,8 +134,9 @@ fn write_whole(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Result<(
     written
 }
 
-/// A name in the same folder that nobody else uses.
+/// A name in the same folder that nobody else uses, and that is short wherever the file's own is long.
 fn beside(path: &Path) -> PathBuf {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".{name}.{}.part", std::process::id()))
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let next = NEXT.fetch_add(1, Ordering::Relaxed);
+    path.with_file_name(format!(".tch-flux.{}.{next}.part", std::process::id()))
 }

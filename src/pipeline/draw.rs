@@ -1,6 +1,9 @@
 //! From requests to pictures, phase by phase; pictures of one shape are computed together where that changes no bit.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use tch::{Device, Kind, Tensor};
 
@@ -18,12 +21,16 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::flux1::StepCache;
 use crate::image::Image;
-use crate::ops::Numerics;
+use crate::ops::{self, Numerics};
 use crate::sampling::{self, Sampler, Schedule, Solver, unpack};
 use crate::shim;
 
 /// Tokens that a step computes together at most: measured, more are no faster.
 const TOGETHER: i64 = 2048;
+
+/// Where the transformer is released while the autoencoder decodes, pictures wait to be decoded until drawing them took so
+/// many times as long as loading the transformer again does.
+const LOADS: u32 = 4;
 
 /// Numbers of a step's tensors up to which libtorch's operations are done before other threads are there to help.
 const SMALL: i64 = 1 << 20;
@@ -114,6 +121,10 @@ impl Shape {
 /// How the requests fare: each goes on until an error of its own.
 struct Jobs<'a> {
     failed: Vec<Option<Error>>,
+    /// The phase that each was told of last.
+    phases: Vec<Option<Phase>>,
+    /// Once it is true, no further step is begun.
+    stop: Option<&'a Arc<AtomicBool>>,
     on_progress: &'a mut OnTogether<'a>,
 }
 
@@ -133,7 +144,27 @@ impl Jobs<'_> {
     }
 
     fn begin(&mut self, phase: Phase) {
-        self.living().into_iter().for_each(|job| self.report(job, Progress::Phase(phase)));
+        self.living().into_iter().for_each(|job| self.enter(job, phase));
+    }
+
+    /// Tells a job of the phase that begins for it, unless it is in it.
+    fn enter(&mut self, job: usize, phase: Phase) {
+        if self.phases[job].replace(phase) != Some(phase) {
+            self.report(job, Progress::Phase(phase));
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stop.is_some_and(|stop| stop.load(Ordering::Relaxed))
+    }
+
+    /// Runs what may be given up once it is to be stopped. On a GPU a model waits between its blocks to be stopped there,
+    /// and a step is soon over.
+    fn until_stopped<R>(&self, device: Device, f: impl FnOnce() -> R) -> R {
+        match self.stop {
+            Some(stop) if device == Device::Cpu => ops::with_cancel(stop, f),
+            _ => f(),
+        }
     }
 
     /// The value, or `None` and the job is done for.
@@ -154,6 +185,22 @@ impl Pipeline {
         outcomes.pop().unwrap_or(Err(Error::Cancelled))
     }
 
+    /// Draws as [`Pipeline::generate`] does until `stop` becomes true. Then the step that runs is given up, unless it is a
+    /// picture's last, and no other begins; pictures whose steps are all done are decoded and returned, so that there may be
+    /// fewer than were asked for.
+    ///
+    /// # Errors
+    /// As [`Pipeline::generate`]; [`Error::Cancelled`] where it became true before the first step.
+    pub fn generate_until(
+        &mut self,
+        request: &Request,
+        stop: &Arc<AtomicBool>,
+        on_progress: &mut OnProgress,
+    ) -> Result<Vec<Generated>> {
+        let outcomes = self.draw(&[request], Some(stop), &mut |_, progress| on_progress(progress));
+        self.with_causes(outcomes)?.pop().unwrap_or(Err(Error::Cancelled))
+    }
+
     /// Draws several requests, those of one shape together: up to [`Pipeline::together`] pictures at a time. Each has its
     /// own outcome, in the order of the requests, and the bits of its pictures are those that they have alone.
     ///
@@ -164,18 +211,23 @@ impl Pipeline {
         requests: &[&Request],
         on_progress: &mut OnTogether,
     ) -> Result<Vec<Result<Vec<Generated>>>> {
-        let outcomes = self.draw(requests, on_progress);
+        let outcomes = self.draw(requests, None, on_progress);
         self.with_causes(outcomes)
     }
 
     fn draw(
         &mut self,
         requests: &[&Request],
+        stop: Option<&Arc<AtomicBool>>,
         on_progress: &mut OnTogether,
     ) -> Result<Vec<Result<Vec<Generated>>>> {
         let _no_grad = tch::no_grad_guard();
-        let mut jobs =
-            Jobs { failed: requests.iter().map(|_| None).collect(), on_progress: &mut *on_progress };
+        let mut jobs = Jobs {
+            failed: requests.iter().map(|_| None).collect(),
+            phases: vec![None; requests.len()],
+            stop,
+            on_progress: &mut *on_progress,
+        };
         for (job, request) in requests.iter().enumerate() {
             jobs.or_fails(job, self.check(request));
         }
@@ -200,10 +252,12 @@ impl Pipeline {
 
         jobs.begin(Phase::Load);
         let living = jobs.living();
+        let loading = Instant::now();
         if !living.is_empty() {
             self.load_transformer()?;
             self.load_controlnets(living.iter().flat_map(|&job| &requests[job].controls))?;
         }
+        let loading = loading.elapsed();
         let previews = living.iter().any(|&job| requests[job].previews > 0);
         if previews {
             self.load_previewer()?;
@@ -235,14 +289,54 @@ impl Pipeline {
 
         jobs.begin(Phase::Denoise);
         let drawings = drawings(&requests, &texts, &given, &jobs);
-        let mut latents: Vec<Option<(Tensor, (usize, usize))>> = drawings.iter().map(|_| None).collect();
-        for group in self.groups(&drawings) {
-            for (i, latent, skipped) in self.latents(&drawings, group, &mut jobs)? {
-                latents[i] = Some((latent, skipped));
+        let groups = self.groups(&drawings);
+        let mut pictures: Vec<Vec<Arc<Generated>>> = requests.iter().map(|_| Vec::new()).collect();
+        let (mut waiting, mut drawing) = (Vec::new(), Duration::ZERO);
+        let last = groups.len().saturating_sub(1);
+        for (i, group) in groups.into_iter().enumerate() {
+            let begun = Instant::now();
+            let members: Vec<usize> = group.iter().map(|&i| drawings[i].job).collect();
+            if members.iter().any(|&job| jobs.lives(job)) && !jobs.is_stopped() {
+                self.load_transformer()?;
+                self.load_controlnets(members.iter().flat_map(|&job| &requests[job].controls))?;
+                let previews = members.iter().any(|&job| requests[job].previews > 0);
+                if previews && self.previewer.is_none() {
+                    self.load_autoencoder()?;
+                }
+                members.iter().for_each(|&job| jobs.enter(job, Phase::Denoise));
+                waiting.extend(self.latents(&drawings, group, &mut jobs)?);
+            }
+            drawing += begun.elapsed();
+            if !offloads || i == last || jobs.is_stopped() || drawing >= loading * LOADS {
+                self.decode_all(&drawings, &mut waiting, &mut jobs, &mut pictures)?;
+                drawing = Duration::ZERO;
             }
         }
+        if offloads {
+            self.transformer = None;
+            self.controlnets.iter_mut().for_each(|net| net.release(true));
+        }
+        let outcome = |(failed, pictures): (Option<Error>, Vec<_>)| match failed {
+            Some(error) => Err(error),
+            None => Ok(pictures.into_iter().map(Arc::unwrap_or_clone).collect()),
+        };
+        Ok(jobs.failed.into_iter().zip(pictures).map(outcome).collect())
+    }
 
-        jobs.begin(Phase::Decode);
+    /// Latents to pictures, each handed out when it is there.
+    fn decode_all(
+        &mut self,
+        drawings: &[Drawing],
+        waiting: &mut Vec<Drawn>,
+        jobs: &mut Jobs,
+        pictures: &mut [Vec<Arc<Generated>>],
+    ) -> Result<()> {
+        waiting.retain(|(i, ..)| jobs.lives(drawings[*i].job));
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        waiting.iter().for_each(|(i, ..)| jobs.enter(drawings[*i].job, Phase::Decode));
+        let offloads = self.settings.offload != Offload::None;
         self.transformer.iter().for_each(|transformer| transformer.model.release_workspace());
         self.controlnets.iter_mut().for_each(|net| net.release(offloads));
         if let Some(Previewer::Decoder(decoder)) = &self.previewer {
@@ -251,24 +345,25 @@ impl Pipeline {
         if offloads {
             self.transformer = None;
         }
-        if !jobs.living().is_empty() {
-            self.load_autoencoder()?;
-        }
-        let mut pictures: Vec<Vec<Generated>> = requests.iter().map(|_| Vec::new()).collect();
-        for (drawing, latent) in drawings.into_iter().zip(latents) {
-            let Some((latent, skipped)) = latent.filter(|_| jobs.lives(drawing.job)) else { continue };
-            let picture = self.decode(&latent, &drawing.request).and_then(|x| Image::from_tensor(&x));
-            if let Some(image) = jobs.or_fails(drawing.job, picture) {
-                let warnings = drawing.text.warnings();
-                pictures[drawing.job].push(Generated { image, request: drawing.request, warnings, skipped });
+        self.load_autoencoder()?;
+        for (i, latent, skipped) in waiting.drain(..) {
+            let Drawing { job, image, images, ref request, text, .. } = drawings[i];
+            if !jobs.lives(job) {
+                continue;
+            }
+            let picture = self.decode(&latent, request).and_then(|x| Image::from_tensor(&x));
+            if let Some(picture) = jobs.or_fails(job, picture) {
+                let (request, warnings) = (request.clone(), text.warnings());
+                let picture = Arc::new(Generated { image: picture, request, warnings, skipped });
+                pictures[job].push(picture.clone());
+                jobs.report(job, Progress::Picture { image, images, picture });
             }
         }
         self.autoencoder.iter().for_each(|autoencoder| autoencoder.model.release_workspace());
         if offloads {
             self.autoencoder = None;
         }
-        let outcome = |(failed, pictures): (Option<Error>, _)| failed.map_or(Ok(pictures), Err);
-        Ok(jobs.failed.into_iter().zip(pictures).map(outcome).collect())
+        Ok(())
     }
 
     /// How many pictures of such a request are computed at a time: several where that is faster, changes no bit of them,
@@ -324,8 +419,9 @@ impl Pipeline {
     fn texts(&mut self, requests: &[Request], jobs: &mut Jobs) -> Vec<Vec<Text>> {
         let mut all = Vec::new();
         for (job, request) in requests.iter().enumerate() {
+            let device = self.settings.device;
             let texts = match jobs.lives(job) {
-                true => self.texts_of(request),
+                true => jobs.until_stopped(device, || self.texts_of(request)),
                 false => Ok(Vec::new()),
             };
             all.push(jobs.or_fails(job, texts).unwrap_or_default());
@@ -403,7 +499,18 @@ impl Pipeline {
             let before = beside.img.shallow_clone();
             let mut velocity =
                 |img: &Tensor, t_vec: &Tensor, index| beside.velocity(model, img, t_vec, index);
-            let stepped = solver.step(&before, step, &mut velocity, &|| beside.noise(step))?;
+            if jobs.is_stopped() {
+                return Ok(Vec::new());
+            }
+            let mut take = || solver.step(&before, step, &mut velocity, &|| beside.noise(step));
+            let stepped = match step + 1 == steps {
+                true => take(),
+                false => jobs.until_stopped(self.settings.device, take),
+            };
+            let stepped = match stepped {
+                Err(Error::Cancelled) if jobs.is_stopped() => return Ok(Vec::new()),
+                stepped => stepped?,
+            };
             let expected = || Ok(before.f_sub(&stepped.velocity.f_mul_scalar(times.sigmas[step])?)?);
             self.report_step(&rows, drawings, (step + 1, steps), &expected, jobs)?;
             // At the end the picture is whole, wherever the walk led.
@@ -437,6 +544,16 @@ impl Pipeline {
             }
         }
         Ok(latents)
+    }
+
+    /// After which of a picture's steps, counted from 1, previews of it are made.
+    ///
+    /// # Errors
+    /// [`Error::Request`] where the schedule gives no times for so many steps.
+    pub fn preview_steps(&self, request: &Request) -> Result<Vec<usize>> {
+        let request = self.complete(request);
+        let steps = self.times(&request)?.sigmas.len().saturating_sub(1);
+        Ok((1..=steps).filter(|&step| request.previews_after(step, steps)).collect())
     }
 
     /// The times that a picture walks, those that its strength leaves.

@@ -122,24 +122,22 @@ impl Pipeline {
         };
         let variant = self.params.variant();
         if !fits {
-            let takes = only.map_or("start or reference".into(), |only| format!("{only:?}").to_lowercase());
+            let takes = only.map_or("start or reference".into(), |only| only.to_string());
             return wrong(format!(
-                "FLUX.1 {variant} does not take a picture as {role:?}: it takes it as {takes}"
+                "FLUX.1 {variant} does not take a picture as {role}: it takes it as {takes}"
             ));
         }
         if edit.images.len() > 1 && role != Role::Reference {
             let count = edit.images.len();
-            return wrong(format!(
-                "one picture is taken as {role:?}, not {count}; references may be several"
-            ));
+            return wrong(format!("one picture is taken as {role}, not {count}; references may be several"));
         }
         match (role, edit.mask.is_some()) {
             (Role::Fill, false) => wrong("Fill needs a mask of what it shall draw".into()),
             (Role::Reference | Role::Control, true) => {
-                wrong(format!("a picture as {role:?} has no mask and no room around it: all is drawn anew"))
+                wrong(format!("a picture as {role} has no mask and no room around it: all is drawn anew"))
             }
             _ if edit.follow != Follow::Picture && role != Role::Control => {
-                wrong(format!("edges and depths are for a picture as Control, not as {role:?}"))
+                wrong(format!("edges and depths are for a picture as control, not as {role}"))
             }
             _ if edit.follow == Follow::Depth && self.parts.depth.is_none() => {
                 let text = "for depths a depth model is needed (depth, --depth-model), such as depth-anything-large-hf";

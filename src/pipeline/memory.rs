@@ -136,8 +136,11 @@ impl Pipeline {
         let decoding = if is_tiny { tiny } else { full };
         let by_decoder = matches!(self.parts.preview, Some(PreviewBy::Decoder(_)));
         let mut beside = 0;
-        // What was encoded before the first step needs the autoencoder no more where it is offloaded.
-        if self.encodes(&request) && !offloads || request.previews > 0 && self.parts.preview.is_none() {
+        // What was encoded before the first step needs the autoencoder no more where it is offloaded. Where it is not, it
+        // stays while the pictures after the first ones are drawn.
+        let images = request.prompts.len() * request.num_images;
+        let stays = !offloads && (self.encodes(&request) || images > pictures);
+        if stays || request.previews > 0 && self.parts.preview.is_none() {
             beside += autoencoder;
         }
         if request.previews > 0 && by_decoder {

@@ -1,5 +1,6 @@
 //! What is asked of a pipeline.
 
+use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -34,6 +35,17 @@ impl Role {
     /// What pictures are to a model of this name. Kontext's weights have the shapes of dev's: only the name tells.
     pub fn of_model(name: &str) -> Option<Self> {
         name.to_lowercase().contains("kontext").then_some(Self::Reference)
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Self::Start => "start",
+            Self::Reference => "reference",
+            Self::Fill => "fill",
+            Self::Control => "control",
+        })
     }
 }
 

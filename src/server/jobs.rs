@@ -112,7 +112,7 @@ impl<'a> Clock<'a> {
                     self.metrics.drawn(now - begun);
                 }
             }
-            Event::Queued { .. } | Event::Failed(_) => {}
+            Event::Queued { .. } | Event::Picture { .. } | Event::Failed(_) => {}
         }
     }
 }

@@ -144,7 +144,7 @@ async fn listen(shared: Arc<Shared>, job: Job, send: UnboundedSender<Item>) {
                 Item::Progress(Progress::Step { step, steps, image, images })
             }
             Event::Preview { picture, .. } => Item::Partial(picture),
-            Event::Phase(_) | Event::Finished(_) | Event::Failed(_) => return,
+            Event::Phase(_) | Event::Picture { .. } | Event::Finished(_) | Event::Failed(_) => return,
         };
         let _ = send.send(item);
     };

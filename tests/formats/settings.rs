@@ -82,6 +82,7 @@ fn picture(path: &Path, arguments: &[&str]) -> Vec<u8> {
         "--steps",
         "2",
         "-q",
+        "--force",
         "-o",
         text(path),
     ];

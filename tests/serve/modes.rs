@@ -268,7 +268,7 @@ fn repeat(folder: &Path, command: &str, flags: &[&str]) -> (Option<i32>, String,
     let again = folder.join("again.png");
     let output = Command::new(env!("CARGO_BIN_EXE_tch-flux"))
         .current_dir(folder)
-        .args([command, "--from-image", "served.png", "--quiet", "-o", "again.png"])
+        .args([command, "--from-image", "served.png", "--quiet", "--force", "-o", "again.png"])
         .args(flags)
         .output()
         .unwrap();

@@ -1,5 +1,11 @@
 //! The binary as a user runs it.
 
+mod documents;
+mod help;
+mod interrupts;
+mod json;
+mod outputs;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -74,7 +80,7 @@ fn numerics_are_fast_unless_told_otherwise_and_a_picture_says_which() {
     // As it was drawn.
     stdout(&run(folder.path(), &["generate", "--from-image", "exact.png", "-o", "again.png"]));
     assert_eq!(Image::read_png(folder.path().join("again.png")).unwrap().0, exact);
-    let plan = ["generate", CIRCLE, "--quantize", "int8", "--dry-run"];
+    let plan = ["generate", CIRCLE, "--quantize", "int8", "--dry-run", "--json"];
     let plan: Value = serde_json::from_str(&stdout(&run(folder.path(), &plan))).unwrap();
     let transformer = &plan["weights"][0]["in_memory"];
     assert!(transformer["I8"].as_u64().unwrap() > transformer["BF16"].as_u64().unwrap(), "{plan}");
@@ -244,8 +250,8 @@ fn weights_are_told_and_a_picture_drawn_to_the_letter_can_have_them() {
 #[test]
 fn dry_run_says_what_would_be_drawn_and_draws_nothing() {
     let folder = folder();
-    let plan: Value =
-        serde_json::from_str(&stdout(&run(folder.path(), &["generate", CIRCLE, "--dry-run"]))).unwrap();
+    let call = ["generate", CIRCLE, "--dry-run", "--json"];
+    let plan: Value = serde_json::from_str(&stdout(&run(folder.path(), &call))).unwrap();
     assert_eq!(plan["request"]["steps"], 4);
     assert_eq!(plan["request"]["max_sequence_length"], 256);
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
@@ -265,11 +271,10 @@ fn calls_that_cannot_be_right_end_with_2_and_failures_with_1() {
     ends(&["generate", CIRCLE, "--steps", "many"], 2, "invalid value");
     ends(&["generate", CIRCLE, "--quantize", "fp8"], 2, "on the CPU quantise to int8");
     ends(&["generate"], 2, "nothing to draw");
-    ends(&["generate", CIRCLE, "-o", "picture.jpg"], 2, ".png");
+    ends(&["generate", CIRCLE, "-o", "picture.gif"], 2, ".png");
     ends(&["generate", CIRCLE, "--device", "tpu"], 2, "expected cpu, cuda, cuda:N or mps");
     ends(&["frobnicate"], 2, "unrecognized subcommand");
     ends(&["generate", CIRCLE, "--model", "nowhere"], 1, "nowhere");
-    ends(&["generate", CIRCLE, "-o", "no/such/folder/x.png"], 1, "no/such/folder");
     ends(&["generate", "--from-image", "missing.png"], 1, "missing.png");
     ends(&["inspect", "missing.safetensors"], 1, "missing.safetensors");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing was written");
@@ -289,7 +294,7 @@ fn a_reader_who_stops_changes_nothing_but_what_is_said() {
         &["doctor"],
         &["bench", "text", "--layers", "1", "--tokens", "8", "--repeat", "1", "--warmup", "0"],
         &["convert", file, "out.safetensors", "--kind", "f32"],
-        &["generate", CIRCLE, "--steps", "1", "-o", "out.png"],
+        &["generate", CIRCLE, "--steps", "1", "--force", "-o", "out.png"],
     ];
     for call in calls {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tch-flux"));
@@ -362,14 +367,27 @@ fn parity_counts_and_fails_where_something_differs() {
     let text = String::from_utf8_lossy(&exact.stdout).into_owned();
     assert_eq!(text.lines().last(), Some("0 passed, 1 failed, 0 skipped"));
 
-    // A module that is not known is named and skipped.
+    // A module that is not known is named: that nothing was compared is no success.
     let name = b"flux.modules.layers.RMSNorm";
     let at = bytes.windows(name.len()).position(|w| w == name).unwrap();
     bytes[at..at + name.len()].copy_from_slice(b"flux.modules.layers.XYZNorm");
     std::fs::write(folder.path().join("turned.safetensors"), &bytes).unwrap();
-    let text = stdout(&run(folder.path(), &["parity", "turned.safetensors"]));
+    let unknown = run(folder.path(), &["parity", "turned.safetensors"]);
+    assert_eq!(unknown.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&unknown.stdout).into_owned();
+    assert!(
+        text.contains("FAIL (module flux.modules.layers.XYZNorm is not known: --modules lists"),
+        "{text}"
+    );
+    assert_eq!(text.lines().last(), Some("0 passed, 1 failed, 0 skipped"));
+    let text = stdout(&run(folder.path(), &["parity", "--allow-unknown", "turned.safetensors"]));
     assert!(text.contains("flux.modules.layers.XYZNorm is not known"), "{text}");
     assert_eq!(text.lines().last(), Some("0 passed, 0 failed, 1 skipped"));
+    let known = stdout(&run(folder.path(), &["parity", "--modules"]));
+    assert!(known.contains("flux.modules.layers.SelfAttention: dim, [num_heads], [qkv_bias]\n"), "{known}");
+    let known = stdout(&run(folder.path(), &["parity", "--modules", "--json"]));
+    let first: Value = serde_json::from_str(known.lines().next().unwrap()).unwrap();
+    assert_eq!(first["params"], serde_json::json!(["scaling_factor", "shift_factor"]));
 
     std::fs::write(folder.path().join("broken.safetensors"), b"{}").unwrap();
     assert_eq!(run(folder.path(), &["parity", "broken.safetensors"]).status.code(), Some(1));
@@ -535,7 +553,7 @@ fn scheduled(config: &str) -> tempfile::TempDir {
 fn flags_say_more_than_a_folders_scheduler_and_what_is_not_obeyed_is_said() {
     let size = ["--width", "64", "--height", "64", "--steps", "2", "--seed", "7", "--kind", "f32"];
     let draw = |folder: &Path, more: &[&str]| {
-        let flags = ["generate", "a red circle", "--model", ".", "-o", "out.png"];
+        let flags = ["generate", "a red circle", "--model", ".", "--force", "-o", "out.png"];
         run(folder, &[&flags[..], &size, more].concat())
     };
     let other = scheduled(r#"{"_class_name": "UniPCMultistepScheduler"}"#);
@@ -560,7 +578,7 @@ fn flags_say_more_than_a_folders_scheduler_and_what_is_not_obeyed_is_said() {
     assert_eq!(bytes(other.path()), drawn);
     assert!(draw(shifted.path(), &["--schedule", "linear"]).status.success());
     assert_eq!(bytes(shifted.path()), linear);
-    let plan = draw(shifted.path(), &["--dry-run"]);
+    let plan = draw(shifted.path(), &["--dry-run", "--json"]);
     let plan: Value = serde_json::from_str(&stdout(&plan)).unwrap();
     assert_eq!(plan["request"]["schedule"]["flow_match"]["shift"], 3.0);
     assert!(plan["notes"].to_string().contains("of_mine"), "{plan}");

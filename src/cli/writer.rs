@@ -1,0 +1,194 @@
+//! Pictures to files, each as soon as it is finished.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use tch_flux::image::{Format, Image};
+use tch_flux::pipeline::{Generated, Request};
+use tch_flux::recipe::{Begun, Followed, Liked, Means, Recipe, Seen};
+
+use super::formats;
+use super::names;
+use super::output;
+use super::pictures;
+
+/// A picture that was written, or that was not drawn.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Written {
+    file: PathBuf,
+    prompt: String,
+    seed: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    variation_seed: Option<u64>,
+    width: i64,
+    height: i64,
+    steps: Option<usize>,
+    guidance: Option<f64>,
+    warnings: Vec<String>,
+}
+
+impl Written {
+    /// One of the pictures of a request.
+    fn planned(request: &Request, image: usize, file: PathBuf) -> Self {
+        let images = request.num_images.max(1);
+        let (seed, variation) = request.seeds(image % images);
+        Self {
+            file,
+            prompt: request.prompts.get(image / images).cloned().unwrap_or_default(),
+            seed,
+            variation_seed: variation.map(|variation| variation.seed),
+            width: request.width,
+            height: request.height,
+            steps: request.steps,
+            guidance: request.guidance,
+            warnings: Vec::new(),
+        }
+    }
+
+    /// `x.png (seed 7, variation seed 9)`.
+    pub(super) fn line(&self) -> String {
+        let variation =
+            self.variation_seed.map(|seed| format!(", variation seed {seed}")).unwrap_or_default();
+        format!("{} (seed {}{variation})", self.file.display(), self.seed)
+    }
+
+    pub(super) fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+}
+
+/// What pictures say of how they were drawn, beside their requests.
+pub(super) struct Sources<'a> {
+    pub(super) means: &'a Means,
+    pub(super) begun: Option<&'a Begun>,
+    pub(super) seen: Option<&'a Seen>,
+    pub(super) followed: &'a [Followed],
+    pub(super) liked: &'a [Liked],
+}
+
+impl Sources<'_> {
+    fn recipe(&self, picture: &Generated) -> Recipe {
+        let mut recipe = Recipe::new(self.means, picture);
+        if let Some(begun) = self.begun {
+            recipe.edit = Some(begun.clone());
+        }
+        recipe.redux = self.seen.cloned();
+        (recipe.controls, recipe.pictured) = (self.followed.to_vec(), self.liked.to_vec());
+        recipe.inputs = pictures::seen();
+        recipe
+    }
+}
+
+/// How files are written.
+#[derive(Clone, Copy)]
+pub(super) struct Saving {
+    /// Of a JPEG or WebP.
+    pub(super) quality: u8,
+    /// Whether one that stands there is replaced.
+    pub(super) force: bool,
+}
+
+/// The pictures of a request on their way to their files.
+pub(super) struct Writer<'a> {
+    sources: Sources<'a>,
+    saving: Saving,
+    /// What each picture is, and whether it is written.
+    pictures: Vec<(Written, bool)>,
+}
+
+impl<'a> Writer<'a> {
+    pub(super) fn new(sources: Sources<'a>, request: &Request, files: Vec<PathBuf>, saving: Saving) -> Self {
+        let planned = |(image, file)| (Written::planned(request, image, file), false);
+        Self { sources, saving, pictures: files.into_iter().enumerate().map(planned).collect() }
+    }
+
+    /// Writes a picture, and returns what there is to say of it.
+    pub(super) fn write(&mut self, image: usize, picture: &Generated) -> anyhow::Result<Written> {
+        let texts = self.sources.recipe(picture).texts()?;
+        let (written, done) = &mut self.pictures[image];
+        let file = save(&written.file, &picture.image, &texts, self.saving)?;
+        written.warnings.clone_from(&picture.warnings);
+        if file != written.file {
+            let (meant, file) = (written.file.display(), file.display());
+            written.warnings.push(format!("{meant} stands there since: this picture is {file}"));
+        }
+        (written.file, *done) = (file, true);
+        Ok(written.clone())
+    }
+
+    pub(super) fn write_preview(&self, image: usize, step: usize, picture: &Image) -> anyhow::Result<()> {
+        let file = names::preview(&self.pictures[image].0.file, step);
+        save(&file, picture, &BTreeMap::new(), self.saving).map(|_| ())
+    }
+
+    pub(super) fn written(&self) -> Vec<&Written> {
+        self.pictures.iter().filter(|(_, done)| *done).map(|(picture, _)| picture).collect()
+    }
+
+    pub(super) fn undrawn(&self) -> Vec<&Written> {
+        self.pictures.iter().filter(|(_, done)| !done).map(|(picture, _)| picture).collect()
+    }
+
+    /// All pictures on one sheet: a row for each prompt, or as square as can be for one. Where one is missing the sheet is
+    /// white.
+    pub(super) fn write_grid(
+        &self,
+        file: &Path,
+        request: &Request,
+        drawn: &[Generated],
+    ) -> anyhow::Result<PathBuf> {
+        let mut drawn = drawn.iter();
+        let (width, height) = (request.width as u32, request.height as u32);
+        let white = Image { width, height, rgb: vec![255; 3 * width as usize * height as usize] };
+        let cells = self.pictures.iter().map(|(_, done)| match done {
+            true => drawn.next().map_or(&white, |picture| &picture.image),
+            false => &white,
+        });
+        let cells: Vec<_> = cells.collect();
+        let columns = match request.prompts.len() {
+            1 => (cells.len() as f64).sqrt().ceil() as usize,
+            _ => request.num_images,
+        };
+        save(file, &Image::grid(&cells, columns)?, &BTreeMap::new(), self.saving)
+    }
+}
+
+/// Writes a picture in the format that the file's name says.
+fn save(
+    file: &Path,
+    picture: &Image,
+    texts: &BTreeMap<String, String>,
+    Saving { quality, force }: Saving,
+) -> anyhow::Result<PathBuf> {
+    let bytes = match formats::format(file)? {
+        Format::Png => {
+            let mut bytes = Vec::new();
+            let written = picture.write_png_to(&mut bytes, texts);
+            written.map_err(|source| tch_flux::Error::Io { path: file.into(), source })?;
+            bytes
+        }
+        format => picture.encode(format, quality, texts)?,
+    };
+    output::save(file, &bytes, force)
+}
+
+/// A line for each prompt of which pictures were not drawn: how many, and with which seeds they can be.
+pub(super) fn undrawn_lines(undrawn: &[&Written]) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut rest = undrawn;
+    while let Some(first) = rest.first() {
+        let same = rest.iter().take_while(|picture| picture.prompt == first.prompt).count();
+        let (these, others) = rest.split_at(same);
+        let seed = |picture: &Written| picture.variation_seed.unwrap_or(picture.seed);
+        let name = if first.variation_seed.is_some() { "variation seed" } else { "seed" };
+        let seeds = match (seed(first), these.last().map(|last| seed(last))) {
+            (first, Some(last)) if first != last => format!("{name}s {first} to {last}"),
+            (first, _) => format!("{name} {first}"),
+        };
+        let pictures = if same == 1 { "1 picture".into() } else { format!("{same} pictures") };
+        lines.push(format!("not drawn: {pictures} of {:?}, {seeds}", first.prompt));
+        rest = others;
+    }
+    lines
+}

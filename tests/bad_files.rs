@@ -1285,13 +1285,17 @@ fn a_disk_that_is_full_leaves_neither_a_picture_nor_a_part_of_one() {
     let (folder, path) = temp("picture.png");
     let image = Image::from_tensor(&Tensor::zeros([3, 64, 64], (Kind::Float, Device::Cpu))).unwrap();
     // Pictures are written beside their name first; there, a device that takes nothing stands in for a full disk.
-    let beside = folder.path().join(format!(".picture.png.{}.part", std::process::id()));
-    std::os::unix::fs::symlink("/dev/full", &beside).unwrap();
+    const NAMES: usize = 100;
+    for i in 0..NAMES {
+        let beside = folder.path().join(format!(".tch-flux.{}.{i}.part", std::process::id()));
+        std::os::unix::fs::symlink("/dev/full", &beside).unwrap();
+    }
     let Err(Error::Io { path: named, source }) = image.write_png(&path, &Default::default()) else {
         panic!()
     };
     assert_eq!((named.parent(), source.kind()), (path.parent(), std::io::ErrorKind::StorageFull));
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    assert!(!path.exists());
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), NAMES - 1, "the part that failed is gone");
 }
 
 // Names that only other layouts bring.

@@ -66,6 +66,7 @@ fn events_come_in_their_order_and_end_once() {
                 assert_eq!((picture.width, picture.height), (64, 64));
                 format!("preview {step}")
             }
+            Event::Picture { image: 0, images: 1, .. } => "picture".into(),
             Event::Finished(pictures) => {
                 ends += 1;
                 format!("{} pictures", pictures.len())
@@ -73,8 +74,7 @@ fn events_come_in_their_order_and_end_once() {
             other => panic!("{other:?}"),
         });
     }
-    let expected =
-        "queued 0, Text, Load, Denoise, 1/4, 2/4, preview 2, 3/4, preview 3, 4/4, Decode, 1 pictures";
+    let expected = "queued 0, Text, Load, Denoise, 1/4, 2/4, preview 2, 3/4, preview 3, 4/4, Decode, picture, 1 pictures";
     assert_eq!((heard.join(", ").as_str(), ends), (expected, 1));
 }
 

@@ -19,7 +19,7 @@ pub(super) struct Walk {
     #[arg(long, visible_alias = "num-steps")]
     steps: Option<usize>,
     /// How a step is made. [default: what the model's folder says, else euler]
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, hide_short_help = true)]
     sampler: Option<SamplerArg>,
     /// How the times of the steps are chosen. [default: what the model's folder says in scheduler/scheduler_config.json,
     /// else linear for schnell and shifted for the others]

@@ -9,7 +9,7 @@ fn errors_are_json_too_in_every_subcommand() {
     let folder = folder();
     let case = fixtures().join("parity/rms_norm_f32.safetensors");
     let case = case.to_str().unwrap();
-    let calls: [(&[&str], i32, &str, &str); 15] = [
+    let calls: [(&[&str], i32, &str, &str); 14] = [
         (&["generate"], 2, "request", "nothing to draw"),
         (&["generate", CIRCLE, "--width", "100"], 2, "request", "96 and 112"),
         (&["generate", CIRCLE, "--steps", "many"], 2, "usage", "invalid value 'many'"),
@@ -21,7 +21,6 @@ fn errors_are_json_too_in_every_subcommand() {
         (&["inspect", "gone.safetensors"], 1, "io", "gone.safetensors"),
         (&["inspect", "--compare", case, "gone.safetensors"], 1, "io", "gone.safetensors"),
         (&["convert", "gone.safetensors", "out.safetensors"], 1, "io", "gone.safetensors"),
-        (&["parity", "gone"], 1, "io", "gone"),
         (&["bench", "load", "gone.safetensors"], 1, "io", "gone.safetensors"),
         (&["bench", "step", "--repeat", "0"], 2, "usage", "--repeat"),
         (&["doctor", "--frobnicate"], 2, "usage", "--frobnicate"),
@@ -37,6 +36,16 @@ fn errors_are_json_too_in_every_subcommand() {
         let message = object["error"]["message"].as_str().unwrap();
         assert!(message.contains(says) && !message.contains("Usage"), "{call:?}: {message}");
     }
+}
+
+#[test]
+fn every_case_of_parity_has_a_line_of_its_own_when_it_fails_too() {
+    let output = run(folder().path(), &["parity", "gone", "--json"]);
+    assert_eq!((output.status.code(), output.stderr.is_empty()), (Some(1), true), "{output:?}");
+    let said = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((&lines[0]["case"], &lines[0]["verdict"]), (&"gone".into(), &"fail".into()));
+    assert_eq!((&lines[1]["failed"], lines.len()), (&1.into(), 2));
 }
 
 #[test]

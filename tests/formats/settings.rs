@@ -157,7 +157,17 @@ fn a_run_says_the_three_kinds_of_every_part() {
     let path = folder.path().join("flux1.gguf");
     gguf_file(&path, &[]);
     let png = folder.path().join("x.png");
-    let call = ["generate", "a red circle", "--steps", "1", "--transformer", text(&path), "-o", text(&png)];
+    let call = [
+        "generate",
+        "a red circle",
+        "--steps",
+        "1",
+        "--transformer",
+        text(&path),
+        "-o",
+        text(&png),
+        "--force",
+    ];
     let output = run(&[&call[..], &["--keep-quantized"]].concat());
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success(), "{said}");

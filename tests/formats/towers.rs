@@ -336,8 +336,8 @@ fn the_encoder_of_umt5_is_refused() {
     let written = variables(&t5());
     let vs = store(written.iter().map(|(name, tensor)| (name.as_str(), tensor.size())));
     let found = mismatch(of(&tensors).official().load(&vs, LoadOptions::default()));
-    assert_eq!((found.missing.len(), found.unexpected), (0, vec![bias.to_string()]));
-    assert!(T5Config::from_shapes(|name| of(&tensors).official().shape(name)).is_ok());
+    assert!(found.unexpected.contains(&bias.to_string()), "{:?}", found.unexpected);
+    assert!(of(&tensors).family().to_string().contains("UMT5"), "{}", of(&tensors).family());
 }
 
 #[test]

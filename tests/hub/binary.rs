@@ -161,7 +161,10 @@ fn what_is_neither_a_folder_nor_on_the_hub_is_said_to_be_neither() {
     );
     place.server.fault("/resolve/", 1, Fault::Status(401, &[("X-Error-Code", "GatedRepo")]));
     let text = says(NAME);
-    assert!(text.contains("error: test/tiny: tokenizer") && text.contains("accept the licence"), "{text}");
+    assert!(
+        text.contains("error: test/tiny: model_index.json") && text.contains("accept the licence"),
+        "{text}"
+    );
 }
 
 #[test]

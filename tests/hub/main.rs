@@ -53,6 +53,12 @@ fn official() -> BTreeMap<String, Vec<u8>> {
     ] {
         files.insert(name.to_string(), bytes(name, 100));
     }
+    for (name, class) in [
+        ("model_index.json", "FluxPipeline"),
+        ("scheduler/scheduler_config.json", "FlowMatchEulerDiscreteScheduler"),
+    ] {
+        files.insert(name.into(), format!(r#"{{"_class_name": "{class}"}}"#).into());
+    }
     files.insert("ae.safetensors".into(), bytes("ae", 20_000));
     files.insert(TRANSFORMER.into(), bytes("flux", 3_000_000));
     let index = r#"{"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}"#;
@@ -65,9 +71,11 @@ fn bytes(seed: &str, len: usize) -> Vec<u8> {
 }
 
 /// What a run needs of them.
-const NEEDED: [&str; 12] = [
+const NEEDED: [&str; 14] = [
     "ae.safetensors",
     TRANSFORMER,
+    "model_index.json",
+    "scheduler/scheduler_config.json",
     "text_encoder/config.json",
     "text_encoder/model.safetensors",
     "text_encoder_2/config.json",

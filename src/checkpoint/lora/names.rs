@@ -139,8 +139,12 @@ pub(in crate::checkpoint) fn is_change(name: &str) -> bool {
 fn split(name: &str) -> Option<(&str, Part)> {
     let mut begin = 0;
     for component in name.split('.') {
-        if begin > 0 && is_marker(component) {
-            return Some((&name[..begin - 1], part(&name[begin..])?));
+        // A module's own name may begin as a marker does: `module.lora_unet_…`.
+        if begin > 0
+            && is_marker(component)
+            && let Some(part) = part(&name[begin..])
+        {
+            return Some((&name[..begin - 1], part));
         }
         begin += component.len() + 1;
     }

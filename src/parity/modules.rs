@@ -128,8 +128,9 @@ pub const MODULES: &[Module] = &[
     module("transformers.DPTImageProcessorPil", &[], &[]),
     module(
         "transformers.DepthAnythingForDepthEstimation",
-        &["backbone_config"],
+        &[],
         &[
+            "backbone_config",
             "patch_size",
             "reassemble_hidden_size",
             "reassemble_factors",

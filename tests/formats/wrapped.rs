@@ -137,7 +137,14 @@ fn draw(parts: OwnParts, loras: &[LoraFile]) -> Image {
 fn wrapped_parts_draw_the_picture_of_bare_ones() {
     let folder = tempfile::tempdir().unwrap();
     let part = |from: &str, prefix: &str| {
-        let to = folder.path().join(format!("{}.safetensors", from.replace(['/', '.'], "-")));
+        let own = folder.path().join(from.replace(['/', '.'], "-"));
+        std::fs::create_dir(&own).unwrap();
+        // What no tensor says stands beside.
+        let config = tiny(from).with_file_name("config.json");
+        if config.exists() {
+            std::fs::copy(config, own.join("config.json")).unwrap();
+        }
+        let to = own.join("model.safetensors");
         wrapped(from, &to, prefix);
         Some(to)
     };

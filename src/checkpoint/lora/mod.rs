@@ -95,9 +95,6 @@ impl Lora {
 
     /// The family of models that it was made for, where its keys tell that it is not FLUX.1: `Stable Diffusion XL`.
     pub fn made_for(&self) -> Option<&'static str> {
-        if self.modules(Model::Transformer) > 0 {
-            return None;
-        }
         made_for::made_for(&|| self.checkpoint.names().map(|name| (name, self.checkpoint.shape(name))))
     }
 

@@ -109,7 +109,6 @@ impl Lora {
             path: self.path.clone(),
             unknown: self.unknown.clone(),
             twice: self.twice.clone(),
-            made_for: self.made_for(),
             ..Unplaced::default()
         };
         let mut fitting = Vec::new();
@@ -121,6 +120,10 @@ impl Lora {
                     unplaced.misshapen.push((patch.name.clone(), wanted, patch.shape.clone()));
                 }
             }
+        }
+        // One of which a part fits was made for this model, whatever else lies in the file.
+        if fitting.is_empty() {
+            unplaced.made_for = self.made_for();
         }
         if !partial && !unplaced.is_empty() {
             return Err(Error::Lora(Box::new(unplaced)));

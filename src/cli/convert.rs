@@ -127,7 +127,7 @@ impl Convert {
 impl Convert {
     /// What can be told before anything is read: a single file is checked here, those of a folder once it is known which.
     fn check(&self) -> anyhow::Result<()> {
-        if !self.output.extension().is_some_and(|ending| ending == "safetensors") {
+        if self.output.extension().is_none_or(|ending| ending != "safetensors") {
             // Of a file with another ending, the conversion itself says that it is not written.
             return if self.output.is_file() { Ok(()) } else { output::check_folder(&self.output) };
         }

@@ -170,7 +170,8 @@ impl FlowMatch {
                 self.num_train_timesteps
             ));
         }
-        if !self.use_dynamic_shifting && !(shift > 0.0 && shift <= 1e6) {
+        let is_in_range = shift > 0.0 && shift <= 1e6;
+        if !self.use_dynamic_shifting && !is_in_range {
             return wrong(format!("a shift of {shift} is not above 0 and at most 1000000"));
         }
         if self.use_dynamic_shifting {

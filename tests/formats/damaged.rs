@@ -183,7 +183,7 @@ fn nan_in_what_is_put_on_the_transformer_is_found() {
     let path = folder.path().join("net.safetensors");
     write_file(&path, &tensors);
     let mut with_net = pipeline(OwnParts::default(), f32_settings());
-    with_net.set_controlnets(&[path.clone()]).unwrap();
+    with_net.set_controlnets(std::slice::from_ref(&path)).unwrap();
     let image = Image { width: 64, height: 64, rgb: vec![200; 3 * 64 * 64] };
     let request = Request { controls: vec![Control::new(image)], ..request() };
     let (file, problem) = refused(&mut with_net, &request);

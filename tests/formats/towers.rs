@@ -6,7 +6,7 @@ use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 use tch_flux::autoencoder::{AutoEncoder, AutoEncoderParams};
 use tch_flux::checkpoint::{Checkpoint, Family, LoadOptions};
-use tch_flux::text::{ClipConfig, T5Config};
+use tch_flux::text::ClipConfig;
 use tch_flux::vision::{ClipVision, ClipVisionConfig};
 
 use super::common::gguf;

@@ -132,7 +132,10 @@ fn dall_e_answers_with_addresses_unless_pictures_are_asked_for() {
             let path = body["data"][0]["url"].as_str().unwrap().replace("http://localhost", "");
             assert_eq!(get(shared(), &path).body, picture, "{model}");
         }
-        assert_eq!(asked(model, &[("response_format", json!("b64_json"))]).pictures(), [picture.clone()]);
+        assert_eq!(
+            asked(model, &[("response_format", json!("b64_json"))]).pictures(),
+            std::slice::from_ref(&picture)
+        );
         // All that dall-e-3 takes.
         let more = [
             ("quality", json!("hd")),
@@ -148,7 +151,7 @@ fn dall_e_answers_with_addresses_unless_pictures_are_asked_for() {
             .is_error(400, "response_format");
     }
     for model in ["gpt-image-1", "gpt-image-1-mini", "gpt-image-1.5", "tiny", ""] {
-        assert_eq!(asked(model, &[]).pictures(), [picture.clone()], "{model}");
+        assert_eq!(asked(model, &[]).pictures(), std::slice::from_ref(&picture), "{model}");
     }
     let parts =
         [("prompt", None, &b"a"[..]), ("image", Some("a.png"), &picture), ("model", None, b"dall-e-2")];

@@ -356,10 +356,9 @@ fn a_controlnets_settings_are_read() {
         config[key] = value;
         std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
         let mut pipeline = open(&model()).unwrap();
-        pipeline.set_controlnets(&[folder.path().to_path_buf()]).map(|()| {
-            let axes = pipeline.controlnets().next().unwrap().flux.axes_dim;
-            axes
-        })
+        pipeline
+            .set_controlnets(&[folder.path().to_path_buf()])
+            .map(|()| pipeline.controlnets().next().unwrap().flux.axes_dim)
     };
     assert_eq!(put_on("axes_dims_rope", json!([8, 12, 12])).unwrap(), [8, 12, 12]);
     for (key, value, back) in [

@@ -329,7 +329,7 @@ const SINGLE_CALLS: u64 = 34;
 #[test]
 fn parameters_and_inputs_of_other_sizes_are_refused() {
     let refused = |f: &dyn Fn() -> Tensor| {
-        let run = || with_numerics(Numerics::Fast, || f());
+        let run = || with_numerics(Numerics::Fast, f);
         std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err()
     };
     let _no_grad = tch::no_grad_guard();

@@ -81,8 +81,14 @@ def consistent(body):
     if body.get("keep_size") is True or (isinstance(body.get("image"), list) and len(body["image"]) > 1):
         if body.get("as") in (None, "start"):
             body["as"] = "reference"
-    if body.get("mask") == PICTURE and body.get("as") == "reference":
-        del body["mask"]
+    if body.get("as") == "reference":
+        if body.get("mask") == PICTURE:
+            del body["mask"]
+        # A reference is made as large as Kontext wants it, and without a size the picture as large.
+        if body.get("keep_size") in (None, False):
+            body["keep_size"] = True
+        if body.get("size") in (None, "auto"):
+            body["size"] = "64x80"
     return body
 
 

@@ -198,7 +198,11 @@ impl Recipe {
         Self {
             version: env!("CARGO_PKG_VERSION").into(),
             means: means.clone(),
-            request: picture.request.clone(),
+            // Where nothing has a weight, to the letter is not said: the server and the program then say the same.
+            request: Request {
+                literal: picture.request.literal && picture.request.has_weights(),
+                ..picture.request.clone()
+            },
             edit: picture.request.edit.as_deref().map(|edit| Begun {
                 images: Vec::new(),
                 mask: None,

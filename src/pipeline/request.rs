@@ -327,6 +327,11 @@ impl Request {
         if self.literal { None } else { Weighted::parse(prompt) }
     }
 
+    /// Whether a prompt has weights, which are read as such unless [`Request::literal`].
+    pub(crate) fn has_weights(&self) -> bool {
+        self.read_prompts().any(|prompt| Weighted::parse(prompt).is_some())
+    }
+
     /// What should be said of the prompts before anything is drawn. It is among the warnings of each picture, too.
     pub fn prompt_warnings(&self) -> Vec<String> {
         self.read_prompts().flat_map(|prompt| self.weight_warnings(prompt)).collect()

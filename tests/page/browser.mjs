@@ -65,8 +65,10 @@ export async function drawn(page) {
 
 export async function draw(page, prompt) {
   await page.fill("#prompt", prompt);
+  // Looked for before it begins: a small picture may be there sooner than a question after it.
+  const busy = page.locator("#draw[aria-disabled]").waitFor();
   await page.keyboard.press("Control+Enter");
-  await page.locator("#draw[aria-disabled]").waitFor();
+  await busy;
 }
 
 /** The facts beneath the picture, by their names. */

@@ -83,7 +83,8 @@ fn every_format_is_what_it_says() {
     {
         assert!(draw(format, 100).starts_with(magic), "{format}");
     }
-    assert_eq!(&draw("webp", 50)[8..16], b"WEBPVP8 ", "lossy");
+    let lossy = draw("webp", 50);
+    assert!(lossy[8..].starts_with(b"WEBP") && lossy.windows(4).any(|mark| mark == b"VP8 "), "lossy");
     for format in ["jpeg", "webp"] {
         assert!(draw(format, 5).len() < draw(format, 95).len(), "{format}");
     }

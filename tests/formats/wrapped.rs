@@ -291,6 +291,23 @@ fn a_lora_of_another_family_is_named_by_it() {
             assert!(told["note"].as_str().unwrap().contains("made for FLUX.1"));
         }
     }
+    // Its changes of CLIP-L fit: that is Stable Diffusion's, too.
+    let (_folder, path) = temp("lora.safetensors");
+    let line = |module: &str, end: &str, shape: [i64; 2]| {
+        (format!("{module}.{end}.weight"), "BF16".to_string(), shape.to_vec())
+    };
+    let (clip, unet) = ("lora_te1_text_model_encoder_layers_0_self_attn_q_proj", MADE_FOR[0].1);
+    write_sparse(
+        &path,
+        &[
+            line(clip, "lora_down", [4, 64]),
+            line(clip, "lora_up", [64, 4]),
+            line(unet, "lora_down", [4, 640]),
+            line(unet, "lora_up", [640, 4]),
+        ],
+    );
+    let refused = pipeline.set_loras(&[LoraFile { path, strength: 1.0 }]).unwrap_err().to_string();
+    assert!(refused.contains("made for Stable Diffusion XL"), "{refused}");
     for (module, [columns, rows]) in [
         ("lora_unet_double_blocks_0_img_attn_qkv", [3072, 9216]),
         ("lora_unet_single_blocks_0_linear1", [3072, 21504]),

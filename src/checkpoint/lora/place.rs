@@ -121,8 +121,10 @@ impl Lora {
                 }
             }
         }
-        // One of which a part fits was made for this model, whatever else lies in the file.
-        if fitting.is_empty() {
+        // One of which a part fits the transformer was made for it, whatever else lies in the file. CLIP-L is that of Stable
+        // Diffusion, too.
+        let fits = |(patch, _): &(&Patch, _)| patch.group.target.model == Model::Transformer;
+        if !fitting.iter().any(fits) {
             unplaced.made_for = self.made_for();
         }
         if !partial && !unplaced.is_empty() {

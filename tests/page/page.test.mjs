@@ -76,10 +76,10 @@ test("says which step it is at", async () => {
 });
 
 test("says how many wait before it", async () => {
-  const first = await open(browser);
+  // All pages are open before anything is drawn: opening them may take longer than the slow picture.
+  const [first, second, third] = [await open(browser), await open(browser), await open(browser)];
   await drawSlowly(first.page);
   await stepping(first.page);
-  const [second, third] = [await open(browser), await open(browser)];
   await draw(second.page, CIRCLE);
   await second.page.locator("#phase", { hasText: "Next in line" }).waitFor();
   await draw(third.page, CIRCLE);

@@ -275,7 +275,9 @@ fn a_stream_brings_partial_pictures_then_the_pictures() {
 
 #[test]
 fn a_stream_says_in_comments_how_far_it_is() {
-    let answer = generate(shared(), &json!({ "prompt": CIRCLE, "size": "64x64", "stream": true }));
+    // Nobody else is in this one's queue.
+    let served = Served::start(Default::default(), 8);
+    let answer = generate(served.at, &json!({ "prompt": CIRCLE, "size": "64x64", "stream": true }));
     let text = answer.text();
     let comments: Vec<Value> =
         text.lines().filter_map(|line| serde_json::from_str(line.strip_prefix(": ")?).ok()).collect();

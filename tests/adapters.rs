@@ -258,6 +258,8 @@ fn clip_and_the_image_encoder_may_be_the_same_file() {
     let mut whole: Vec<_> = text.into_iter().chain(vision).collect();
     whole.push(("logit_scale".into(), Tensor::from(4.6f32)));
     whole.push(("text_projection.weight".into(), Tensor::ones([24, 64], (Kind::Float, Device::Cpu))));
+    let wrap = |(name, tensor): &(String, Tensor)| (format!("module.{name}"), tensor.shallow_clone());
+    let wrapped = save("wrapped.safetensors", &whole.iter().map(wrap).collect::<Vec<_>>());
     let whole = save("clip.safetensors", &whole);
     let drawn = |clip: &Path, encoder: &Path| {
         let settings = Settings { kind: Some(Kind::Float), ..Settings::default() };
@@ -270,6 +272,7 @@ fn clip_and_the_image_encoder_may_be_the_same_file() {
     let (apart, silent) = drawn(&alone, &encoder);
     let (together, said) = drawn(&whole, &whole);
     assert!(apart == together);
+    assert!(apart == drawn(&wrapped, &wrapped).0);
     assert!(silent.is_empty(), "{silent:?}");
     assert_eq!(said.len(), 2, "{said:?}");
     assert!(said[0].contains("CLIP text model") && said[0].contains("vision_model.*"), "{said:?}");

@@ -22,6 +22,22 @@ pub(super) fn parse_picture(text: &str) -> Result<PathBuf, String> {
     format(&path).map(|_| path).map_err(|error| error.to_string())
 }
 
+/// Whether a picture of this width and height in pixels can be written in the format that the file's name says.
+///
+/// # Errors
+/// [`Error::Request`] with the format's largest side, and as [`format`].
+pub(super) fn check_size(path: &Path, size: (u32, u32)) -> Result<(), Error> {
+    let format = format(path)?;
+    let (most, (width, height)) = (format.max_side(), size);
+    if width.max(height) <= most {
+        return Ok(());
+    }
+    let title = format.title();
+    let text =
+        format!("a {title} has at most {most} pixels a side, not {width}x{height}: end the name with .png");
+    Err(Error::Request(format!("{}: {text}", path.display())))
+}
+
 /// The quality that pictures of these names are written with.
 ///
 /// # Errors

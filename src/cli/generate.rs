@@ -33,7 +33,7 @@ use super::progress::Bars;
 use super::prompts;
 use super::redux::{self, ReduxArgs};
 use super::walk::Walk;
-use super::writer::{Saving, Sources, Writer, undrawn_lines};
+use super::writer::{self, Saving, Sources, Writer, undrawn_lines};
 use super::{
     KindArg, ModelArgs, NumericsArg, QuantizeArg, Saying, access, device_name, human_bytes, kind_name,
     parse_device, print_json,
@@ -288,6 +288,7 @@ impl Generate {
             remarks = resized(&edit, role, files, (request.width, request.height));
         }
         request.check()?;
+        self.check_sizes(&request)?;
         notes.extend(pipeline.lacking().map(|lacking| {
             let (lacking, kind) = (kind_name(lacking), kind_name(pipeline.kind()));
             format!("{} does not compute in {lacking}: {kind} is taken", device_name(self.device))
@@ -537,6 +538,18 @@ impl Generate {
         request.legacy_noise |= self.legacy_noise;
         request.previews = self.previews;
         Ok(request)
+    }
+
+    /// Whether the pictures and the sheet have a place in the formats that their names say.
+    fn check_sizes(&self, request: &Request) -> tch_flux::Result<()> {
+        let side = |side: i64| u32::try_from(side).unwrap_or(u32::MAX);
+        if let Some(file) = &self.output {
+            formats::check_size(file, (side(request.width), side(request.height)))?;
+        }
+        match &self.grid {
+            Some(file) => formats::check_size(file, writer::grid_size(request)?),
+            None => Ok(()),
+        }
     }
 
     /// The quality to write with, where any of the files is of a format that has one.

@@ -146,12 +146,26 @@ impl<'a> Writer<'a> {
             false => &white,
         });
         let cells: Vec<_> = cells.collect();
-        let columns = match request.prompts.len() {
-            1 => (cells.len() as f64).sqrt().ceil() as usize,
-            _ => request.num_images,
-        };
-        save(file, &Image::grid(&cells, columns)?, &BTreeMap::new(), self.saving)
+        save(file, &Image::grid(&cells, columns(request))?, &BTreeMap::new(), self.saving)
     }
+}
+
+/// The columns of the sheet with all pictures of a request.
+fn columns(request: &Request) -> usize {
+    match request.prompts.len() {
+        1 => (request.num_images as f64).sqrt().ceil() as usize,
+        _ => request.num_images,
+    }
+}
+
+/// The width and height in pixels of the sheet with all pictures of a request.
+///
+/// # Errors
+/// Those of [`Image::grid_size`].
+pub(super) fn grid_size(request: &Request) -> tch_flux::Result<(u32, u32)> {
+    let side = |side: i64| u32::try_from(side).unwrap_or(u32::MAX);
+    let size = (side(request.width), side(request.height));
+    Image::grid_size(request.prompts.len() * request.num_images, columns(request), size)
 }
 
 /// Writes a picture in the format that the file's name says.

@@ -7,6 +7,28 @@ use crate::error::{Error, Result};
 const GAP: u32 = 4;
 
 impl Image {
+    /// The width and height in pixels of what [`Image::grid`] makes of so many pictures, the largest of which has the size
+    /// `largest`.
+    ///
+    /// # Errors
+    /// As [`Image::grid`].
+    pub fn grid_size(count: usize, columns: usize, largest: (u32, u32)) -> Result<(u32, u32)> {
+        if columns == 0 {
+            return Err(Error::Request("a sheet has at least one column".into()));
+        }
+        let columns = columns.min(count).max(1);
+        let side = |count: usize, pixels: u32| {
+            let count = u64::try_from(count.max(1)).ok()?;
+            let all = count.checked_mul(u64::from(pixels) + u64::from(GAP))? - u64::from(GAP);
+            u32::try_from(all).ok().filter(|&all| all <= i32::MAX as u32)
+        };
+        let sheet = side(columns, largest.0).zip(side(count.div_ceil(columns), largest.1));
+        let has_bytes =
+            |&(width, height): &(u32, u32)| (width as usize).checked_mul(height as usize)?.checked_mul(3);
+        let sheet = sheet.filter(|sheet| has_bytes(sheet).is_some());
+        sheet.ok_or_else(|| Error::Request(format!("{count} pictures are too many for one sheet")))
+    }
+
     /// The pictures in rows of `columns`, from the left above, on white; each in a place as large as the largest of them.
     ///
     /// # Errors
@@ -19,23 +41,9 @@ impl Image {
         let (Some(width), Some(height)) = sides else {
             return Err(Error::Request("no picture for a sheet".into()));
         };
-        if columns == 0 {
-            return Err(Error::Request("a sheet has at least one column".into()));
-        }
+        let (all_width, all_height) = Self::grid_size(pictures.len(), columns, (width, height))?;
         let columns = columns.min(pictures.len());
-        let rows = pictures.len().div_ceil(columns);
-        let side = |count: usize, pixels: u32| {
-            let count = u64::try_from(count).ok()?;
-            let all = count.checked_mul(u64::from(pixels) + u64::from(GAP))? - u64::from(GAP);
-            u32::try_from(all).ok().filter(|&all| all <= i32::MAX as u32)
-        };
-        let sheet = side(columns, width).zip(side(rows, height));
-        let bytes =
-            sheet.and_then(|(width, height)| (width as usize).checked_mul(height as usize)?.checked_mul(3));
-        let (Some((all_width, all_height)), Some(bytes)) = (sheet, bytes) else {
-            return Err(Error::Request(format!("{} pictures are too many for one sheet", pictures.len())));
-        };
-        let mut rgb = vec![255; bytes];
+        let mut rgb = vec![255; all_width as usize * all_height as usize * 3];
         for (i, picture) in pictures.iter().enumerate() {
             let (left, top) = (i % columns * (width + GAP) as usize, i / columns * (height + GAP) as usize);
             let row = 3 * picture.width as usize;

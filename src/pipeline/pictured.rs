@@ -281,9 +281,13 @@ fn open_adapter(path: &Path, access: Access) -> Result<Checkpoint> {
 /// CLIP's vision model, alone or in a file with its text model.
 fn open_encoder(path: &Path, access: Access) -> Result<Checkpoint> {
     let checkpoint = Checkpoint::open(path, access)?;
+    // In a whole CLIP, the text model is what is recognised.
     let classes = ["vision_model.embeddings.class_embedding", "visual.class_embedding"];
-    if classes.iter().all(|name| checkpoint.shape(name).is_none()) {
-        return Err(resident::other_model(&checkpoint, resident::CLIP_VISION));
+    let has_class =
+        |prefix: &str| classes.iter().any(|name| checkpoint.shape(&format!("{prefix}{name}")).is_some());
+    let prefixes = checkpoint.contained().into_iter().map(|model| model.prefix);
+    match prefixes.chain([String::new()]).find(|prefix| has_class(prefix)) {
+        Some(prefix) => Ok(checkpoint.part(&prefix, &Family::ClipVision)),
+        None => Err(resident::other_model(&checkpoint, resident::CLIP_VISION)),
     }
-    Ok(checkpoint.part("", &Family::ClipVision))
 }

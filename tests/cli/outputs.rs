@@ -219,3 +219,13 @@ fn a_model_that_is_a_part_alone_says_where_the_rest_is_named() {
     assert_eq!(without.status.code(), Some(2));
     assert!(said.contains("give --image FILE") && said.contains("tch-flux generate"), "{said}");
 }
+
+#[test]
+fn a_picture_larger_than_its_format_is_refused_before_anything_is_drawn() {
+    let folder = folder();
+    let call = |more: &[&'static str]| [&QUICK[..], more].concat();
+    let wide = ["--width", "16384", "--height", "64", "-o", "x.webp"];
+    refused(folder.path(), &call(&wide), 2, "a WebP has at most 16383 pixels a side, not 16384x64");
+    let many = ["--width", "1024", "--height", "64", "-n", "400", "--grid", "x.webp"];
+    refused(folder.path(), &call(&many), 2, "x.webp: a WebP has at most 16383 pixels a side");
+}

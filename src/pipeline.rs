@@ -485,7 +485,8 @@ impl Pipeline {
     }
 
     /// The request with what the model's folder says where the request says nothing, and else with the variant's own
-    /// settings: schnell 4 steps and 256 tokens, dev 50 steps, guidance 2.5 and 512 tokens. A ControlNet may be distilled for guidance where schnell is not.
+    /// settings: schnell 4 steps and 256 tokens, dev 50 steps, guidance 2.5 and 512 tokens. A ControlNet may be distilled for
+    /// guidance where schnell is not.
     pub fn complete(&self, request: &Request) -> Request {
         let distilled = self.params.guidance_embed;
         let guided = |control: &Control| {

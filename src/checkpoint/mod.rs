@@ -99,7 +99,7 @@ impl Checkpoint {
         for (i, file) in files.iter().enumerate() {
             if file.parts > 1 && file.parts != files.len() {
                 let reason = format!(
-                    "this is one of {} parts of a model, named as parts are (NAME-00001-of-00002.gguf) they are read together; or join them with `llama-gguf-split --merge FIRST OUT`",
+                    "this is one of {} parts of a model: give all of them their names (NAME-00001-of-00002.gguf) in one folder, and they are read together, or join them with `llama-gguf-split --merge FIRST OUT`",
                     file.parts
                 );
                 let key = "split.count".into();

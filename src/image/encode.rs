@@ -14,8 +14,8 @@ impl Image {
     /// in EXIF, from where [`Image::read`] takes them too. `quality` is that of a JPEG or WebP, from 0 to 100.
     ///
     /// # Errors
-    /// [`Error::Request`] for a side that the format does not have, for bytes that are not as many as the pixels, for a text's key that PNG does not allow, and for a
-    /// JPEG or WebP without the feature `codecs`.
+    /// [`Error::Request`] for a side that is longer than the format allows, for bytes that are not three for each pixel, for a
+    /// text's key that PNG does not allow, and for a JPEG or WebP without the feature `codecs`.
     pub fn encode(&self, format: Format, quality: u8, texts: &BTreeMap<String, String>) -> Result<Vec<u8>> {
         let most = format.max_side();
         if self.width.max(self.height) > most {

@@ -143,24 +143,29 @@ pub struct Stats {
     pub refused: u64,
 }
 
-/// What a worker draws with.
-pub(crate) trait Draw: Send + 'static {
+/// What an [`Engine`] runs on each of its threads: a [`Pipeline`], or a stand-in for one.
+pub trait Worker: Send + 'static {
+    /// The device that it computes on. Workers of the CPU lend one another their threads.
     fn device(&self) -> Device;
-    /// How many pictures like the request's are drawn at a time.
+    /// The largest number of pictures of such a request that are drawn in one batch; at least 1.
     fn together(&self, request: &Request) -> usize;
-    /// Whether two requests can be.
+    /// Whether the pictures of both requests may be drawn in one batch.
     fn alike(&self, one: &Request, other: &Request) -> bool;
-    /// The outcome of each, or what went wrong for all.
+    /// Draws the pictures of all requests. Calls `on_progress` with the index of the request that the progress is of; where it
+    /// returns [`ControlFlow::Break`](std::ops::ControlFlow::Break), that request ends with [`Error::Cancelled`].
+    ///
+    /// # Errors
+    /// The outer error is one for all requests; the inner ones are those of a request.
     fn draw(
         &mut self,
         requests: &[&Request],
         on_progress: &mut OnTogether,
     ) -> Result<Vec<Result<Vec<Generated>>>>;
-    /// Lets go of all that an error may have left half-done.
+    /// Frees what an error may have left half-done. It is called after an error for all requests.
     fn release(&mut self);
 }
 
-impl Draw for Pipeline {
+impl Worker for Pipeline {
     fn device(&self) -> Device {
         self.settings().device
     }
@@ -213,21 +218,22 @@ impl Engine {
     /// # Errors
     /// [`Error::Config`] without a pipeline, [`Error::Io`] where the system gives no thread.
     pub fn start(pipelines: impl IntoIterator<Item = Pipeline>, options: Options) -> Result<Self> {
-        Self::start_with(pipelines, options)
+        Self::start_workers(pipelines, options)
     }
 
-    pub(crate) fn start_with<D: Draw>(
-        artists: impl IntoIterator<Item = D>,
-        options: Options,
-    ) -> Result<Self> {
+    /// Starts a thread for each worker, as [`Engine::start`] does for pipelines.
+    ///
+    /// # Errors
+    /// As [`Engine::start`].
+    pub fn start_workers<W: Worker>(workers: impl IntoIterator<Item = W>, options: Options) -> Result<Self> {
         let shared = Arc::new(Shared::new(options));
         // From here on an early return ends the threads that were started.
         let engine = Self { inner: Arc::new(Inner { shared: shared.clone() }) };
-        for (i, artist) in artists.into_iter().enumerate() {
+        for (i, worker) in workers.into_iter().enumerate() {
             shared.join();
             let mine = shared.clone();
             let started =
-                thread::Builder::new().name(format!("tch-flux {i}")).spawn(move || work(&mine, artist));
+                thread::Builder::new().name(format!("tch-flux {i}")).spawn(move || work(&mine, worker));
             if let Err(source) = started {
                 shared.leave();
                 return Err(Error::io("a thread of the engine")(source));
@@ -266,13 +272,13 @@ impl Engine {
 }
 
 /// The life of a thread: job after job, until the engine is gone or the device lost.
-fn work<D: Draw>(shared: &Shared, mut artist: D) {
-    let device = artist.device();
-    while let Some(batch) = shared.next(&artist) {
-        if let Some(reason) = work_on(shared, &mut artist, &batch) {
+fn work<W: Worker>(shared: &Shared, mut worker: W) {
+    let device = worker.device();
+    while let Some(batch) = shared.next(&worker) {
+        if let Some(reason) = work_on(shared, &mut worker, &batch) {
             error!(reason, ?device, "the device is lost: its thread ends");
             // What it holds cannot be given back to a device that does not answer.
-            std::mem::forget(artist);
+            std::mem::forget(worker);
             break;
         }
     }
@@ -280,12 +286,12 @@ fn work<D: Draw>(shared: &Shared, mut artist: D) {
 }
 
 /// Draws what was taken, and says what became of it. Why the device is lost, if it is.
-fn work_on<D: Draw>(shared: &Shared, artist: &mut D, batch: &Batch) -> Option<String> {
+fn work_on<W: Worker>(shared: &Shared, worker: &mut W, batch: &Batch) -> Option<String> {
     let ids: Vec<u64> = batch.tickets.iter().map(|ticket| ticket.id).collect();
-    let _span = info_span!("jobs", ?ids, device = ?artist.device()).entered();
+    let _span = info_span!("jobs", ?ids, device = ?worker.device()).entered();
     let begun = Instant::now();
-    let _lend = (artist.device() == Device::Cpu).then(|| shim::Lend::enter(shared.stats().workers));
-    let mut outcomes = draw(artist, batch, &batch.tickets);
+    let _lend = (worker.device() == Device::Cpu).then(|| shim::Lend::enter(shared.stats().workers));
+    let mut outcomes = draw(worker, batch, &batch.tickets);
     if outcomes.len() > 1 && outcomes.iter().any(|outcome| matches!(outcome, Outcome::Shared(_))) {
         // What went wrong may be one's alone: the others shall not fail with it.
         outcomes = batch
@@ -293,7 +299,7 @@ fn work_on<D: Draw>(shared: &Shared, artist: &mut D, batch: &Batch) -> Option<St
             .iter()
             .zip(outcomes)
             .map(|(ticket, outcome)| match outcome {
-                Outcome::Shared(problem) if !is_lost(&problem) => draw_alone(artist, batch, ticket),
+                Outcome::Shared(problem) if !is_lost(&problem) => draw_alone(worker, batch, ticket),
                 outcome => outcome,
             })
             .collect();
@@ -327,15 +333,15 @@ impl Outcome {
     }
 }
 
-fn draw_alone<D: Draw>(artist: &mut D, batch: &Batch, ticket: &Ticket) -> Outcome {
+fn draw_alone<W: Worker>(worker: &mut W, batch: &Batch, ticket: &Ticket) -> Outcome {
     if ticket.is_cancelled() {
         return Outcome::Own(Err(Error::Cancelled));
     }
-    draw(artist, batch, std::slice::from_ref(ticket)).pop().unwrap_or(Outcome::Own(Err(Error::Cancelled)))
+    draw(worker, batch, std::slice::from_ref(ticket)).pop().unwrap_or(Outcome::Own(Err(Error::Cancelled)))
 }
 
 /// Some jobs of a batch, whatever happens in them.
-fn draw<D: Draw>(artist: &mut D, batch: &Batch, tickets: &[Ticket]) -> Vec<Outcome> {
+fn draw<W: Worker>(worker: &mut W, batch: &Batch, tickets: &[Ticket]) -> Vec<Outcome> {
     let requests: Vec<&Request> = tickets.iter().map(|ticket| &*ticket.request).collect();
     let mut on_progress = |job: usize, progress: Progress| {
         let ticket = &tickets[job];
@@ -343,9 +349,9 @@ fn draw<D: Draw>(artist: &mut D, batch: &Batch, tickets: &[Ticket]) -> Vec<Outco
         if ticket.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
     let drawn = catch_unwind(AssertUnwindSafe(|| {
-        ops::with_cancel(&batch.stop, || artist.draw(&requests, &mut on_progress))
+        ops::with_cancel(&batch.stop, || worker.draw(&requests, &mut on_progress))
     }));
-    let device = artist.device();
+    let device = worker.device();
     let drawn = drawn.unwrap_or_else(|panic| Err(Error::Panicked(trouble::panic_text(&*panic))));
     let outcomes: Vec<Outcome> = match drawn {
         Ok(results) => results
@@ -360,7 +366,7 @@ fn draw<D: Draw>(artist: &mut D, batch: &Batch, tickets: &[Ticket]) -> Vec<Outco
     };
     if outcomes.iter().any(broken) {
         // What is let go of may fail in its turn: the thread lives on, and the job's own fault is told.
-        let _ = catch_unwind(AssertUnwindSafe(|| artist.release()));
+        let _ = catch_unwind(AssertUnwindSafe(|| worker.release()));
     }
     outcomes
 }

@@ -5,7 +5,6 @@
 //! | module | what it holds |
 //! | --- | --- |
 //! | `hub` | models by their names, fetched into the cache that Python shares (feature `hub`) |
-//! | `server` | the OpenAI Images dialect over HTTP (feature `serve`) |
 //! | [`engine`] | a pipeline on its own thread: a queue before it, events out of it |
 //! | [`recipe`] | what a picture's file says about how it was drawn |
 //! | [`pipeline`] | a request in, pictures out |
@@ -52,8 +51,6 @@ pub mod pipeline;
 pub mod quant;
 pub mod recipe;
 pub mod sampling;
-#[cfg(feature = "serve")]
-pub mod server;
 mod shim;
 pub mod text;
 pub mod vision;

@@ -2,7 +2,7 @@
 
 #![cfg(target_os = "linux")]
 
-mod common;
+mod support;
 
 use std::time::Instant;
 
@@ -11,7 +11,7 @@ use tch::{Device, Kind, Tensor};
 use tch_flux::checkpoint::{Access, Checkpoint, LoadOptions};
 use tch_flux::flux1::{Flux1, Flux1Params};
 
-use common::{layout, temp, variables, write_sparse};
+use support::{layout, temp, variables, write_sparse};
 
 const MB: u64 = 1 << 20;
 

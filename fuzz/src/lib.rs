@@ -3,7 +3,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-#[path = "../../tests/common/targets.rs"]
+#[path = "../../tests/support/targets.rs"]
 pub mod targets;
 
 /// What reading may take beside as many bytes as the file has.

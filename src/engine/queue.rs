@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use tracing::{debug, info, warn};
 
-use super::{Draw, Event, Events, Job, Options, Stats};
+use super::{Event, Events, Job, Options, Stats, Worker};
 use crate::error::{Error, Result};
 use crate::pipeline::{Generated, Request};
 
@@ -184,7 +184,7 @@ impl Shared {
     }
 
     /// The next job, once there is one, with those that are drawn with it; `None` when there will be none.
-    pub(super) fn next<D: Draw>(&self, artist: &D) -> Option<Batch> {
+    pub(super) fn next<W: Worker>(&self, worker: &W) -> Option<Batch> {
         let mut state = self.lock();
         loop {
             let Some(first) = state.waiting.front().cloned() else {
@@ -196,10 +196,10 @@ impl Shared {
             };
             // What there is of memory is asked of the system, so not under the lock.
             drop(state);
-            let most = artist.together(&first.request);
+            let most = worker.together(&first.request);
             state = self.lock();
             if state.waiting.front().is_some_and(|ticket| ticket.id == first.id) {
-                let tickets = state.take(most, |other| artist.alike(&first.request, other));
+                let tickets = state.take(most, |other| worker.alike(&first.request, other));
                 let batch = Batch { tickets, stop: Arc::default() };
                 state.running.push(batch.clone());
                 state.tell_places();

@@ -9,14 +9,14 @@ use crate::image::Image;
 use crate::pipeline::OnProgress;
 
 /// Draws what a test tells it to, up to so many at a time.
-struct Artist<F> {
+struct FakeWorker<F> {
     device: Device,
     most: usize,
     drawn: F,
     released: Arc<AtomicUsize>,
 }
 
-impl<F> Draw for Artist<F>
+impl<F> Worker for FakeWorker<F>
 where
     F: FnMut(&[&Request], &mut OnTogether) -> Result<Vec<Result<Vec<Generated>>>> + Send + 'static,
 {
@@ -42,20 +42,20 @@ where
 }
 
 /// One that draws up to so many at a time.
-fn artist_of<F>(most: usize, drawn: F) -> Artist<F>
+fn fake_worker<F>(most: usize, drawn: F) -> FakeWorker<F>
 where
     F: FnMut(&[&Request], &mut OnTogether) -> Result<Vec<Result<Vec<Generated>>>> + Send + 'static,
 {
-    Artist { device: Device::Cpu, most, drawn, released: Arc::default() }
+    FakeWorker { device: Device::Cpu, most, drawn, released: Arc::default() }
 }
 
 type One = dyn FnMut(&[&Request], &mut OnTogether) -> Result<Vec<Result<Vec<Generated>>>> + Send;
 
 /// One that draws one at a time.
-fn artist(
+fn worker(
     mut drawn: impl FnMut(&Request, &mut OnProgress) -> Result<Vec<Generated>> + Send + 'static,
-) -> Artist<Box<One>> {
-    artist_of(
+) -> FakeWorker<Box<One>> {
+    fake_worker(
         1,
         Box::new(move |requests: &[&Request], on_progress: &mut OnTogether| {
             drawn(requests[0], &mut |progress| on_progress(0, progress)).map(|pictures| vec![Ok(pictures)])
@@ -79,11 +79,11 @@ fn queue(queue: usize) -> Options {
 /// An engine whose jobs each wait until the test lets one pass.
 fn held() -> (Engine, mpsc::Sender<()>) {
     let (pass, wait) = mpsc::channel();
-    let artist = artist(move |request, _| {
+    let worker = worker(move |request, _| {
         wait.recv_timeout(Duration::from_secs(30)).map_err(|_| Error::Cancelled)?;
         pictures(request)
     });
-    (Engine::start_with([artist], queue(2)).unwrap(), pass)
+    (Engine::start_workers([worker], queue(2)).unwrap(), pass)
 }
 
 fn until(done: impl Fn() -> bool) {
@@ -161,14 +161,14 @@ fn what_waits_goes_at_once_when_it_is_cancelled_or_dropped() {
 #[test]
 fn a_job_that_is_dropped_is_cancelled_while_it_is_drawn() {
     let (begun, has_begun) = mpsc::channel();
-    let artist = artist(move |_, _| {
+    let worker = worker(move |_, _| {
         begun.send(()).map_err(|_| Error::Stopped)?;
         loop {
             ops::go_on(&tch::Tensor::from(0.0))?;
             thread::sleep(Duration::from_millis(1));
         }
     });
-    let engine = Engine::start_with([artist], queue(2)).unwrap();
+    let engine = Engine::start_workers([worker], queue(2)).unwrap();
     let job = engine.submit(request(0)).unwrap();
     has_begun.recv().unwrap();
     drop(job);
@@ -179,7 +179,7 @@ fn a_job_that_is_dropped_is_cancelled_while_it_is_drawn() {
 #[test]
 fn after_a_panic_or_without_memory_the_next_job_succeeds() {
     let mut count = 0;
-    let mut artist = artist(move |request, _| {
+    let mut worker = worker(move |request, _| {
         count += 1;
         match count {
             1 => panic!("a fault of number {count}"),
@@ -194,9 +194,9 @@ fn after_a_panic_or_without_memory_the_next_job_succeeds() {
             _ => pictures(request),
         }
     });
-    artist.device = Device::Cuda(0);
-    let released = artist.released.clone();
-    let engine = Engine::start_with([artist], queue(8)).unwrap();
+    worker.device = Device::Cuda(0);
+    let released = worker.released.clone();
+    let engine = Engine::start_workers([worker], queue(8)).unwrap();
     let draw = || engine.submit(request(5)).unwrap().wait();
     assert!(matches!(draw(), Err(Error::Panicked(text)) if text == "a fault of number 1"));
     assert!(matches!(draw(), Err(Error::OutOfMemory(text)) if text.contains("can't allocate memory")));
@@ -221,8 +221,8 @@ fn a_lost_device_ends_its_thread_and_the_others_go_on() {
         }
         _ => pictures(request),
     };
-    let on = |device| Artist { device, ..artist(lost) };
-    let engine = Engine::start_with([on(Device::Cuda(0)), on(Device::Cuda(1))], queue(8)).unwrap();
+    let on = |device| FakeWorker { device, ..worker(lost) };
+    let engine = Engine::start_workers([on(Device::Cuda(0)), on(Device::Cuda(1))], queue(8)).unwrap();
     let outcome = engine.submit(request(0)).unwrap().wait();
     let Err(Error::DeviceLost { device: Device::Cuda(_), reason }) = outcome else { panic!("{outcome:?}") };
     assert_eq!(reason, "CUDA error: an illegal memory access was encountered");
@@ -255,7 +255,7 @@ fn a_closed_engine_draws_what_it_has_and_takes_no_more() {
 
 #[test]
 fn without_a_handle_what_waits_fails_and_what_is_drawn_is_cancelled() {
-    let artist = artist(|_, on_progress| {
+    let worker = worker(|_, on_progress| {
         loop {
             if on_progress(Progress::Phase(Phase::Denoise)).is_break() {
                 return Err(Error::Cancelled);
@@ -263,7 +263,7 @@ fn without_a_handle_what_waits_fails_and_what_is_drawn_is_cancelled() {
             thread::sleep(Duration::from_millis(1));
         }
     });
-    let engine = Engine::start_with([artist], queue(2)).unwrap();
+    let engine = Engine::start_workers([worker], queue(2)).unwrap();
     let running = engine.submit(request(0)).unwrap();
     until(|| engine.stats().running == 1);
     let waiting = engine.submit(request(1)).unwrap();
@@ -306,13 +306,13 @@ fn sized(seed: u64, width: i64) -> Request {
 fn what_waits_and_is_alike_is_drawn_together_in_the_order_of_the_queue() {
     let (pass, wait) = mpsc::channel();
     let (tell, told) = mpsc::channel();
-    let artist = artist_of(3, move |requests: &[&Request], _: &mut OnTogether| {
+    let worker = fake_worker(3, move |requests: &[&Request], _: &mut OnTogether| {
         wait.recv_timeout(Duration::from_secs(30)).map_err(|_| Error::Cancelled)?;
         tell.send(requests.iter().map(|request| request.seed).collect::<Vec<_>>())
             .map_err(|_| Error::Stopped)?;
         Ok(requests.iter().map(|request| pictures(request)).collect())
     });
-    let engine = Engine::start_with([artist], queue(16)).unwrap();
+    let engine = Engine::start_workers([worker], queue(16)).unwrap();
     let first = engine.submit(sized(0, 64)).unwrap();
     until(|| engine.stats().running == 1);
     let two = engine.submit(sized(4, 64).num_images(2)).unwrap();
@@ -333,7 +333,7 @@ fn what_waits_and_is_alike_is_drawn_together_in_the_order_of_the_queue() {
 fn one_of_several_fails_or_is_cancelled_and_the_others_are_drawn() {
     let (begun, has_begun) = mpsc::channel();
     let (pass, wait) = mpsc::channel::<()>();
-    let artist = artist_of(4, move |requests: &[&Request], on_progress: &mut OnTogether| {
+    let worker = fake_worker(4, move |requests: &[&Request], on_progress: &mut OnTogether| {
         begun.send(requests.len()).map_err(|_| Error::Stopped)?;
         wait.recv_timeout(Duration::from_secs(30)).map_err(|_| Error::Cancelled)?;
         let step = Progress::Step { image: 0, images: 1, step: 1, steps: 2 };
@@ -344,7 +344,7 @@ fn one_of_several_fails_or_is_cancelled_and_the_others_are_drawn() {
         };
         Ok(requests.iter().enumerate().map(outcome).collect())
     });
-    let engine = Engine::start_with([artist], queue(8)).unwrap();
+    let engine = Engine::start_workers([worker], queue(8)).unwrap();
     let first = engine.submit(request(0)).unwrap();
     assert_eq!(has_begun.recv().unwrap(), 1);
     let jobs = [1, 2, 3, 4].map(|seed| engine.submit(request(seed)).unwrap());
@@ -366,14 +366,14 @@ fn one_of_several_fails_or_is_cancelled_and_the_others_are_drawn() {
 #[test]
 fn when_all_of_several_are_cancelled_the_work_stops_between_two_blocks() {
     let (begun, has_begun) = mpsc::channel();
-    let artist = artist_of(2, move |requests: &[&Request], _: &mut OnTogether| {
+    let worker = fake_worker(2, move |requests: &[&Request], _: &mut OnTogether| {
         begun.send(requests.len()).map_err(|_| Error::Stopped)?;
         loop {
             ops::go_on(&tch::Tensor::from(0.0))?;
             thread::sleep(Duration::from_millis(1));
         }
     });
-    let engine = Engine::start_with([artist], queue(8)).unwrap();
+    let engine = Engine::start_workers([worker], queue(8)).unwrap();
     let alone = engine.submit(request(0)).unwrap();
     assert_eq!(has_begun.recv().unwrap(), 1);
     let (one, other) = (engine.submit(request(1)).unwrap(), engine.submit(request(2)).unwrap());
@@ -387,14 +387,14 @@ fn when_all_of_several_are_cancelled_the_work_stops_between_two_blocks() {
 #[test]
 fn a_fault_of_one_of_several_is_that_ones_alone() {
     let (pass, wait) = mpsc::channel::<()>();
-    let artist = artist_of(3, move |requests: &[&Request], _: &mut OnTogether| {
+    let worker = fake_worker(3, move |requests: &[&Request], _: &mut OnTogether| {
         if requests[0].seed == 0 {
             wait.recv_timeout(Duration::from_secs(30)).map_err(|_| Error::Cancelled)?;
         }
         assert!(requests.iter().all(|request| request.seed != 2), "a fault of the second");
         Ok(requests.iter().map(|request| pictures(request)).collect())
     });
-    let engine = Engine::start_with([artist], queue(8)).unwrap();
+    let engine = Engine::start_workers([worker], queue(8)).unwrap();
     let first = engine.submit(request(0)).unwrap();
     until(|| engine.stats().running == 1);
     let [one, two, three] = [1, 2, 3].map(|seed| engine.submit(request(seed)).unwrap());

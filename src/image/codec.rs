@@ -4,16 +4,15 @@ mod jpeg;
 mod png;
 #[cfg(test)]
 mod tests;
-#[cfg(feature = "codecs")]
 mod webp;
-#[cfg(feature = "codecs")]
 mod write;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-#[cfg(feature = "codecs")]
-pub(super) use write::{write_jpeg, write_webp};
+pub(super) use write::write_jpeg;
+#[cfg(feature = "webp")]
+pub(super) use write::write_webp;
 
 use super::upright::upright;
 use super::{Format, Image, Mask, exif, foreign};
@@ -116,13 +115,7 @@ pub fn decode(
     match Format::of_bytes(file) {
         Some(Format::Png) => png::decode(file, &mut admit),
         Some(Format::Jpeg) => jpeg::decode(file, &mut admit),
-        #[cfg(feature = "codecs")]
         Some(Format::Webp) => webp::decode(file, &mut admit),
-        #[cfg(not(feature = "codecs"))]
-        Some(Format::Webp) => Err(DecodeError::OtherFormat {
-            kind: "a WebP".into(),
-            advice: "it is read with the feature `codecs`; or make a PNG or JPEG of it",
-        }),
         None => Err(foreign::describe(file)),
     }
 }

@@ -15,7 +15,7 @@ impl Image {
     ///
     /// # Errors
     /// [`Error::Request`] for a side that is longer than the format allows, for bytes that are not three for each pixel, for a
-    /// text's key that PNG does not allow, and for a JPEG or WebP without the feature `codecs`.
+    /// text's key that PNG does not allow, and for a WebP without the feature `webp`.
     pub fn encode(&self, format: Format, quality: u8, texts: &BTreeMap<String, String>) -> Result<Vec<u8>> {
         let most = format.max_side();
         if self.width.max(self.height) > most {
@@ -35,15 +35,11 @@ impl Image {
         }
         match format {
             Format::Png => self.to_png(texts),
-            #[cfg(feature = "codecs")]
             Format::Jpeg => super::codec::write_jpeg(self, quality, texts),
-            #[cfg(feature = "codecs")]
+            #[cfg(feature = "webp")]
             Format::Webp => super::codec::write_webp(self, quality, texts),
-            #[cfg(not(feature = "codecs"))]
-            _ => {
-                let _ = quality;
-                Err(Error::Request(format!("{} is written with the feature `codecs`", format.title())))
-            }
+            #[cfg(not(feature = "webp"))]
+            Format::Webp => Err(Error::Request("a WebP is written with the feature `webp`".into())),
         }
     }
 

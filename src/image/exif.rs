@@ -86,7 +86,6 @@ fn utf16(text: &[u8], big: bool) -> Option<String> {
 }
 
 /// EXIF with these texts; the picture stands upright in it.
-#[cfg(feature = "codecs")]
 pub(super) fn with_texts(texts: &BTreeMap<String, String>) -> Vec<u8> {
     let others: BTreeMap<_, _> = texts.iter().filter(|(key, _)| *key != PARAMETERS).collect();
     let mut entries: Vec<(u16, Vec<u8>)> = Vec::new();
@@ -278,7 +277,6 @@ mod tests {
         }
     }
 
-    #[cfg(feature = "codecs")]
     #[test]
     fn texts_come_back_from_exif() {
         let pairs = [("parameters", "ein Kreis, 円 🔴"), ("tch-flux", "{\"a\":\"ü\"}")];

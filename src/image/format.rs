@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-/// A format of pictures that is read, and with the feature `codecs` written.
+/// A format of pictures that is read and written; WebP is written with the feature `webp`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Format {
     /// Loses nothing.

@@ -41,6 +41,12 @@ pub struct Arithmetic {
     pub problem: Option<String>,
 }
 
+/// Bytes that the next tensors may take on a CUDA device, what libtorch keeps for them included; `None` where that cannot be
+/// told.
+pub fn free_bytes(device: usize) -> Option<u64> {
+    crate::shim::free_bytes(device)
+}
+
 /// See [`Arithmetic`]. The first call for a device compiles its kernels, or reads them from the cache.
 pub fn arithmetic(device: usize) -> Arithmetic {
     let capability = kernels::capability(device).ok();

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use tch_flux::checkpoint::Access;
 use tch_flux::checkpoint::lora::{Lora, Maker, Model};
 
-use crate::common::{layout, temp, write_sparse};
+use crate::support::{layout, temp, write_sparse};
 
 /// The rank of the published files.
 const RANK: i64 = 64;

@@ -7,7 +7,7 @@ use tch_flux::checkpoint::lora::{Lora, Maker, Model};
 use tch_flux::layers::LinearLora;
 use tch_flux::lora::{Beside, grown_columns, merged, merged_bias};
 
-use crate::common::{framed, header, stored, temp, write_file};
+use crate::support::{framed, header, stored, temp, write_file};
 use crate::{assert_close, base, changed, changed_by, open, open_stored, parameter, place, wave, weight};
 
 const QKV: &str = "double_blocks.0.img_attn.qkv";

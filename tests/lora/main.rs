@@ -1,15 +1,14 @@
 //! LoRA files of every maker: from one known pair of matrices the same change is written in each maker's form, opened,
 //! placed and merged, and the weights are those that the pair gives directly.
 
-#[path = "../common/mod.rs"]
-mod common;
-
 mod beside;
 mod few_steps;
 mod forms;
 mod makers;
 mod names;
 mod problems;
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::collections::BTreeMap;
 
@@ -18,7 +17,7 @@ use tch_flux::checkpoint::Access;
 use tch_flux::checkpoint::lora::{Lora, Model, Placed};
 use tch_flux::lora::merged;
 
-use common::{Stored, stored, temp, write_file};
+use crate::support::{Stored, stored, temp, write_file};
 
 /// The weights that the LoRAs here are for: one block of each kind, 8 wide, and a layer of each text encoder.
 pub fn base() -> BTreeMap<(Model, &'static str), Tensor> {

@@ -146,13 +146,13 @@ fn swapped_halves_hold_for_loha_lokr_and_whole_differences() {
 
 #[test]
 fn peft_gives_the_alphas_beside_the_matrices() {
-    let (folder, path) = crate::common::temp("adapter_model.safetensors");
+    let (folder, path) = crate::support::temp("adapter_model.safetensors");
     let (down, up) = pair(8, 8);
     let name = "base_model.model.transformer_blocks.0.attn.to_out.0";
     let stored = [("A", &down), ("B", &up)];
     let stored =
-        stored.map(|(m, t)| crate::common::stored(&format!("{name}.lora_{m}.weight"), t, Kind::Float));
-    crate::common::write_file(&path, &stored);
+        stored.map(|(m, t)| crate::support::stored(&format!("{name}.lora_{m}.weight"), t, Kind::Float));
+    crate::support::write_file(&path, &stored);
     let proj = "double_blocks.0.img_attn.proj";
     for (settings, scale) in [
         (r#"{"lora_alpha": 6, "r": 2}"#, 3.0),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tch_flux::checkpoint::lora::{Holder, Model, Slot, parse_names};
 
-use crate::common::layout;
+use crate::support::layout;
 
 /// The modules of a file, with whether each is a linear layer.
 fn modules(name: &str) -> BTreeMap<String, bool> {

@@ -4,7 +4,7 @@ use tch::{Kind, Tensor};
 use tch_flux::checkpoint::lora::Model;
 use tch_flux::{Error, FileProblem};
 
-use crate::common::{Stored, f32s, stored, write_file};
+use crate::support::{Stored, f32s, stored, write_file};
 use crate::{assert_close, changed_by, open, open_stored, place, try_open, wave, weight};
 
 const NAME: &str = "diffusion_model.double_blocks.0.img_attn.proj";
@@ -201,7 +201,7 @@ fn another_models_file_is_no_lora() {
 
 #[test]
 fn settings_that_cannot_be_followed_are_errors() {
-    let (folder, path) = crate::common::temp("adapter_model.safetensors");
+    let (folder, path) = crate::support::temp("adapter_model.safetensors");
     let (down, up) = (wave(&[2, 8], 1.0), wave(&[8, 2], 2.0));
     let names = [("lora_A", &down), ("lora_B", &up)];
     write_file(&path, &names.map(|(n, t)| stored(&format!("{NAME}.{n}.weight"), t, Kind::Float)));

@@ -29,6 +29,7 @@ pub(in crate::image) fn write_jpeg(
 }
 
 /// A lossy WebP, as OpenAI's servers send it; with EXIF in the extended form, which has a place for it.
+#[cfg(feature = "webp")]
 pub(in crate::image) fn write_webp(
     image: &Image,
     quality: u8,

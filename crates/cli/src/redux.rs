@@ -1,0 +1,172 @@
+//! `--redux`: pictures that a drawing shall look like.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
+use tch_flux::Error;
+use tch_flux::pipeline::{OwnParts, Parts, Redux, ReduxImage, ReduxMix};
+use tch_flux::recipe::{Seen, SeenImage};
+
+use super::output::Input;
+use super::{Saying, edit};
+
+#[derive(Args)]
+pub(super) struct ReduxArgs {
+    /// A picture that the drawing shall look like, PNG, JPEG or WebP; may be given several times. What Redux sees of it is
+    /// multiplied by STRENGTH, and of a sum the pooled text by POOLED; without a PROMPT it is drawn from pictures alone.
+    #[arg(long, value_name = "FILE[=STRENGTH[,POOLED]]", value_parser = parse_image, hide_short_help = true)]
+    redux: Vec<Look>,
+    /// How several pictures come together. [default: append]
+    #[arg(long, value_enum, hide_short_help = true)]
+    redux_mix: Option<MixArg>,
+    /// Zeros in place of the text's states, as diffusers' Redux takes them where it has no text encoders.
+    #[arg(long, hide_short_help = true)]
+    redux_without_text: bool,
+    #[command(flatten)]
+    model: ReduxModelArgs,
+}
+
+/// A picture, and its strength and multiple of the pooled text where they are said.
+#[derive(Clone, Debug, PartialEq)]
+struct Look {
+    file: PathBuf,
+    numbers: Option<(f64, f64)>,
+}
+
+/// Where the models of Redux lie.
+#[derive(Args, Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) struct ReduxModelArgs {
+    /// Redux's embedder, a folder as its official repository has it, or OWNER/NAME[@REVISION] on the hub; instead of what
+    /// the model's folder has.
+    #[arg(long, value_name = "PATH|OWNER/NAME", hide_short_help = true)]
+    redux_model: Option<PathBuf>,
+    /// SigLIP, which reads the pictures of Redux; instead of that folder's.
+    #[arg(long, value_name = "PATH", hide_short_help = true)]
+    image_encoder: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum MixArg {
+    /// One picture behind the other, as ComfyUI does it.
+    Append,
+    /// Their sum, as diffusers does it.
+    Sum,
+}
+
+impl ReduxModelArgs {
+    /// The parts with those that are named here.
+    pub(super) fn parts(&self, parts: Parts, saying: Saying) -> anyhow::Result<Parts> {
+        let OwnParts { redux, image_encoder, .. } = match &self.redux_model {
+            Some(model) if !model.exists() => super::hub::redux(model, saying)?,
+            // The image encoder of another Redux is not meant.
+            Some(model) => OwnParts { redux: Some(model.clone()), ..OwnParts::default() },
+            None => OwnParts {
+                redux: parts.redux.clone(),
+                image_encoder: parts.image_encoder.clone(),
+                ..OwnParts::default()
+            },
+        };
+        let image_encoder = self.image_encoder.clone().or(image_encoder);
+        Ok(Parts { redux, image_encoder, ..parts }.with_redux()?)
+    }
+}
+
+impl ReduxArgs {
+    /// The parts with those that are named here.
+    pub(super) fn parts(&self, parts: Parts, saying: Saying) -> anyhow::Result<Parts> {
+        self.model.parts(parts, saying)
+    }
+
+    /// The files that are named.
+    pub(super) fn inputs(&self) -> Vec<Input> {
+        let ReduxModelArgs { redux_model, image_encoder } = &self.model;
+        let pictures = self.redux.iter().map(|look| Input::new("--redux", &look.file));
+        let model = redux_model.iter().map(|path| Input::new("--redux-model", path));
+        let encoder = image_encoder.iter().map(|path| Input::new("--image-encoder", path));
+        pictures.chain(model).chain(encoder).collect()
+    }
+
+    /// Whether there is something to draw from beside a prompt.
+    pub(super) fn has_pictures(&self) -> bool {
+        !self.redux.is_empty()
+    }
+
+    /// What is asked for, and the rest as it was before.
+    pub(super) fn seen(&self, before: Option<Seen>) -> anyhow::Result<Option<Seen>> {
+        let mut seen = before.unwrap_or_default();
+        if self.has_pictures() {
+            // Of a picture that came from a server, which does not know their files.
+            let unnamed =
+                self.redux.len() == seen.images.len() && seen.images.iter().any(|image| image.file.is_none());
+            let before = if unnamed { std::mem::take(&mut seen.images) } else { Vec::new() };
+            let one = |(i, Look { file, numbers }): (usize, &Look)| {
+                let before = before.get(i).map_or((1.0, 1.0), |before| (before.strength, before.pooled));
+                let (strength, pooled) = numbers.unwrap_or(before);
+                SeenImage { file: Some(file.clone()), strength, pooled }
+            };
+            seen.images = self.redux.iter().enumerate().map(one).collect();
+        }
+        match self.redux_mix {
+            Some(MixArg::Append) => seen.mix = ReduxMix::Append,
+            Some(MixArg::Sum) => seen.mix = ReduxMix::Sum,
+            None => {}
+        }
+        seen.without_text |= self.redux_without_text;
+        if seen.images.is_empty() && seen != Seen::default() {
+            return Err(Error::Request("nothing to look at: name a picture by --redux".into()).into());
+        }
+        Ok(Some(seen).filter(|seen| !seen.images.is_empty()))
+    }
+}
+
+/// The pictures themselves.
+pub(super) fn read(seen: &Seen) -> anyhow::Result<Redux> {
+    let image = |SeenImage { file, strength, pooled }: &SeenImage| {
+        let Some(file) = file else {
+            let text = "that picture does not say by name which ones it was made to look like: give --redux";
+            return Err(Error::Request(text.into()).into());
+        };
+        Ok(ReduxImage { image: edit::read(file)?, strength: *strength, pooled: *pooled })
+    };
+    Ok(Redux {
+        images: seen.images.iter().map(image).collect::<anyhow::Result<_>>()?,
+        mix: seen.mix,
+        without_text: seen.without_text,
+    })
+}
+
+/// `FILE`, `FILE=STRENGTH` or `FILE=STRENGTH,POOLED`. An equals sign may also be part of the file's name.
+fn parse_image(text: &str) -> Result<Look, String> {
+    let whole = Look { file: text.into(), numbers: None };
+    let Some((file, numbers)) = text.rsplit_once('=').filter(|(file, _)| !file.is_empty()) else {
+        return Ok(whole);
+    };
+    let (strength, pooled) = numbers.split_once(',').unwrap_or((numbers, "1"));
+    let (Ok(strength), Ok(pooled)) = (strength.parse::<f64>(), pooled.parse::<f64>()) else {
+        return Ok(whole);
+    };
+    if !strength.is_finite() || !pooled.is_finite() {
+        return Err(format!("{numbers} are no finite numbers"));
+    }
+    Ok(Look { file: file.into(), numbers: Some((strength, pooled)) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_picture_is_named_with_its_strengths_or_alone() {
+        let parsed = |text: &str| {
+            let Look { file, numbers } = parse_image(text).unwrap();
+            (file.to_string_lossy().into_owned(), numbers)
+        };
+        assert_eq!(parsed("a.png"), ("a.png".into(), None));
+        assert_eq!(parsed("a.png=0.5"), ("a.png".into(), Some((0.5, 1.0))));
+        assert_eq!(parsed("a=1.png=2,0.25"), ("a=1.png".into(), Some((2.0, 0.25))));
+        assert_eq!(parsed("a=b.png"), ("a=b.png".into(), None));
+        assert!(parse_image("a.png=inf").is_err());
+    }
+}

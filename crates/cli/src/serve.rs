@@ -1,0 +1,360 @@
+//! `serve`: the OpenAI Images dialect over HTTP.
+
+mod beside;
+mod checks;
+mod config;
+mod said;
+mod units;
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use rustix::process::{Resource, getpid, getrlimit, kill_process, setrlimit};
+use tch::Device;
+use tch_flux::engine::{self, Engine};
+use tch_flux::ops::{self, Numerics, Quantize, cuda};
+use tch_flux::pipeline::{LoraFile, Offload, Parts, Pipeline, Role, Settings};
+use tch_flux_server::{Abilities, Model, Options, Server};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
+use tracing::level_filters::LevelFilter;
+use tracing::{info, warn};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::prelude::*;
+
+use beside::Beside;
+pub(super) use config::{Serve, with_environment};
+pub(super) use said::named_by_variable;
+
+use units::{Size, Time};
+
+use super::generate::{default_size, parse_lora};
+use super::{Saying, access, parse_device};
+
+/// Threads that wait for sockets; the cores are the engine's.
+const SOCKET_THREADS: usize = 2;
+/// Threads that encode and decode, and a few that wait.
+const SIDE_THREADS: usize = 8;
+/// Descriptors beside the connections': files, pipes, the listener.
+const OTHER_DESCRIPTORS: u64 = 64;
+/// What comes so soon after a signal is the same one once more.
+const SAME_SIGNAL: Duration = Duration::from_secs(1);
+/// How often it is looked whether a load has ended.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// What is loaded, and how.
+struct Plan {
+    model: super::ModelArgs,
+    redux: super::redux::ReduxModelArgs,
+    beside: Beside,
+    name: Option<String>,
+    aliases: Option<Vec<String>>,
+    devices: Vec<Device>,
+    loras: Vec<LoraFile>,
+    settings: Settings,
+    queue: usize,
+}
+
+impl Serve {
+    pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        let print = self.print_config;
+        said::check_variables()?;
+        let config = self.effective()?;
+        config.check()?;
+        if print {
+            print!("{}", config.to_text()?);
+            return Ok(ExitCode::SUCCESS);
+        }
+        config.log()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(SOCKET_THREADS)
+            .max_blocking_threads(SIDE_THREADS)
+            .thread_name("tch-flux http")
+            .enable_all()
+            .build()
+            .context("no threads to serve with")?;
+        runtime.block_on(config.serve())?;
+        // A load that was not finished is left where it is.
+        runtime.shutdown_background();
+        Ok(ExitCode::SUCCESS)
+    }
+
+    pub(super) fn log_filter(&self) -> anyhow::Result<Targets> {
+        self.checked("log-level", checks::log_filter(self.log_level.as_deref().unwrap_or("info")))
+    }
+
+    fn log(&self) -> anyhow::Result<()> {
+        let filter = self.log_filter()?.with_target("hyper", LevelFilter::ERROR);
+        let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+        let registry = tracing_subscriber::registry();
+        if self.log_json.unwrap_or(false) {
+            registry.with(lines.json().with_filter(filter)).try_init()?;
+        } else {
+            registry.with(lines.with_filter(filter)).try_init()?;
+        }
+        Ok(())
+    }
+
+    async fn serve(self) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        let (plan, options, address) = (self.plan()?, self.options()?, self.address()?);
+        if let Some(threads) = self.threads {
+            tch::set_num_threads(self.checked("threads", checks::threads(threads))?);
+        }
+        if !address.ip().is_loopback() && options.api_key.is_none() {
+            warn!(%address, "OPEN TO THE NETWORK WITHOUT A KEY: everybody who reaches it may draw; set --api-key");
+        }
+        raise_descriptors(options.connections)?;
+        let signals = Signals::listen()?;
+        let listener = TcpListener::bind(address).await.with_context(|| address.to_string())?;
+        let address = listener.local_addr()?;
+        let grace = options.grace;
+        let server = Server::new(options);
+        let (failed, has_failed) = oneshot::channel();
+        let (loading, cancel) = (server.clone(), Arc::new(AtomicBool::new(false)));
+        let cancelled = cancel.clone();
+        let load = std::thread::Builder::new().name("tch-flux load".into());
+        let load = load.spawn(move || {
+            match ops::with_cancel(&cancelled, || plan.load(&cancelled)) {
+                Ok((engine, model)) => {
+                    let name = model.name.clone();
+                    loading.ready(engine, model);
+                    info!(model = name, seconds = begun.elapsed().as_secs_f64(), "ready");
+                }
+                // Who waits for it may have stopped.
+                Err(problem) => drop(failed.send(problem)),
+            }
+        })?;
+        let (stop, stopped) = oneshot::channel();
+        tokio::spawn(signals.heed(stop));
+        let mut failure = None;
+        let end = async {
+            tokio::select! {
+                _ = stopped => {}
+                Ok(problem) = has_failed => failure = Some(problem),
+            }
+        };
+        let run = server.run(listener, end);
+        // From here on whoever calls is answered.
+        info!(%address, "listening");
+        println!("listening on http://{address}");
+        // Whoever started the server need not read on.
+        let _ = std::io::stdout().flush();
+        run.await?;
+        cancel.store(true, Ordering::Relaxed);
+        // A process that ends under a thread that computes may end badly.
+        let until = Instant::now() + grace;
+        while !load.is_finished() && Instant::now() < until {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        match failure {
+            Some(problem) => Err(problem),
+            None => Ok(()),
+        }
+    }
+
+    fn address(&self) -> anyhow::Result<SocketAddr> {
+        let (host, port) = (self.host.as_deref().unwrap_or("127.0.0.1"), self.port.unwrap_or(8000));
+        self.checked("host", checks::address(host, port))
+    }
+
+    fn plan(&self) -> anyhow::Result<Plan> {
+        let parse = |text: &String| {
+            self.checked("device", parse_device(text).map_err(|problem| format!("{text}: {problem}")))
+        };
+        let devices = match self.device.as_deref() {
+            None | Some([]) => vec![Device::Cpu],
+            Some(devices) => devices.iter().map(parse).collect::<Result<_, _>>()?,
+        };
+        let lora = |text: &String| {
+            self.checked("lora", parse_lora(text).map_err(|problem| format!("{text}: {problem}")))
+        };
+        let loras = self.lora.iter().flatten().map(lora).collect::<Result<_, _>>()?;
+        let settings = Settings {
+            device: devices[0],
+            kind: self.kind.map(Into::into),
+            access: access(self.no_mmap.unwrap_or(false)),
+            keep_text_encoders: self.keep_text_encoders.unwrap_or(true),
+            keep_quantized: self.keep_quantized.unwrap_or(false),
+            offload: self.offload.map_or(Offload::None, Into::into),
+            numerics: self.numerics.map_or(Numerics::Fast, Into::into),
+            quantize: self.quantize.map_or(Quantize::None, Into::into),
+            allow_partial_lora: self.allow_partial_lora.unwrap_or(false),
+            vae_tile: self.vae_tile,
+        };
+        Ok(Plan {
+            model: self.model.clone(),
+            redux: self.redux.clone(),
+            beside: Beside::of(self),
+            name: self.model_name.clone(),
+            aliases: self.model_alias.clone(),
+            devices,
+            loras,
+            settings,
+            queue: self.queue.unwrap_or(engine::Options::default().queue),
+        })
+    }
+
+    fn options(&self) -> anyhow::Result<Options> {
+        let d = Options::default();
+        let time = |time: Option<Time>, default: Duration| time.map_or(default, |time| time.0);
+        let size = |size: Option<Size>, default: usize| size.map_or(default, |size| size.0);
+        let loopback = self.address()?.ip().is_loopback();
+        let api_key = self.key()?;
+        let hosts = self.allowed_host.clone().unwrap_or_default();
+        Ok(Options {
+            check_hosts: !hosts.is_empty() || (loopback && api_key.is_none()),
+            api_key,
+            hosts,
+            cors_origins: self.cors_origin.clone().unwrap_or_default(),
+            public_url: self.public_url.clone(),
+            json_bytes: size(self.max_json_bytes, d.json_bytes),
+            edit_bytes: size(self.max_edit_bytes, d.edit_bytes),
+            image_bytes: size(self.max_image_bytes, d.image_bytes),
+            image_pixels: self.max_image_pixels.map_or(d.image_pixels, |pixels| pixels.0),
+            upload_bytes: size(self.max_upload_bytes, d.upload_bytes),
+            answer_bytes: size(self.max_answer_bytes, d.answer_bytes),
+            header_timeout: time(self.header_timeout, d.header_timeout),
+            body_timeout: time(self.body_timeout, d.body_timeout),
+            body_pause: time(self.body_pause, d.body_pause),
+            write_timeout: time(self.write_timeout, d.write_timeout),
+            job_timeout: time(self.job_timeout, d.job_timeout),
+            keep_alive: time(self.stream_keep_alive, d.keep_alive),
+            grace: time(self.grace, d.grace),
+            drain_notice: time(self.drain_notice, d.drain_notice),
+            connections: self.max_connections.unwrap_or(d.connections),
+            url_lifetime: time(self.url_lifetime, d.url_lifetime),
+            url_count: self.url_count.unwrap_or(d.url_count),
+            url_bytes: size(self.url_bytes, d.url_bytes),
+        })
+    }
+}
+
+impl Plan {
+    /// Opens the model for each device and draws once with each, so that nothing is left to be loaded.
+    fn load(self, cancelled: &AtomicBool) -> anyhow::Result<(Engine, Model)> {
+        cuda::set_cache(super::kernel_cache());
+        let saying = Saying { bars: false, warnings: true };
+        let parts = self.redux.parts(self.model.parts(saying)?, saying)?;
+        let open = |device: &Device| -> anyhow::Result<Pipeline> {
+            let settings = Settings { device: *device, ..self.settings };
+            let mut pipeline = Pipeline::open(parts.clone(), settings)?;
+            for left_out in pipeline.set_loras(&self.loras)? {
+                warn!("{left_out}");
+            }
+            self.beside.put_on(&mut pipeline)?;
+            pipeline.warnings()?.iter().for_each(|warning| warn!("{warning}"));
+            if parts.redux.is_some() || parts.image_encoder.is_some() {
+                pipeline.check_vision()?;
+            }
+            let able = Abilities::of(&pipeline, parts.depth.is_some());
+            pipeline.generate(&beside::warm(&able), &mut |_| {
+                if cancelled.load(Ordering::Relaxed) {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
+            })?;
+            Ok(pipeline)
+        };
+        let pipelines = self.devices.iter().map(open).collect::<anyhow::Result<Vec<_>>>()?;
+        let side = default_size(&parts.autoencoder);
+        let mut model = Model::of(&pipelines[0], &parts, self.name(&parts), side);
+        model.devices = self.devices.clone();
+        // By their names alone: where they lie is the server's own business.
+        model.means.loras = self
+            .loras
+            .iter()
+            .map(|lora| LoraFile { path: lora.path.file_name().unwrap_or_default().into(), ..*lora })
+            .collect();
+        self.beside.name(&mut model.able)?;
+        if model.able.depth && model.able.only_role != Some(Role::Control) {
+            warn!("the depth model is of no use: this model follows no pictures");
+        }
+        if let Some(aliases) = self.aliases {
+            model.aliases = aliases;
+        }
+        Ok((Engine::start(pipelines, engine::Options { queue: self.queue })?, model))
+    }
+
+    /// The name that clients ask for: the hub's, the folder's, or the file's.
+    fn name(&self, parts: &Parts) -> String {
+        let stem = |path: &PathBuf| path.file_stem().map(|name| name.to_string_lossy().into_owned());
+        let name = match (&self.name, &self.model.model) {
+            (Some(name), _) => Some(name.clone()),
+            (None, Some(model)) if model.is_file() => stem(model),
+            (None, Some(model)) if model.is_dir() => model
+                .canonicalize()
+                .ok()
+                .and_then(|folder| Some(folder.file_name()?.to_string_lossy().into_owned())),
+            (None, Some(model)) => {
+                Some(model.to_string_lossy().split('@').next().unwrap_or_default().to_string())
+            }
+            (None, None) if self.model.transformer.is_none() => Some("tiny".into()),
+            (None, None) => None,
+        };
+        name.or_else(|| stem(&parts.transformer)).unwrap_or_else(|| "flux".into())
+    }
+}
+
+/// What asks for an end.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// From here on the process does not end by itself.
+    fn listen() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("signals cannot be heard");
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+
+    /// The first asks for an end, and a later one is one. Who sends signals may send them twice in a row (a shell and its
+    /// terminal, an orchestrator and its hook), and means one end.
+    async fn heed(mut self, stop: oneshot::Sender<()>) {
+        self.next().await;
+        let first = Instant::now();
+        // The server may have ended by itself.
+        let _ = stop.send(());
+        loop {
+            self.next().await;
+            if first.elapsed() >= SAME_SIGNAL {
+                break;
+            }
+            info!("stopping already; a signal that comes later ends what is left at once");
+        }
+        warn!("a second signal: what is left is not finished");
+        // No destructor may keep it.
+        let _ = kill_process(getpid(), rustix::process::Signal::KILL);
+    }
+}
+
+/// As many descriptors as the connections take.
+fn raise_descriptors(connections: usize) -> anyhow::Result<()> {
+    let mut limit = getrlimit(Resource::Nofile);
+    let wanted = connections as u64 + OTHER_DESCRIPTORS;
+    if limit.current.is_none_or(|now| now >= wanted) {
+        return Ok(());
+    }
+    limit.current = Some(limit.maximum.map_or(wanted, |most| most.min(wanted)));
+    if limit.current < Some(wanted) {
+        warn!(wanted, limit = limit.current, "the system gives fewer descriptors than connections may take");
+    }
+    setrlimit(Resource::Nofile, limit).context("raising the number of open files")
+}

@@ -1,0 +1,129 @@
+//! What a server has beside its model, ControlNets and IP-Adapters, and the picture that loads all of it.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::bail;
+use tch_flux::image::{Image, Mask};
+use tch_flux::pipeline::{Control, Edit, Follow, Pictured, Pipeline, Redux, Request, Role};
+use tch_flux::sampling::Schedule;
+use tch_flux_server::Abilities;
+
+use super::Serve;
+
+/// The side of the picture that is drawn so that every weight is there before the first client.
+const SIDE: u32 = 64;
+
+/// Files, with the names that clients have for them.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Beside {
+    controlnets: Vec<Named>,
+    ip_adapters: Vec<Named>,
+    image_encoder: Option<PathBuf>,
+}
+
+/// `NAME=PATH`, or `PATH`, which has a name in it.
+#[derive(Debug, Clone, PartialEq)]
+struct Named {
+    name: Option<String>,
+    path: PathBuf,
+}
+
+impl Named {
+    fn parse(text: &String) -> Self {
+        match text.split_once('=') {
+            Some((name, path)) if !name.is_empty() && !Path::new(text).exists() => {
+                Self { name: Some(name.into()), path: path.into() }
+            }
+            _ => Self { name: None, path: text.into() },
+        }
+    }
+}
+
+impl Beside {
+    pub(super) fn of(serve: &Serve) -> Self {
+        let named = |texts: &Option<Vec<String>>| texts.iter().flatten().map(Named::parse).collect();
+        Self {
+            controlnets: named(&serve.controlnet),
+            ip_adapters: named(&serve.ip_adapter),
+            image_encoder: serve.ip_image_encoder.clone(),
+        }
+    }
+
+    pub(super) fn put_on(&self, pipeline: &mut Pipeline) -> tch_flux::Result<()> {
+        let paths = |all: &[Named]| all.iter().map(|one| one.path.clone()).collect::<Vec<_>>();
+        pipeline.set_controlnets(&paths(&self.controlnets))?;
+        pipeline.set_ip_adapters(&paths(&self.ip_adapters), self.image_encoder.as_deref())
+    }
+
+    /// Gives each the name that was chosen for it.
+    pub(super) fn name(&self, able: &mut Abilities) -> anyhow::Result<()> {
+        let nets = able.controlnets.iter_mut().map(|net| &mut net.name);
+        name_all(&self.controlnets, nets, "controlnet")?;
+        let adapters = able.ip_adapters.iter_mut().map(|adapter| &mut adapter.name);
+        name_all(&self.ip_adapters, adapters, "ip-adapter")
+    }
+}
+
+fn name_all<'a>(
+    chosen: &[Named],
+    names: impl Iterator<Item = &'a mut String>,
+    flag: &str,
+) -> anyhow::Result<()> {
+    let mut taken: Vec<&String> = Vec::new();
+    for (Named { name, path }, own) in chosen.iter().zip(names) {
+        if let Some(name) = name {
+            own.clone_from(name);
+        }
+        if taken.contains(&&*own) {
+            bail!(
+                "{flag}: two are called {own:?}; {flag} NAME={} gives this one another name",
+                path.display()
+            );
+        }
+        taken.push(own);
+    }
+    Ok(())
+}
+
+/// One picture, for which all is loaded that requests may ask for.
+pub(super) fn warm(able: &Abilities) -> Request {
+    let (side, pixels) = (SIDE, (SIDE * SIDE) as usize);
+    let grey = || Image { width: side, height: side, rgb: vec![128; 3 * pixels] };
+    // Of one step: not every schedule that a model's folder may have has so few.
+    let mut request = Request::new("", side.into(), side.into()).steps(1).schedule(Schedule::Linear);
+    if let Some(role) = able.only_role {
+        let mask = Mask { width: side, height: side, chosen: vec![255; pixels] };
+        let follow = if able.depth && role == Role::Control { Follow::Depth } else { Follow::Picture };
+        request = request.edit(Edit {
+            mask: (role == Role::Fill).then_some(mask),
+            follow,
+            ..Edit::new(vec![grey()])
+        });
+    }
+    if able.redux {
+        request = request.redux(Redux::new(vec![grey()]));
+    }
+    for (net, named) in able.controlnets.iter().enumerate() {
+        request = request.control(Control { net, mode: named.modes.map(|_| 0), ..Control::new(grey()) });
+    }
+    for adapter in 0..able.ip_adapters.len() {
+        request = request.pictured(Pictured { adapter, ..Pictured::new(grey()) });
+    }
+    request
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_has_the_name_before_the_equals_sign() {
+        let parsed = |text: &str| {
+            let Named { name, path } = Named::parse(&text.to_string());
+            (name, path.to_string_lossy().into_owned())
+        };
+        assert_eq!(parsed("pose=a/b.safetensors"), (Some("pose".into()), "a/b.safetensors".into()));
+        assert_eq!(parsed("a/b.safetensors"), (None, "a/b.safetensors".into()));
+        assert_eq!(parsed("=a"), (None, "=a".into()));
+    }
+}

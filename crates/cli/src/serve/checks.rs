@@ -1,0 +1,511 @@
+//! What a setting may be beyond its type: what could never take effect is refused, with what would.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+
+/// The threads of the largest machines; more would only be a slip of the finger.
+const MOST_THREADS: usize = 1024;
+/// The library's modules, and those of the program that log.
+const MODULES: [&str; 23] = [
+    "autoencoder",
+    "checkpoint",
+    "config",
+    "convert",
+    "engine",
+    "error",
+    "flux1",
+    "hub",
+    "image",
+    "layers",
+    "lora",
+    "math",
+    "nn",
+    "ops",
+    "parity",
+    "pipeline",
+    "quant",
+    "recipe",
+    "sampling",
+    "serve",
+    "shim",
+    "text",
+    "vision",
+];
+/// Levels by the names that other programs have for them.
+const LEVELS: [(&str, &[&str]); 6] = [
+    ("off", &["none", "quiet", "silent", "false"]),
+    ("error", &["err", "critical", "fatal", "crit"]),
+    ("warn", &["warning", "warnings"]),
+    ("info", &["notice", "information", "normal", "true"]),
+    ("debug", &["verbose", "dbg"]),
+    ("trace", &["all", "everything", "max"]),
+];
+
+/// Packages of their own, by the names that they had as modules.
+const PACKAGES: [(&str, &str); 2] =
+    [("tch_flux::server", "tch_flux_server"), ("tch_flux::cli", "tch_flux::serve")];
+
+/// What is logged: a level, levels of modules, or both.
+pub(super) fn log_filter(text: &str) -> Result<Targets, String> {
+    let text =
+        PACKAGES.iter().fold(text.to_string(), |text, (module, package)| text.replace(module, package));
+    for part in text.split(',').map(str::trim) {
+        match part.split_once('=') {
+            Some((module, level)) => {
+                check_module(module.trim())?;
+                check_level(level.trim())?;
+            }
+            None if part.starts_with("tch_flux") => {
+                return Err(format!("{part:?} is a module: say its level, as {part}=debug"));
+            }
+            None => check_level(part)?,
+        }
+    }
+    text.parse().map_err(|wrong| format!("{text:?}: {wrong}"))
+}
+
+fn check_level(text: &str) -> Result<(), String> {
+    if text.parse::<LevelFilter>().is_ok() && !text.is_empty() {
+        return Ok(());
+    }
+    let lower = text.to_lowercase();
+    let known = LEVELS.iter().find(|(_, others)| others.contains(&lower.as_str()));
+    let names = LEVELS.iter().map(|(name, _)| *name);
+    let near = known.map(|(name, _)| *name).or_else(|| nearest(&lower, names.clone()));
+    Err(format!("there is no level {text:?}, only {}{}", names.collect::<Vec<_>>().join(", "), meant(near)))
+}
+
+fn check_module(text: &str) -> Result<(), String> {
+    let (root, rest) = text.split_once("::").unwrap_or((text, ""));
+    if root == "tch_flux_server" {
+        return Ok(());
+    }
+    if root != "tch_flux" {
+        return Err(format!("nothing is logged by {text:?}: modules begin with tch_flux"));
+    }
+    let first = rest.split("::").next().unwrap_or_default();
+    if rest.is_empty() || MODULES.contains(&first) {
+        return Ok(());
+    }
+    let near = nearest(first, MODULES.into_iter()).map(|near| format!("tch_flux::{near}"));
+    Err(format!("there is no module {text:?}{}", meant(near.as_deref())))
+}
+
+pub(super) fn threads(threads: usize) -> Result<i32, String> {
+    let count = (1..=MOST_THREADS).contains(&threads).then(|| i32::try_from(threads).ok()).flatten();
+    count.ok_or_else(|| {
+        let all = if threads == 0 { "; leave it out for as many as there are cores" } else { "" };
+        format!("{threads} threads cannot compute: from 1 to {MOST_THREADS} can{all}")
+    })
+}
+
+/// The address to listen at.
+pub(super) fn address(host: &str, port: u16) -> Result<SocketAddr, String> {
+    if host == "localhost" {
+        return Ok(SocketAddr::from(([127, 0, 0, 1], port)));
+    }
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    if let Some(ip) = bare.and_then(|host| host.parse::<Ipv6Addr>().ok()) {
+        return Ok(SocketAddr::new(ip.into(), port));
+    }
+    if let Ok(ip) = host.parse::<IpAddr>() {
+        return Ok(SocketAddr::new(ip, port));
+    }
+    let after_scheme = host.split_once("://").map_or(host, |(_, rest)| rest);
+    let authority = after_scheme.split(['/', '?', '#']).next().unwrap_or_default();
+    let hint = match authority.parse::<SocketAddr>() {
+        Ok(with_port) => format!("; {} and port {} are two settings", with_port.ip(), with_port.port()),
+        Err(_) if authority.trim_matches(['[', ']']).parse::<IpAddr>().is_ok() => {
+            format!("; {} is", authority.trim_matches(['[', ']']))
+        }
+        Err(_) if ["*", "all", "any", ""].contains(&host) => {
+            "; 0.0.0.0 is that of all networks, and :: with IPv6".into()
+        }
+        Err(_) if authority.eq_ignore_ascii_case("localhost") || authority.starts_with("localhost:") => {
+            "; localhost is, and the port is a setting of its own".into()
+        }
+        Err(_) => {
+            "; 127.0.0.1 is this machine's own, 0.0.0.0 that of all networks, and other names of it are for \
+                   --allowed-host"
+                .into()
+        }
+    };
+    Err(format!("{host:?} is no address of this machine{hint}"))
+}
+
+/// An origin, as a browser writes it, or `*`.
+pub(super) fn origin(text: &str) -> Result<(), String> {
+    let wrong = |why: &str| Err(format!("no page has the origin {text:?}: {why}"));
+    if text == "*" {
+        return Ok(());
+    }
+    if text == "null" {
+        return wrong("that is what any page can make of itself; `*` lets all call");
+    }
+    let Some((scheme, rest)) = text.split_once("://") else {
+        let name = text.trim_start_matches("//").split('/').next().unwrap_or_default();
+        return match canonical(name) {
+            Ok(name) => wrong(&format!("it begins with a scheme, as in https://{name} or http://{name}")),
+            Err(_) => wrong("it is a scheme and a name, as in https://example.org"),
+        };
+    };
+    if scheme.eq_ignore_ascii_case("file") {
+        return wrong("pages from files have none; `*` lets all call");
+    }
+    let plain = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);
+    if !scheme.starts_with(|c: char| c.is_ascii_alphabetic()) || !scheme.chars().all(plain) {
+        return wrong("its scheme is none; https://example.org has one");
+    }
+    let scheme = scheme.to_lowercase();
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let authority = authority.rsplit('@').next().unwrap_or_default();
+    let name = canonical(authority).map_err(|why| format!("no page has the origin {text:?}: {why}"))?;
+    let usual = match scheme.as_str() {
+        "http" => ":80",
+        "https" => ":443",
+        _ => "\0",
+    };
+    let written = format!("{scheme}://{}", name.strip_suffix(usual).unwrap_or(&name));
+    if written == text { Ok(()) } else { wrong(&format!("a browser writes {written}")) }
+}
+
+/// A name that clients have for the server, alone or with a port.
+pub(super) fn host(text: &str) -> Result<(), String> {
+    let wrong = |why: &str| Err(format!("no client calls the server {text:?}: {why}"));
+    let after_scheme = text.split_once("://").map_or(text, |(_, rest)| rest);
+    let authority = after_scheme.split(['/', '?', '#']).next().unwrap_or_default();
+    let authority = authority.rsplit('@').next().unwrap_or_default();
+    if authority == "*" {
+        return wrong(
+            "there are no patterns; every name is answered where none is given and the server wants a key or \
+             listens beyond the loopback",
+        );
+    }
+    // The header is compared without regard to case.
+    match canonical(&authority.to_lowercase()) {
+        Ok(name) if name == text.to_lowercase() => Ok(()),
+        Ok(name) => wrong(&format!("they call it {name}")),
+        Err(why) => wrong(&why),
+    }
+}
+
+/// What the addresses of pictures begin with.
+pub(super) fn public_url(text: &str) -> Result<(), String> {
+    let wrong = |why: &str| Err(format!("no picture has an address that begins with {text:?}: {why}"));
+    let web = |scheme: &str| ["http", "https"].contains(&scheme.to_lowercase().as_str());
+    let Some((scheme, rest)) = text.split_once("://") else {
+        let name = text.trim_start_matches("//");
+        let valid = canonical(name.split('/').next().unwrap_or_default()).is_ok();
+        let example = if valid { name } else { "example.org" };
+        return wrong(&format!("it begins with a scheme, as in https://{example}"));
+    };
+    if !web(scheme) {
+        return wrong("its scheme is http or https");
+    }
+    if text.contains(['?', '#']) {
+        let kept = text.split(['?', '#']).next().unwrap_or_default();
+        return wrong(&format!("the address goes on behind it, so it ends before ? and #, as in {kept}"));
+    }
+    if text.chars().any(|c| c.is_whitespace() || c.is_control() || "\"<>\\^`{|}".contains(c) || !c.is_ascii())
+    {
+        return wrong("it has letters that no address has; they are written with %");
+    }
+    let authority = rest.split('/').next().unwrap_or_default();
+    if authority.contains('@') {
+        return wrong("clients would be shown a password");
+    }
+    canonical(authority).map(|_| ()).map_err(|why| format!("{text:?} is no address: {why}"))
+}
+
+/// A name or an address, with or without a port, in lower case.
+fn canonical(authority: &str) -> Result<String, String> {
+    let (name, port) = match authority.rsplit_once(':') {
+        // The colons of an IPv6 address stand in brackets.
+        Some((name, port)) if !port.contains(']') => (name, Some(port)),
+        _ => (authority, None),
+    };
+    if let Some(port) = port.filter(|port| !is_port(port)) {
+        return Err(match authority.parse::<Ipv6Addr>() {
+            Ok(ip) => format!("an IPv6 address stands in brackets, [{ip}]"),
+            Err(_) => format!("{port:?} is no port, which is a number from 1 to 65535"),
+        });
+    }
+    let name = match name.strip_prefix('[').and_then(|name| name.strip_suffix(']')) {
+        Some(ip) => {
+            let ip: Ipv6Addr = ip.parse().map_err(|_| format!("{ip:?} is no IPv6 address"))?;
+            format!("[{ip}]")
+        }
+        None if authority.parse::<Ipv6Addr>().is_ok() => {
+            return Err(format!("an IPv6 address stands in brackets, [{authority}]"));
+        }
+        None => name.trim_end_matches('.').to_lowercase(),
+    };
+    if name.contains('*') {
+        return Err("there are no patterns: give each name".into());
+    }
+    if !name.is_ascii() {
+        return Err("names with other letters are sent in their ASCII form, which begins with xn--".into());
+    }
+    let part = |part: &str| {
+        !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
+    };
+    if !name.starts_with('[') && !name.split('.').all(part) {
+        return Err("it is a name with letters, digits, hyphens and dots, as example.org".into());
+    }
+    if name.bytes().all(|b| b.is_ascii_digit() || b == b'.') && name.parse::<IpAddr>().is_err() {
+        return Err(format!("{name:?} is no address"));
+    }
+    Ok(port.map_or(name.clone(), |port| format!("{name}:{}", port.trim_start_matches('0'))))
+}
+
+fn is_port(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_digit()) && text.parse::<u16>().is_ok_and(|port| port > 0)
+}
+
+/// A key that `Authorization: Bearer KEY` can bring.
+pub(super) fn key(key: &str) -> Result<(), String> {
+    if key.is_empty() {
+        return Err("the API key is empty: give another, or none".into());
+    }
+    if key.trim() != key {
+        return Err("the API key begins or ends with a space, which no request can bring".into());
+    }
+    if key.chars().any(char::is_control) {
+        return Err("the API key has several lines, or letters that no request can bring".into());
+    }
+    Ok(())
+}
+
+pub(super) fn nearest<'a>(text: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let (far, near) = names.map(|name| (strsim::damerau_levenshtein(text, name), name)).min()?;
+    (far <= near.len().div_ceil(2)).then_some(near)
+}
+
+/// `; is `x` meant?`, where there is something near.
+pub(super) fn meant(near: Option<&str>) -> String {
+    near.map_or(String::new(), |near| format!("; is `{near}` meant?"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(check: fn(&str) -> Result<(), String>, cases: &[(&str, &str)]) {
+        for (text, wanted) in cases {
+            let said = check(text).expect_err(text);
+            assert!(said.contains(wanted), "{text:?}: {said}");
+        }
+    }
+
+    fn taken(check: fn(&str) -> Result<(), String>, cases: &[&str]) {
+        for text in cases {
+            assert_eq!(check(text), Ok(()), "{text:?}");
+        }
+    }
+
+    fn level(text: &str) -> Result<(), String> {
+        log_filter(text).map(|_| ())
+    }
+
+    #[test]
+    fn a_log_level_is_one_that_there_is() {
+        taken(
+            level,
+            &[
+                "off",
+                "error",
+                "warn",
+                "info",
+                "debug",
+                "trace",
+                "INFO",
+                "info,tch_flux::engine=debug",
+                "tch_flux=trace",
+                "warn, tch_flux::cli::serve=info",
+            ],
+        );
+        refused(
+            level,
+            &[
+                ("loud", "no level \"loud\""),
+                ("verbose", "`debug`"),
+                ("warning", "`warn`"),
+                ("infoo", "`info`"),
+                ("dbug", "`debug`"),
+                ("", "off, error, warn, info, debug, trace"),
+                ("info,", "no level \"\""),
+                ("info,loud", "loud"),
+                ("tch_flux=loud", "loud"),
+                ("tch_flux::engine", "tch_flux::engine=debug"),
+                ("tch_flux::engin=debug", "`tch_flux::engine`"),
+                ("hyperr=debug", "hyperr"),
+                ("=debug", "tch_flux"),
+                ("7", "no level"),
+            ],
+        );
+    }
+
+    /// The list of modules is that of the library.
+    #[test]
+    fn every_module_of_the_library_can_be_named() {
+        let modules = include_str!("../../../../src/lib.rs")
+            .lines()
+            .filter_map(|line| line.trim_start_matches("pub ").strip_prefix("mod ")?.strip_suffix(';'));
+        let mut all: Vec<_> = modules.chain(["serve"]).collect();
+        all.sort_unstable();
+        assert_eq!(all, MODULES);
+    }
+
+    #[test]
+    fn threads_are_some_and_not_too_many() {
+        assert_eq!((threads(1), threads(64)), (Ok(1), Ok(64)));
+        assert!(threads(0).unwrap_err().contains("leave it out"));
+        assert!(threads(100_000).is_err() && threads(usize::MAX).is_err());
+    }
+
+    #[test]
+    fn an_address_is_one_of_this_machine() {
+        for (host, wanted) in [
+            ("127.0.0.1", "127.0.0.1:8000"),
+            ("localhost", "127.0.0.1:8000"),
+            ("0.0.0.0", "0.0.0.0:8000"),
+            ("::1", "[::1]:8000"),
+            ("[::1]", "[::1]:8000"),
+            ("::", "[::]:8000"),
+        ] {
+            assert_eq!(address(host, 8000).unwrap().to_string(), wanted);
+        }
+        for (host, wanted) in [
+            ("http://127.0.0.1", "127.0.0.1 is"),
+            ("127.0.0.1:9000", "port 9000"),
+            ("[::1]:9000", "port 9000"),
+            ("http://0.0.0.0:80/", "port 80"),
+            ("*", "0.0.0.0"),
+            ("", "0.0.0.0"),
+            ("nowhere", "--allowed-host"),
+            ("127.0.0.256", "0.0.0.0"),
+            ("localhost:8000", "localhost is"),
+            ("[127.0.0.1]", "127.0.0.1 is"),
+        ] {
+            let said = address(host, 8000).expect_err(host);
+            assert!(said.contains(wanted), "{host:?}: {said}");
+        }
+    }
+
+    #[test]
+    fn an_origin_is_as_a_browser_writes_it() {
+        taken(
+            origin,
+            &[
+                "*",
+                "https://example.org",
+                "http://localhost:3000",
+                "https://example.org:8443",
+                "http://[::1]:8080",
+                "http://127.0.0.1",
+                "chrome-extension://abcdefghij",
+                "tauri://localhost",
+                "https://a_b.example",
+            ],
+        );
+        refused(
+            origin,
+            &[
+                ("https://example.org/", "writes https://example.org"),
+                ("https://example.org/app", "writes https://example.org"),
+                ("https://example.org?x=1", "writes https://example.org"),
+                ("https://Example.org", "writes https://example.org"),
+                ("HTTPS://example.org", "writes https://example.org"),
+                ("https://example.org:443", "writes https://example.org"),
+                ("http://example.org:80", "writes http://example.org"),
+                ("https://me@example.org", "writes https://example.org"),
+                ("https://example.org.", "writes https://example.org"),
+                ("http://[0:0:0:0:0:0:0:1]", "writes http://[::1]"),
+                ("http://::1", "brackets"),
+                ("example.org", "https://example.org"),
+                ("//example.org", "https://example.org"),
+                ("localhost:3000", "http://localhost:3000"),
+                ("https://example.org:70000", "no port"),
+                ("https://example.org:", "no port"),
+                ("https://example.org:0", "no port"),
+                ("https://*.example.org", "patterns"),
+                ("https://", "name"),
+                ("", "scheme"),
+                ("null", "`*`"),
+                ("file:///home/me/page.html", "`*`"),
+                ("https://exämple.org", "xn--"),
+                (" https://example.org", "scheme"),
+                ("https://example.org ", "name"),
+                ("https://example .org", "name"),
+                ("https://256.1.1.1", "no address"),
+            ],
+        );
+    }
+
+    #[test]
+    fn a_host_is_a_name_that_clients_call() {
+        taken(
+            host,
+            &["flux.example", "Flux.Example", "flux.example:8000", "[::1]:8000", "10.0.0.7", "flux", "a_b"],
+        );
+        refused(
+            host,
+            &[
+                ("https://flux.example", "call it flux.example"),
+                ("https://flux.example/", "call it flux.example"),
+                ("flux.example/v1", "call it flux.example"),
+                ("flux.example.", "call it flux.example"),
+                ("http://flux.example:8000/v1", "call it flux.example:8000"),
+                ("*", "patterns"),
+                ("*.flux.example", "patterns"),
+                ("flux.example:http", "no port"),
+                ("flux.example:99999", "no port"),
+                ("::1", "[::1]"),
+                ("", "name"),
+                ("a b", "name"),
+                ("flüx.example", "xn--"),
+            ],
+        );
+    }
+
+    #[test]
+    fn a_public_url_is_the_beginning_of_an_address() {
+        taken(
+            public_url,
+            &[
+                "https://pictures.example",
+                "https://pictures.example/",
+                "http://[::1]:8000",
+                "https://a.example/flux",
+            ],
+        );
+        refused(
+            public_url,
+            &[
+                ("pictures.example", "https://pictures.example"),
+                ("pictures.example/flux", "https://pictures.example/flux"),
+                ("//pictures.example", "https://pictures.example"),
+                ("ftp://pictures.example", "http or https"),
+                ("https://pictures.example?x=1", "as in https://pictures.example"),
+                ("https://pictures.example#a", "as in https://pictures.example"),
+                ("https://me:pw@pictures.example", "password"),
+                ("https://pictures.example:99999", "no port"),
+                ("https://", "name"),
+                ("https:// pictures.example", "%"),
+                ("http://::1", "brackets"),
+                ("", "scheme"),
+            ],
+        );
+    }
+
+    #[test]
+    fn a_key_is_one_that_a_request_can_bring() {
+        taken(key, &["sesame", "a b", "schlüssel"]);
+        refused(
+            key,
+            &[("", "empty"), (" a", "space"), ("a\n", "space"), ("a\nb", "lines"), ("a\0b", "letters")],
+        );
+    }
+}

@@ -12,7 +12,7 @@
 //!
 //! ```no_run
 //! use tch_flux::engine::{Engine, Event, Options};
-//! use tch_flux::pipeline::{Parts, Pipeline, Request, Settings};
+//! use tch_flux::generation::{Parts, Pipeline, Request, Settings};
 //!
 //! # fn main() -> tch_flux::Result<()> {
 //! let settings = Settings { keep_text_encoders: true, ..Settings::default() };
@@ -47,9 +47,9 @@ use tch::Device;
 use tracing::{error, info_span};
 
 use crate::error::{Error, Result};
+use crate::generation::{Generated, OnTogether, Phase, Pipeline, Progress, Request};
 use crate::image::Image;
-use crate::ops;
-use crate::pipeline::{Generated, OnTogether, Phase, Pipeline, Progress, Request};
+use crate::numerics;
 use crate::shim;
 use job::Events;
 pub use job::Job;
@@ -349,7 +349,7 @@ fn draw<W: Worker>(worker: &mut W, batch: &Batch, tickets: &[Ticket]) -> Vec<Out
         if ticket.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
     let drawn = catch_unwind(AssertUnwindSafe(|| {
-        ops::with_cancel(&batch.stop, || worker.draw(&requests, &mut on_progress))
+        numerics::with_cancel(&batch.stop, || worker.draw(&requests, &mut on_progress))
     }));
     let device = worker.device();
     let drawn = drawn.unwrap_or_else(|panic| Err(Error::Panicked(trouble::panic_text(&*panic))));

@@ -3,7 +3,7 @@
 //! ```no_run
 //! use std::ops::ControlFlow;
 //! use tch_flux::hub::{Hub, Repository};
-//! use tch_flux::pipeline::OwnParts;
+//! use tch_flux::generation::OwnParts;
 //!
 //! let repository: Repository = "black-forest-labs/FLUX.1-schnell".parse()?;
 //! let parts = Hub::from_env()?.fetch(&repository, OwnParts::default(), &mut |_| ControlFlow::Continue(()))?;
@@ -30,7 +30,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::error::{Error, HubProblem, Result};
-use crate::pipeline::{OwnParts, Parts};
+use crate::generation::{OwnParts, Parts};
 use cache::Store;
 use download::Download;
 use files::Plan;

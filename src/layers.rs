@@ -7,9 +7,10 @@ use tch::nn::{Module, Path};
 use tch::{Kind, Tensor};
 
 use crate::error::{Error, Result};
-use crate::math::rope_even;
+use crate::math::{self, rope_even};
 use crate::nn::{LayerNorm, Linear, check_sizes, declare};
-use crate::ops::{self, ParallelBlock, Qkv, ResidualMlp, at_least_f32};
+use crate::numerics::at_least_f32;
+use crate::ops::{self, Qkv};
 
 /// Rotation matrices for positions with several axes: ids `[B, L, n]` to `[B, 1, L, dim/2, 2, 2]` in f32.
 ///
@@ -178,19 +179,14 @@ impl SelfAttention {
     /// `x` `[B, L, D]`, `pe` `[B, 1, L, d/2, 2, 2]`.
     pub fn forward(&self, x: &Tensor, pe: &Tensor) -> Tensor {
         let qkv = ops::linear(&self.qkv, x, ops::End::default());
-        let attn = ops::joint_attention(&[self.stream(&qkv)], self.num_heads, pe);
+        let attn = joint_attention(&[(&qkv, &self.norm)], self.num_heads, pe);
         ops::linear(&self.proj, &attn, ops::End::default())
     }
 
     /// The normalised queries `[B, H, L, d]` of `qkv`.
     fn query(&self, qkv: &Tensor) -> Tensor {
-        let [q, _, _] = ops::split_qkv(qkv, self.num_heads);
+        let [q, _, _] = split_qkv(qkv, self.num_heads);
         self.norm.query_norm.forward(&q)
-    }
-
-    /// Queries, keys and values, with the norms that they still need.
-    fn stream<'a>(&'a self, qkv: &'a Tensor) -> Qkv<'a> {
-        Qkv { qkv, norm: &self.norm }
     }
 }
 
@@ -281,8 +277,9 @@ impl Stream {
         ops::modulate_linear(&self.norm1, x, [&mod1.scale, &mod1.shift], &self.attn.qkv)
     }
 
+    /// What follows attention: `x + gate * proj(attn)`, then `x + gate * mlp(modulated x)`.
     fn finish(&self, x: &Tensor, attn: &Tensor, [mod1, mod2]: &[ModulationOut; 2]) -> Tensor {
-        let block = ResidualMlp {
+        let fused = ops::ResidualMlp {
             proj: &self.attn.proj,
             gate: &mod1.gate,
             norm: &self.norm2,
@@ -291,7 +288,13 @@ impl Stream {
             down: &self.mlp.down,
             mlp_gate: &mod2.gate,
         };
-        block.forward(attn, x)
+        if let Some(out) = fused.fused(attn, x) {
+            return out;
+        }
+        let x = ops::linear_gated_residual(&self.attn.proj, attn, &mod1.gate, x);
+        let x_mod = ops::modulate(&self.norm2, &x, &mod2.scale, &mod2.shift);
+        let hidden = ops::linear_gelu(&self.mlp.up, &x_mod); // [B, L, mlp]
+        ops::linear_gated_residual(&self.mlp.down, &hidden, &mod2.gate, &x)
     }
 }
 
@@ -360,8 +363,8 @@ impl DoubleStreamBlock {
         let txt_qkv = self.txt.qkv(txt, &txt_mod[0]);
         let added = beside.and_then(|beside| beside(&self.img.attn.query(&img_qkv)));
 
-        let streams = [self.txt.attn.stream(&txt_qkv), self.img.attn.stream(&img_qkv)];
-        let attn = ops::joint_attention(&streams, self.img.attn.num_heads, pe); // [B, Lt + Li, D]
+        let streams = [(&txt_qkv, &self.txt.attn.norm), (&img_qkv, &self.img.attn.norm)];
+        let attn = joint_attention(&streams, self.img.attn.num_heads, pe); // [B, Lt + Li, D]
         drop((img_qkv, txt_qkv));
 
         let img = self.img.finish(img, &attn.narrow(1, txt_len, img_len), img_mod);
@@ -420,17 +423,29 @@ impl SingleStreamBlock {
         modulation
     }
 
-    /// Of the tokens from `from` on.
+    /// Computes the tokens from `from` on: after a model's last block, nobody reads those of the text.
     pub(crate) fn run(&self, x: &Tensor, modulation: &ModulationOut, pe: &Tensor, from: i64) -> Tensor {
-        let block = ParallelBlock {
+        let ModulationOut { shift, scale, gate } = modulation;
+        let fused = ops::ParallelBlock {
             linear1: &self.linear1,
             linear2: &self.linear2,
             pre_norm: &self.pre_norm,
-            norm: &self.norm,
+            scales: self.norm.scales(),
             num_heads: self.num_heads,
             hidden_size: self.hidden_size,
         };
-        block.forward(x, modulation, pe, from)
+        if let Some(out) = fused.fused(x, [shift, scale, gate], pe, from) {
+            return out;
+        }
+        let x_mod = ops::modulate(&self.pre_norm, x, scale, shift);
+        let linear1 = ops::linear(&self.linear1, &x_mod, ops::End::default()); // [B, L, 3·D + mlp]
+        let qkv = linear1.narrow(-1, 0, 3 * self.hidden_size);
+        let mlp = linear1.narrow(-1, 3 * self.hidden_size, linear1.size()[2] - 3 * self.hidden_size);
+
+        let attn = joint_attention(&[(&qkv, &self.norm)], self.num_heads, pe); // [B, L, D]
+        let both = Tensor::cat(&[attn, mlp.gelu("tanh")], 2);
+        let out = ops::linear_gated_residual(&self.linear2, &both, gate, x);
+        out.narrow(1, from, out.size()[1] - from)
     }
 }
 
@@ -516,6 +531,33 @@ impl Module for LinearLora {
         let lora_update = self.lora_b.forward(&self.lora_a.forward(input)) * self.scale;
         base_out + lora_update
     }
+}
+
+/// Attention over the streams one after the other, each `qkv` `[B, L, 3·H·d]` with norms of its own, rotated by `pe`
+/// `[B, 1, ΣL, d/2, 2, 2]`: `[B, ΣL, H·d]`. What a single stream's `qkv` holds afterwards is not said.
+fn joint_attention(streams: &[(&Tensor, &QkNorm)], num_heads: i64, pe: &Tensor) -> Tensor {
+    let scaled: Vec<_> = streams.iter().map(|(qkv, norm)| Qkv { qkv, scales: norm.scales() }).collect();
+    if let Some(out) = ops::joint_attention(&scaled, num_heads, pe) {
+        return out;
+    }
+    let normed = |(qkv, norm): &(&Tensor, &QkNorm)| {
+        let [q, k, v] = split_qkv(qkv, num_heads);
+        let (q, k) = norm.forward(&q, &k, &v);
+        [q, k, v]
+    };
+    let streams: Vec<[Tensor; 3]> = streams.iter().map(normed).collect();
+    let [q, k, v] = [0, 1, 2].map(|i| match &streams[..] {
+        [one] => one[i].shallow_clone(),
+        _ => Tensor::cat(&streams.iter().map(|stream| &stream[i]).collect::<Vec<_>>(), 2),
+    });
+    math::attention(&q, &k, &v, pe)
+}
+
+/// `[B, L, 3·H·d]` as q, k and v `[B, H, L, d]`, views without a copy.
+fn split_qkv(qkv: &Tensor, num_heads: i64) -> [Tensor; 3] {
+    let (b, l, width) = (qkv.size()[0], qkv.size()[1], qkv.size()[2]);
+    let qkv = qkv.reshape([b, l, 3, num_heads, width / (3 * num_heads)]).permute([2, 0, 3, 1, 4]);
+    [0, 1, 2].map(|i| qkv.get(i))
 }
 
 fn head_dim(hidden_size: i64, num_heads: i64) -> Result<i64> {

@@ -31,29 +31,26 @@
 
 #![warn(missing_docs)]
 
-pub mod autoencoder;
 pub mod checkpoint;
 mod config;
 pub mod convert;
 pub mod engine;
 mod error;
-pub mod flux1;
+pub mod generation;
 #[cfg(feature = "hub")]
 pub mod hub;
 pub mod image;
 pub mod layers;
 pub mod lora;
 pub mod math;
+pub mod models;
 pub mod nn;
+pub mod numerics;
 pub mod ops;
 pub mod parity;
-pub mod pipeline;
 pub mod quant;
-pub mod recipe;
 pub mod sampling;
 mod shim;
-pub mod text;
-pub mod vision;
 
 #[cfg(feature = "hub")]
 pub use error::HubProblem;

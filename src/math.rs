@@ -5,7 +5,7 @@
 use tch::Tensor;
 
 use crate::error::{Error, Result};
-use crate::ops::at_least_f32;
+use crate::numerics::at_least_f32;
 
 /// Attention over rotated queries and keys: `q`, `k`, `v` `[B, H, L, d]` and `pe` `[B, 1, L, d/2, 2, 2]` give
 /// `[B, L, H·d]` in the kind of `q`.

@@ -14,7 +14,8 @@ pub(crate) use linear::{Block, Weight};
 pub use linear::{Linear, Linears};
 
 use crate::error::{Error, Result};
-use crate::{ops, shim};
+use crate::numerics;
+use crate::shim;
 use linear::Slot;
 
 /// Declares the parameter `name` of the shape `size` in the variable store, without memory and without values.
@@ -122,7 +123,7 @@ pub(crate) struct Parameters {
     waiting: RefCell<Vec<(String, Tensor)>>,
     filled: Cell<bool>,
     linears: Linears,
-    ops: ops::Setting,
+    ops: numerics::NumericsSetting,
 }
 
 impl Parameters {
@@ -144,7 +145,7 @@ impl Parameters {
             waiting: RefCell::new(mine.parameters),
             filled: Cell::new(false),
             linears: Linears::new(vs, mine.linears),
-            ops: ops::Setting::default(),
+            ops: numerics::NumericsSetting::default(),
         };
         Ok((built?, parameters))
     }
@@ -174,7 +175,7 @@ impl Parameters {
     }
 
     /// Which form of the operations the model runs, and the memory that its steps share.
-    pub(crate) fn ops(&self) -> &ops::Setting {
+    pub(crate) fn ops(&self) -> &numerics::NumericsSetting {
         &self.ops
     }
 }

@@ -11,50 +11,19 @@
 
 pub mod cpu;
 pub mod cuda;
-mod scope;
 mod stock;
 #[cfg(test)]
 mod tests;
-mod workspace;
 
 use std::convert::Infallible;
 use std::ops::Range;
 
-use serde::{Deserialize, Serialize};
 use tch::nn::Module;
 use tch::{Kind, Tensor};
 
-use crate::layers::ModulationOut;
 use crate::math;
 use crate::nn::{Conv2d, GroupNorm, LayerNorm, Linear};
-
-use scope::fitting;
-pub(crate) use scope::{Setting, at_least_f32, go_on, is_fast, wide};
-pub use scope::{with_cancel, with_numerics};
-
-/// How numbers come about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Numerics {
-    /// The bits of the official PyTorch code on the same libtorch, device and number of threads.
-    #[default]
-    Exact,
-    /// As fast as the device can, no less accurate: against an f64 reference, at most 1.1 times the error of `Exact`.
-    Fast,
-}
-
-/// Numbers of fewer bits for the weights of a transformer's blocks, and for the products with them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Quantize {
-    /// As they were loaded.
-    #[default]
-    None,
-    /// On the CPU: a scale for each row of a weight and for each token.
-    Int8,
-    /// e4m3 on CUDA from SM 8.9 on, scaled likewise.
-    Fp8,
-}
+use crate::numerics::{at_least_f32, fitting, is_fast};
 
 /// What follows a linear layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -162,7 +131,7 @@ pub(crate) fn modulate_linear(
     }
 }
 
-/// What a double block does to a stream once attention is done.
+/// The layers and modulations of a double block's second half, for one stream.
 #[derive(Clone, Copy)]
 pub(crate) struct ResidualMlp<'a> {
     pub(crate) proj: &'a Linear,
@@ -176,15 +145,9 @@ pub(crate) struct ResidualMlp<'a> {
 }
 
 impl ResidualMlp<'_> {
-    /// `x + gate * proj(attn)`, and to that its modulated MLP: `x + mlp_gate * down(gelu(up(modulated x)))`.
-    pub(crate) fn forward(&self, attn: &Tensor, x: &Tensor) -> Tensor {
-        if let Some(out) = stock::residual_mlp(self, attn, x) {
-            return out;
-        }
-        let [scale, shift] = self.modulation;
-        let x = linear_gated_residual(self.proj, attn, self.gate, x);
-        let hidden = linear_gelu(self.up, &modulate(self.norm, &x, scale, shift));
-        linear_gated_residual(self.down, &hidden, self.mlp_gate, &x)
+    /// The fused form of `x + gate * proj(attn)` and the modulated MLP on it; `None` where the layers must be run one by one.
+    pub(crate) fn fused(&self, attn: &Tensor, x: &Tensor) -> Option<Tensor> {
+        stock::residual_mlp(self, attn, x)
     }
 }
 
@@ -212,57 +175,36 @@ pub(crate) fn biased_attention(q: &Tensor, k: &Tensor, v: &Tensor, bias: &Tensor
     math::scaled_dot_product_attention(q, k, v, Some(bias), false, Some(1.0))
 }
 
-/// Queries, keys and values of one stream, `[B, L, 3·H·d]`, and the norms of its queries and keys.
+/// Queries, keys and values of one stream, `[B, L, 3·H·d]`, and the scales of the RMS norms of its queries and keys, `[d]`.
 pub(crate) struct Qkv<'a> {
     pub(crate) qkv: &'a Tensor,
-    pub(crate) norm: &'a crate::layers::QkNorm,
+    pub(crate) scales: [&'a Tensor; 2],
 }
 
-/// Attention over the streams one after the other, each with norms of its own, rotated by `pe`
-/// `[B, 1, ΣL, d/2, 2, 2]`: `[B, ΣL, H·d]`. What a single stream's `qkv` holds afterwards is not said.
-pub(crate) fn joint_attention(streams: &[Qkv], num_heads: i64, pe: &Tensor) -> Tensor {
-    let fast = cpu::joint_attention(streams, num_heads, pe, 0, None)
-        .or_else(|| stock::joint_attention(streams, num_heads, pe));
-    if let Some(out) = fast {
-        return out;
-    }
-    let parts: Vec<[Tensor; 3]> = streams
-        .iter()
-        .map(|stream| {
-            let [q, k, v] = split_qkv(stream.qkv, num_heads);
-            let (q, k) = stream.norm.forward(&q, &k, &v);
-            [q, k, v]
-        })
-        .collect();
-    let joint = |i: usize| match &parts[..] {
-        [one] => one[i].shallow_clone(),
-        _ => Tensor::cat(&parts.iter().map(|part| &part[i]).collect::<Vec<_>>(), 2),
-    };
-    math::attention(&joint(0), &joint(1), &joint(2), pe)
+/// The fused form of attention over the streams one after the other, each with norms of its own, rotated by `pe`
+/// `[B, 1, ΣL, d/2, 2, 2]`: `[B, ΣL, H·d]`. It may overwrite what the `qkv` of a single stream holds. `None` where the
+/// operations must be run one by one.
+pub(crate) fn joint_attention(streams: &[Qkv], num_heads: i64, pe: &Tensor) -> Option<Tensor> {
+    cpu::joint_attention(streams, num_heads, pe, 0, None)
+        .or_else(|| stock::joint_attention(streams, num_heads, pe))
 }
 
-/// `[B, L, 3·H·d]` as q, k and v `[B, H, L, d]`, views without a copy.
-pub(crate) fn split_qkv(qkv: &Tensor, num_heads: i64) -> [Tensor; 3] {
-    let (b, l, width) = (qkv.size()[0], qkv.size()[1], qkv.size()[2]);
-    let qkv = qkv.reshape([b, l, 3, num_heads, width / (3 * num_heads)]).permute([2, 0, 3, 1, 4]);
-    [0, 1, 2].map(|i| qkv.get(i))
-}
-
-/// A single block's two linear layers, and what stands between them.
+/// The layers of a single block.
 pub(crate) struct ParallelBlock<'a> {
     /// To q, k, v and the MLP's hidden values.
     pub(crate) linear1: &'a Linear,
     /// From the attention's output and the activated hidden values.
     pub(crate) linear2: &'a Linear,
     pub(crate) pre_norm: &'a LayerNorm,
-    pub(crate) norm: &'a crate::layers::QkNorm,
+    /// Of the RMS norms of queries and keys, `[d]`.
+    pub(crate) scales: [&'a Tensor; 2],
     pub(crate) num_heads: i64,
     /// `D`.
     pub(crate) hidden_size: i64,
 }
 
 impl ParallelBlock<'_> {
-    /// All that a fast form of it reads beside these; `None` where the first layer is more than its weight, and cannot be
+    /// All that a fused form of it reads beside these; `None` where the first layer is more than its weight, and cannot be
     /// taken apart.
     fn tensors<'a>(&'a self, inputs: [&'a Tensor; 3]) -> Option<Vec<&'a Tensor>> {
         let Self { linear1, linear2, .. } = self;
@@ -271,27 +213,26 @@ impl ParallelBlock<'_> {
         (!linear1.has_beside()).then(|| all.collect())
     }
 
-    /// Attention and MLP side by side, from the modulated `x` `[B, L, D]`, and back: `x + gate * linear2([attention, mlp])`.
-    /// Of the tokens from `from` on: after a model's last block, nobody reads those of the text.
-    pub(crate) fn forward(&self, x: &Tensor, modulation: &ModulationOut, pe: &Tensor, from: i64) -> Tensor {
+    /// The fused form of the block on `x` `[B, L, D]`; `modulation` is shift, scale and gate. It computes the tokens from
+    /// `from` on: after a model's last block, nobody reads those of the text. `None` where the layers must be run one by one.
+    pub(crate) fn fused(
+        &self,
+        x: &Tensor,
+        modulation: [&Tensor; 3],
+        pe: &Tensor,
+        from: i64,
+    ) -> Option<Tensor> {
         let wanted = |out: Tensor| out.narrow(1, from, out.size()[1] - from);
+        let [shift, scale, gate] = modulation;
         if let Some(out) = stock::parallel_block_fp8(self, x, modulation, pe) {
-            return wanted(out);
+            return Some(wanted(out));
         }
-        let ModulationOut { shift, scale, gate } = modulation;
+        if !is_fast([x]) || self.tensors([x, gate, x]).is_none() {
+            return None;
+        }
         let x_mod = &modulate(self.pre_norm, x, scale, shift);
-        if let Some(out) = cpu::parallel_block(self, x_mod, pe, gate, x, from) {
-            return out;
-        }
-        if let Some(out) = stock::parallel_block(self, x_mod, pe, gate, x) {
-            return wanted(out);
-        }
-        let linear1 = linear(self.linear1, x_mod, End::default());
-        let qkv = linear1.narrow(-1, 0, 3 * self.hidden_size);
-        let mlp = linear1.narrow(-1, 3 * self.hidden_size, linear1.size()[2] - 3 * self.hidden_size);
-        let attn = joint_attention(&[Qkv { qkv: &qkv, norm: self.norm }], self.num_heads, pe);
-        let both = Tensor::cat(&[attn, mlp.gelu("tanh")], 2);
-        wanted(linear_gated_residual(self.linear2, &both, gate, x))
+        cpu::parallel_block(self, x_mod, pe, gate, x, from)
+            .or_else(|| stock::parallel_block(self, x_mod, pe, gate, x).map(wanted))
     }
 }
 

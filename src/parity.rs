@@ -27,7 +27,7 @@ pub use modules::{MODULES, Module};
 
 use crate::checkpoint::{Access, Checkpoint, LoadOptions};
 use crate::error::{Error, Result};
-use crate::ops::{self, Numerics};
+use crate::numerics::{self, Numerics};
 use crate::shim;
 
 /// One case, opened.
@@ -152,9 +152,9 @@ impl Case {
     /// The relative L2 errors of one draw, exact and fast.
     fn errors(&self) -> Result<Option<BTreeMap<String, [f64; 2]>>> {
         let Some(exact) = self.compute()? else { return Ok(None) };
-        let Some(fast) = ops::with_numerics(Numerics::Fast, || self.compute())? else { return Ok(None) };
+        let Some(fast) = numerics::with_numerics(Numerics::Fast, || self.compute())? else { return Ok(None) };
         self.in_f64.set(true);
-        let reference = ops::wide(|| self.compute());
+        let reference = numerics::with_reference_f64(|| self.compute());
         self.in_f64.set(false);
         let Some(reference) = reference? else { return Ok(None) };
         let measured = reference.iter().map(|(name, reference)| {

@@ -9,7 +9,7 @@ use std::time::Instant;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 use tch_flux::checkpoint::{Access, Checkpoint, LoadOptions};
-use tch_flux::flux1::{Flux1, Flux1Params};
+use tch_flux::models::flux1::{Flux1, Flux1Params};
 
 use support::{layout, temp, variables, write_sparse};
 

@@ -4,11 +4,11 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::autoencoder::{AutoEncoderParams, TinyAutoEncoderParams};
 use crate::checkpoint::{Checkpoint, Family, read_index};
 use crate::error::{Error, FileProblem, Result};
-use crate::flux1::{ControlNetParams, Flux1Params};
-use crate::text::{ClipConfig, T5Config};
+use crate::models::autoencoder::{AutoEncoderParams, TinyAutoEncoderParams};
+use crate::models::flux1::{ControlNetParams, Flux1Params};
+use crate::models::text::{ClipConfig, T5Config};
 
 /// The diffusers whose fields these are.
 const DIFFUSERS: &str = "0.42.1";

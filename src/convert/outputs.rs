@@ -328,7 +328,7 @@ fn lone_room(family: &Family, layout: Layout) -> Room {
     Room { folder: "", stem: if theirs { "diffusion_pytorch_model" } else { "model" }.into() }
 }
 
-/// A model among others, where [`Parts::find`](crate::pipeline::Parts::find) and diffusers look for it.
+/// A model among others, where [`Parts::find`](crate::generation::Parts::find) and diffusers look for it.
 fn room(family: &Family, layout: Layout, official: &Checkpoint) -> Room {
     let (folder, stem) = match (family, layout) {
         (Family::T5 { .. }, _) => ("text_encoder_2", "model".into()),

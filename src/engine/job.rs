@@ -12,7 +12,7 @@ use futures_core::Stream;
 use super::Event;
 use super::queue::Shared;
 use crate::error::{Error, Result};
-use crate::pipeline::Generated;
+use crate::generation::Generated;
 
 /// Where a job's events go in. It ends with exactly one [`Event::Finished`] or [`Event::Failed`], also when it is only
 /// dropped.

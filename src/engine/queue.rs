@@ -9,7 +9,7 @@ use tracing::{debug, info, warn};
 
 use super::{Event, Events, Job, Options, Stats, Worker};
 use crate::error::{Error, Result};
-use crate::pipeline::{Generated, Request};
+use crate::generation::{Generated, Request};
 
 /// A job, as the engine has it.
 #[derive(Debug, Clone)]

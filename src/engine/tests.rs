@@ -5,8 +5,9 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use super::*;
+use crate::generation::OnProgress;
 use crate::image::Image;
-use crate::pipeline::OnProgress;
+use crate::numerics;
 
 /// Draws what a test tells it to, up to so many at a time.
 struct FakeWorker<F> {
@@ -164,7 +165,7 @@ fn a_job_that_is_dropped_is_cancelled_while_it_is_drawn() {
     let worker = worker(move |_, _| {
         begun.send(()).map_err(|_| Error::Stopped)?;
         loop {
-            ops::go_on(&tch::Tensor::from(0.0))?;
+            numerics::check_cancelled(&tch::Tensor::from(0.0))?;
             thread::sleep(Duration::from_millis(1));
         }
     });
@@ -369,7 +370,7 @@ fn when_all_of_several_are_cancelled_the_work_stops_between_two_blocks() {
     let worker = fake_worker(2, move |requests: &[&Request], _: &mut OnTogether| {
         begun.send(requests.len()).map_err(|_| Error::Stopped)?;
         loop {
-            ops::go_on(&tch::Tensor::from(0.0))?;
+            numerics::check_cancelled(&tch::Tensor::from(0.0))?;
             thread::sleep(Duration::from_millis(1));
         }
     });

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::checkpoint::{Index, is_index, shards_of, weights_among};
 use crate::error::{Error, Result};
-use crate::pipeline::{MODEL_INDEX, OwnParts, Part, Parts, SCHEDULER};
+use crate::generation::{MODEL_INDEX, OwnParts, Part, Parts, SCHEDULER};
 
 /// What is made of a repository's names, with the files that it needs: of the repository as errors show it, and of the
 /// folder of its snapshot.

@@ -16,9 +16,9 @@ use std::sync::OnceLock;
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 
-use super::scope::{is_fast, stock_everywhere, workspace};
 use super::{Activation, End, ParallelBlock, Qkv};
 use crate::nn::{LayerNorm, Linear, Weight};
+use crate::numerics::{WorkspaceBlock, is_fast, torch_everywhere, workspace};
 use crate::shim;
 use ffi::Kernels;
 
@@ -76,7 +76,7 @@ fn ours<'a>(tensors: impl IntoIterator<Item = &'a Tensor> + Clone) -> bool {
         && kinds.all(|kind| Some(kind) == first)
         && is_fast(tensors)
         && !shim::autocast_is_enabled(Device::Cpu)
-        && !stock_everywhere()
+        && !torch_everywhere()
 }
 
 /// A tensor as rows of its last axis, each a fixed number of elements after the one before; copied where it is not.
@@ -262,7 +262,7 @@ fn run_product(build: Build, product: &ffi::Product) {
 /// Memory for the time of one call.
 struct Scratch(
     *mut std::ffi::c_void,
-    #[expect(dead_code, reason = "it owns the memory")] Option<super::workspace::Block>,
+    #[expect(dead_code, reason = "it owns the memory")] Option<WorkspaceBlock>,
 );
 
 impl Scratch {
@@ -356,7 +356,7 @@ pub(super) fn joint_attention(
     from: i64,
     out: Option<&Tensor>,
 ) -> Option<Tensor> {
-    let scales = streams.iter().flat_map(|s| s.norm.scales());
+    let scales = streams.iter().flat_map(|s| s.scales);
     if !ours(streams.iter().map(|s| s.qkv).chain(scales).collect::<Vec<_>>()) || !is_fast([pe]) {
         return None;
     }
@@ -369,7 +369,7 @@ pub(super) fn joint_attention(
         && pe.kind() == Kind::Float
         && streams.iter().all(|s| s.qkv.size() == [batch, s.qkv.size()[1], 3 * num_heads * width])
         && (0..length).contains(&from)
-        && streams.iter().all(|s| s.norm.scales().iter().all(|scale| scale.size() == [width]));
+        && streams.iter().all(|s| s.scales.iter().all(|scale| scale.size() == [width]));
     if !fits || width % 2 != 0 || width > ffi::WIDEST {
         return None;
     }
@@ -377,8 +377,7 @@ pub(super) fn joint_attention(
         Some(out) => out.shallow_clone(),
         None => workspace().empty(&[batch, length - from, hidden], first.kind()),
     };
-    let scales: Vec<[Tensor; 2]> =
-        streams.iter().map(|s| s.norm.scales().map(|scale| scale.contiguous())).collect();
+    let scales: Vec<[Tensor; 2]> = streams.iter().map(|s| s.scales.map(|scale| scale.contiguous())).collect();
     let pe = pe.contiguous();
     let parts: Vec<Rows> = streams.iter().map(|s| Rows::of(s.qkv)).collect();
     let rows = Rows::of(&out);
@@ -470,7 +469,7 @@ pub(super) fn parallel_block(
     let both = workspace.empty(&[b, l - from, hidden + mlp], x.kind());
     let gelu = End { activation: Activation::GeluTanh, ..End::default() };
     linear_into(linear1, &wanted(x_mod), &gelu, 3 * hidden..3 * hidden + mlp, &both.narrow(-1, hidden, mlp));
-    let stream = Qkv { qkv: &qkv, norm: block.norm };
+    let stream = Qkv { qkv: &qkv, scales: block.scales };
     let _ = joint_attention(&[stream], block.num_heads, pe, from, Some(&both.narrow(-1, 0, hidden)))?;
     drop(qkv);
     linear(linear2, &both, &End { gate: Some(gate), residual: Some(&wanted(x)), ..End::default() })

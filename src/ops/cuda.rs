@@ -17,8 +17,8 @@ use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 
 use super::cpu::Rows;
-use super::scope::is_fast;
 use crate::error::{Error, Result};
+use crate::numerics::is_fast;
 use crate::quant::Fp8;
 use kernels::{Argument, Kernel, Kernels, THREADS, dotted, of_device};
 

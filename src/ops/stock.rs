@@ -6,10 +6,9 @@ use std::cell::OnceCell;
 use tch::nn::Module;
 use tch::{Device, Kind, Tensor};
 
-use super::scope::{is_fast, stock_everywhere};
 use super::{Activation, End, ParallelBlock, Qkv, ResidualMlp, cuda};
-use crate::layers::ModulationOut;
 use crate::nn::{LayerNorm, Linear, Weight};
+use crate::numerics::{is_fast, torch_everywhere};
 use crate::quant::Fp8;
 use crate::{math, shim};
 
@@ -19,7 +18,7 @@ fn ours<'a>(tensors: impl IntoIterator<Item = &'a Tensor> + Clone) -> bool {
     let Some(first @ (device, Kind::Float | Kind::BFloat16 | Kind::Half)) = kinds.next() else {
         return false;
     };
-    (device != Device::Cpu || stock_everywhere())
+    (device != Device::Cpu || torch_everywhere())
         && kinds.all(|kind| kind == first)
         && is_fast(tensors)
         && !shim::autocast_is_enabled(device)
@@ -167,7 +166,7 @@ pub(super) fn residual_mlp(block: &ResidualMlp, attn: &Tensor, x: &Tensor) -> Op
 /// See [`super::joint_attention`], if it is ours: every stream's q, k and v are written to their place in joint tensors
 /// `[B, S, H, d]`, whose heads attention takes as strided views. `pe` must be rotations.
 pub(super) fn joint_attention(streams: &[Qkv], num_heads: i64, pe: &Tensor) -> Option<Tensor> {
-    let scales = streams.iter().flat_map(|s| s.norm.scales());
+    let scales = streams.iter().flat_map(|s| s.scales);
     if !ours(streams.iter().map(|s| s.qkv).chain(scales).collect::<Vec<_>>()) || !is_fast([pe]) {
         return None;
     }
@@ -179,7 +178,7 @@ pub(super) fn joint_attention(streams: &[Qkv], num_heads: i64, pe: &Tensor) -> O
         return None;
     }
     let joint = match streams {
-        [Qkv { qkv, norm }] => in_place(qkv, norm.scales(), pe, num_heads),
+        [Qkv { qkv, scales }] => in_place(qkv, *scales, pe, num_heads),
         _ => None,
     };
     let joint = joint.unwrap_or_else(|| {
@@ -188,8 +187,8 @@ pub(super) fn joint_attention(streams: &[Qkv], num_heads: i64, pe: &Tensor) -> O
         });
         let turns = OnceCell::new();
         let mut start = 0;
-        for Qkv { qkv, norm } in streams {
-            let ([q, k, v], scales) = (&joint, norm.scales());
+        for &Qkv { qkv, scales } in streams {
+            let [q, k, v] = &joint;
             if !cuda::pack_heads(qkv, scales, pe, [q, k], Some(v), start) {
                 pack_heads(qkv, scales, turns.get_or_init(|| as_complex(pe)), &joint, start);
             }
@@ -230,26 +229,26 @@ fn pack_heads(qkv: &Tensor, scales: [&Tensor; 2], turns: &Tensor, joint: &[Tenso
     place(2).copy_(&parts.select(2, 2));
 }
 
-/// See [`ParallelBlock::forward`], where both layers are products of fp8: the rows of the first come from the norm, and
+/// See [`ParallelBlock::fused`], where both layers are products of fp8: the rows of the first come from the norm, and
 /// attention, GELU and MLP become the rows of the second in one pass.
 pub(super) fn parallel_block_fp8(
     block: &ParallelBlock,
     x: &Tensor,
-    modulation: &ModulationOut,
+    [shift, scale, gate]: [&Tensor; 3],
     pe: &Tensor,
 ) -> Option<Tensor> {
     let ParallelBlock { linear1, linear2, .. } = block;
     let weight = linear2.fp8()?;
-    let both = modulate_linear(block.pre_norm, x, [&modulation.scale, &modulation.shift], linear1)?;
+    let both = modulate_linear(block.pre_norm, x, [scale, shift], linear1)?;
     let cut = 3 * block.hidden_size;
     let [qkv, mlp] = [(0, cut), (cut, both.size()[2] - cut)].map(|(from, len)| both.narrow(-1, from, len));
-    let attn = joint_attention(&[Qkv { qkv: &qkv, norm: block.norm }], block.num_heads, pe)?;
+    let attn = joint_attention(&[Qkv { qkv: &qkv, scales: block.scales }], block.num_heads, pe)?;
     let rows = cuda::quantize_rows(Some(&attn), Some(&mlp))?;
     let y = product_rows(&rows, &weight, linear2.bias.as_ref(), x);
-    Some(gated_residual(x, &modulation.gate, &y))
+    Some(gated_residual(x, gate, &y))
 }
 
-/// See [`ParallelBlock::forward`], if it is ours: the MLP's part of the first layer has GELU behind it, and the second
+/// See [`ParallelBlock::fused`], if it is ours: the MLP's part of the first layer has GELU behind it, and the second
 /// layer is two products that add up, so that nothing is put side by side.
 pub(super) fn parallel_block(
     block: &ParallelBlock,
@@ -271,7 +270,7 @@ pub(super) fn parallel_block(
         let ((qkv, qkv_bias), (mlp, mlp_bias)) = (qkv?, mlp?);
         Some((product(x_mod, &qkv, qkv_bias.as_ref()), product_gelu(x_mod, &mlp, mlp_bias.as_ref())))
     })?;
-    let stream = Qkv { qkv: &qkv, norm: block.norm };
+    let stream = Qkv { qkv: &qkv, scales: block.scales };
     let attn = joint_attention(&[stream], block.num_heads, pe)?;
     drop(qkv);
     let summed = linear2.with(|beside, weight, bias| match (beside, weight, bias) {

@@ -6,13 +6,10 @@ use std::io::Write;
 use tch::nn::{Module, VarStore};
 use tch::{Cuda, Device, Kind, Tensor, no_grad};
 
-use super::scope::stock;
-use super::{
-    Activation, Numerics, ResidualMlp, cuda, linear_gated_residual, linear_gelu, modulate, wide,
-    with_numerics,
-};
+use super::{Activation, ResidualMlp, cuda, linear_gated_residual, linear_gelu, modulate};
 use crate::layers::{DoubleStreamBlock, EmbedNd, SingleStreamBlock};
 use crate::nn::{LayerNorm, Linear, init};
+use crate::numerics::{Numerics, torch_only, with_numerics, with_reference_f64};
 use crate::quant::Fp8;
 use crate::shim::randn;
 
@@ -50,7 +47,9 @@ impl<M> Twins<M> {
     fn compare(&self, what: &str, run: impl Fn(&M, &dyn Fn(u64, &[i64]) -> Tensor) -> Tensor) {
         let narrow = |seed, size: &[i64]| randn(size, seed).unwrap().to_kind(self.kind);
         no_grad(|| {
-            let reference = wide(|| run(&self.wide, &|seed, size| narrow(seed, size).to_kind(Kind::Double)));
+            let reference = with_reference_f64(|| {
+                run(&self.wide, &|seed, size| narrow(seed, size).to_kind(Kind::Double))
+            });
             let error = |out: Tensor| {
                 let out = out.to_device(Device::Cpu).to_kind(Kind::Double);
                 f64::try_from((out - &reference).norm() / reference.norm()).unwrap()
@@ -58,7 +57,7 @@ impl<M> Twins<M> {
             let input = |seed, size: &[i64]| narrow(seed, size).to_device(self.device);
             let exact = error(run(&self.model, &input));
             let fast = error(match self.device {
-                Device::Cpu => stock(|| run(&self.model, &input)),
+                Device::Cpu => torch_only(|| run(&self.model, &input)),
                 _ => with_numerics(Numerics::Fast, || run(&self.model, &input)),
             });
             let what =
@@ -130,8 +129,12 @@ fn batches(device: Device, kinds: &[Kind]) {
             let [gate, scale, shift, mlp_gate] = [2, 4, 5, 6].map(|seed| input(seed, &[3, 1, width]));
             let (proj, up, down) = (layer, layer, layer);
             let (norm, gate, mlp_gate) = (&norm, &gate, &mlp_gate);
-            ResidualMlp { proj, gate, norm, modulation: [&scale, &shift], up, down, mlp_gate }
-                .forward(&attn, &x)
+            let block = ResidualMlp { proj, gate, norm, modulation: [&scale, &shift], up, down, mlp_gate };
+            block.fused(&attn, &x).unwrap_or_else(|| {
+                let x = linear_gated_residual(proj, &attn, gate, &x);
+                let hidden = linear_gelu(up, &modulate(norm, &x, &scale, &shift));
+                linear_gated_residual(down, &hidden, mlp_gate, &x)
+            })
         });
     }
 }
@@ -244,7 +247,7 @@ fn where_gradients_are_needed_stock_is_exact() {
     let (x, vec) = (randn(&[1, IMAGE, 256], 1).unwrap(), randn(&[1, 256], 2).unwrap());
     let pe = positions(128, IMAGE, &x);
     let exact = block.forward(&x, &vec, &pe);
-    let fast = stock(|| block.forward(&x, &vec, &pe));
+    let fast = torch_only(|| block.forward(&x, &vec, &pe));
     assert!(fast.requires_grad());
     assert!(bool::try_from(exact.eq_tensor(&fast).all()).unwrap(), "not the exact bits");
 }

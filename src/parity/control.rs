@@ -9,7 +9,7 @@ use super::Case;
 use super::params::DiffusersParams;
 use crate::checkpoint::LoadOptions;
 use crate::error::Result;
-use crate::flux1::{
+use crate::models::flux1::{
     Additions, ControlNet, ControlNetParams, Flux1, Flux1Input, IpAdapter, IpAdapterParams, Residuals,
 };
 

@@ -10,13 +10,13 @@ use super::params::{
     ModulationParams, RopeParams, TimestepParams,
 };
 use super::{Case, named, output};
-use crate::autoencoder::{AttnBlock, ResnetBlock};
 use crate::error::Result;
 use crate::layers::{
     DoubleStreamBlock, EmbedNd, LastLayer, LinearLora, MlpEmbedder, Modulation, QkNorm, RmsNorm,
     SelfAttention, SingleStreamBlock, timestep_embedding,
 };
 use crate::math::{apply_rope, attention, rope};
+use crate::models::autoencoder::{AttnBlock, ResnetBlock};
 
 impl Case {
     /// `None` where the module is no layer.

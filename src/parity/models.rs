@@ -9,21 +9,21 @@ use super::params::{
     WrapperParams,
 };
 use super::{Case, named, output};
-use crate::autoencoder::{AutoEncoder, AutoEncoderParams, TinyAutoEncoder, TinyAutoEncoderParams};
 use crate::checkpoint::lora::{Lora, Model};
 use crate::checkpoint::{Checkpoint, LoadOptions};
 use crate::error::Result;
-use crate::flux1::{Additions, Flux1, Flux1Input, Flux1Params};
+use crate::generation::{Conditions, denoise};
 use crate::image::Image;
-use crate::nn::Parameters;
-use crate::pipeline::{Conditions, denoise};
-use crate::sampling::{Prepared, get_noise, get_schedule, prepare, unpack};
-use crate::text::{ClipConfig, ClipText, T5Config, T5Encoder};
-use crate::vision::dpt::{pixel_values, resize_bicubic};
-use crate::vision::{
+use crate::models::autoencoder::{AutoEncoder, AutoEncoderParams, TinyAutoEncoder, TinyAutoEncoderParams};
+use crate::models::flux1::{Additions, Flux1, Flux1Input, Flux1Params};
+use crate::models::text::{ClipConfig, ClipText, T5Config, T5Encoder};
+use crate::models::vision::dpt::{pixel_values, resize_bicubic};
+use crate::models::vision::{
     ClipVision, ClipVisionConfig, DepthAnything, DepthConfig, Dinov2, Dinov2Config, ReduxConfig,
     ReduxImageEncoder, SiglipConfig, SiglipVision,
 };
+use crate::nn::Parameters;
+use crate::sampling::{Prepared, get_noise, get_schedule, prepare, unpack};
 
 impl Case {
     /// `None` where the module is none of these.

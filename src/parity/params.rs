@@ -4,7 +4,7 @@ use serde::Deserialize;
 use tch::Kind;
 
 use crate::error::{Error, Result};
-use crate::flux1::Flux1Params;
+use crate::models::flux1::Flux1Params;
 use crate::sampling::{NoiseRule, Sampler};
 
 #[derive(Deserialize)]

@@ -8,12 +8,12 @@ use std::time::Duration;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 use tch_flux::Error;
-use tch_flux::autoencoder::{AutoEncoder, AutoEncoderParams};
 use tch_flux::checkpoint::{Access, Checkpoint, Header, LoadOptions, Loaded};
-use tch_flux::flux1::{Flux1, Flux1Params};
+use tch_flux::generation::{Parts, Pipeline, Settings};
 use tch_flux::image::Image;
+use tch_flux::models::autoencoder::{AutoEncoder, AutoEncoderParams};
+use tch_flux::models::flux1::{Flux1, Flux1Params};
 use tch_flux::nn::{declare, is_placeholder};
-use tch_flux::pipeline::{Parts, Pipeline, Settings};
 use tch_flux::{FileProblem, Mismatch};
 
 use crate::support::{

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use tch::nn::VarStore;
 use tch::{Device, Kind};
 use tch_flux::Error;
-use tch_flux::autoencoder::{AutoEncoder, AutoEncoderParams, TinyAutoEncoder, TinyAutoEncoderParams};
 use tch_flux::checkpoint::{AUTOENCODER_DIFFUSERS, Access, Checkpoint, FLUX1_DIFFUSERS, Family, LoadOptions};
-use tch_flux::flux1::{Flux1, Flux1Params};
-use tch_flux::text::{ClipConfig, ClipText, T5Config, T5Encoder};
-use tch_flux::vision::{
+use tch_flux::models::autoencoder::{AutoEncoder, AutoEncoderParams, TinyAutoEncoder, TinyAutoEncoderParams};
+use tch_flux::models::flux1::{Flux1, Flux1Params};
+use tch_flux::models::text::{ClipConfig, ClipText, T5Config, T5Encoder};
+use tch_flux::models::vision::{
     DepthAnything, DepthConfig, ReduxConfig, ReduxImageEncoder, SiglipConfig, SiglipVision,
 };
 

@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 
 use tch::nn::{Adam, AdamW, Optimizer, OptimizerConfig, VarStore};
 use tch::{Device, Kind, Reduction, Tensor};
-use tch_flux::autoencoder::{AutoEncoder, AutoEncoderParams};
 use tch_flux::checkpoint::lora::Terms;
 use tch_flux::checkpoint::{Access, Checkpoint, LoadOptions};
-use tch_flux::flux1::{Flux1, Flux1Input, Flux1Params};
 use tch_flux::layers::{EmbedNd, SelfAttention, SingleStreamBlock};
 use tch_flux::lora::{Change, Term, Update};
+use tch_flux::models::autoencoder::{AutoEncoder, AutoEncoderParams};
+use tch_flux::models::flux1::{Flux1, Flux1Input, Flux1Params};
+use tch_flux::models::text::{ClipConfig, ClipText, T5Config, T5Encoder};
 use tch_flux::nn::{init, is_placeholder};
-use tch_flux::text::{ClipConfig, ClipText, T5Config, T5Encoder};
 use tch_flux::{Error, FileProblem};
 
 use crate::support::{Stored, f32s, stored, stored_all, temp, tiny, variables, write_file};

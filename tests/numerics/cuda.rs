@@ -12,9 +12,9 @@ use tch::nn::VarStore;
 use tch::{Cuda, Device, Kind, Tensor};
 use tch_flux::Error;
 use tch_flux::engine::{Engine, Event, Options};
-use tch_flux::flux1::{Flux1, Flux1Params};
-use tch_flux::ops::{Numerics, with_cancel};
-use tch_flux::pipeline::{Conditions, Generated, Parts, Phase, Pipeline, Request, Settings, denoise};
+use tch_flux::generation::{Conditions, Generated, Parts, Phase, Pipeline, Request, Settings, denoise};
+use tch_flux::models::flux1::{Flux1, Flux1Params};
+use tch_flux::numerics::{Numerics, with_cancel};
 use tch_flux::sampling::{get_noise, prepare};
 
 const DEVICE: Device = Device::Cuda(0);

@@ -3,10 +3,10 @@
 use approx::assert_abs_diff_eq;
 use tch::nn::{Module, VarStore};
 use tch::{Device, Kind, Tensor};
-use tch_flux::autoencoder::{AutoEncoder, AutoEncoderParams};
-use tch_flux::flux1::{Flux1, Flux1Input, Flux1Params};
 use tch_flux::layers::{DoubleStreamBlock, EmbedNd, LinearLora, timestep_embedding};
 use tch_flux::math::{apply_rope, rope};
+use tch_flux::models::autoencoder::{AutoEncoder, AutoEncoderParams};
+use tch_flux::models::flux1::{Flux1, Flux1Input, Flux1Params};
 use tch_flux::sampling::{NoiseRule, get_noise, get_schedule, latent_size, pack, unpack};
 use tch_flux::{Error, nn};
 

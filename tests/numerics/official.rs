@@ -10,9 +10,9 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use tch::{Kind, Tensor};
 use tch_flux::checkpoint::{Access, Checkpoint};
+use tch_flux::generation::{Parts, Pipeline, Request, Settings};
 use tch_flux::image::Image;
 use tch_flux::parity::Machine;
-use tch_flux::pipeline::{Parts, Pipeline, Request, Settings};
 
 #[derive(Deserialize)]
 struct Listed {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tch_flux::Error;
-use tch_flux::text::{Tokenizer, Weighted};
+use tch_flux::models::text::{Tokenizer, Weighted};
 
 #[derive(Deserialize)]
 struct Case {

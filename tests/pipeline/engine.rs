@@ -7,8 +7,8 @@ use std::sync::atomic::AtomicBool;
 use tch::{Device, Kind, Tensor};
 use tch_flux::Error;
 use tch_flux::engine::{Engine, Event, Options};
-use tch_flux::ops::{Numerics, with_cancel};
-use tch_flux::pipeline::{Generated, Parts, Phase, Pipeline, Request, Settings};
+use tch_flux::generation::{Generated, Parts, Phase, Pipeline, Request, Settings};
+use tch_flux::numerics::{Numerics, with_cancel};
 
 const PROMPTS: [&str; 3] = [
     "a red circle on a blue background",
@@ -84,7 +84,7 @@ fn previews_are_small_near_the_picture_and_change_nothing() {
     let mut previews = Vec::new();
     let mut pipeline = open(settings());
     let drawn = pipeline.generate(&request.clone().previews(3), &mut |progress| {
-        if let tch_flux::pipeline::Progress::Preview { picture, .. } = progress {
+        if let tch_flux::generation::Progress::Preview { picture, .. } = progress {
             previews.push(picture);
         }
         ControlFlow::Continue(())
@@ -136,10 +136,10 @@ fn every_model_stops_at_its_next_block() {
         })
     });
     assert!(matches!(outcome, Err(Error::Cancelled)));
-    assert_eq!(phases, [tch_flux::pipeline::Progress::Phase(Phase::Text)]);
+    assert_eq!(phases, [tch_flux::generation::Progress::Phase(Phase::Text)]);
 
     use tch::nn::VarStore;
-    use tch_flux::autoencoder::{AutoEncoder, AutoEncoderParams};
+    use tch_flux::models::autoencoder::{AutoEncoder, AutoEncoderParams};
     let params =
         AutoEncoderParams { ch: 32, ch_mult: vec![1, 1], num_res_blocks: 1, ..AutoEncoderParams::flux1() };
     let vs = VarStore::new(Device::Cpu);
@@ -183,8 +183,8 @@ fn one_that_is_stopped_leaves_the_others_as_they_are_alone() {
     let requests = [0, 1, 2].map(|i| request(i).steps(4));
     let mut pipeline = open(settings());
     let outcomes = pipeline.generate_together(&requests.each_ref(), &mut |job, progress| match progress {
-        tch_flux::pipeline::Progress::Step { step: 2, .. } if job == 1 => ControlFlow::Break(()),
-        tch_flux::pipeline::Progress::Step { step: 3.., .. } if job == 1 => panic!("it was stopped"),
+        tch_flux::generation::Progress::Step { step: 2, .. } if job == 1 => ControlFlow::Break(()),
+        tch_flux::generation::Progress::Step { step: 3.., .. } if job == 1 => panic!("it was stopped"),
         _ => ControlFlow::Continue(()),
     });
     let [one, two, three] = &outcomes.unwrap()[..] else { panic!("three requests, three outcomes") };

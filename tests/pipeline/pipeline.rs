@@ -8,14 +8,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 use tch_flux::Error;
-use tch_flux::autoencoder::{TinyAutoEncoder, TinyAutoEncoderParams};
 use tch_flux::checkpoint::Access;
-use tch_flux::image::Image;
-use tch_flux::image::Mask;
-use tch_flux::pipeline::{
+use tch_flux::generation::{
     Edit, Follow, Generated, Offload, OwnParts, Parts, Phase, Pipeline, PreviewBy, Progress, Request, Role,
     Settings,
 };
+use tch_flux::image::Image;
+use tch_flux::image::Mask;
+use tch_flux::models::autoencoder::{TinyAutoEncoder, TinyAutoEncoderParams};
 
 fn model() -> PathBuf {
     crate::support::root().join("fixtures/tiny")
@@ -149,7 +149,7 @@ fn until(
 
 #[test]
 fn what_is_nearly_done_when_it_is_stopped_is_finished() {
-    let fast = Settings { numerics: tch_flux::ops::Numerics::Fast, ..Settings::default() };
+    let fast = Settings { numerics: tch_flux::numerics::Numerics::Fast, ..Settings::default() };
     for settings in [Settings::default(), fast] {
         let whole = draw(&mut open(settings), &four());
         let together = open(settings).together(&four()).min(4);
@@ -350,7 +350,7 @@ fn plain(width: u32, height: u32, colour: [u8; 3]) -> Image {
 
 #[test]
 fn references_are_looked_at_and_a_picture_beside_changes_nothing() {
-    let mut pipeline = open(Settings { numerics: tch_flux::ops::Numerics::Fast, ..Settings::default() });
+    let mut pipeline = open(Settings { numerics: tch_flux::numerics::Numerics::Fast, ..Settings::default() });
     let edit = |images: Vec<Image>| {
         circle(3).steps(2).edit(Edit { role: Some(Role::Reference), keep_size: true, ..Edit::new(images) })
     };

@@ -4,8 +4,8 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use crate::support::judge::{COLOURS, SHAPES, Wanted, all, ideal, is_right};
-use tch_flux::ops::Numerics;
-use tch_flux::pipeline::{Parts, Pipeline, Request, Settings};
+use tch_flux::generation::{Parts, Pipeline, Request, Settings};
+use tch_flux::numerics::Numerics;
 
 fn model() -> PathBuf {
     crate::support::root().join("fixtures/tiny")

@@ -7,11 +7,11 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use crate::support::judge::{COLOURS, SIZE, Wanted, all, distance, ideal, is_right, nearest_colour};
-use tch_flux::image::Image;
-use tch_flux::ops::Numerics;
-use tch_flux::pipeline::{
+use tch_flux::generation::{
     Control, Edit, Follow, LoraFile, OwnParts, Parts, Pipeline, Redux, Request, Settings,
 };
+use tch_flux::image::Image;
+use tch_flux::numerics::Numerics;
 
 /// So many drawings of each addition.
 const COUNT: usize = 30;

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 
 use tch::Kind;
 use tch_flux::Error;
-use tch_flux::flux1::StepCache;
+use tch_flux::generation::{Generated, Memory, Offload, Parts, Pipeline, Request, Settings};
 use tch_flux::image::Image;
-use tch_flux::ops::{Numerics, Quantize};
-use tch_flux::pipeline::{Generated, Memory, Offload, Parts, Pipeline, Request, Settings};
+use tch_flux::models::flux1::StepCache;
+use tch_flux::numerics::{Numerics, Quantize};
 use tch_flux::sampling::{Sampler, Schedule};
 
 use crate::support::{layout, temp, write_sparse};

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 use tch_flux::checkpoint::{Access, Checkpoint};
-use tch_flux::flux1::Flux1Params;
+use tch_flux::models::flux1::Flux1Params;
 use tch_flux::{Error, FileProblem};
 
 /// Both ways of access.

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use anyhow::Context;
 use tch_flux::Error;
+use tch_flux::generation::provenance::{Means, Recipe};
 use tch_flux::image::Image;
-use tch_flux::recipe::{Means, Recipe};
 
 use super::pictures;
 

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use clap::Args;
 use tch_flux::Error;
-use tch_flux::flux1::MODES;
-use tch_flux::pipeline::{Control, Pipeline};
-use tch_flux::recipe::Followed;
+use tch_flux::generation::provenance::Followed;
+use tch_flux::generation::{Control, Pipeline};
+use tch_flux::models::flux1::MODES;
 
 use super::edit::read;
 use super::output::Input;

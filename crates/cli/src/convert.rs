@@ -12,7 +12,7 @@ use serde_json::json;
 use tch_flux::Error;
 use tch_flux::checkpoint::Layout;
 use tch_flux::convert::{Conversion, Converted, DiskKind, Progress, convert};
-use tch_flux::pipeline::LoraFile;
+use tch_flux::generation::LoraFile;
 
 use super::generate::parse_lora;
 use super::interrupt::Interrupt;

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use tch_flux::Error;
+use tch_flux::generation::provenance::Begun;
+use tch_flux::generation::{self, Follow, Role};
 use tch_flux::image::{Image, Mask};
-use tch_flux::pipeline::{self, Follow, Role};
-use tch_flux::recipe::Begun;
 
 use super::generate::{Begin, Generate};
 pub(super) use super::pictures::read;
@@ -101,7 +101,7 @@ impl Edit {
             images[0] = picture;
             mask = Some(around);
         }
-        let edit = pipeline::Edit {
+        let edit = generation::Edit {
             images,
             mask,
             strength: begun.strength,
@@ -125,7 +125,7 @@ impl Edit {
             images: Vec::new(),
             mask: None,
             pad: None,
-            strength: pipeline::Edit::STRENGTH,
+            strength: generation::Edit::STRENGTH,
             role: self.generate.names().find_map(|name| Role::of_model(&name.to_string_lossy())),
             keep_size: false,
             follow: Follow::Picture,

@@ -15,9 +15,10 @@ use clap::Args;
 use serde_json::json;
 use tch::Device;
 use tch_flux::Error;
-use tch_flux::ops::{Numerics, Quantize, cpu, cuda};
-use tch_flux::pipeline::{Edit, LoraFile, Pipeline, Progress, Request, Role, Settings, Weights};
-use tch_flux::recipe::{Begun, Means, Recipe};
+use tch_flux::generation::provenance::{Begun, Means, Recipe};
+use tch_flux::generation::{Edit, LoraFile, Pipeline, Progress, Request, Role, Settings, Weights};
+use tch_flux::numerics::{Numerics, Quantize};
+use tch_flux::ops::{cpu, cuda};
 
 use super::again;
 use super::control::{self, ControlArgs};

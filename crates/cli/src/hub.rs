@@ -5,8 +5,8 @@ use std::path::Path;
 
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
+use tch_flux::generation::{OwnParts, Parts};
 use tch_flux::hub::{Event, Hub, Repository};
-use tch_flux::pipeline::{OwnParts, Parts};
 use tch_flux::{Error, HubProblem};
 
 use super::Saying;

@@ -11,13 +11,13 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tch_flux::Error;
-use tch_flux::autoencoder::{AutoEncoderParams, TinyAutoEncoderParams};
 use tch_flux::checkpoint::lora::Lora;
 use tch_flux::checkpoint::{Access, Checkpoint, Contained, Family};
-use tch_flux::flux1::{ControlNetParams, Flux1Params, IpAdapterParams};
-use tch_flux::pipeline::Parts;
-use tch_flux::text::{ClipConfig, T5Config};
-use tch_flux::vision::{ClipVisionConfig, ReduxConfig, SiglipConfig};
+use tch_flux::generation::Parts;
+use tch_flux::models::autoencoder::{AutoEncoderParams, TinyAutoEncoderParams};
+use tch_flux::models::flux1::{ControlNetParams, Flux1Params, IpAdapterParams};
+use tch_flux::models::text::{ClipConfig, T5Config};
+use tch_flux::models::vision::{ClipVisionConfig, ReduxConfig, SiglipConfig};
 
 use super::{human_bytes, print_json};
 

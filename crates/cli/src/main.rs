@@ -46,8 +46,8 @@ use serde::{Deserialize, Serialize};
 use tch::{Cuda, Device, Kind};
 use tch_flux::Error;
 use tch_flux::checkpoint::Access;
-use tch_flux::ops::{Numerics, Quantize};
-use tch_flux::pipeline::{OwnParts, Parts, PreviewBy};
+use tch_flux::generation::{OwnParts, Parts, PreviewBy};
+use tch_flux::numerics::{Numerics, Quantize};
 
 use output::Input;
 

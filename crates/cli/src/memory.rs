@@ -2,7 +2,7 @@
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
-use tch_flux::pipeline::{Offload, Pipeline, Plan, Request};
+use tch_flux::generation::{Offload, Pipeline, Plan, Request};
 
 use super::bench::peak_bytes;
 use super::convert::parse_size;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use tch_flux::Error;
-use tch_flux::pipeline::Request;
+use tch_flux::generation::Request;
 
 use super::formats;
 

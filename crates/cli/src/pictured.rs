@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use clap::Args;
 use tch_flux::Error;
+use tch_flux::generation::provenance::Liked;
+use tch_flux::generation::{self, Pipeline};
 use tch_flux::image::Image;
-use tch_flux::pipeline::{self, Pipeline};
-use tch_flux::recipe::Liked;
 
 use super::edit::read;
 use super::output::Input;
@@ -121,7 +121,7 @@ impl PicturedArgs {
 }
 
 /// Puts the IP-Adapters on, and reads the pictures.
-pub(super) fn put_on(pipeline: &mut Pipeline, liked: &[Liked]) -> anyhow::Result<Vec<pipeline::Pictured>> {
+pub(super) fn put_on(pipeline: &mut Pipeline, liked: &[Liked]) -> anyhow::Result<Vec<generation::Pictured>> {
     if liked.iter().any(|one| one.images.is_empty()) {
         let text = "that picture does not say by name which ones it is like: give --ip-adapter, --ip-image-encoder and \
                     --ip-image";
@@ -133,7 +133,7 @@ pub(super) fn put_on(pipeline: &mut Pipeline, liked: &[Liked]) -> anyhow::Result
         paths.iter().map(|path| Ok(Arc::new(read(path)?))).collect()
     };
     let pictured = |(adapter, one): (usize, &Liked)| {
-        Ok(pipeline::Pictured {
+        Ok(generation::Pictured {
             adapter,
             images: pictures(&one.images)?,
             negative: pictures(&one.negative)?,

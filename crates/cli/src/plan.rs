@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use tch_flux::pipeline::{LoraFile, Memory, Request, Weights};
+use tch_flux::generation::{LoraFile, Memory, Request, Weights};
 
 use super::human_bytes;
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
-use tch_flux::pipeline::{Phase, Progress};
+use tch_flux::generation::{Phase, Progress};
 
 /// What is done of all pictures, and how long the rest takes. Pictures may go step by step together, or one after the other:
 /// a step of any of them is a unit of work, and so is its decoding.
@@ -168,8 +168,8 @@ fn clock(time: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tch_flux::generation::{Generated, Request};
     use tch_flux::image::Image;
-    use tch_flux::pipeline::{Generated, Request};
 
     use super::*;
 

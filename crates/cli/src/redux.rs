@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 use tch_flux::Error;
-use tch_flux::pipeline::{OwnParts, Parts, Redux, ReduxImage, ReduxMix};
-use tch_flux::recipe::{Seen, SeenImage};
+use tch_flux::generation::provenance::{Seen, SeenImage};
+use tch_flux::generation::{OwnParts, Parts, Redux, ReduxImage, ReduxMix};
 
 use super::output::Input;
 use super::{Saying, edit};

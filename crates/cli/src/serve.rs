@@ -19,8 +19,9 @@ use anyhow::Context;
 use rustix::process::{Resource, getpid, getrlimit, kill_process, setrlimit};
 use tch::Device;
 use tch_flux::engine::{self, Engine};
-use tch_flux::ops::{self, Numerics, Quantize, cuda};
-use tch_flux::pipeline::{LoraFile, Offload, Parts, Pipeline, Role, Settings};
+use tch_flux::generation::{LoraFile, Offload, Parts, Pipeline, Role, Settings};
+use tch_flux::numerics::{self, Numerics, Quantize};
+use tch_flux::ops::{cuda};
 use tch_flux_server::{Abilities, Model, Options, Server};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -123,7 +124,7 @@ impl Serve {
         let cancelled = cancel.clone();
         let load = std::thread::Builder::new().name("tch-flux load".into());
         let load = load.spawn(move || {
-            match ops::with_cancel(&cancelled, || plan.load(&cancelled)) {
+            match numerics::with_cancel(&cancelled, || plan.load(&cancelled)) {
                 Ok((engine, model)) => {
                     let name = model.name.clone();
                     loading.ready(engine, model);

@@ -7,8 +7,8 @@ use std::time::Instant;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use tch_flux::Error;
-use tch_flux::flux1::StepCache;
-use tch_flux::pipeline::{Generated, Pipeline, Request, Variation};
+use tch_flux::generation::{Generated, Pipeline, Request, Variation};
+use tch_flux::models::flux1::StepCache;
 use tch_flux::sampling::{FlowMatch, Sampler, Schedule};
 
 use super::generate::random_seed;

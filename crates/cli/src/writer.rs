@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use tch_flux::generation::provenance::{Begun, Followed, Liked, Means, Recipe, Seen};
+use tch_flux::generation::{Generated, Request};
 use tch_flux::image::{Format, Image};
-use tch_flux::pipeline::{Generated, Request};
-use tch_flux::recipe::{Begun, Followed, Liked, Means, Recipe, Seen};
 
 use super::formats;
 use super::names;

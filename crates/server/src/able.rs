@@ -10,9 +10,9 @@ use super::models::Model;
 use super::pictures::Counts;
 use super::problem::Problem;
 use super::shape::shorten;
-use tch_flux::flux1::MODES;
-use tch_flux::pipeline::{Follow, Pipeline, Request, Role};
-use tch_flux::recipe::{Followed, Liked};
+use tch_flux::generation::provenance::{Followed, Liked};
+use tch_flux::generation::{Follow, Pipeline, Request, Role};
+use tch_flux::models::flux1::MODES;
 
 /// What a served model can be asked beside a prompt.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -124,7 +124,7 @@ impl Abilities {
 
     /// What the file of a picture says of its ControlNets.
     pub(super) fn followed(&self, request: &Request) -> Vec<Followed> {
-        let followed = |control: &tch_flux::pipeline::Control| {
+        let followed = |control: &tch_flux::generation::Control| {
             Some(Followed {
                 controlnet: self.controlnets.get(control.net)?.name.clone().into(),
                 image: None,
@@ -140,7 +140,7 @@ impl Abilities {
 
     /// What it says of its IP-Adapters.
     pub(super) fn liked(&self, request: &Request) -> Vec<Liked> {
-        let liked = |pictured: &tch_flux::pipeline::Pictured| {
+        let liked = |pictured: &tch_flux::generation::Pictured| {
             Some(Liked {
                 ip_adapter: self.ip_adapters.get(pictured.adapter)?.name.clone().into(),
                 image_encoder: None,

@@ -21,8 +21,8 @@ use super::coding;
 use super::models::Model;
 use super::problem::Problem;
 use super::state::Shared;
+use tch_flux::generation::{Generated, Request};
 use tch_flux::image::Format;
-use tch_flux::pipeline::{Generated, Request};
 
 /// An answer is handed on in such pieces, so that it counts as long as it is not written.
 const PIECE: usize = 64 << 10;

@@ -6,9 +6,9 @@ use super::problem::Problem;
 use super::shape::{self, parse_size};
 use super::shelf::random_seed;
 use super::values::Values;
-use tch_flux::flux1::StepCache;
+use tch_flux::generation::{Follow, ReduxMix, Role, Variation};
 use tch_flux::image::Format;
-use tch_flux::pipeline::{Follow, ReduxMix, Role, Variation};
+use tch_flux::models::flux1::StepCache;
 use tch_flux::sampling::{Sampler, Schedule};
 
 /// What is asked for.

@@ -7,9 +7,9 @@ use tokio::task::spawn_blocking;
 
 use super::models::Model;
 use super::problem::Problem;
+use tch_flux::generation::Generated;
+use tch_flux::generation::provenance::Recipe;
 use tch_flux::image::{Format, Image};
-use tch_flux::pipeline::Generated;
-use tch_flux::recipe::Recipe;
 
 /// Does work that takes a core, with few others at once.
 pub(super) async fn aside<T: Send + 'static>(

@@ -16,7 +16,7 @@ use super::shape::{Shape, nearest_side};
 use super::state::Shared;
 use super::values::{Values, find_part};
 use super::{jobs, pictures};
-use tch_flux::pipeline::Role;
+use tch_flux::generation::Role;
 
 /// Pictures of one field.
 pub(super) const MAX_IMAGES: usize = 16;

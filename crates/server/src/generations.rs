@@ -11,7 +11,7 @@ use super::problem::Problem;
 use super::state::{Charge, Shared};
 use super::values::Values;
 use super::{answer, coding, jobs, pictures, stream};
-use tch_flux::pipeline;
+use tch_flux::generation;
 
 pub(super) async fn generate(
     State(shared): State<Arc<Shared>>,
@@ -47,7 +47,7 @@ pub(super) async fn generate(
 pub(super) async fn draw(
     shared: &Arc<Shared>,
     asked: Asked,
-    request: pipeline::Request,
+    request: generation::Request,
     kind: &'static str,
     headers: &axum::http::HeaderMap,
     charge: Arc<Charge>,

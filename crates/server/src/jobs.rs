@@ -12,7 +12,7 @@ use super::problem::Problem;
 use super::shelf::random_seed;
 use super::state::Shared;
 use tch_flux::engine::{Event, Job};
-use tch_flux::pipeline::{Generated, Phase, Request};
+use tch_flux::generation::{Generated, Phase, Request};
 
 /// What is drawn for what is asked.
 pub(super) fn request(asked: &Asked, model: &Model) -> Request {

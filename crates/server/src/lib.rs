@@ -6,7 +6,7 @@
 //!
 //! ```no_run
 //! use tch_flux::engine::{self, Engine};
-//! use tch_flux::pipeline::{Parts, Pipeline, Settings};
+//! use tch_flux::generation::{Parts, Pipeline, Settings};
 //! use tch_flux_server::{Model, Options, Server};
 //!
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {

@@ -14,9 +14,9 @@ use super::asked::Asked;
 use super::edits::MAX_IMAGES;
 use super::problem::Problem;
 use super::state::Shared;
-use tch_flux::pipeline::{Parts, Pipeline, Request, Role};
-use tch_flux::recipe::Means;
-use tch_flux::text::{Tokenizer, Weighted};
+use tch_flux::generation::provenance::Means;
+use tch_flux::generation::{Parts, Pipeline, Request, Role};
+use tch_flux::models::text::{Tokenizer, Weighted};
 
 /// Names that clients have built in. Whoever asks for one of them gets the model that there is.
 const BUILT_IN: [&str; 5] = ["dall-e-2", "dall-e-3", "gpt-image-1", "gpt-image-1-mini", "gpt-image-1.5"];

@@ -14,8 +14,8 @@ use super::coding;
 use super::problem::Problem;
 use super::state::{Charge, Shared};
 use super::upload::{self, Bounds};
+use tch_flux::generation::{Control, Edit, Pictured, Redux, ReduxImage, Request, Role};
 use tch_flux::image::{self, DecodeError, Image, Mask};
-use tch_flux::pipeline::{Control, Edit, Pictured, Redux, ReduxImage, Request, Role};
 
 /// Base64 as people send it: with what fills it up to four letters, or without.
 const BASE64: GeneralPurpose = GeneralPurpose::new(

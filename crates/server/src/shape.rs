@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::edits::MAX_IMAGES;
-use tch_flux::flux1::{MODES, StepCache};
+use tch_flux::models::flux1::{MODES, StepCache};
 
 /// Pixels of a side.
 const SIDES: std::ops::RangeInclusive<i64> = 64..=2048;

@@ -24,8 +24,8 @@ use super::jobs;
 use super::problem::Problem;
 use super::state::{Charge, Shared};
 use tch_flux::engine::{Event, Job};
+use tch_flux::generation::Generated;
 use tch_flux::image::Image;
-use tch_flux::pipeline::Generated;
 
 const KEEP_ALIVE: &[u8] = b": keep-alive\n\n";
 

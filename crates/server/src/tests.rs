@@ -20,10 +20,10 @@ use tokio::sync::oneshot;
 use super::*;
 use client::{Connection, GENERATIONS, JSON, events, generate, metric, post, until};
 use tch_flux::engine::{Options as Queue, Worker};
+use tch_flux::generation::provenance::Means;
+use tch_flux::generation::{Generated, OnTogether, Phase, Progress, Request};
 use tch_flux::image::{Format, Image};
-use tch_flux::ops::{Numerics, Quantize};
-use tch_flux::pipeline::{Generated, OnTogether, Phase, Progress, Request};
-use tch_flux::recipe::Means;
+use tch_flux::numerics::{Numerics, Quantize};
 use tch_flux::{Error, Result};
 
 /// Draws what a test tells it to.
@@ -489,7 +489,7 @@ fn the_document_offers_what_the_server_has() {
 
 #[test]
 fn a_model_of_one_role_offers_that_one() {
-    use tch_flux::pipeline::Role;
+    use tch_flux::generation::Role;
     for (role, depth, word, has, has_not) in [
         (Role::Fill, false, "fill", &["mask"][..], &["strength", "keep_size", "canny", "depth"][..]),
         (Role::Control, false, "control", &["canny"], &["mask", "strength", "keep_size", "depth"]),

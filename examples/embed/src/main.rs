@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use tch_flux::engine::{Engine, Event, Options};
-use tch_flux::pipeline::{Parts, Pipeline, Request, Settings};
+use tch_flux::generation::{Parts, Pipeline, Request, Settings};
 
 fn main() -> Result<(), tch_flux::Error> {
     let mut arguments = std::env::args_os().skip(1).map(PathBuf::from);

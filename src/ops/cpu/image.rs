@@ -8,7 +8,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{Build, Rows, Scratch, Sizes, attend, ffi, raw_end, run_product, workspace};
 use crate::nn::{Conv2d, GroupNorm};
-use crate::ops::scope::is_fast;
+use crate::numerics::is_fast;
 use crate::ops::{Before, End};
 use crate::shim;
 

@@ -5,12 +5,11 @@ use std::ffi::CString;
 
 use tch::nn::{Module, VarStore};
 
-use super::super::scope::workspace;
-use super::super::{Numerics, with_numerics};
 use super::*;
-use crate::autoencoder::{AttnBlock, ResnetBlock};
-use crate::flux1::{Flux1, Flux1Input, Flux1Params};
 use crate::layers::{DoubleStreamBlock, SingleStreamBlock};
+use crate::models::autoencoder::{AttnBlock, ResnetBlock};
+use crate::models::flux1::{Flux1, Flux1Input, Flux1Params};
+use crate::numerics::{Numerics, with_numerics, with_reference_f64, workspace};
 use crate::quant::Int8;
 
 const OPTIONS: (Kind, Device) = (Kind::Float, Device::Cpu);
@@ -199,7 +198,7 @@ fn blocks_are_as_accurate_as_exact_ones() {
         let fast = with_numerics(Numerics::Fast, run);
         vs.double();
         let [img, txt, vec, pe] = inputs(hidden, heads, kind).map(|x| x.to_kind(Kind::Double));
-        let reference = super::super::wide(|| {
+        let reference = with_reference_f64(|| {
             let (img, txt) = double.forward(&img, &txt, &vec, &pe);
             let x = single.forward(&Tensor::cat(&[&txt, &img], 1), &vec, &pe);
             [img, txt, x]

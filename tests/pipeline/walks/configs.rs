@@ -5,9 +5,9 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use tch::Kind;
+use tch_flux::generation::provenance::{Means, Recipe};
+use tch_flux::generation::{Edit, Follow, OwnParts, Parts, Pipeline, Request, Role, Settings};
 use tch_flux::image::{Image, Mask};
-use tch_flux::pipeline::{Edit, Follow, OwnParts, Parts, Pipeline, Request, Role, Settings};
-use tch_flux::recipe::{Means, Recipe};
 use tch_flux::sampling::{FlowMatch, Sampler, Schedule, Spacing};
 use tch_flux::{Error, FileProblem, Result};
 

@@ -11,13 +11,13 @@ use clap::builder::TypedValueParser;
 use serde_json::json;
 use tch::nn::VarStore;
 use tch::{Device, Kind};
-use tch_flux::autoencoder::{AutoEncoder, AutoEncoderParams, TinyAutoEncoder, TinyAutoEncoderParams};
 use tch_flux::checkpoint::{Checkpoint, Contained, Family, LoadOptions, Loaded};
-use tch_flux::flux1::{Flux1, Flux1Params};
+use tch_flux::models::autoencoder::{AutoEncoder, AutoEncoderParams, TinyAutoEncoder, TinyAutoEncoderParams};
+use tch_flux::models::flux1::{Flux1, Flux1Params};
+use tch_flux::models::text::{ClipConfig, ClipText, T5Config, T5Encoder};
+use tch_flux::models::vision::{ReduxConfig, ReduxImageEncoder, SiglipConfig, SiglipVision};
 use tch_flux::nn::Linears;
 use tch_flux::quant;
-use tch_flux::text::{ClipConfig, ClipText, T5Config, T5Encoder};
-use tch_flux::vision::{ReduxConfig, ReduxImageEncoder, SiglipConfig, SiglipVision};
 
 use super::super::{KindArg, access, human_bytes, kind_name, parse_device, print_json};
 use super::measure::{peak_bytes, synchronize};

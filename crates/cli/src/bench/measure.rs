@@ -9,7 +9,8 @@ use serde::Serialize;
 use serde_json::Value;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
-use tch_flux::ops::{Numerics, cpu};
+use tch_flux::numerics::Numerics;
+use tch_flux::ops::cpu;
 use tch_flux::parity::Machine;
 
 use super::super::{KindArg, human_bytes, kind_name, parse_device, print_json};

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 use tch_flux::Error;
-use tch_flux::flux1::{Flux1, Flux1Input, Flux1Params};
+use tch_flux::models::flux1::{Flux1, Flux1Input, Flux1Params};
 use tch_flux::sampling::image_ids;
 
 use super::measure::Measure;

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
+use tch_flux::generation::{Control, Edit, Follow, Pictured, Pipeline, Redux, Request, Role};
 use tch_flux::image::{Image, Mask};
-use tch_flux::pipeline::{Control, Edit, Follow, Pictured, Pipeline, Redux, Request, Role};
 use tch_flux::sampling::Schedule;
 use tch_flux_server::Abilities;
 

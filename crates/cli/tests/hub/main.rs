@@ -13,8 +13,8 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tch_flux::generation::{OwnParts, Parts};
 use tch_flux::hub::{Event, Hub, Repository};
-use tch_flux::pipeline::{OwnParts, Parts};
 use tch_flux::{Error, HubProblem, Result};
 
 use server::{COMMIT, Fault, NAME, Server};

@@ -10,12 +10,12 @@ use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 use tch_flux::Error;
 use tch_flux::checkpoint::{Access, Checkpoint, Family};
-use tch_flux::flux1::{ControlNet, ControlNetParams, Flux1Params, IpAdapter, IpAdapterParams};
+use tch_flux::generation::{Control, Edit, Offload, Parts, Pictured, Pipeline, Request, Settings};
 use tch_flux::image::Image;
+use tch_flux::models::flux1::{ControlNet, ControlNetParams, Flux1Params, IpAdapter, IpAdapterParams};
+use tch_flux::models::vision::{ClipVision, ClipVisionConfig};
 use tch_flux::nn;
-use tch_flux::ops::Numerics;
-use tch_flux::pipeline::{Control, Edit, Offload, Parts, Pictured, Pipeline, Request, Settings};
-use tch_flux::vision::{ClipVision, ClipVisionConfig};
+use tch_flux::numerics::Numerics;
 
 fn model() -> PathBuf {
     crate::support::root().join("fixtures/tiny")

@@ -6,12 +6,12 @@ use std::process::Command;
 
 use tch::nn::VarStore;
 use tch::{Device, Kind};
-use tch_flux::image::Image;
-use tch_flux::ops::Numerics;
-use tch_flux::pipeline::{
+use tch_flux::generation::{
     Edit, Generated, OwnParts, Parts, Pipeline, Redux, ReduxImage, ReduxMix, Request, Settings,
 };
-use tch_flux::vision::{ReduxConfig, ReduxImageEncoder, SiglipConfig, SiglipVision};
+use tch_flux::image::Image;
+use tch_flux::models::vision::{ReduxConfig, ReduxImageEncoder, SiglipConfig, SiglipVision};
+use tch_flux::numerics::Numerics;
 use tch_flux::{Error, nn};
 
 use crate::support::{stored_all, write_file};

@@ -9,9 +9,9 @@ use std::process::Command;
 use std::sync::Arc;
 
 use crate::support::judge::{COLOURS, SHAPES, SIZE, Wanted, all, ideal, is_right, nearest_colour};
+use tch_flux::generation::{Edit, OwnParts, Parts, Pipeline, Request, Role, Settings};
 use tch_flux::image::{Image, Mask};
-use tch_flux::ops::Numerics;
-use tch_flux::pipeline::{Edit, OwnParts, Parts, Pipeline, Request, Role, Settings};
+use tch_flux::numerics::Numerics;
 
 /// A picture, what it is to become, and what is said for that.
 struct Change {

@@ -5,12 +5,12 @@ use std::sync::LazyLock;
 
 use tch::Device;
 use tch::nn::VarStore;
-use tch_flux::flux1::{ControlNet, ControlNetParams, Flux1, Flux1Params, IpAdapter, IpAdapterParams};
-use tch_flux::nn;
-use tch_flux::vision::{
+use tch_flux::models::flux1::{ControlNet, ControlNetParams, Flux1, Flux1Params, IpAdapter, IpAdapterParams};
+use tch_flux::models::vision::{
     ClipVision, ClipVisionConfig, DepthAnything, DepthConfig, Dinov2Config, ReduxConfig, ReduxImageEncoder,
     SiglipConfig, SiglipVision,
 };
+use tch_flux::nn;
 
 /// The small model's sizes.
 const SIZES: Flux1Params = Flux1Params {

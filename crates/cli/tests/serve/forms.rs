@@ -344,7 +344,7 @@ fn every_format_says_how_it_was_drawn() {
         let file = generate(shared(), &request).pictures().remove(0);
         assert_eq!(Format::of_bytes(&file), Some(format));
         let decoded = tch_flux::image::decode(&file, &mut tch_flux::image::within_bounds).unwrap();
-        let recipe = tch_flux::recipe::Recipe::from_texts(&decoded.texts).unwrap().unwrap();
+        let recipe = tch_flux::generation::provenance::Recipe::from_texts(&decoded.texts).unwrap().unwrap();
         assert_eq!(recipe.request.prompts, [CIRCLE], "{format:?}");
     }
 }

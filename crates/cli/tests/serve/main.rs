@@ -29,8 +29,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tch_flux::engine::{self, Engine};
-use tch_flux::ops::Numerics;
-use tch_flux::pipeline::{Parts, Pipeline, Settings};
+use tch_flux::generation::{Parts, Pipeline, Settings};
+use tch_flux::numerics::Numerics;
 use tch_flux_server::{Model, Options, Server};
 use tokio::sync::oneshot;
 

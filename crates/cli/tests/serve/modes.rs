@@ -9,13 +9,13 @@ use std::process::Command;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
-use tch_flux::flux1::StepCache;
-use tch_flux::image::{Image, Mask};
-use tch_flux::ops::Numerics;
-use tch_flux::pipeline::{
+use tch_flux::generation::{
     Control, Edit, Follow, OwnParts, Parts, Pictured, Pipeline, Redux, ReduxImage, ReduxMix, Request, Role,
     Settings,
 };
+use tch_flux::image::{Image, Mask};
+use tch_flux::models::flux1::StepCache;
+use tch_flux::numerics::Numerics;
 use tch_flux::sampling::{Sampler, Schedule};
 use tch_flux_server::Options;
 

@@ -7,7 +7,7 @@ use super::super::edits::MAX_IMAGES;
 use super::super::fields::{Field, fields};
 use super::super::shape::Shape;
 use super::{Offer, named};
-use tch_flux::pipeline::Role;
+use tch_flux::generation::Role;
 
 /// What a request may hold. Null is absent.
 pub(super) fn request_schema(offer: &Offer, edits: bool) -> Value {

@@ -4,8 +4,8 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 
 use super::*;
-use tch_flux::flux1::StepCache;
-use tch_flux::pipeline::{Follow, ReduxMix, Role, Variation};
+use tch_flux::generation::{Follow, ReduxMix, Role, Variation};
+use tch_flux::models::flux1::StepCache;
 use tch_flux::sampling::{Sampler, Schedule};
 
 /// A picture's file.
@@ -468,8 +468,8 @@ fn a_picture_says_how_it_was_controlled() {
 }
 
 /// What a picture's file says of how it was drawn.
-fn recipe_of(file: &[u8]) -> tch_flux::recipe::Recipe {
+fn recipe_of(file: &[u8]) -> tch_flux::generation::provenance::Recipe {
     let reader = ::png::Decoder::new(std::io::Cursor::new(file)).read_info().unwrap();
     let texts = reader.info().utf8_text.iter().map(|text| (text.keyword.clone(), text.get_text().unwrap()));
-    tch_flux::recipe::Recipe::from_texts(&texts.collect()).unwrap().unwrap()
+    tch_flux::generation::provenance::Recipe::from_texts(&texts.collect()).unwrap().unwrap()
 }

@@ -5,7 +5,7 @@ use std::error::Error;
 use axum::http::{StatusCode, header::CONTENT_TYPE};
 use axum::{Router, extract::State, response::IntoResponse, routing::post};
 use tch_flux::engine::{Engine, Options};
-use tch_flux::pipeline::{Parts, Pipeline, Request, Settings};
+use tch_flux::generation::{Parts, Pipeline, Request, Settings};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {

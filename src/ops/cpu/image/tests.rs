@@ -5,8 +5,8 @@ use tch::nn::{Module, VarStore};
 use tch::{Device, Kind, Tensor};
 
 use super::*;
-use crate::autoencoder::{AttnBlock, AutoEncoder, AutoEncoderParams, ResnetBlock};
-use crate::ops::{self, Numerics, with_numerics};
+use crate::models::autoencoder::{AttnBlock, AutoEncoder, AutoEncoderParams, ResnetBlock};
+use crate::numerics::{self, Numerics, with_numerics};
 
 /// The relative L2 difference.
 fn distance(a: &Tensor, b: &Tensor) -> f64 {
@@ -116,7 +116,7 @@ fn against_wide(kind: Kind, vs: &mut VarStore, x: &Tensor, run: &dyn Fn(&Tensor)
     assert!(fast.is_contiguous());
     assert!(distance(&fast, &exact) > 0.0, "the fast form did not run");
     vs.set_kind(Kind::Double);
-    let wide = ops::wide(|| run(&x.to_kind(Kind::Double)));
+    let wide = numerics::with_reference_f64(|| run(&x.to_kind(Kind::Double)));
     vs.set_kind(kind);
     [distance(&exact, &wide), distance(&fast, &wide)]
 }

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use tch::Kind;
 use tch_flux::checkpoint::{Access, Checkpoint};
+use tch_flux::generation::{Control, Edit, LoraFile, OwnParts, Parts, Pipeline, Request, Settings};
 use tch_flux::image::Image;
-use tch_flux::ops::{Numerics, Quantize};
-use tch_flux::pipeline::{Control, Edit, LoraFile, OwnParts, Parts, Pipeline, Request, Settings};
+use tch_flux::numerics::{Numerics, Quantize};
 use tch_flux::{Error, FileProblem};
 
 use super::fp8::in_fp8;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use tch_flux::checkpoint::{Access, Checkpoint, Family};
 use tch_flux::convert::{Conversion, convert};
-use tch_flux::pipeline::{OwnParts, Parts, Pipeline, Settings};
+use tch_flux::generation::{OwnParts, Parts, Pipeline, Settings};
 use tch_flux::{Error, FileProblem};
 
 use super::{report, run};

@@ -3,8 +3,8 @@
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 use tch_flux::checkpoint::{Access, Checkpoint, FLUX1_DIFFUSERS, Family, LoadOptions};
-use tch_flux::flux1::Flux1Params;
-use tch_flux::text::{T5Config, T5Encoder};
+use tch_flux::models::flux1::Flux1Params;
+use tch_flux::models::text::{T5Config, T5Encoder};
 
 use super::{
     fixture, flux1, is_as_its_package_reads_it, kept_is_as_cast, load_as, mismatch, open, rows, store_for,

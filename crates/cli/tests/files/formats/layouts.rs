@@ -5,11 +5,11 @@ use std::path::Path;
 
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
-use tch_flux::autoencoder::{AutoEncoder, AutoEncoderParams};
 use tch_flux::checkpoint::{Checkpoint, Family, LoadOptions};
-use tch_flux::flux1::{Flux1, Flux1Params};
+use tch_flux::models::autoencoder::{AutoEncoder, AutoEncoderParams};
+use tch_flux::models::flux1::{Flux1, Flux1Params};
+use tch_flux::models::text::{ClipConfig, ClipText, T5Config, T5Encoder};
 use tch_flux::nn::init;
-use tch_flux::text::{ClipConfig, ClipText, T5Config, T5Encoder};
 
 use super::{load_as, mismatch, numbers, of, open, store, values};
 use crate::support::{

@@ -20,7 +20,7 @@ use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 use tch_flux::checkpoint::{Access, Checkpoint, LoadOptions, Loaded};
 
-use tch_flux::flux1::{Flux1, Flux1Input, Flux1Params};
+use tch_flux::models::flux1::{Flux1, Flux1Input, Flux1Params};
 use tch_flux::nn::declare;
 use tch_flux::{Error, FileProblem, Mismatch};
 

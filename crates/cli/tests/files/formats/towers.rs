@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
-use tch_flux::autoencoder::{AutoEncoder, AutoEncoderParams};
 use tch_flux::checkpoint::{Checkpoint, Family, LoadOptions};
-use tch_flux::text::ClipConfig;
-use tch_flux::vision::{ClipVision, ClipVisionConfig};
+use tch_flux::models::autoencoder::{AutoEncoder, AutoEncoderParams};
+use tch_flux::models::text::ClipConfig;
+use tch_flux::models::vision::{ClipVision, ClipVisionConfig};
 
 use super::layouts::{clip, clip_config, is, made, t5};
 use super::{mismatch, of, open, refused, store};
@@ -203,7 +203,7 @@ fn what_is_wrong_within_openais_names_is_reported() {
 #[test]
 fn all_positions_of_longclip_are_read() {
     let long = ClipConfig { max_position_embeddings: 248, ..clip_config() };
-    let text = made(|vs| drop(tch_flux::text::ClipText::new(vs.root(), &long).unwrap()), 3);
+    let text = made(|vs| drop(tch_flux::models::text::ClipText::new(vs.root(), &long).unwrap()), 3);
     let name = "text_model.embeddings.position_embedding.weight";
     // In transformers' names, as one table.
     let read = of(&whole_clip(&text)).official();

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use tch::Kind;
 use tch_flux::checkpoint::lora::{Lora, Model};
 use tch_flux::checkpoint::{Access, Checkpoint};
+use tch_flux::generation::{LoraFile, OwnParts, Parts, Pipeline, Request, Settings};
 use tch_flux::image::Image;
-use tch_flux::pipeline::{LoraFile, OwnParts, Parts, Pipeline, Request, Settings};
 
 use super::{open, report, run};
 use crate::support::{Line, Stored, f32s, layout, stored, temp, write_file, write_sparse};

@@ -1,0 +1,172 @@
+//! The official loop over a FLUX.1 transformer.
+
+use std::cell::RefCell;
+
+use tch::Tensor;
+
+use super::control::Led;
+use crate::error::Result;
+use crate::math;
+use crate::models::flux1::{Additions, CachedSteps, Flux1, Flux1Input, Residuals, StepCache, Steps};
+use crate::sampling::{self, Prepared};
+
+/// What a picture is drawn from beside text.
+#[derive(Debug, Default)]
+pub struct Conditions {
+    /// More channels of every patch `[B, Li, …]`: Fill's image and mask, Canny's edges, the depth.
+    pub img_cond: Option<Tensor>,
+    /// More patches along the sequence `[B, Lc, …]` with their positions `[B, Lc, 3]`: Kontext's reference.
+    pub img_cond_seq: Option<(Tensor, Tensor)>,
+}
+
+/// The official loop over FLUX.1: every step calls the model with the time and the guidance in the latents' kind, and
+/// with the conditions beside the noisy patches. `on_step` hears of each step that is done, from 1, with the patches.
+///
+/// Source: `black-forest-labs/flux` at 802fb47, `src/flux/sampling.py` lines 314–354.
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape), [`Error::Unfilled`](crate::Error::Unfilled), and whatever `on_step` returns.
+pub fn denoise(
+    model: &Flux1,
+    prepared: &Prepared,
+    timesteps: &[f64],
+    guidance: f64,
+    conditions: &Conditions,
+    on_step: &mut dyn FnMut(usize, &Tensor) -> Result<()>,
+) -> Result<Tensor> {
+    let course = Course::new(model, prepared, timesteps, guidance, conditions)?;
+    let mut img = prepared.img.shallow_clone();
+    for (step, times) in timesteps.windows(2).enumerate() {
+        img = sampling::denoise(&img, times, |img, t_vec, _| {
+            course.velocity(model, img, t_vec, step, &Additions::default())
+        })?;
+        on_step(step + 1, &img)?;
+    }
+    Ok(img)
+}
+
+/// What the steps of some pictures share: all that the model reads beside the noisy patches and the time.
+#[derive(Debug)]
+pub(super) struct Course {
+    img_ids: Tensor,
+    txt: Tensor,
+    txt_ids: Tensor,
+    vec: Tensor,
+    guidance: Tensor,
+    img_cond: Option<Tensor>,
+    img_cond_seq: Option<Tensor>,
+    /// Where the numerics allow it: what is computed before the first step.
+    steps: Option<Steps>,
+    /// Of a picture that is drawn alone.
+    cached: Option<RefCell<CachedSteps>>,
+}
+
+impl Course {
+    pub(super) fn new(
+        model: &Flux1,
+        prepared: &Prepared,
+        timesteps: &[f64],
+        guidance: f64,
+        conditions: &Conditions,
+    ) -> Result<Self> {
+        let Prepared { img, img_ids, txt, txt_ids, vec } = prepared;
+        let guidance = Tensor::f_full([img.size()[0]], guidance, (img.kind(), img.device()))?;
+        let img_ids = match &conditions.img_cond_seq {
+            Some((_, ids)) => Tensor::f_cat(&[img_ids, ids], 1)?,
+            None => img_ids.shallow_clone(),
+        };
+        let mut course = Self {
+            img_ids,
+            txt: txt.shallow_clone(),
+            txt_ids: txt_ids.shallow_clone(),
+            vec: vec.shallow_clone(),
+            guidance,
+            img_cond: conditions.img_cond.as_ref().map(Tensor::shallow_clone),
+            img_cond_seq: conditions.img_cond_seq.as_ref().map(|(patches, _)| patches.shallow_clone()),
+            steps: None,
+            cached: None,
+        };
+        if let Some(times) = timesteps.split_last().map(|(_, times)| times).filter(|times| !times.is_empty())
+        {
+            let first = Tensor::f_full([img.size()[0]], times[0], (img.kind(), img.device()))?;
+            course.steps = model.prepare_steps(&course.input(&course.beside(img)?, &first), times)?;
+        }
+        Ok(course)
+    }
+
+    /// Those of several pictures, side by side along the batch. All must have been made for the same times, from inputs
+    /// of the same shapes.
+    pub(super) fn together(courses: &[&Self]) -> Result<Self> {
+        let cat = |of: fn(&Self) -> &Tensor| {
+            math::cat(&courses.iter().map(|course| of(course)).collect::<Vec<_>>(), 0)
+        };
+        let cat_some = |of: fn(&Self) -> Option<&Tensor>| {
+            let some: Option<Vec<_>> = courses.iter().map(|course| of(course)).collect();
+            some.filter(|some| !some.is_empty()).map(|some| math::cat(&some, 0)).transpose()
+        };
+        let steps: Option<Vec<_>> = courses.iter().map(|course| course.steps.as_ref()).collect();
+        Ok(Self {
+            img_ids: cat(|course| &course.img_ids)?,
+            txt: cat(|course| &course.txt)?,
+            txt_ids: cat(|course| &course.txt_ids)?,
+            vec: cat(|course| &course.vec)?,
+            guidance: cat(|course| &course.guidance)?,
+            img_cond: cat_some(|course| course.img_cond.as_ref())?,
+            img_cond_seq: cat_some(|course| course.img_cond_seq.as_ref())?,
+            steps: steps.map(|steps| Steps::together(&steps)).transpose()?,
+            cached: None,
+        })
+    }
+
+    /// From now on some of so many calls are not computed whole.
+    pub(super) fn skip(&mut self, cache: StepCache, calls: usize) {
+        self.cached = Some(RefCell::new(CachedSteps::new(cache, calls)));
+    }
+
+    /// Calls that were not computed whole, and all; none where all are.
+    pub(super) fn skipped(&self) -> (usize, usize) {
+        self.cached.as_ref().map_or((0, 0), |cached| cached.borrow().skipped())
+    }
+
+    /// Of the noisy patches alone, though the conditions are read beside them.
+    pub(super) fn velocity(
+        &self,
+        model: &Flux1,
+        img: &Tensor,
+        t_vec: &Tensor,
+        step: usize,
+        additions: &Additions,
+    ) -> Result<Tensor> {
+        let img_input = self.beside(img)?;
+        let input = self.input(&img_input, t_vec);
+        let prepared = self.steps.as_ref().map(|steps| (steps, step));
+        let pred = match &self.cached {
+            Some(cached) => model.forward_cached(&input, prepared, additions, &mut cached.borrow_mut())?,
+            None => model.forward_with(&input, prepared, additions)?,
+        };
+        Ok(pred.f_narrow(1, 0, img.size()[1])?)
+    }
+
+    /// What ControlNets add in a step. They know the noisy patches alone.
+    pub(super) fn led(&self, led: &Led, img: &Tensor, t_vec: &Tensor, step: usize) -> Result<Vec<Residuals>> {
+        let img_ids = &self.img_ids.f_narrow(1, 0, img.size()[1])?;
+        led.residuals(&Flux1Input { img_ids, ..self.input(img, t_vec) }, step)
+    }
+
+    /// The patches with the conditions beside them.
+    fn beside(&self, img: &Tensor) -> Result<Tensor> {
+        let mut img_input = img.shallow_clone();
+        if let Some(img_cond) = &self.img_cond {
+            img_input = Tensor::f_cat(&[&img_input, img_cond], -1)?;
+        }
+        if let Some(img_cond_seq) = &self.img_cond_seq {
+            img_input = Tensor::f_cat(&[&img_input, img_cond_seq], 1)?;
+        }
+        Ok(img_input)
+    }
+
+    fn input<'a>(&'a self, img: &'a Tensor, timesteps: &'a Tensor) -> Flux1Input<'a> {
+        let Self { img_ids, txt, txt_ids, vec, guidance, .. } = self;
+        Flux1Input { img, img_ids, txt, txt_ids, timesteps, y: vec, guidance: Some(guidance) }
+    }
+}

@@ -1,0 +1,245 @@
+//! What a request takes of memory, and what there is.
+
+use std::collections::BTreeMap;
+
+use tch::Device;
+
+use super::{Edit, Follow, Offload, Pipeline, PreviewBy, Request, Settings, Weights, resident};
+use crate::checkpoint::Access;
+use crate::error::{Error, Result};
+use crate::numerics::{Numerics, Quantize};
+use crate::shim;
+
+/// Bytes that a request takes beyond what the pipeline holds already, at the peak of each phase. Weights that are borrowed
+/// from a mapped file are not counted: the system can drop them and read them again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Memory {
+    /// Text encoders, and what reads the pictures of Redux.
+    pub text: u64,
+    /// Transformer.
+    pub denoise: u64,
+    /// Autoencoder.
+    pub decode: u64,
+}
+
+impl Memory {
+    /// Of the phase that takes most.
+    pub fn peak(&self) -> u64 {
+        self.text.max(self.denoise).max(self.decode)
+    }
+}
+
+/// Numbers that a step holds at once for each token and each of the transformer's channels: measured with one double
+/// and two single blocks of FLUX.1's width and 1280 tokens, with a tenth added.
+const DENOISE: [u64; 2] = [32, 19];
+/// Numbers that decoding holds at once for each pixel and each of the first level's channels: measured at 512 × 512,
+/// with a tenth added.
+const DECODE: [u64; 2] = [10, 7];
+
+/// The same of TAEF1 in both numerics, measured at 768 × 768.
+const DECODE_TINY: u64 = 5;
+
+/// Bytes that the large depth model takes for a picture, whatever its size, beside its weights.
+const DEPTH: u64 = 1 << 30;
+
+/// What is read from the headers once.
+#[derive(Debug)]
+pub(super) struct Owned {
+    /// What the weights of each part take of memory of their own.
+    bytes: BTreeMap<&'static str, u64>,
+    /// Whether the autoencoder is a tiny one.
+    tiny: bool,
+}
+
+/// Which of two the numerics take: exact, fast.
+fn form(numbers: [u64; 2], numerics: Numerics) -> u64 {
+    numbers[usize::from(numerics == Numerics::Fast)]
+}
+
+impl Pipeline {
+    /// What a request takes, from the sizes of the models and of the picture.
+    ///
+    /// # Errors
+    /// What is wrong with the files.
+    pub fn memory(&self, request: &Request) -> Result<Memory> {
+        self.memory_of(request, 1)
+    }
+
+    /// How many pictures of a request the memory allows at a time, at least one and at most so many.
+    pub(super) fn fitting(&self, request: &Request, most: usize) -> usize {
+        let Some(free) = free_bytes(self.settings.device) else { return most };
+        let fits = |&count: &usize| self.memory_of(request, count).is_ok_and(|memory| memory.peak() <= free);
+        (2..=most).rev().find(fits).unwrap_or(1)
+    }
+
+    /// What so many pictures take that are computed together.
+    fn memory_of(&self, request: &Request, pictures: usize) -> Result<Memory> {
+        let owned = self.owned()?;
+        // What is there already takes no more.
+        let resident = |part| match part {
+            "transformer" => self.transformer.is_some(),
+            "T5" => self.t5.is_some(),
+            "CLIP" => self.clip.is_some(),
+            "autoencoder" => self.autoencoder.is_some(),
+            "preview decoder" => self.previewer.is_some(),
+            "image encoder" | "Redux" => self.vision.is_some(),
+            "ControlNet" => self.resident_controlnets().all(|resident| resident),
+            "IP-Adapter" | "CLIP vision model" => self.resident_pictured().all(|resident| resident),
+            _ => false,
+        };
+        let own = |part| owned.bytes.get(part).copied().filter(|_| !resident(part)).unwrap_or(0);
+        Ok(self.memory_with(request, pictures, &self.settings, owned.tiny, &own))
+    }
+
+    /// What so many pictures take with these settings, where the weights of each part take so much, and the autoencoder is a
+    /// tiny one or not.
+    pub(super) fn memory_with(
+        &self,
+        request: &Request,
+        pictures: usize,
+        settings: &Settings,
+        is_tiny: bool,
+        own: &dyn Fn(&'static str) -> u64,
+    ) -> Memory {
+        let request = self.complete(request);
+        let offloads = settings.offload != Offload::None;
+        let (transformer, autoencoder) = (own("transformer"), own("autoencoder"));
+        let vision = if request.redux.is_some() { own("image encoder") + own("Redux") } else { 0 };
+        let sees = if request.pictured.is_empty() { 0 } else { own("CLIP vision model") };
+        let text = own("T5") + own("CLIP") + vision + sees;
+        let kept = if settings.keep_text_encoders && !offloads { text } else { 0 };
+        let controlnets = if request.controls.is_empty() { 0 } else { own("ControlNet") };
+        let adapters = if request.pictured.is_empty() { 0 } else { own("IP-Adapter") };
+        let added = controlnets + adapters;
+
+        let p = &self.params;
+        let number = self.kind.elt_size_in_bytes() as u64;
+        let side = |pixels: i64| (pixels.max(0) as u64).div_ceil(16);
+        let (image_tokens, text_tokens) = self.tokens(&request);
+        let (image_tokens, text_tokens) = (image_tokens.unsigned_abs(), text_tokens.unsigned_abs());
+        let beside = self.reference_tokens(&request).unsigned_abs();
+        let tokens = (image_tokens + text_tokens + beside) * pictures as u64;
+        // What ControlNets say stays until the step is done; of several, two at a time.
+        let said = request.controls.iter().filter_map(|control| self.controlnets().nth(control.net));
+        let said = said.map(|net| net.flux.depth + net.flux.depth_single_blocks).max().unwrap_or(0) as u64;
+        let said = said * (request.controls.len() as u64).min(2);
+        let numbers = form(DENOISE, settings.numerics) + said;
+        let step = tokens * p.hidden_size.unsigned_abs() * number * numbers;
+        // The wider of T5's two: its MLP. In the kinds that the fast form widens, f32. A picture of Redux has about as
+        // many tokens, and SigLIP is no wider.
+        let encoding = text_tokens * p.context_in_dim.unsigned_abs() * 4 * 16;
+        let after = if offloads { 0 } else { transformer + added };
+        let tile = settings.vae_tile.map_or(u64::MAX, |tile| tile.max(0).unsigned_abs());
+        let pixels = (side(request.width) * 16).min(tile) * (side(request.height) * 16).min(tile);
+        let tiny = pixels * TINY_CHANNELS * 4 * DECODE_TINY;
+        let full = pixels * AUTOENCODER_CHANNELS * 4 * form(DECODE, settings.numerics);
+        let decoding = if is_tiny { tiny } else { full };
+        let by_decoder = matches!(self.parts.preview, Some(PreviewBy::Decoder(_)));
+        let mut beside = 0;
+        // What was encoded before the first step needs the autoencoder no more where it is offloaded. Where it is not, it
+        // stays while the pictures after the first ones are drawn.
+        let images = request.prompts.len() * request.num_images;
+        let stays = !offloads && (self.encodes(&request) || images > pictures);
+        if stays || request.previews > 0 && self.parts.preview.is_none() {
+            beside += autoencoder;
+        }
+        if request.previews > 0 && by_decoder {
+            beside += own("preview decoder") + tiny;
+        }
+        let follows = |edit: &Edit| edit.follow == Follow::Depth;
+        let depths =
+            if request.edit.as_deref().is_some_and(follows) { own("depth model") + DEPTH } else { 0 };
+        Memory {
+            text: text + encoding,
+            // Depths are found before the first step.
+            denoise: kept + beside + transformer + added + step.max(depths),
+            decode: kept + after + autoencoder + decoding,
+        }
+    }
+
+    /// What the weights of each part take of memory of their own, read from the headers once.
+    fn owned(&self) -> Result<&Owned> {
+        if let Some(owned) = self.owned.get() {
+            return Ok(owned);
+        }
+        let mut bytes = BTreeMap::new();
+        for weights in self.weights()? {
+            *bytes.entry(weights.part).or_default() += own_bytes(&weights, &self.settings);
+        }
+        let autoencoder = self.parts.open_autoencoder(self.settings.access)?;
+        let tiny = resident::is_tiny(&autoencoder);
+        Ok(self.owned.get_or_init(|| Owned { bytes, tiny }))
+    }
+
+    /// [`Error::TooLarge`] where less is free than a request takes. Where the system does not say what is free, nothing
+    /// is refused.
+    ///
+    /// # Errors
+    /// That, and what is wrong with the files.
+    pub fn check_memory(&self, request: &Request) -> Result<()> {
+        let device = self.settings.device;
+        let Some(free) = free_bytes(device) else { return Ok(()) };
+        let memory = self.memory(request)?;
+        if memory.peak() <= free {
+            return Ok(());
+        }
+        Err(Error::TooLarge { needed: memory.peak(), free, device, advice: self.advice(&memory, free) })
+    }
+
+    /// What would make it fit.
+    fn advice(&self, memory: &Memory, free: u64) -> String {
+        let settings = &self.settings;
+        let mut advice = vec!["a smaller picture takes less"];
+        if memory.decode > free && settings.vae_tile.is_none() {
+            advice.push("so does decoding in tiles (vae_tile, --vae-tile)");
+        }
+        if settings.keep_text_encoders {
+            advice.push("so do text encoders that are released (keep_text_encoders)");
+        }
+        if memory.denoise > free && !settings.keep_quantized && settings.quantize == Quantize::None {
+            advice.push("so do quantised weights (a GGUF or fp8 file with keep_quantized, or quantize)");
+        }
+        advice.join(", ")
+    }
+}
+
+/// Of the first level of FLUX.1's autoencoder.
+const AUTOENCODER_CHANNELS: u64 = 128;
+/// Of every layer of TAEF1.
+const TINY_CHANNELS: u64 = 64;
+
+/// What a part's weights take of memory of their own.
+fn own_bytes(weights: &Weights, settings: &Settings) -> u64 {
+    let borrowed = settings.device == Device::Cpu
+        && settings.access == Access::Map
+        && weights.in_memory.keys().all(|kind| weights.on_disk.contains_key(kind));
+    if borrowed { 0 } else { weights.in_memory.values().sum() }
+}
+
+/// Bytes that are free on a device, if the system says.
+pub(crate) fn free_bytes(device: Device) -> Option<u64> {
+    match device {
+        Device::Cpu => free_host_bytes(),
+        Device::Cuda(index) => shim::free_bytes(index),
+        _ => None,
+    }
+}
+
+/// What programs may still take: what the machine has, and what the control group allows where there is one.
+fn free_host_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let machine = line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024;
+    Some(group_bytes("/sys/fs/cgroup").map_or(machine, |group| group.min(machine)))
+}
+
+/// What the control group at this path leaves; `None` without a limit.
+fn group_bytes(path: &str) -> Option<u64> {
+    let read = |name: &str| std::fs::read_to_string(format!("{path}/{name}")).ok();
+    let number = |name: &str| read(name)?.trim().parse::<u64>().ok();
+    let (most, current) = (number("memory.max")?, number("memory.current")?);
+    // Of what it holds, files can be dropped.
+    let stat = read("memory.stat").unwrap_or_default();
+    let files = stat.lines().find_map(|line| line.strip_prefix("inactive_file ")?.parse::<u64>().ok());
+    Some(most.saturating_sub(current.saturating_sub(files.unwrap_or(0))))
+}

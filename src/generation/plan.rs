@@ -1,0 +1,263 @@
+//! How a request fits into so much memory.
+
+use std::collections::BTreeMap;
+
+use tch::{Device, Kind};
+
+use super::{Memory, Offload, Pipeline, Request, Settings, resident};
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Result};
+use crate::models::flux1::Flux1;
+use crate::numerics::Quantize;
+use crate::ops;
+
+/// What libtorch, its libraries and this program take of the host's memory by themselves once they have run: measured on
+/// Linux with libtorch 2.13, with some added.
+const PROGRAM: u64 = 700 << 20;
+
+/// What is quantised lies in whole pages, as large as the system has them.
+const PAGE: u64 = 2 << 20;
+
+/// Sides of the tiles that are tried, in pixels: the largest that fits is taken.
+const TILES: [i64; 6] = [1024, 768, 512, 384, 256, 192];
+
+/// What is done so that a request stays under a figure.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// The figure, in bytes.
+    pub limit: u64,
+    /// What is expected of each phase, the program itself included; weights in mapped files are counted.
+    pub expected: Memory,
+    /// What is done, a line each; none where it fits as it is.
+    pub steps: Vec<String>,
+    /// Whether quantising the transformer would do in place of bringing its blocks anew in every step, had it been allowed.
+    pub quantized_fits: bool,
+}
+
+/// A part whose weights can be brought a block at a time.
+struct InBlocks {
+    part: &'static str,
+    checkpoint: Checkpoint,
+    kind: Kind,
+    /// What the names in blocks start with.
+    blocks: &'static [&'static str],
+}
+
+impl Pipeline {
+    /// Changes the settings so that a request takes no more than so many bytes on the pipeline's device, and says how.
+    /// Text encoders are released, parts are offloaded, quantised files stay quantised, then blocks are offloaded; only
+    /// tiles of the autoencoder, at last, change bits of the picture: they blend their seams. Where it `may_quantize`, the
+    /// weights of the transformer's blocks become int8, on CUDA fp8, if that saves bringing them anew in every step. Models
+    /// that were loaded are released.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`] where nothing makes it fit, and the settings are then as they were; what is wrong with the files.
+    pub fn fit(&mut self, request: &Request, limit: u64, may_quantize: bool) -> Result<Plan> {
+        let in_blocks = self.in_blocks()?;
+        let mut settings = self.settings;
+        let (mut steps, mut quantized_fits) = (Vec::new(), false);
+        loop {
+            let expected = self.expected(request, &settings, &in_blocks)?;
+            if expected.peak() <= limit {
+                self.release();
+                self.owned.take();
+                self.settings = settings;
+                return Ok(Plan { limit, expected, steps, quantized_fits });
+            }
+            let next = next(&settings, &expected, limit, self.is_quantised()?);
+            if let Some((changed, _)) = next
+                && changed.offload == Offload::Blocks
+                && let Some(quantized) = self.quantized(&changed)?
+            {
+                let expected = self.expected(request, &quantized, &in_blocks)?;
+                quantized_fits = expected.text.max(expected.denoise) <= limit;
+                if may_quantize && quantized_fits {
+                    let numbers = if quantized.quantize == Quantize::Fp8 { "fp8" } else { "int8" };
+                    steps.push(format!(
+                        "the weights of the transformer's blocks become {numbers}, which changes the picture; of T5 no more \
+                         than two blocks are in memory at a time"
+                    ));
+                    (settings, quantized_fits) = (quantized, false);
+                    continue;
+                }
+            }
+            match next {
+                Some((changed, step)) => {
+                    settings = changed;
+                    steps.push(step);
+                }
+                None => {
+                    let mut advice = "a larger figure is needed, or a smaller picture".to_string();
+                    if settings.quantize != Quantize::None {
+                        advice += ", or blocks that are not quantised: they need not all be in memory";
+                    }
+                    let device = self.settings.device;
+                    return Err(Error::TooLarge { needed: expected.peak(), free: limit, device, advice });
+                }
+            }
+        }
+    }
+
+    /// These settings, with the transformer quantised, where the device can do it and it is not quantised already.
+    fn quantized(&self, settings: &Settings) -> Result<Option<Settings>> {
+        let quantize = match settings.device {
+            Device::Cpu => Quantize::Int8,
+            device if ops::cuda::check_fp8(device).is_ok() => Quantize::Fp8,
+            _ => return Ok(None),
+        };
+        let (transformer, _) = self.parts.open_transformer(settings.access)?;
+        let already = settings.quantize != Quantize::None || transformer.is_quantised();
+        Ok((!already).then_some(Settings { quantize, ..*settings }))
+    }
+
+    fn in_blocks(&self) -> Result<Vec<InBlocks>> {
+        let access = self.settings.access;
+        let (transformer, _) = self.parts.open_transformer(access)?;
+        let t5 = self.parts.open_t5(access)?;
+        let part = |part, checkpoint, kind, blocks| InBlocks { part, checkpoint, kind, blocks };
+        let mut all = vec![
+            part("transformer", transformer, self.kind, &["double_blocks.", "single_blocks."][..]),
+            part("T5", t5, self.text_kind(), &["encoder.block."]),
+        ];
+        for checkpoint in self.open_controlnets()? {
+            let blocks =
+                &["double_blocks.", "single_blocks.", "controlnet_blocks.", "controlnet_single_blocks."];
+            all.push(part("ControlNet", checkpoint, self.kind, blocks));
+        }
+        for checkpoint in self.open_ip_adapters()? {
+            all.push(part("IP-Adapter", checkpoint, self.kind, &["double_blocks."]));
+        }
+        Ok(all)
+    }
+
+    /// What a request takes with these settings.
+    fn expected(&self, request: &Request, settings: &Settings, in_blocks: &[InBlocks]) -> Result<Memory> {
+        let tiny = resident::is_tiny(&self.parts.open_autoencoder(settings.access)?);
+        let weights = self.weights()?;
+        let program = if settings.device == Device::Cpu { PROGRAM } else { 0 };
+        let own = |part: &'static str| {
+            if !in_blocks.iter().any(|one| one.part == part) {
+                let of = weights.iter().filter(|weights| weights.part == part);
+                return of.flat_map(|weights| weights.in_memory.values()).sum();
+            }
+            let of = in_blocks.iter().filter(|one| one.part == part);
+            of.map(|one| one.bytes(settings, part == "transformer")).sum()
+        };
+        let Memory { text, denoise, decode } = self.memory_with(request, 1, settings, tiny, &own);
+        Ok(Memory { text: text + program, denoise: denoise + program, decode: decode + program })
+    }
+
+    fn is_quantised(&self) -> Result<bool> {
+        let access = self.settings.access;
+        Ok(self.parts.open_transformer(access)?.0.is_quantised()
+            || self.parts.open_t5(access)?.is_quantised())
+    }
+}
+
+impl InBlocks {
+    /// What its weights take at most at a time. Those in the host's own files are counted: they are in memory while they are
+    /// used.
+    fn bytes(&self, settings: &Settings, quantizes: bool) -> u64 {
+        let on_host = settings.device == Device::Cpu;
+        let quantizes = quantizes && settings.quantize != Quantize::None;
+        let number = self.kind.elt_size_in_bytes() as u64;
+        let numbers = |name: &str| {
+            let numbers: i64 = self.checkpoint.shape(name).unwrap_or_default().iter().product();
+            numbers.unsigned_abs()
+        };
+        let quantized = self.checkpoint.names().filter(|name| quantizes && Flux1::quantizes(name));
+        let quantized: u64 = quantized.map(|name| numbers(name) + PAGE).sum();
+        if settings.offload != Offload::Blocks {
+            let whole: u64 =
+                self.checkpoint.types_in_memory(self.kind, settings.keep_quantized).values().sum();
+            // On a device what was quantised takes the place of what it was.
+            return whole + if on_host { quantized } else { 0 };
+        }
+        // In the host's own files each tensor goes as soon as it was computed with, or quantised; elsewhere a block.
+        let (mut rest, mut sizes) = (quantized, BTreeMap::<&str, u64>::new());
+        for name in self.checkpoint.names() {
+            let bytes = numbers(name) * number;
+            match self.blocks.iter().find_map(|start| block_of(name, start)) {
+                Some(block) => {
+                    let alone = on_host || quantizes && Flux1::quantizes(name);
+                    *sizes.entry(if alone { name } else { block }).or_default() += bytes;
+                }
+                None => rest += bytes,
+            }
+        }
+        rest + 2 * sizes.values().max().copied().unwrap_or(0)
+    }
+}
+
+/// The next thing to be done for the phase that takes too much, mildest first: the settings then, and what it is.
+fn next(settings: &Settings, expected: &Memory, limit: u64, quantised: bool) -> Option<(Settings, String)> {
+    let weights = expected.text > limit || expected.denoise > limit;
+    let step = |changed: Settings, step: &str| Some((changed, step.to_string()));
+    if settings.keep_text_encoders {
+        let changed = Settings { keep_text_encoders: false, ..*settings };
+        return step(changed, "T5 and CLIP are released once the prompt is read");
+    }
+    if settings.offload == Offload::None {
+        let changed = Settings { offload: Offload::Parts, ..*settings };
+        return step(changed, "each part is in memory only while its phase lasts");
+    }
+    if weights && quantised && !settings.keep_quantized && settings.quantize == Quantize::None {
+        let changed = Settings { keep_quantized: true, ..*settings };
+        return step(changed, "quantised weights stay as they are on the disk");
+    }
+    if weights && settings.offload == Offload::Parts {
+        let changed = Settings { offload: Offload::Blocks, ..*settings };
+        let blocks = match settings.quantize {
+            Quantize::None => "of T5 and of the transformer, no more than two blocks are in memory at a time",
+            _ => {
+                "of T5 no more than two blocks are in memory at a time, and the transformer is quantised layer by layer"
+            }
+        };
+        return step(changed, blocks);
+    }
+    if !weights
+        && let Some(tile) = TILES.into_iter().find(|&tile| settings.vae_tile.is_none_or(|own| tile < own))
+    {
+        let changed = Settings { vae_tile: Some(tile), ..*settings };
+        return step(changed, &format!("the autoencoder works in tiles of {tile} pixels"));
+    }
+    None
+}
+
+/// `double_blocks.3` of `double_blocks.3.img_attn.qkv.weight`.
+fn block_of<'a>(name: &'a str, start: &str) -> Option<&'a str> {
+    let number = name.strip_prefix(start)?.split('.').next()?;
+    name.get(..start.len() + number.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mildest_is_done_first_and_only_for_the_phase_that_needs_it() {
+        let mut settings = Settings { keep_text_encoders: true, ..Settings::default() };
+        let of = |text, denoise, decode| Memory { text, denoise, decode };
+        let mut step = |expected: Memory| {
+            let (changed, _) = next(&settings, &expected, 10, true)?;
+            settings = changed;
+            Some(changed)
+        };
+        assert!(!step(of(1, 20, 1)).unwrap().keep_text_encoders);
+        assert_eq!(step(of(1, 20, 1)).unwrap().offload, Offload::Parts);
+        assert_eq!(step(of(1, 1, 20)).unwrap().vae_tile, Some(1024));
+        assert_eq!(step(of(1, 1, 20)).unwrap().vae_tile, Some(768));
+        assert!(step(of(20, 1, 20)).unwrap().keep_quantized);
+        assert_eq!(step(of(20, 1, 20)).unwrap().offload, Offload::Blocks);
+        assert_eq!(step(of(20, 1, 1)), None);
+    }
+
+    #[test]
+    fn blocks_are_told_by_their_names() {
+        assert_eq!(
+            block_of("double_blocks.12.img_attn.qkv.weight", "double_blocks."),
+            Some("double_blocks.12")
+        );
+        assert_eq!(block_of("img_in.weight", "double_blocks."), None);
+    }
+}

@@ -1,0 +1,200 @@
+//! Pictures of one shape side by side: what the loop of steps computes on.
+
+use tch::{Kind, Tensor};
+
+use super::control::Led;
+use super::denoise::Course;
+use super::draw::{Drawing, Times};
+use super::edit::{Given, Start};
+use super::pictured::ImagePrompts;
+use super::prompts::Encoded;
+use super::{Pipeline, Request, Variation};
+use crate::error::{Error, Result};
+use crate::math;
+use crate::models::flux1::{Additions, Flux1, StepCache};
+use crate::sampling::{self, NoiseRule, Prepared, get_more_noise, get_noise, prepare};
+
+/// A drawing as the loop has it.
+pub(super) struct Row<'a> {
+    /// Its place among the drawings.
+    pub(super) drawing: usize,
+    /// What the loop begins with, `[1, L, C]`.
+    img: Tensor,
+    noise: Tensor,
+    /// What the sampler adds at each step but the last, `[1, steps, L, C]`, where it does.
+    more_noise: Option<Tensor>,
+    start: Option<&'a Start>,
+    course: Course,
+    negative: Option<Course>,
+    true_cfg_scale: Option<f64>,
+    /// What ControlNets follow, with what it is.
+    controls: &'a [Tensor],
+    image_prompts: &'a ImagePrompts,
+    request: &'a Request,
+}
+
+impl<'a> Row<'a> {
+    pub(super) fn new(
+        pipeline: &Pipeline,
+        model: &Flux1,
+        drawing: usize,
+        of: &'a Drawing<'a>,
+        times: &Times,
+    ) -> Result<Self> {
+        let request = &of.request;
+        let noise = noise(request, pipeline.kind)?.f_to_device(pipeline.settings.device)?;
+        let guidance = request.guidance.unwrap_or(0.0);
+        let course = |text: &Encoded| {
+            let prepared = prepare(&noise, &text.txt, &text.vec)?;
+            let course = Course::new(model, &prepared, &times.timesteps, guidance, &of.given.conditions)?;
+            Ok::<_, Error>((prepared, course))
+        };
+        let (Prepared { img: noise, .. }, prompt) = course(&of.text.prompt)?;
+        let negative = of.text.negative.as_ref().map(course).transpose()?.map(|(_, course)| course);
+        let start = of.given.start.as_ref();
+        let img = match start {
+            Some(start) => start.noised(&noise, times.sigmas[0])?,
+            None => noise.shallow_clone(),
+        };
+        let more_noise = request.sampler.unwrap_or_default().draws_noise().then(|| {
+            let more =
+                get_more_noise(times.sigmas.len() as i64 - 2, request.height, request.width, request.seed)?;
+            Ok::<_, Error>(sampling::pack(&more)?.f_unsqueeze(0)?.f_to_device(pipeline.settings.device)?)
+        });
+        let more_noise = more_noise.transpose()?;
+        let true_cfg_scale = request.scale();
+        let Given { controls, image_prompts, .. } = of.given;
+        Ok(Self {
+            drawing,
+            img,
+            noise,
+            more_noise,
+            start,
+            course: prompt,
+            negative,
+            true_cfg_scale,
+            controls,
+            image_prompts,
+            request,
+        })
+    }
+}
+
+/// The noise of a request's first picture.
+fn noise(request: &Request, kind: Kind) -> Result<Tensor> {
+    let rule = if request.legacy_noise { NoiseRule::Legacy } else { NoiseRule::Current };
+    let of = |seed| get_noise(1, request.height, request.width, kind, seed, rule);
+    match request.variation {
+        Some(Variation { seed, strength }) => sampling::slerp(&of(request.seed)?, &of(seed)?, strength),
+        None => of(request.seed),
+    }
+}
+
+/// Rows side by side along the batch.
+pub(super) struct Beside<'a> {
+    pub(super) img: Tensor,
+    noise: Tensor,
+    more_noise: Option<Tensor>,
+    start: Option<Start>,
+    course: Course,
+    /// What is led away from, and how far.
+    negative: Option<(Course, f64)>,
+    /// What ControlNets add, where there are any.
+    led: Option<Led<'a>>,
+    image_prompts: ImagePrompts,
+}
+
+impl<'a> Beside<'a> {
+    /// For a loop of so many steps.
+    pub(super) fn of(pipeline: &'a Pipeline, rows: &[Row<'a>], steps: usize) -> Result<Self> {
+        let cat = |of: for<'r> fn(&'r Row<'a>) -> &'r Tensor| {
+            math::cat(&rows.iter().map(of).collect::<Vec<_>>(), 0)
+        };
+        let starts: Option<Vec<_>> = rows.iter().map(|row| row.start).collect();
+        let negatives: Option<Vec<_>> = rows.iter().map(|row| row.negative.as_ref()).collect();
+        let negative = negatives.map(|negatives| Course::together(&negatives)).transpose()?;
+        let more_noise: Option<Vec<_>> = rows.iter().map(|row| row.more_noise.as_ref()).collect();
+        let controls = rows.first().map_or(&[][..], |row| &row.request.controls);
+        let embedded = |i: usize| rows.iter().filter_map(|row| row.controls.get(i)).collect();
+        let embedded: Vec<Vec<&Tensor>> = (0..controls.len()).map(embedded).collect();
+        let led =
+            (!controls.is_empty()).then(|| Led::new(pipeline, controls, &embedded, steps)).transpose()?;
+        let image_prompts: Vec<_> = rows.iter().map(|row| row.image_prompts).collect();
+        Ok(Self {
+            led,
+            image_prompts: ImagePrompts::together(&image_prompts)?,
+            img: cat(|row| &row.img)?,
+            noise: cat(|row| &row.noise)?,
+            more_noise: more_noise.map(|more| math::cat(&more, 0)).transpose()?,
+            start: starts.map(|starts| Start::together(&starts)).transpose()?,
+            course: Course::together(&rows.iter().map(|row| &row.course).collect::<Vec<_>>())?,
+            negative: negative.zip(rows.first().and_then(|row| row.true_cfg_scale)),
+        })
+    }
+
+    /// Source of the true guidance: diffusers 0.42.1, `pipelines/flux/pipeline_flux.py` lines 934–947.
+    pub(super) fn velocity(
+        &self,
+        model: &Flux1,
+        img: &Tensor,
+        t_vec: &Tensor,
+        step: usize,
+    ) -> Result<Tensor> {
+        let residuals = match &self.led {
+            Some(led) if led.counts_in(step) => self.course.led(led, img, t_vec, step)?,
+            _ => Vec::new(),
+        };
+        let ImagePrompts { prompt, negative: others } = &self.image_prompts;
+        let additions = Additions { residuals: &residuals, image_prompts: prompt };
+        let pred = self.course.velocity(model, img, t_vec, step, &additions)?;
+        match &self.negative {
+            Some((negative, scale)) => {
+                let additions = Additions { image_prompts: others, ..additions };
+                let away = negative.velocity(model, img, t_vec, step, &additions)?;
+                Ok(away.f_add(&pred.f_sub(&away)?.f_mul_scalar(*scale)?)?)
+            }
+            None => Ok(pred),
+        }
+    }
+
+    /// From now on some of so many calls of the model are not computed whole. For a picture that is drawn alone.
+    pub(super) fn skip(&mut self, cache: StepCache, calls: usize) {
+        self.course.skip(cache, calls);
+        self.negative.iter_mut().for_each(|(negative, _)| negative.skip(cache, calls));
+    }
+
+    /// Calls of the model that were not computed whole, and all that could have been skipped.
+    pub(super) fn skipped(&self) -> (usize, usize) {
+        let (skipped, calls) = self.course.skipped();
+        let (more, more_calls) = self.negative.as_ref().map_or((0, 0), |(negative, _)| negative.skipped());
+        (skipped + more, calls + more_calls)
+    }
+
+    /// Goes on with these rows alone, which stood at these places.
+    pub(super) fn go_on_with(
+        &mut self,
+        pipeline: &'a Pipeline,
+        rows: &[Row<'a>],
+        steps: usize,
+        places: &Tensor,
+    ) -> Result<()> {
+        let img = self.img.f_index_select(0, places)?;
+        *self = Self { img, ..Self::of(pipeline, rows, steps)? };
+        Ok(())
+    }
+
+    /// What the sampler adds after a step.
+    pub(super) fn noise(&self, step: usize) -> Result<Tensor> {
+        match &self.more_noise {
+            Some(more) => Ok(more.f_select(1, step as i64)?),
+            None => Err(Error::Config("no noise was drawn for this sampler".into())),
+        }
+    }
+
+    pub(super) fn keep_unmasked(&self, img: &Tensor, time: f64) -> Result<Tensor> {
+        match &self.start {
+            Some(start) => start.keep_unmasked(img, &self.noise, time),
+            None => Ok(img.shallow_clone()),
+        }
+    }
+}

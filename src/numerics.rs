@@ -1,0 +1,40 @@
+//! Which form of the operations runs, whether the work is still wanted, and the memory that steps share: what every
+//! operation obeys.
+
+mod scope;
+mod workspace;
+
+use serde::{Deserialize, Serialize};
+
+#[cfg(test)]
+pub(crate) use scope::torch_only;
+pub(crate) use scope::{
+    NumericsSetting, at_least_f32, check_cancelled, fitting, is_fast, torch_everywhere, with_reference_f64,
+    workspace,
+};
+pub use scope::{with_cancel, with_numerics};
+pub(crate) use workspace::Block as WorkspaceBlock;
+
+/// How numbers come about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Numerics {
+    /// The bits of the official PyTorch code on the same libtorch, device and number of threads.
+    #[default]
+    Exact,
+    /// As fast as the device can, no less accurate: against an f64 reference, at most 1.1 times the error of `Exact`.
+    Fast,
+}
+
+/// Numbers of fewer bits for the weights of a transformer's blocks, and for the products with them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Quantize {
+    /// As they were loaded.
+    #[default]
+    None,
+    /// On the CPU: a scale for each row of a weight and for each token.
+    Int8,
+    /// e4m3 on CUDA from SM 8.9 on, scaled likewise.
+    Fp8,
+}

@@ -1,36 +1,36 @@
 #![doc = include_str!("../README.md")]
 //!
-//! # Where things are
+//! # Modules
 //!
 //! | module | what it holds |
 //! | --- | --- |
-//! | `hub` | models by their names, fetched into the cache that Python shares (feature `hub`) |
-//! | [`engine`] | a pipeline on its own thread: a queue before it, events out of it |
-//! | [`recipe`] | what a picture's file says about how it was drawn |
-//! | [`pipeline`] | a request in, pictures out |
+//! | [`engine`] | a queue of requests before one or more pipelines, events out of it |
+//! | [`parity`] | cases of a reference implementation, and the run that compares |
+//! | `hub` | models by their names on the hub, fetched into the cache that Python shares (feature `hub`) |
+//! | [`generation`] | a request in, pictures out, and how each was made |
 //! | [`convert`] | weight files into other names, other numbers and other sizes of file |
-//! | [`flux1`] | the transformer, its sizes and variants; ControlNets and IP-Adapters |
-//! | [`autoencoder`] | pixels to latents and back |
-//! | [`vision`] | what turns a picture into states that the transformer reads |
-//! | [`text`] | T5, CLIP and their tokenizers |
-//! | [`vision`] | pictures to what a drawing follows |
-//! | [`sampling`] | noise, positions, schedules, the Euler loop |
-//! | [`layers`] | what the transformer is made of, in the official order |
+//! | [`checkpoint`] | weight files: opened, recognised, renamed, loaded into a `VarStore` |
+//! | [`models`] | FLUX.1 with ControlNets and IP-Adapters, the autoencoders, text and image encoders |
+//! | [`sampling`] | noise, positions, schedules, solvers |
+//! | [`image`] | eight-bit pictures, and their files: PNG, JPEG, WebP |
+//! | `config` | configuration files of diffusers and transformers, read key by key |
+//! | [`layers`] | the layers of the transformer, in the official order |
 //! | [`ops`] | the hot operations: what each means, and how it is done fast |
-//! | [`math`] | rotary positions and attention |
-//! | [`nn`] | linear, convolution, norms, embedding; parameters that cost nothing until they are filled |
+//! | [`nn`] | linear, convolution, norms, embedding; parameters that take no memory until they are loaded |
 //! | [`lora`] | changes to weights, run beside them or merged into them |
 //! | [`quant`] | how numbers are stored, and how they become numbers that libtorch computes with |
-//! | [`checkpoint`] | weight files: opened, recognised, renamed, poured into a `VarStore` |
-//! | `config` | configuration files of diffusers and transformers, read key by key |
-//! | [`image`] | eight-bit pictures, and their files: PNG, JPEG, WebP |
-//! | [`parity`] | cases from a reference implementation, and the run that compares |
+//! | [`math`] | rotary positions and attention |
+//! | [`numerics`] | exact or fast, cancellation, and the memory and threads of the operations |
+//! | `shim` | what libtorch has and tch lacks |
+//! | `error` | every error, typed |
 //!
-//! Each uses only what stands below it in this list, but for `checkpoint`, `image` and `parity`, which stand beside:
-//! models do not know files, files do not know models, and only `pipeline`, `convert` and `parity` know both.
+//! Each uses only what stands below it in this table, which a test holds against the sources. Models do not know files, and
+//! `checkpoint` knows no model: `generation`, `convert` and `parity` bring them together.
 
 #![warn(missing_docs)]
 
+#[cfg(test)]
+mod borders;
 pub mod checkpoint;
 mod config;
 pub mod convert;

@@ -1,11 +1,16 @@
 //! Which form of the operations runs, whether the work is still wanted, and the memory that steps share: what every
 //! operation obeys.
 
+mod memory;
+mod parallel;
 mod scope;
 mod workspace;
 
 use serde::{Deserialize, Serialize};
 
+pub use memory::copy_seconds;
+pub(crate) use memory::empty;
+pub(crate) use parallel::par_for;
 #[cfg(test)]
 pub(crate) use scope::torch_only;
 pub(crate) use scope::{

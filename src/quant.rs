@@ -3,7 +3,6 @@
 mod bitsandbytes;
 mod blocks;
 mod code;
-mod cores;
 mod decode;
 mod device;
 mod fill;
@@ -12,7 +11,6 @@ mod fp8;
 mod int8;
 mod lanes;
 mod matrix;
-mod memory;
 #[cfg(test)]
 mod tests;
 
@@ -27,8 +25,6 @@ pub(crate) use fill::{Job, Part, Source, decode_all};
 pub(crate) use fp8::Fp8;
 pub(crate) use int8::Int8;
 pub(crate) use matrix::{Piece, Quantized};
-pub use memory::copy_seconds;
-pub(crate) use memory::{empty, pages};
 
 /// How a tensor's numbers are written in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

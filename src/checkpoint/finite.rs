@@ -9,6 +9,7 @@ use super::source::Part;
 use super::stream::DECODED;
 use super::{Checkpoint, is_quantised};
 use crate::error::{FileProblem, Result};
+use crate::numerics;
 use crate::quant::{self, Job};
 
 impl Checkpoint {
@@ -36,7 +37,7 @@ impl Checkpoint {
     fn not_finite(&self, name: &str, part: &Part, kind: Kind) -> Result<Option<FileProblem>> {
         let code = self.code(name, part)?;
         let (file, entry) = (&self.files[part.file], self.entry(part));
-        let buffer = quant::empty(&[part.elements.len().min(DECODED) as i64], Kind::Float)?;
+        let buffer = numerics::empty(&[part.elements.len().min(DECODED) as i64], Kind::Float)?;
         let (mut first, mut count, mut overflow) = (None, 0u64, None);
         for at in part.elements.clone().step_by(DECODED) {
             let run = at..(at + DECODED).min(part.elements.end);

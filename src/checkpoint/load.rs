@@ -14,6 +14,7 @@ use super::staging::Staging;
 use super::{Checkpoint, Contained, is_embedding, is_quantised};
 use crate::error::{Error, FileProblem, Mismatch, Result};
 use crate::nn::{Elsewhere, Linears};
+use crate::numerics;
 use crate::quant::{self, Code, Companions, Encoding, Job, Piece, Quantized, four_bit};
 
 /// How a checkpoint is poured into a store.
@@ -212,7 +213,7 @@ impl Checkpoint {
         for (i, Wanted { name, source, kind }) in wanted.iter().enumerate() {
             let borrowed = self.as_it_is(source, *kind)?;
             if borrowed.is_none() {
-                let out = quant::empty(&source.filled_shape(), *kind)?;
+                let out = numerics::empty(&source.filled_shape(), *kind)?;
                 let each = source.parts.iter().map(|part| self.code(name, part));
                 codes.push(each.collect::<Result<Vec<Code>>>()?);
                 fresh.push((i, source, out));

@@ -9,6 +9,7 @@ use tch::{Kind, Tensor};
 use super::source::{Part, Stored};
 use super::{Checkpoint, is_quantised};
 use crate::error::Result;
+use crate::numerics;
 use crate::quant::{self, Encoding, Job};
 
 /// Bytes that are copied at a time.
@@ -82,7 +83,7 @@ impl Checkpoint {
             return out(&self.tensor_as(name, kind)?);
         }
         let longest = source.parts.iter().map(|part| part.elements.len()).max().unwrap_or(0);
-        let buffer = quant::empty(&[longest.min(DECODED) as i64], kind)?;
+        let buffer = numerics::empty(&[longest.min(DECODED) as i64], kind)?;
         for part in &source.parts {
             let code = self.code(name, part)?;
             for at in part.elements.clone().step_by(DECODED) {
@@ -105,7 +106,7 @@ impl Checkpoint {
             return Ok(all.f_narrow(0, rows.start as i64, rows.len() as i64)?);
         }
         let source = source.rows(rows);
-        let out = quant::empty(&source.shape, kind)?;
+        let out = numerics::empty(&source.shape, kind)?;
         let codes = source.parts.iter().map(|part| self.code(name, part)).collect::<Result<Vec<_>>>()?;
         let part = |(part, code): (&Part, _)| {
             self.files[part.file].part(self.entry(part), code, part.of, part.elements.clone())

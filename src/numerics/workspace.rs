@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use memmap2::{MmapMut, MmapOptions};
 use tch::{Device, Kind, Tensor};
 
-use crate::quant::pages;
+use super::memory::pages;
 use crate::shim::{self, Memory};
 
 /// Below this libtorch's own allocator does well.

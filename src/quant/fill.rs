@@ -4,8 +4,9 @@ use std::ops::Range;
 
 use tch::{Device, Kind, Tensor};
 
-use super::{Code, cores};
+use super::Code;
 use crate::error::{Error, Result};
+use crate::numerics::par_for;
 use crate::shim;
 
 /// Bytes of numbers that one thread fills at a time: a huge page, so that no two threads wait for the same one.
@@ -110,7 +111,7 @@ pub(crate) unsafe fn decode_all(jobs: &[Job]) -> Result<()> {
     let fill = |outs: Vec<&mut [u8]>| {
         let bytes = outs.iter().map(|out| out.len()).sum();
         let tasks: Vec<Task> = jobs.iter().zip(outs).flat_map(|(job, out)| tasks(job, out)).collect();
-        cores::on_all(tasks.into_iter(), bytes, Task::run)
+        par_for(tasks.into_iter(), bytes, Task::run)
     };
     // SAFETY: the caller keeps everybody else away from the tensors.
     let filled = unsafe { shim::with_all_bytes(&outs, fill) };

@@ -2,8 +2,8 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::memory;
 use crate::error::Result;
+use crate::numerics;
 
 /// A matrix `[out, in]`: `weight * scale`, row by row.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ impl Fp8 {
             return Self::f_quantize(matrix);
         }
         let (rows, columns) = (matrix.size()[0], matrix.size()[1]);
-        let weight = memory::empty(&[rows, columns], Kind::Float8e4m3fn)?;
+        let weight = numerics::empty(&[rows, columns], Kind::Float8e4m3fn)?;
         let mut scales = Vec::new();
         for start in (0..rows).step_by(ROWS as usize) {
             let len = ROWS.min(rows - start);

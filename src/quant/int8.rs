@@ -2,8 +2,8 @@
 
 use tch::{Kind, Tensor};
 
-use super::memory;
 use crate::error::Result;
+use crate::numerics;
 
 /// A matrix `[out, in]`: `weight * scale`, row by row.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ impl Int8 {
     /// [`Error::Tch`](crate::Error::Tch) where the memory is not to be had.
     pub(crate) fn of(matrix: &Tensor) -> Result<Self> {
         let (rows, columns) = (matrix.size()[0], matrix.size()[1]);
-        let weight = memory::empty(&[rows, columns], Kind::Int8)?;
+        let weight = numerics::empty(&[rows, columns], Kind::Int8)?;
         let mut scales = Vec::new();
         let mut sums = Vec::new();
         for start in (0..rows).step_by(ROWS as usize) {

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
 use super::fill::{Job, Part, Source, decode_all};
-use super::{Code, device, memory};
+use super::{Code, device};
 use crate::error::{Error, Result};
+use crate::numerics;
 use crate::shim;
 
 /// A weight whose bytes are those of the file: numbers are made of them when they are needed, the same bits as if it
@@ -42,7 +43,7 @@ impl Quantized {
     }
 
     fn on_cpu(&self, kind: Kind) -> Result<Tensor> {
-        let out = memory::empty(&self.shape, kind)?;
+        let out = numerics::empty(&self.shape, kind)?;
         let sources: Vec<&[u8]> = self.pieces.iter().map(Piece::stored).collect();
         let parts = self.pieces.iter().zip(&sources).map(|(piece, source)| piece.part(source));
         let job = Job { out: &out, parts: parts.collect::<Result<_>>()? };

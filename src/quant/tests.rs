@@ -10,6 +10,7 @@ use tch::{Cuda, Device, Kind, Tensor};
 
 use super::lanes::Processor;
 use super::*;
+use crate::numerics::empty;
 
 /// A file of `fixtures/quant`.
 struct Fixture(Vec<u8>);

@@ -21,7 +21,7 @@ use tch::Device;
 use tch_flux::engine::{self, Engine};
 use tch_flux::generation::{LoraFile, Offload, Parts, Pipeline, Role, Settings};
 use tch_flux::numerics::{self, Numerics, Quantize};
-use tch_flux::ops::{cuda};
+use tch_flux::ops::cuda;
 use tch_flux_server::{Abilities, Model, Options, Server};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};

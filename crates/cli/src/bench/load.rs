@@ -17,7 +17,7 @@ use tch_flux::models::flux1::{Flux1, Flux1Params};
 use tch_flux::models::text::{ClipConfig, ClipText, T5Config, T5Encoder};
 use tch_flux::models::vision::{ReduxConfig, ReduxImageEncoder, SiglipConfig, SiglipVision};
 use tch_flux::nn::Linears;
-use tch_flux::quant;
+use tch_flux::numerics;
 
 use super::super::{KindArg, access, human_bytes, kind_name, parse_device, print_json};
 use super::measure::{peak_bytes, synchronize};
@@ -66,7 +66,7 @@ impl Load {
         let seconds = seconds[seconds.len() / 2];
         let peak = peak_bytes();
         let grown = before.zip(peak).map(|(before, peak)| peak - before);
-        let copy = if loaded.moved > 0 { Some(quant::copy_seconds(loaded.moved / 2)?) } else { None };
+        let copy = if loaded.moved > 0 { Some(numerics::copy_seconds(loaded.moved / 2)?) } else { None };
         if self.json {
             print_json(&json!({
                 "file": self.path, "family": family, "seconds": seconds, "first_seconds": first, "bytes": loaded.bytes,

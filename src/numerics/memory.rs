@@ -6,7 +6,7 @@ use std::time::Instant;
 use memmap2::MmapMut;
 use tch::{Device, Kind, Tensor};
 
-use super::cores;
+use super::parallel::par_for;
 use crate::error::{Error, Result};
 use crate::shim::{self, Memory};
 
@@ -61,7 +61,7 @@ pub fn copy_seconds(bytes: u64) -> Result<f64> {
         let mut fresh = pages(len).map_err(Error::io("memory"))?;
         let begin = Instant::now();
         let tasks = fresh.chunks_mut(2 << 20).zip(source.chunks(2 << 20));
-        cores::on_all(tasks, len, |(to, from), _| {
+        par_for(tasks, len, |(to, from), _| {
             to.copy_from_slice(&from[..to.len()]);
             Ok(())
         })?;

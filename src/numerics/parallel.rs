@@ -13,7 +13,7 @@ const WORTH_A_THREAD: usize = 1 << 20;
 ///
 /// # Errors
 /// The first of a task; then not all of them are done.
-pub(super) fn on_all<T: Send>(
+pub(crate) fn par_for<T: Send>(
     tasks: impl Iterator<Item = T> + Send,
     bytes: usize,
     work: impl Fn(T, &mut Vec<u8>) -> Result<()> + Sync,

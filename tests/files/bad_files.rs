@@ -994,7 +994,10 @@ fn a_pipe_is_refused_without_waiting_for_a_writer() {
         let (_folder, path) = temp(name);
         match std::process::Command::new("mkfifo").arg(&path).status() {
             Ok(status) if status.success() => {}
-            other => return println!("skipped: no pipe can be made here: {other:?}"),
+            other => {
+                let why = format!("no pipe can be made here: {other:?}");
+                return crate::support::require::require("pipes", Err::<(), _>(&*why)).unwrap_or_default();
+            }
         }
         let at = path.clone();
         let found = in_time(move || refused_at(&at));
@@ -1006,7 +1009,8 @@ fn a_pipe_is_refused_without_waiting_for_a_writer() {
 #[test]
 fn a_device_without_an_end_is_refused() {
     if !Path::new("/dev/zero").exists() {
-        return println!("skipped: there is no /dev/zero here");
+        return crate::support::require::require("devices", Err::<(), _>("there is no /dev/zero"))
+            .unwrap_or_default();
     }
     assert_eq!(in_time(|| refused_at(Path::new("/dev/zero"))), FileProblem::NotAFile);
 }
@@ -1019,7 +1023,8 @@ fn a_file_without_permission_is_named() {
     write_file(&path, &right());
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o000)).unwrap();
     if std::fs::File::open(&path).is_ok() {
-        return println!("skipped: this user may read every file");
+        let why = "this user may read every file";
+        return crate::support::require::require("permissions", Err::<(), _>(why)).unwrap_or_default();
     }
     let Err(Error::Io { path: named, source }) = Checkpoint::open(&path, Access::Map) else { panic!() };
     assert_eq!((named, source.kind()), (path.clone(), std::io::ErrorKind::PermissionDenied));
@@ -1112,7 +1117,10 @@ fn a_shard_that_is_a_pipe_is_refused_without_waiting_for_a_writer() {
     let shard = folder.path().join("three");
     match std::process::Command::new("mkfifo").arg(&shard).status() {
         Ok(status) if status.success() => {}
-        other => return println!("skipped: no pipe can be made here: {other:?}"),
+        other => {
+            let why = format!("no pipe can be made here: {other:?}");
+            return crate::support::require::require("pipes", Err::<(), _>(&*why)).unwrap_or_default();
+        }
     }
     let found = in_time(move || problem(Checkpoint::open(&path, Access::Map), &shard));
     assert_eq!(found, FileProblem::NotAFile);

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::ops::ControlFlow;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,16 +18,6 @@ use tch_flux::numerics::{Numerics, with_cancel};
 use tch_flux::sampling::{get_noise, prepare};
 
 const DEVICE: Device = Device::Cuda(0);
-
-/// The device for one test alone, which may fill it; says so where there is none.
-fn device(test: &str) -> Option<MutexGuard<'static, ()>> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    if Cuda::device_count() == 0 {
-        say(&format!("{test}: skipped: no CUDA device"));
-        return None;
-    }
-    Some(ALONE.lock().unwrap_or_else(PoisonError::into_inner))
-}
 
 /// Not through `println!`, which a test that passes swallows.
 fn say(text: &str) {
@@ -64,7 +54,7 @@ fn difference(a: &[Generated], b: &[Generated]) -> f64 {
 
 #[test]
 fn pictures_are_those_of_the_cpu() {
-    let Some(_alone) = device("pictures_are_those_of_the_cpu") else { return };
+    let Some(_alone) = crate::support::require::cuda() else { return };
     for (kind, most) in [(Kind::Float, 0.1), (Kind::BFloat16, 2.0)] {
         let kind = Some(kind);
         let cpu = draw(Settings { kind, ..Settings::default() }, &circle(64));
@@ -81,7 +71,7 @@ fn pictures_are_those_of_the_cpu() {
 
 #[test]
 fn a_request_for_more_memory_than_there_is_is_refused_with_numbers() {
-    let Some(_alone) = device("a_request_for_more_memory_than_there_is_is_refused_with_numbers") else {
+    let Some(_alone) = crate::support::require::cuda() else {
         return;
     };
     let engine = engine();
@@ -105,7 +95,7 @@ fn fill() -> Vec<Tensor> {
 
 #[test]
 fn a_job_that_runs_out_of_memory_fails_and_the_next_is_drawn() {
-    let Some(_alone) = device("a_job_that_runs_out_of_memory_fails_and_the_next_is_drawn") else { return };
+    let Some(_alone) = crate::support::require::cuda() else { return };
     if !in_a_child("a_job_that_runs_out_of_memory_fails_and_the_next_is_drawn") {
         return;
     }
@@ -130,7 +120,7 @@ fn a_job_that_runs_out_of_memory_fails_and_the_next_is_drawn() {
 
 #[test]
 fn a_lost_device_ends_its_thread_with_an_event_and_the_process_lives() {
-    let Some(_alone) = device("a_lost_device_ends_its_thread_with_an_event_and_the_process_lives") else {
+    let Some(_alone) = crate::support::require::cuda() else {
         return;
     };
     if !in_a_child("a_lost_device_ends_its_thread_with_an_event_and_the_process_lives") {
@@ -197,7 +187,7 @@ fn wide(blocks: usize) -> (VarStore, Flux1) {
 
 #[test]
 fn what_is_cancelled_ends_within_two_blocks() {
-    let Some(_alone) = device("what_is_cancelled_ends_within_two_blocks") else { return };
+    let Some(_alone) = crate::support::require::cuda() else { return };
     let _no_grad = tch::no_grad_guard();
     const BLOCKS: usize = 60;
     let (_vs, model) = wide(BLOCKS);

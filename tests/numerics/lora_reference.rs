@@ -4,7 +4,6 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::Command;
 
 use serde::Deserialize;
 use tch::{Kind, Tensor};
@@ -78,14 +77,10 @@ fn compare(folder: &Path, case: &Case) {
 
 #[test]
 fn merged_weights_are_those_of_diffusers_and_peft() {
-    let Ok(python) = std::env::var("TCH_FLUX_PYTHON") else {
-        assert!(std::env::var_os("CI").is_none(), "in CI the reference must be there");
-        println!("skipped: run it with scripts/with-libtorch --reference");
-        return;
-    };
+    let Some(mut python) = crate::support::require::python() else { return };
     let folder = tempfile::tempdir().unwrap();
-    let output = Command::new(python)
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
+    let output = python
+        .current_dir(crate::support::root())
         .arg("scripts/compare_lora.py")
         .arg(folder.path())
         .output()

@@ -38,6 +38,7 @@ fn generate_draws_what_the_official_code_draws() {
     let folder = fixtures().join("official");
     let listed: Listed =
         serde_json::from_str(&std::fs::read_to_string(folder.join("pictures.json")).unwrap()).unwrap();
+    let _alone = crate::alone();
     tch::set_num_threads(listed.machine.threads);
     let exact = Machine::here().gives_the_bits_of(&listed.machine);
     let how = if exact { "byte for byte" } else { "within a few grey levels" };

@@ -5,6 +5,7 @@
 
 pub mod gguf;
 pub mod judge;
+pub mod require;
 pub mod targets;
 
 use std::collections::BTreeMap;

@@ -2,7 +2,8 @@
 //!
 //! `scripts/with-libtorch --reference` brings diffusers and says in `TCH_FLUX_PYTHON` where it is.
 
-use std::process::Command;
+#[path = "../../../tests/support/mod.rs"]
+mod support;
 
 #[test]
 fn generate_draws_what_diffusers_draws() {
@@ -59,16 +60,7 @@ fn compare(script: &str) {
 
 /// What the reference's Python prints, which must end well; `None` where there is none.
 fn python(args: &[&str]) -> Option<String> {
-    let Ok(python) = std::env::var("TCH_FLUX_PYTHON") else {
-        assert!(std::env::var_os("CI").is_none(), "in CI the reference must be there");
-        println!("skipped: run it with scripts/with-libtorch --reference");
-        return None;
-    };
-    let output = Command::new(python)
-        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
-        .args(args)
-        .output()
-        .unwrap();
+    let output = support::require::python()?.current_dir(support::root()).args(args).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     println!("{text}");
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));

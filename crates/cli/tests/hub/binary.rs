@@ -188,7 +188,8 @@ fn on_a_terminal_each_file_has_a_bar() {
     let place = Place::with(tiny_files());
     let plain = command(&place, &[]);
     let line = format!("{} generate x --model {NAME} --dry-run", plain.get_program().to_str().unwrap());
-    let mut terminal = Command::new("script");
+    let Some(script) = crate::support::require::program("script", &["script"]) else { return };
+    let mut terminal = Command::new(script);
     terminal.args(["-qec", &line, "/dev/null"]).stdin(Stdio::null()).current_dir(place.folder.path());
     for (name, value) in plain.get_envs() {
         match value {
@@ -197,7 +198,7 @@ fn on_a_terminal_each_file_has_a_bar() {
         };
     }
     terminal.env("TERM", "xterm");
-    let Ok(output) = terminal.output() else { return println!("skipped: there is no `script`") };
+    let output = terminal.output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     for name in files_in(&place.snapshot()) {
         assert!(text.contains(&name), "{name}: {text}");

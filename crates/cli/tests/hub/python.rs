@@ -6,12 +6,7 @@ use super::*;
 
 /// Runs Python with the cache of a place, where the tests with a reference implementation run.
 fn python(place: &Place, offline: bool, program: &str) -> Option<String> {
-    let Some(python) = std::env::var_os("TCH_FLUX_PYTHON") else {
-        assert!(std::env::var_os("CI").is_none(), "in CI the reference must be there");
-        println!("skipped: run it with scripts/with-libtorch --reference");
-        return None;
-    };
-    let mut command = Command::new(python);
+    let mut command = crate::support::require::python()?;
     command
         .env("HF_HOME", place.folder.path())
         .env("HF_ENDPOINT", &place.server.url)

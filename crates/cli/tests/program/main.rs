@@ -497,11 +497,8 @@ fn bench_decode_and_text_measure_and_say_it_in_words() {
 
 #[test]
 fn the_comparison_with_pytorch_names_its_rows() {
-    let Ok(python) = std::env::var("TCH_FLUX_PYTHON") else {
-        assert!(std::env::var_os("CI").is_none(), "in CI the reference must be there");
-        println!("skipped: run it with scripts/with-libtorch --reference");
-        return;
-    };
+    let Some(python) = support::require::python() else { return };
+    let python = python.get_program().to_owned();
     let script = crate::support::root().join("scripts/bench_vs_reference");
     let call = |arguments: &[&str]| Command::new(&python).arg(&script).args(arguments).output().unwrap();
     let listed = stdout(&call(&["--list"]));

@@ -6,13 +6,11 @@ mod beside;
 mod bodies;
 #[path = "../../../../tests/support/http_client.rs"]
 mod client;
-mod clients;
 mod connections;
 mod dialect;
 mod forms;
 mod life;
 mod modes;
-mod replicas;
 #[path = "../../../../tests/support/json_schema.rs"]
 mod schema;
 mod security;

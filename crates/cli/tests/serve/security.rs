@@ -180,7 +180,11 @@ fn the_page_takes_nothing_from_elsewhere() {
         assert_eq!(page.header(name), Some(value));
     }
     let text = page.text();
-    assert!(!text.contains("http://") || !text.contains("src=\"http"), "nothing is loaded from elsewhere");
+    let elsewhere =
+        ["src=\"http", "href=\"http", "src=\"//", "href=\"//", "url(http", "@import", "from \"http"];
+    for load in elsewhere {
+        assert!(!text.contains(load), "{load}: nothing is loaded from elsewhere");
+    }
     // Everything that the page names is there.
     let names = text.split(['"', '\'']).filter(|name| name.ends_with(".js") || name.ends_with(".css"));
     for name in names {

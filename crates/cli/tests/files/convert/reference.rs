@@ -4,12 +4,8 @@ use std::process::Command;
 
 #[test]
 fn diffusers_loads_every_model_and_lora_that_is_written() {
-    let Ok(python) = std::env::var("TCH_FLUX_PYTHON") else {
-        assert!(std::env::var_os("CI").is_none(), "in CI the reference must be there");
-        println!("skipped: run it with scripts/with-libtorch --reference");
-        return;
-    };
-    let output = Command::new(python)
+    let Some(mut python) = crate::support::require::python() else { return };
+    let output = python
         .current_dir(crate::support::root())
         .args(["scripts/check_converted.py", "--binary", env!("CARGO_BIN_EXE_tch-flux")])
         .output()

@@ -1,23 +1,19 @@
 //! Clients that exist, unmodified, with the binary: the `openai` package, curl, and the page in a real browser.
 //!
 //! The first need what `scripts/with-libtorch --reference` brings. The browser needs Node, what `npm ci` installs in
-//! `tests/page`, and Chromium; without them its test says so and passes, unless `TCH_FLUX_REQUIRE_BROWSER` is set.
-#![cfg(unix)]
-
+//! `tests/page`, and Chromium.
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use crate::{alone, support::require};
 
 const KEY: &str = "sesame";
 const MODEL: &str = "fixtures/tiny";
 /// Longer than a busy machine takes to load the model.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// One herd of clients at a time: they measure times, and a machine with two cores has enough to do.
-static ALONE: Mutex<()> = Mutex::new(());
 
 /// A server that ends with the test.
 struct Server {
@@ -66,7 +62,7 @@ impl Drop for Server {
 
 /// Runs a program that is a client of an open server, and of one that wants a key.
 fn run(command: &mut Command, root: &Path) {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = alone();
     let (open, keyed) = (Server::start(&[]), Server::start(&["--api-key", KEY]));
     let narrow = Server::start(&["--queue", "1", "--job-timeout", "10"]);
     command.current_dir(root).env("TCH_FLUX_KEY", KEY);
@@ -84,40 +80,24 @@ fn run(command: &mut Command, root: &Path) {
 
 #[test]
 fn the_openai_package_curl_and_open_webui_are_served() {
-    let Ok(python) = std::env::var("TCH_FLUX_PYTHON") else {
-        assert!(std::env::var_os("CI").is_none(), "in CI the reference must be there");
-        println!("skipped: run it with scripts/with-libtorch --reference");
-        return;
-    };
+    let Some(mut command) = crate::support::require::python() else { return };
     let folder = crate::support::root().join("tests/openai");
-    let mut command = Command::new(python);
     command.args(["-B", "-m", "unittest", "--verbose"]);
     run(&mut command, &folder);
 }
 
-/// What the browser's test lacks.
-fn lacking(folder: &Path) -> Option<&'static str> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = |name: &str| std::env::split_paths(&path).any(|folder| folder.join(name).is_file());
-    let browsers = ["chromium", "chromium-browser", "google-chrome-stable", "google-chrome"];
-    if !found("node") {
-        return Some("there is no Node on the PATH");
-    }
-    if !folder.join("node_modules/playwright-core").is_dir() {
-        return Some("`npm ci` was not run in tests/page");
-    }
-    (!browsers.into_iter().any(found)).then_some("there is no Chromium on the PATH (Debian: chromium)")
+/// Node, where it has what the page is tested with.
+fn node(folder: &Path) -> Option<PathBuf> {
+    let node = require::program("browser", &["node"])?;
+    let names = ["chromium", "chromium-browser", "google-chrome-stable", "google-chrome"];
+    require::program("browser", &names)?;
+    let installed = folder.join("node_modules/playwright-core").is_dir();
+    require::require("browser", installed.then_some(node).ok_or("`npm ci` was not run in tests/page"))
 }
 
 #[test]
 fn the_page_works_in_a_real_browser() {
     let folder = crate::support::root().join("tests/page");
-    if let Some(lacking) = lacking(&folder) {
-        let required = std::env::var_os("TCH_FLUX_REQUIRE_BROWSER").is_some_and(|value| value != "0");
-        assert!(!required, "TCH_FLUX_REQUIRE_BROWSER is set, and {lacking}");
-        // Past the harness, which shows what a test prints only where it fails.
-        let _ = writeln!(std::io::stderr(), "the_page_works_in_a_real_browser: skipped: {lacking}");
-        return;
-    }
-    run(Command::new("node").args(["--test", "--test-reporter=spec", "page.test.mjs"]), &folder);
+    let Some(node) = node(&folder) else { return };
+    run(Command::new(node).args(["--test", "--test-reporter=spec", "page.test.mjs"]), &folder);
 }

@@ -1,19 +1,18 @@
 //! Three replicas of the binary behind nginx with `deploy/nginx.conf`: what `docs/scaling.md` promises of them.
-//!
-//! Where there is no nginx the tests say so and pass, unless `TCH_FLUX_REQUIRE_NGINX` is set.
-#![cfg(target_os = "linux")]
 
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, MutexGuard};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+
+use crate::{alone, support::require};
 
 const REPLICAS: usize = 3;
 const CLIENTS: usize = 12;
@@ -21,21 +20,6 @@ const KINDS: usize = 8;
 const GENERATIONS: &str = "/v1/images/generations";
 /// Longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// One cluster at a time: a machine with two cores has enough to do.
-static ALONE: Mutex<()> = Mutex::new(());
-
-fn nginx() -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/usr/local/sbin".into()]);
-    let found = folders.map(|folder: PathBuf| folder.join("nginx")).find(|file| file.is_file());
-    let required = std::env::var_os("TCH_FLUX_REQUIRE_NGINX").is_some_and(|value| value != "0");
-    assert!(found.is_some() || !required, "TCH_FLUX_REQUIRE_NGINX is set, and there is no nginx");
-    if found.is_none() {
-        eprintln!("skipped: there is no nginx on the PATH (Debian: apt-get install nginx)");
-    }
-    found
-}
 
 /// A process that ends with the test.
 struct Process(Child);
@@ -107,8 +91,8 @@ struct Cluster {
 impl Cluster {
     /// All of them ready; `None` without nginx.
     fn start() -> Option<Self> {
-        let nginx = nginx()?;
-        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let nginx = require::program("nginx", &["nginx"])?;
+        let alone = alone();
         let (folder, port) = (tempfile::tempdir().unwrap(), free_port());
         let ports: Vec<_> = (0..REPLICAS).map(|_| free_port()).collect();
         let replicas = ports.iter().map(|port| replica(*port)).collect();

@@ -1,6 +1,5 @@
 //! The cache is shared with Python's `huggingface_hub`: each reads what the other wrote.
 
-use std::process::Command;
 
 use super::*;
 

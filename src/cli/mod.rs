@@ -314,16 +314,56 @@ impl ModelArgs {
         let found = Parts::look(folder).unwrap_or_default();
         let found: Vec<_> = found.into_iter().filter_map(|(part, path)| Some((part, path.ok()?))).collect();
         let advice = match &found[..] {
-            [(part, path)] => format!(
-                "{} holds a {part} alone: name it by {} {}, and by --model the folder of a model that has the rest",
+            [(part, path)] if misplaced(folder).is_none() => format!(
+                "of a model's parts {} holds the {part} alone: name it by {} {}, and by --model the folder of a model that has the rest",
                 folder.display(),
                 part_flag(part),
                 path.display()
             ),
-            _ => format!("name that part by {}, or another folder by --model", part_flag(part)),
+            _ => misplaced(folder).unwrap_or_else(|| {
+                format!("name that part by {}, or another folder by --model", part_flag(part))
+            }),
         };
         anyhow::Error::from(error).context(advice)
     }
+}
+
+/// Of a folder that is no model's, but has models in it as programs keep them, what to name instead.
+fn misplaced(folder: &Path) -> Option<String> {
+    let shown = folder.display();
+    let below = |name: &str| folder.join(name).is_dir();
+    let one = |names: &[&'static str]| names.iter().find(|name| below(name)).copied();
+    let transformers = one(&["diffusion_models", "unet", "checkpoints", "Stable-diffusion"]);
+    let encoders = one(&["text_encoders", "clip", "text_encoder"]);
+    if let (Some(transformers), Some(encoders)) = (transformers, encoders)
+        && encoders != "text_encoder"
+    {
+        let flags = [
+            ("--transformer", transformers),
+            ("--clip", encoders),
+            ("--t5", encoders),
+            ("--autoencoder", one(&["vae", "VAE"]).unwrap_or("vae")),
+        ];
+        let flags = flags.map(|(flag, name)| format!("{flag} {}", folder.join(name).join("FILE").display()));
+        let flags = flags.join(", ");
+        return Some(format!(
+            "{shown} is laid out as ComfyUI's models, of which any could be meant: name the files by {flags}, and the \
+             tokenizers by --clip-tokenizer and --t5-tokenizer"
+        ));
+    }
+    // The cache of the hub keeps the files of a repository in a folder for each revision.
+    let names = |folder: &Path| {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        let mut folders: Vec<_> = entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
+        folders.sort();
+        folders
+    };
+    let snapshots = folder.join("snapshots");
+    let within = if snapshots.is_dir() { names(&snapshots) } else { names(folder) };
+    let whole =
+        |path: &&PathBuf| Parts::look(path).is_ok_and(|parts| parts.iter().all(|(_, place)| place.is_ok()));
+    let model = within.iter().take(100).find(whole)?;
+    Some(format!("{shown} is no model's folder, but {} is: name that by --model", model.display()))
 }
 
 /// The flag that names a part.

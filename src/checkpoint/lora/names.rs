@@ -252,7 +252,7 @@ fn resolve(module: &str, part: Part, ending: &str) -> Option<(Target, Maker)> {
 }
 
 /// What may stand before a module's name, and whose module it then is.
-const PREFIXES: [(&str, Option<Model>); 30] = [
+const PREFIXES: [(&str, Option<Model>); 36] = [
     ("module.", None),
     ("_orig_mod.", None),
     ("_orig_mod_", None),
@@ -264,6 +264,10 @@ const PREFIXES: [(&str, Option<Model>); 30] = [
     ("unet.", Some(Model::Transformer)),
     ("pipe.dit.", Some(Model::Transformer)),
     ("dit.", Some(Model::Transformer)),
+    ("flux.", Some(Model::Transformer)),
+    ("denoiser.", Some(Model::Transformer)),
+    ("lora_unet.", Some(Model::Transformer)),
+    ("lora_transformer.", Some(Model::Transformer)),
     ("lora_unet_", Some(Model::Transformer)),
     ("lora_transformer_", Some(Model::Transformer)),
     ("lycoris_", Some(Model::Transformer)),
@@ -284,6 +288,8 @@ const PREFIXES: [(&str, Option<Model>); 30] = [
     ("lora_te2_", Some(Model::T5)),
     ("lora_te3_", Some(Model::T5)),
     ("text_encoders.transformer.", None),
+    ("model.", None),
+    ("net.", None),
 ];
 
 impl fmt::Display for Part {

@@ -47,6 +47,12 @@ const FOREIGN: &[(&str, &str, &str)] = &[
         "perceiver.layers.0.cross_attn_norm.weight[8] noise_refiner.0.attention.to_q.weight \
          noise_refiner.0.adaLN_modulation.0.weight",
     ),
+    // Of which layers are called as the matrices of a LoRA.
+    (
+        "Krea 2",
+        "transformer",
+        "text_fusion.layerwise_blocks.0.norm1.weight[8] transformer_blocks.0.ff.up.weight transformer_blocks.0.ff.down.weight",
+    ),
     (
         "ACE-Step",
         "transformer",

@@ -129,9 +129,13 @@ pub fn parse_names<'a>(names: impl IntoIterator<Item = &'a str>) -> Names {
     sorted
 }
 
-/// Whether a name is that of a part of a change, and of nothing else.
+/// Whether a name is that of a part of a change, and of nothing else. Layers of some models are called `up` and `down`.
 pub(in crate::checkpoint) fn is_change(name: &str) -> bool {
-    split(name).is_some_and(|(_, part)| !matches!(part, Part::Alpha | Part::Set | Part::Shape))
+    split(name).is_some_and(|(module, part)| {
+        let layer =
+            matches!(&name[module.len()..], ".up.weight" | ".down.weight") && !module.contains("lora");
+        !layer && !matches!(part, Part::Alpha | Part::Set | Part::Shape)
+    })
 }
 
 /// The module's name in the file, and what the key holds of its change. A name without such an ending may be a whole

@@ -315,8 +315,9 @@ impl ModelArgs {
         let found: Vec<_> = found.into_iter().filter_map(|(part, path)| Some((part, path.ok()?))).collect();
         let advice = match &found[..] {
             [(part, path)] if misplaced(folder).is_none() => format!(
-                "of a model's parts {} holds the {part} alone: name it by {} {}, and by --model the folder of a model that has the rest",
+                "{} holds {} {part} alone: name it by {} {}, and by --model the folder of a model that has the rest",
                 folder.display(),
+                if part.starts_with('a') { "an" } else { "a" },
                 part_flag(part),
                 path.display()
             ),

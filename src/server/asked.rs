@@ -4,11 +4,10 @@ use super::able::ROLES;
 use super::fields;
 use super::problem::Problem;
 use super::shape::{self, parse_size};
-use super::shelf::random_seed;
 use super::values::Values;
 use crate::flux1::StepCache;
 use crate::image::Format;
-use crate::pipeline::{Follow, ReduxMix, Role, Variation};
+use crate::pipeline::{Follow, ReduxMix, Request, Role, Variation};
 use crate::sampling::{Sampler, Schedule};
 
 /// What is asked for.
@@ -192,7 +191,7 @@ impl Values {
     fn variation(&self) -> Result<Option<Variation>, Problem> {
         match (self.number("variation_strength"), self.whole("variation_seed")) {
             (Some(strength), seed) => {
-                Ok(Some(Variation { seed: seed.unwrap_or_else(random_seed), strength }))
+                Ok(Some(Variation { seed: seed.unwrap_or_else(Request::random_seed), strength }))
             }
             (None, Some(_)) => {
                 let text = "variation_seed needs a variation_strength: how far its noise is gone towards, from 0 to 1";

@@ -132,7 +132,13 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Err
 
 /// All subcommands and their flags.
 fn definition() -> clap::Command {
-    let command = Cli::command();
+    // A number below 0 is a wrong value, and no flag; subcommands of subcommands have no numbers but counts.
+    let command = Cli::command().mut_subcommands(|command| {
+        command.mut_args(|arg| match arg.get_action().takes_values() {
+            true => arg.allow_negative_numbers(true),
+            false => arg,
+        })
+    });
     #[cfg(feature = "serve")]
     let command = command.mut_subcommand("serve", serve::with_environment);
     #[cfg(feature = "serve")]
@@ -380,6 +386,13 @@ fn part_flag(part: &str) -> &'static str {
     }
 }
 
+/// A seed. Other programs take -1 for one that is chosen each time.
+fn parse_seed(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| {
+        format!("a seed is a whole number from 0 to {}; left out, it is another one each time", u64::MAX)
+    })
+}
+
 /// A kind of numbers to compute in.
 #[derive(Clone, Copy, Debug, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -395,6 +408,22 @@ impl From<KindArg> for Kind {
             KindArg::F32 => Kind::Float,
             KindArg::Bf16 => Kind::BFloat16,
             KindArg::F16 => Kind::Half,
+        }
+    }
+}
+
+/// How many threads compute.
+#[derive(Args, Clone, Copy, Debug)]
+struct ThreadsArg {
+    /// Threads of an operation on the CPU. [default: libtorch's]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024), hide_short_help = true)]
+    threads: Option<u16>,
+}
+
+impl ThreadsArg {
+    fn set(self) {
+        if let Some(threads) = self.threads {
+            tch::set_num_threads(threads.into());
         }
     }
 }

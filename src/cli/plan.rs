@@ -21,6 +21,8 @@ pub(super) struct Plan<'a> {
     /// How many previews each picture gets.
     pub(super) previews: usize,
     pub(super) grid: Option<&'a Path>,
+    /// How much of a start is drawn anew.
+    pub(super) strength: Option<f64>,
 }
 
 impl Plan<'_> {
@@ -31,6 +33,7 @@ impl Plan<'_> {
         let (width, height) = (request.width, request.height);
         let mut lines = vec![format!("would draw {pictures} of {width}x{height} with {model}, {arithmetic}")];
         lines.extend(request.prompts.iter().map(|prompt| field("prompt", &format!("{prompt:?}"))));
+        lines.extend(request.prompt_2.iter().map(|prompt| field("prompt for T5", &format!("{prompt:?}"))));
         lines.extend(request.negative_prompt.iter().map(|prompt| field("negative", &format!("{prompt:?}"))));
         lines.push(field("sampling", &self.sampling()));
         lines.push(field("seeds", &self.seeds()));
@@ -72,7 +75,7 @@ impl Plan<'_> {
         words.extend(request.schedule.as_ref().map(|schedule| format!("schedule {}", word(schedule))));
         words.extend(request.guidance.map(|guidance| format!("guidance {guidance}")));
         words.extend(request.true_cfg_scale.map(|scale| format!("true guidance {scale}")));
-        words.extend(request.edit.as_ref().map(|edit| format!("strength {}", edit.strength)));
+        words.extend(self.strength.map(|strength| format!("strength {strength}")));
         words.extend(request.cache.map(|cache| format!("cache {}", word(&cache))));
         words.extend(request.max_sequence_length.map(|tokens| format!("{tokens} tokens of text")));
         words.join(", ")

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use tch_flux::pipeline::{LoraFile, Memory, Request, Weights};
+use tch_flux::sampling::Schedule;
 
 use super::human_bytes;
 
@@ -72,11 +73,11 @@ impl Plan<'_> {
             format!("{} steps", request.steps.unwrap_or_default()),
             request.sampler.unwrap_or_default().title().to_string(),
         ];
-        words.extend(request.schedule.as_ref().map(|schedule| format!("schedule {}", word(schedule))));
+        words.extend(request.schedule.as_ref().map(schedule));
         words.extend(request.guidance.map(|guidance| format!("guidance {guidance}")));
         words.extend(request.true_cfg_scale.map(|scale| format!("true guidance {scale}")));
         words.extend(self.strength.map(|strength| format!("strength {strength}")));
-        words.extend(request.cache.map(|cache| format!("cache {}", word(&cache))));
+        words.extend(request.cache.map(|cache| format!("cache {}", listed(&cache))));
         words.extend(request.max_sequence_length.map(|tokens| format!("{tokens} tokens of text")));
         words.join(", ")
     }
@@ -98,10 +99,26 @@ impl Plan<'_> {
     }
 }
 
-/// A value as its file's text has it, without the quotes of a word.
-fn word(value: &impl serde::Serialize) -> String {
-    let text = serde_json::to_string(value).unwrap_or_default();
-    text.trim_matches('"').replace('"', "")
+/// When the steps are.
+fn schedule(schedule: &Schedule) -> String {
+    match schedule {
+        Schedule::Linear => "schedule linear".into(),
+        Schedule::Shifted { base, max } => format!("schedule shifted by {base} to {max}"),
+        Schedule::Sigmas(times) => {
+            let times: Vec<_> = times.iter().map(f64::to_string).collect();
+            format!("times {}", times.join(", "))
+        }
+        Schedule::FlowMatch(settings) => {
+            format!("schedule of flow matching ({})", listed(settings))
+        }
+    }
+}
+
+/// Settings one behind the other, each with its value.
+fn listed(value: &impl serde::Serialize) -> String {
+    let text =
+        serde_json::to_string(value).unwrap_or_default().replace(['{', '}', '"'], "").replace(':', " ");
+    text.replace(',', ", ").replace('_', "-")
 }
 
 fn field(name: &str, text: &str) -> String {

@@ -268,6 +268,15 @@ fn dry_run_says_what_would_be_drawn_and_draws_nothing() {
     let plan: Value = serde_json::from_str(&stdout(&run(folder.path(), &call))).unwrap();
     assert_eq!(plan["request"]["steps"], 4);
     assert_eq!(plan["request"]["max_sequence_length"], 256);
+    for (more, wanted) in [
+        (&["--sigmas", "1,0.9,0.7"][..], "times 1, 0.9, 0.7"),
+        (&["--shift", "0.5,1.15"], "schedule shifted by 0.5 to 1.15"),
+        (&["--cache", "first-block:0.1"], "cache first-block threshold 0.1"),
+        (&["--cache", "taylor-seer:3,2"], "cache taylor-seer interval 3, order 2"),
+    ] {
+        let text = stdout(&run(folder.path(), &[&["generate", CIRCLE, "--dry-run"], more].concat()));
+        assert!(text.contains(wanted) && !text.contains('{'), "{text}");
+    }
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 

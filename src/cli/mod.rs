@@ -173,7 +173,7 @@ fn in_groups(arg: clap::Arg) -> clap::Arg {
         | "offload" | "no_mmap" | "vae_tile" => Some("Memory and speed"),
         "log_level" | "log_json" => Some("Log"),
         id if id.starts_with("max_") || id.starts_with("url_") || id.ends_with("_timeout") => Some("Limits"),
-        "queue" | "grace" | "body_pause" | "stream_keep_alive" => Some("Limits"),
+        "queue" | "grace" | "drain_notice" | "body_pause" | "stream_keep_alive" => Some("Limits"),
         _ => Some("Model"),
     };
     let hidden = !shown.contains(&arg.get_id().as_str());
@@ -243,7 +243,7 @@ impl ModelArgs {
     }
 
     /// What names the files of a model.
-    const FLAGS: [&str; 10] = [
+    const FLAGS: [&str; 11] = [
         "--model",
         "--transformer",
         "--base",
@@ -254,6 +254,7 @@ impl ModelArgs {
         "--t5-tokenizer",
         "--depth-model",
         "--preview-decoder",
+        "--preview-factors",
     ];
 
     /// The files that are named, each with its flag.
@@ -269,6 +270,7 @@ impl ModelArgs {
             &self.t5_tokenizer,
             &self.depth_model,
             &self.preview_decoder,
+            &self.preview_factors,
         ];
         let named = |(path, flag): (&Option<PathBuf>, &'static str)| Some(Input::new(flag, path.as_ref()?));
         paths.into_iter().zip(Self::FLAGS).filter_map(named).collect()
@@ -397,8 +399,14 @@ fn parse_seed(text: &str) -> Result<u64, String> {
 #[derive(Clone, Copy, Debug, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum KindArg {
+    #[value(aliases = ["fp32", "float32", "F32"])]
+    #[serde(alias = "fp32", alias = "float32")]
     F32,
+    #[value(aliases = ["bfloat16", "BF16"])]
+    #[serde(alias = "bfloat16")]
     Bf16,
+    #[value(aliases = ["fp16", "float16", "half", "F16"])]
+    #[serde(alias = "fp16", alias = "float16", alias = "half")]
     F16,
 }
 
@@ -488,10 +496,16 @@ fn device_name(device: Device) -> String {
 fn parse_device(text: &str) -> Result<Device, String> {
     let device = match text.split_once(':') {
         None if text == "cpu" => return Ok(Device::Cpu),
-        None if text == "mps" => return Ok(Device::Mps),
+        None if text == "mps" && tch::utils::has_mps() => return Ok(Device::Mps),
+        None if text == "mps" => {
+            return Err("libtorch sees no MPS device, which are the GPUs of Apple".into());
+        }
         None if text == "cuda" => 0,
         Some(("cuda", number)) => {
             number.parse().map_err(|_| format!("{number:?} is no number of a device"))?
+        }
+        None if ["gpu", "nvidia", "rocm", "hip", "auto"].contains(&text) => {
+            return Err("expected cpu, cuda, cuda:N or mps; a GPU is cuda, or mps on a Mac".into());
         }
         _ => return Err("expected cpu, cuda, cuda:N or mps".into()),
     };

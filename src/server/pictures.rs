@@ -24,7 +24,7 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 );
 
 /// No picture's file has fewer bytes.
-const SHORTEST: usize = 20;
+const SHORTEST: usize = 10;
 
 /// Pictures by their fields: files, base64, or data URIs.
 #[derive(Debug, Default)]

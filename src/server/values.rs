@@ -99,12 +99,12 @@ impl Values {
         };
         let value = match self.fields.remove(field.name) {
             Some(before) if field.shape.is_list() => joined(before, value),
-            Some(_) => {
+            Some(_) if field.shape != Shape::Ignored => {
                 let text = format!("{} comes twice: which is meant cannot be known", field.name);
                 return Err(Problem::value(field.name, text));
             }
             None if name.ends_with(']') && !value.is_array() => Value::Array(vec![value]),
-            None => value,
+            _ => value,
         };
         self.insert(field, value)
     }

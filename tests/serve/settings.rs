@@ -9,7 +9,7 @@ use crate::client::{generate, get, send};
 use crate::life::Process;
 use crate::small;
 
-fn run(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+pub(crate) fn run(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tch-flux"));
     command.arg("serve").args(arguments).current_dir(folder).envs(variables.iter().copied());
     command.output().unwrap()
@@ -145,12 +145,12 @@ fn errors_name_what_was_used_and_what_would_work() {
         ("model-name", "a\nb", "lines"),
         ("threads", "auto", "whole number"),
         ("port", "http", "from 0 to 65535"),
-        ("log-level", "5", "off, error"),
         ("log-level", "info,debug", "two levels"),
         ("cors-origin", "*,https://example.org", "no effect"),
         ("cors-origin", "https://a.example;https://b.example", "commas"),
         ("api-key", "Bearer sesame", "behind `Bearer`"),
-        ("max-json-bytes", "1", "at least 1024"),
+        ("max-json-bytes", "1", "at least 64"),
+        ("max-edit-bytes", "1", "at least 1024"),
         ("max-json-bytes", "1024.5", "whole"),
         ("max-image-bytes", "1GiB", "max-edit-bytes"),
         ("max-edit-bytes", "1GiB", "max-upload-bytes"),
@@ -338,9 +338,7 @@ fn flags_and_their_values_are_told_apart() {
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         String::from_utf8(output.stderr).unwrap()
     };
-    for flag in
-        ["--port", "--threads", "--queue", "--drain-notice", "--vae-tile", "--url-count", "--max-json-bytes"]
-    {
+    for flag in ["--port", "--threads", "--queue", "--drain-notice", "--url-count", "--max-json-bytes"] {
         let text = said(&[flag, "-64"]);
         assert!(text.contains("invalid value '-64'") && text.contains(flag), "{flag}: {text}");
     }

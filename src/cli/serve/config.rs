@@ -19,7 +19,9 @@ use super::units::{Pixels, Size, Time, port, whole};
 
 /// In place of a key that is printed.
 const REDACTED: &str = "redacted";
-/// Shorter than any request with a picture, and than many without.
+/// A prompt of a few words.
+const LEAST_JSON: usize = 64;
+/// A small picture.
 const LEAST_BODY: usize = 1024;
 /// A piece of an answer.
 const LEAST_ANSWERS: usize = 64 << 10;
@@ -272,7 +274,7 @@ impl Serve {
     /// Refuses what no request is as small as, and what another setting keeps from ever being reached.
     fn check_sizes(&self) -> anyhow::Result<()> {
         let sizes = [
-            ("max-json-bytes", self.max_json_bytes, LEAST_BODY),
+            ("max-json-bytes", self.max_json_bytes, LEAST_JSON),
             ("max-edit-bytes", self.max_edit_bytes, LEAST_BODY),
             ("max-image-bytes", self.max_image_bytes, LEAST_BODY),
             ("max-upload-bytes", self.max_upload_bytes, LEAST_BODY),

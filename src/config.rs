@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use crate::checkpoint::other_format;
 use crate::error::{Error, FileProblem, Result};
 
 /// No configuration file is as large as this; a file that is, is something else.
@@ -39,6 +40,12 @@ impl ConfigFile {
             return Err(settings(format!("{} bytes are more than settings take", metadata.len())));
         }
         let bytes = std::fs::read(path).map_err(Error::io(path))?;
+        if bytes.is_empty() {
+            return Err(settings("the file is empty: it was not fetched or copied to its end".into()));
+        }
+        if let Some(kind) = other_format(&bytes).filter(|_| !bytes.trim_ascii_start().starts_with(b"{")) {
+            return Err(Error::file(path)(FileProblem::OtherFormat { kind }));
+        }
         let text = std::str::from_utf8(&bytes).map_err(|error| settings(error.to_string()))?;
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         match serde_json::from_str(&quote_python_floats(text)).map_err(|error| settings(error.to_string()))? {

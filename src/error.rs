@@ -226,10 +226,25 @@ pub enum FileProblem {
     #[error("this is no ordinary file")]
     NotAFile,
     /// Fewer than the 8 bytes that say the header's length.
-    #[error("only {len} bytes long; a safetensors file begins with 8 bytes that say its header's length")]
+    #[error(
+        "{}a safetensors file begins with 8 bytes that say its header's length",
+        if *len == 0 { "this file is empty: it was not fetched or copied to its end; ".into() } else { format!("only {len} bytes long; ") }
+    )]
     TooShort {
         /// The file's length.
         len: u64,
+    },
+    /// A link leads to nothing.
+    #[error("this is a link to {}, where nothing is: fetch the file again", target.display())]
+    DeadLink {
+        /// Where it leads.
+        target: PathBuf,
+    },
+    /// The tensors are not those of the part that is to be read.
+    #[error("{reason}")]
+    NotThisPart {
+        /// What is missing, and what the file is.
+        reason: String,
     },
     /// The first bytes are those of another format.
     #[error("this is {kind}")]
@@ -608,7 +623,7 @@ impl Unplaced {
 }
 
 impl fmt::Display for Unplaced {
-    /// All of it: whoever made the LoRA has to know which keys.
+    /// Each kind of what has no place, with its first keys; of a LoRA of another family, how many they are.
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         if self.path.as_os_str().is_empty() {
             write!(f, "not all changes of the LoRAs fit the model, so none was applied")?;
@@ -616,18 +631,23 @@ impl fmt::Display for Unplaced {
         }
         write!(f, "{}: not all of this LoRA fits the model, so none of it was applied", self.path.display())?;
         if let Some(family) = self.made_for {
+            let Self { unknown, absent, misshapen, twice, .. } = self;
+            let count = unknown.len() + absent.len() + misshapen.len() + twice.len();
+            let first = unknown.first().or(absent.first().map(|(name, _)| name));
+            let first = first.or(misshapen.first().map(|(name, ..)| name)).map_or("", String::as_str);
             write!(f, "\n  it was made for {family}: take a LoRA that was made for FLUX.1")?;
+            return write!(
+                f,
+                "\n  {count} of its keys and modules have no place, the first of which is {first}"
+            );
         }
         self.lines().iter().try_for_each(|line| write!(f, "\n  {line}"))?;
-        match self.made_for {
-            Some(_) => Ok(()),
-            None => write!(f, "\n  is it made for this model? --allow-partial-lora applies the rest"),
-        }
+        write!(f, "\n  is it made for this model? --allow-partial-lora applies the rest")
     }
 }
 
 impl Unplaced {
-    /// A line for each kind of what has no place, with all of its keys.
+    /// A line for each kind of what has no place, with the first of its keys.
     pub fn lines(&self) -> Vec<String> {
         let absent = self.absent.iter().map(|(name, official)| format!("{name} ({official})"));
         let shapes = self.misshapen.iter().map(|(n, want, got)| format!("{n} changes {got:?}, not {want:?}"));
@@ -639,8 +659,18 @@ impl Unplaced {
             ("changing the same", twice.collect()),
         ];
         let there = kinds.into_iter().filter(|(_, keys)| !keys.is_empty());
-        there.map(|(what, keys)| format!("{what} ({}): {}", keys.len(), keys.join("; "))).collect()
+        there.map(|(what, keys)| format!("{what} ({}): {}", keys.len(), some(&keys))).collect()
     }
+}
+
+/// So many keys tell what a LoRA is; some have thousands, and an error is read by people.
+const MOST_KEYS: usize = 24;
+
+/// The first of the keys, and how many more there are.
+fn some(keys: &[String]) -> String {
+    let more = keys.len().saturating_sub(MOST_KEYS);
+    let named = keys[..keys.len() - more].join("; ");
+    if more > 0 { format!("{named}; and {more} more") } else { named }
 }
 
 /// A line of an error with what is wrong and the first four examples of it; nothing where there are none.

@@ -245,8 +245,15 @@ impl Tying<'_> {
             for scale in self.ending(end) {
                 let weight = format!("{}.weight", &scale[..scale.len() - end.len()]);
                 if !self.is_fp8(&weight) {
-                    let reason =
+                    let mut reason =
                         format!("is a scale of {}, but that is no fp8 tensor of this file", shorten(&weight));
+                    if self.encoding(&weight) == Some(Encoding::Plain(Dtype::I8)) {
+                        reason = format!(
+                            "is a scale of {}, which is int8 as ComfyUI's int8_tensorwise and others have it; that is \
+                             not supported: take the bf16, fp8 or GGUF file",
+                            shorten(&weight)
+                        );
+                    }
                     return Err(self.problem(&scale, reason));
                 }
                 let shape = self.tensors[&weight].shape.clone();
@@ -260,7 +267,13 @@ impl Tying<'_> {
                         && (entry.numel() == 1 || one_a_row)
                 });
                 if !fits {
-                    let reason = format!("should be one number, or one for each of the {rows} rows");
+                    let mut reason = format!("should be one number, or one for each of the {rows} rows");
+                    // Powers of two, one for each 32 numbers.
+                    if matches!(self.encoding(&scale), Some(Encoding::Plain(Dtype::U8 | Dtype::F8_E8M0))) {
+                        reason.push_str(
+                            "; this is mxfp8, which is not supported: take the bf16 or the fp8 file",
+                        );
+                    }
                     return Err(self.problem(&scale, reason));
                 }
                 if self.tensors[&weight].parts[0].stored != Stored::Plain {

@@ -153,7 +153,11 @@ impl Names<'_> {
         let mut contained = self.contained();
         let foreign = |model: &Contained| matches!(model.family, Family::Foreign(_));
         match contained.len() {
-            0 => match self.architecture.and_then(foreign::of_architecture) {
+            0 => match self
+                .architecture
+                .and_then(foreign::of_architecture)
+                .or_else(|| foreign::adapter(&self.shapes))
+            {
                 Some(model) => Family::Foreign(model),
                 None => {
                     let example = self.shapes.keys().next().map(|name| name.chars().take(80).collect());
@@ -279,6 +283,34 @@ fn autoencoder(layout: Layout, second: bool) -> Family {
 }
 
 impl Family {
+    /// What of the program's flags takes it.
+    pub(crate) fn flag(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::Flux1 { .. } => "--transformer",
+            Self::ControlNet { .. } => "--controlnet",
+            Self::AutoEncoder { .. } | Self::TinyAutoEncoder { .. } => "--autoencoder",
+            Self::T5 { .. } => "--t5",
+            Self::Clip => "--clip",
+            Self::Siglip => "--image-encoder",
+            Self::Redux => "--redux-model",
+            Self::Depth => "--depth-model",
+            Self::ClipVision => "--ip-image-encoder",
+            Self::IpAdapter => "--ip-adapter",
+            Self::Lora => "--lora",
+            Self::AllInOne => "--model",
+            Self::Flux2 { .. }
+            | Self::AutoEncoder2 { .. }
+            | Self::Foreign(_)
+            | Self::Packed { .. }
+            | Self::Unknown { .. } => return None,
+        })
+    }
+
+    /// What it is, and which flag takes it.
+    pub(crate) fn with_flag(&self) -> String {
+        self.flag().map_or_else(|| self.to_string(), |flag| format!("{self} ({flag} takes it)"))
+    }
+
     /// Whose names it bears, where there is a choice.
     pub fn layout(&self) -> Option<Layout> {
         match self {

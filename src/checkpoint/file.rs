@@ -180,7 +180,12 @@ impl Source for WeightFile {
 /// Opens what is a file and nothing else: opening a pipe would wait for ever, and a device has no end.
 fn open_regular(path: &Path) -> Result<(File, u64)> {
     let problem = Error::file(path);
-    let metadata = std::fs::metadata(path).map_err(Error::io(path))?;
+    let metadata = std::fs::metadata(path).map_err(|error| match std::fs::read_link(path) {
+        Ok(target) if error.kind() == io::ErrorKind::NotFound => {
+            Error::file(path)(FileProblem::DeadLink { target })
+        }
+        _ => Error::io(path)(error),
+    })?;
     if metadata.is_dir() {
         return Err(problem(FileProblem::Directory));
     }

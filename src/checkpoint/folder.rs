@@ -12,6 +12,16 @@ const USUAL_NAMES: [&str; 2] = ["model", "diffusion_pytorch_model"];
 /// What macOS puts before the name of the file in which it keeps a file's attributes on other file systems.
 const SIDECAR: &str = "._";
 
+/// The ends of the names of weights, in small letters; `.sft` is safetensors', too.
+const ENDS: [(&str, Format); 3] =
+    [(".safetensors", Format::Safetensors), (".sft", Format::Safetensors), (".gguf", Format::Gguf)];
+
+/// What stands before the end of a name, whether that is in small letters or not.
+pub(crate) fn before_end<'a>(name: &'a str, end: &str) -> Option<&'a str> {
+    let (stem, found) = name.split_at_checked(name.len().checked_sub(end.len())?)?;
+    found.eq_ignore_ascii_case(end).then_some(stem)
+}
+
 /// How weights are stored, the preferred form first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Form {
@@ -48,9 +58,8 @@ impl WeightName {
         if let Some(model) = index_of(name) {
             return Some(Self { format: Format::Safetensors, model, form: Form::Index, number: 0 });
         }
-        let (format, stem) = [(Format::Safetensors, ".safetensors"), (Format::Gguf, ".gguf")]
-            .into_iter()
-            .find_map(|(format, end)| Some((format, name.strip_suffix(end)?)))?;
+        let (stem, format) =
+            ENDS.into_iter().find_map(|(end, format)| Some((before_end(name, end)?, format)))?;
         let whole = || Self { format, model: stem.to_string(), form: Form::File, number: 0 };
         // One of one is a whole file.
         Some(shard_of(stem).filter(|(_, _, count)| *count > 1).map_or_else(
@@ -217,10 +226,34 @@ pub(crate) fn weights_among<'a>(folder: &Path, names: &'a [String]) -> Result<Ve
             return group.whole().map_err(Error::file(folder));
         }
     }
+    let there = no_weights(names).map(|told| format!("; it has {told}")).unwrap_or_default();
     Err(Error::MissingPart {
         path: folder.to_path_buf(),
         part: "weights",
-        expected: "*.safetensors, *.safetensors.index.json or *.gguf".into(),
+        expected: format!("*.safetensors, *.safetensors.index.json or *.gguf{there}"),
+    })
+}
+
+/// What a folder has in place of weights, and what to do about it.
+fn no_weights(names: &[String]) -> Option<String> {
+    const UNFINISHED: &str = "a download that is not finished: fetch it again";
+    const PICKLE: &str = "a pickle of PyTorch, which can run code when it is read: convert it to safetensors";
+    const OTHERS: [(&str, &str); 11] = [
+        (".incomplete", UNFINISHED),
+        (".part", UNFINISHED),
+        (".partial", UNFINISHED),
+        (".crdownload", UNFINISHED),
+        (".download", UNFINISHED),
+        (".aria2", UNFINISHED),
+        (".tmp", UNFINISHED),
+        (".bin", PICKLE),
+        (".pt", PICKLE),
+        (".pth", PICKLE),
+        (".ckpt", PICKLE),
+    ];
+    names.iter().filter(|name| !name.starts_with(SIDECAR)).find_map(|name| {
+        let (_, what) = OTHERS.iter().find(|(end, _)| before_end(name, end).is_some())?;
+        Some(format!("{name}, {what}"))
     })
 }
 

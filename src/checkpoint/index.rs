@@ -27,6 +27,7 @@ impl Index {
     /// [`FileProblem::Index`]: no JSON, no `weight_map` of strings, a name that stands twice, or a shard that is no plain
     /// name: none may lead out of the folder.
     pub fn parse(text: &str) -> Result<Self, FileProblem> {
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let index: Self = serde_json::from_str(text).map_err(|e| problem(printable(&e)))?;
         if let Some(bad) = index.weight_map.values().find(|shard| !is_plain_name(shard)) {
             return Err(problem(format!("\"{}\" is no plain name of a file beside it", shorten(bad))));

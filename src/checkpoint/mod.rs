@@ -31,7 +31,7 @@ pub(crate) use companions::is_embedding;
 pub use detect::{Contained, Family, ForeignModel, Layout, Packing, Role};
 pub use file::Access;
 pub(crate) use file::read_index;
-pub(crate) use folder::{is_index, names_in, one_model};
+pub(crate) use folder::{before_end, is_index, names_in, one_model};
 #[cfg(feature = "hub")]
 pub(crate) use folder::{shards_of, weights_among};
 pub use index::Index;
@@ -41,6 +41,7 @@ pub use names::{
     FLUX1_DIFFUSERS, FLUX2_DIFFUSERS, NORMS_SPELLED_WEIGHT, Rename, Renames, T5_LLAMA, TAESD_DECODER,
     TAESD_ENCODER,
 };
+pub(crate) use other_format::find as other_format;
 pub use safetensors::{Entry, Header};
 
 use crate::error::{Error, FileProblem, OUTSIDE_THE_BLOCKS, Result};

@@ -43,10 +43,7 @@ static FORMATS: &[(usize, &[u8], &str)] = &[
 
 /// Beginnings of texts, in small letters.
 static TEXTS: &[(&[u8], &str)] = &[
-    (
-        b"version https://git-lfs",
-        "a git-LFS pointer: the weights themselves were not fetched; run `git lfs pull`",
-    ),
+    (b"version https://git-lfs", "a git-LFS pointer: the file itself was not fetched; run `git lfs pull`"),
     (b"<!doctype html", WEB_PAGE),
     (b"<html", WEB_PAGE),
     (b"<?xml", "an answer in XML: the download failed, or needs a login or another address"),
@@ -55,7 +52,7 @@ static TEXTS: &[(&[u8], &str)] = &[
 
 /// What a file is that begins so. A header of safetensors begins with `{` after its length, which may itself look like
 /// another format's mark.
-pub(super) fn find(start: &[u8]) -> Option<&'static str> {
+pub(crate) fn find(start: &[u8]) -> Option<&'static str> {
     let length = start.get(..8)?;
     let is_text = |bytes: &[u8]| bytes.iter().all(|byte| matches!(byte, b' '..=b'~' | b'\t' | b'\r' | b'\n'));
     if start.get(8) == Some(&b'{') && !is_text(length) {

@@ -182,15 +182,18 @@ impl Checkpoint {
 pub(super) const OPEN_CLIP_TEXT: &str = "text.";
 
 /// What ComfyUI keeps of a text encoder beside its model.
-const BESIDE_TEXT_ENCODERS: [&str; 2] = [".logit_scale", ".spiece_model"];
+const BESIDE_TEXT_ENCODERS: [&str; 4] =
+    [".logit_scale", ".spiece_model", ".text_projection", ".text_projection.weight"];
 
 /// What some writers keep below the name of CLIP's text model, though it is no part of it.
 const UNUSED: [&str; 2] = ["text_model.text_projection.weight", "text_model.logit_scale"];
 
 /// The first words of the names under which trainers keep what is not the model: optimizers, schedules, counters, losses
-/// with their own networks, and running averages of the weights.
-const TRAINING: [&str; 33] = [
+/// with their own networks, running averages of the weights, and the times of older samplers.
+const TRAINING: [&str; 40] = [
+    "alphas_cumprod",
     "amp_scaling_state",
+    "betas",
     "callbacks",
     "discriminator",
     "ema",
@@ -205,6 +208,7 @@ const TRAINING: [&str; 33] = [
     "hparams",
     "hyper_parameters",
     "iteration",
+    "log_sigmas",
     "loops",
     "loss",
     "loss_fn",
@@ -212,6 +216,7 @@ const TRAINING: [&str; 33] = [
     "lr_scheduler",
     "lr_schedulers",
     "model_ema",
+    "model_sampling",
     "momentum_buffer",
     "native_amp_scaling_state",
     "optim",
@@ -221,8 +226,11 @@ const TRAINING: [&str; 33] = [
     "rng_state",
     "scaler",
     "schedulers",
+    "sigmas",
     "train_state",
     "trainer",
+    "v_pred",
+    "ztsnr",
 ];
 
 /// The last words of the names under which optimizers keep a parameter's state.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::{Parts, Role};
 use crate::checkpoint::Checkpoint;
 use crate::config::ConfigFile;
-use crate::error::Result;
+use crate::error::{Error, FileProblem, Result};
 use crate::models::autoencoder::{AutoEncoderParams, TinyAutoEncoderParams};
 use crate::models::flux1::{ControlNetParams, Flux1Params};
 use crate::models::text::{ClipConfig, T5Config};
@@ -72,9 +72,21 @@ pub(super) fn path_beside(weights: &Path, kind: Kind) -> Result<Option<PathBuf>>
     Ok(beside(weights, kind)?.map(|config| config.path().to_path_buf()))
 }
 
+/// That tensors do not make a model says which file they are in.
+fn of_file(checkpoint: &Checkpoint, error: Error) -> Error {
+    match (error, checkpoint.files().first()) {
+        (Error::Config(reason), Some(path)) => {
+            let reason = format!("{reason}; the file: {}", checkpoint.family());
+            Error::file(*path)(FileProblem::NotThisPart { reason })
+        }
+        (other, _) => other,
+    }
+}
+
 /// The transformer's sizes, and what its settings say that is not obeyed.
 pub(super) fn transformer(weights: &Path, checkpoint: &Checkpoint) -> Result<(Flux1Params, Vec<String>)> {
-    let params = Flux1Params::from_shapes(|name| checkpoint.shape(name))?;
+    let params = Flux1Params::from_shapes(|name| checkpoint.shape(name))
+        .map_err(|error| of_file(checkpoint, error))?;
     match beside(weights, Kind::TRANSFORMER)? {
         Some(config) => params.with_config(&config),
         None => Ok((params, Vec::new())),
@@ -83,7 +95,8 @@ pub(super) fn transformer(weights: &Path, checkpoint: &Checkpoint) -> Result<(Fl
 
 /// The same of a ControlNet.
 pub(super) fn controlnet(weights: &Path, checkpoint: &Checkpoint) -> Result<(ControlNetParams, Vec<String>)> {
-    let params = ControlNetParams::from_shapes(|name| checkpoint.shape(name))?;
+    let params = ControlNetParams::from_shapes(|name| checkpoint.shape(name))
+        .map_err(|error| of_file(checkpoint, error))?;
     match beside(weights, Kind::CONTROLNET)? {
         Some(config) => params.with_config(&config),
         None => Ok((params, Vec::new())),
@@ -98,7 +111,17 @@ pub(super) fn autoencoder(
     weights: &Path,
     checkpoint: &Checkpoint,
 ) -> Result<(AutoEncoderParams, Vec<String>)> {
-    let params = AutoEncoderParams::from_shapes(|name| checkpoint.shape(name))?;
+    let params = AutoEncoderParams::from_shapes(|name| checkpoint.shape(name))
+        .map_err(|error| of_file(checkpoint, error))?;
+    let (levels, official) = (params.ch_mult.len(), AutoEncoderParams::flux1().ch_mult.len());
+    if levels != official {
+        let reason = format!(
+            "this autoencoder has {levels} levels of blocks, so that {side} by {side} pixels are one place of a latent; \
+             FLUX.1's has {official}, which makes 8 by 8: take ae.safetensors, or diffusers' vae/",
+            side = 1u64 << levels.min(63).saturating_sub(1)
+        );
+        return Err(of_file(checkpoint, Error::Config(reason)));
+    }
     if let Some(config) = beside(weights, Kind::AUTOENCODER)? {
         return params.with_config(&config);
     }
@@ -120,7 +143,8 @@ pub(super) fn tiny_autoencoder(
     weights: &Path,
     checkpoint: &Checkpoint,
 ) -> Result<(TinyAutoEncoderParams, Vec<String>)> {
-    let params = TinyAutoEncoderParams::from_shapes(|name| checkpoint.shape(name))?;
+    let params = TinyAutoEncoderParams::from_shapes(|name| checkpoint.shape(name))
+        .map_err(|error| of_file(checkpoint, error))?;
     match beside(weights, Kind::TINY_AUTOENCODER)? {
         Some(config) => params.with_config(&config),
         None => Ok((params, Vec::new())),
@@ -129,7 +153,8 @@ pub(super) fn tiny_autoencoder(
 
 /// The sizes of a CLIP text model.
 pub(super) fn clip(weights: &Path, checkpoint: &Checkpoint) -> Result<ClipConfig> {
-    let shapes = ClipConfig::from_shapes(|name| checkpoint.shape(name))?;
+    let shapes =
+        ClipConfig::from_shapes(|name| checkpoint.shape(name)).map_err(|error| of_file(checkpoint, error))?;
     match beside(weights, Kind::CLIP)? {
         Some(config) => ClipConfig::from_config(&config, Some(&shapes)),
         None => Ok(shapes),
@@ -138,7 +163,8 @@ pub(super) fn clip(weights: &Path, checkpoint: &Checkpoint) -> Result<ClipConfig
 
 /// The sizes of a T5 encoder.
 pub(super) fn t5(weights: &Path, checkpoint: &Checkpoint) -> Result<T5Config> {
-    let shapes = T5Config::from_shapes(|name| checkpoint.shape(name))?;
+    let shapes =
+        T5Config::from_shapes(|name| checkpoint.shape(name)).map_err(|error| of_file(checkpoint, error))?;
     match beside(weights, Kind::T5)? {
         Some(config) => T5Config::from_config(&config, Some(&shapes)),
         None => Ok(shapes),

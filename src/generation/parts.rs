@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::configs::ModelIndex;
-use crate::checkpoint::{is_index, names_in, one_model};
+use crate::checkpoint::{before_end, is_index, names_in, one_model};
 use crate::error::{Error, Result};
 
 /// The files and folders of a pipeline. Weights are a safetensors or GGUF file, an index of shards, or a folder with
@@ -70,6 +70,7 @@ impl Parts {
         let path = path.as_ref();
         let file = path.is_file();
         let folder = if file { path.parent().unwrap_or(Path::new("")) } else { path };
+        let folder = if folder == Path::new("") { Path::new(".") } else { folder };
         let names = names_in(folder)?;
         let there = |name: &str| Some(folder.join(name)).filter(|path| path.is_file());
         // It is of what the folder's own transformer draws.
@@ -244,8 +245,8 @@ impl Part {
     pub(crate) fn choose<'a>(self, folder: &Path, names: &'a [String]) -> Result<&'a str> {
         let part = self.name();
         let expected: &[&str] = match self {
-            Self::Transformer => &["flux1-*.safetensors", "flux1-*.gguf", "transformer"],
-            Self::Autoencoder => &["ae.safetensors", "vae"],
+            Self::Transformer => &["flux1-*.safetensors", "flux1-*.sft", "flux1-*.gguf", "transformer"],
+            Self::Autoencoder => &["ae.safetensors", "ae.sft", "vae"],
             Self::Clip => &["text_encoder"],
             Self::T5 => &["text_encoder_2"],
             Self::ClipTokenizer => &["tokenizer"],
@@ -263,7 +264,7 @@ impl Part {
             let fits = |name: &&String| {
                 // Redux is called as transformers are.
                 let redux = self == Self::Transformer && name.starts_with("flux1-redux-");
-                name.starts_with(start) && !redux && (name.ends_with(end) || is_index(name))
+                name.starts_with(start) && !redux && (before_end(name, end).is_some() || is_index(name))
             };
             let matching = names.iter().filter(fits).map(String::as_str);
             if let Some(name) = one_model(folder, part, matching)? {

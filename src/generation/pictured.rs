@@ -118,8 +118,8 @@ impl Pipeline {
         let access = self.settings.access;
         let encoder = image_encoder.map(|path| Encoder::open(path, access)).transpose()?;
         if encoder.is_none() && !paths.is_empty() {
-            let text =
-                "an IP-Adapter needs an image encoder: CLIP's vision model (openai/clip-vit-large-patch14)";
+            let text = "an IP-Adapter needs an image encoder: CLIP's vision model (openai/clip-vit-large-patch14; \
+                 --ip-image-encoder)";
             return Err(Error::Request(text.into()));
         }
         let adapter = |path: &PathBuf| {

@@ -64,6 +64,27 @@ impl LatentRgb {
 }
 
 impl Pipeline {
+    /// Whether there is what makes previews, and whether it is of this model. It stays loaded.
+    ///
+    /// # Errors
+    /// What is wrong with its files.
+    pub fn check_previews(&mut self) -> Result<()> {
+        self.load_previewer()?;
+        match (&self.previewer, &self.parts.preview) {
+            (Some(Previewer::Factors(factors)), Some(PreviewBy::Factors(path)))
+                if factors.factors.len() as i64 * 4 != self.params.out_channels =>
+            {
+                let reason = format!(
+                    "it has factors for {} channels, and the model's latents have {}",
+                    factors.factors.len(),
+                    self.params.out_channels / 4
+                );
+                Err(Error::file(path)(FileProblem::Settings { reason }))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Loads what makes previews, where that is not the autoencoder.
     pub(super) fn load_previewer(&mut self) -> Result<()> {
         if self.previewer.is_some() {

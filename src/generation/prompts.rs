@@ -68,9 +68,9 @@ impl Pipeline {
             Ok::<_, Error>(Tensor::f_from_slice(&tokens.ids)?.f_unsqueeze(0)?.f_to_device(device)?)
         };
 
-        let mut warnings = request.weight_warnings(for_t5);
+        let mut warnings = request.warnings_of(for_t5);
         if for_clip != for_t5 {
-            warnings.extend(request.weight_warnings(for_clip));
+            warnings.extend(request.warnings_of(for_clip));
         }
         let (tokens, weights) = read(&self.t5_tokenizer, for_t5, request, length)?;
         warnings.extend(cut("T5", &tokens));

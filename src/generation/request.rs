@@ -1,6 +1,8 @@
 //! What is asked of a pipeline.
 
+use std::collections::hash_map::RandomState;
 use std::fmt;
+use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -313,6 +315,11 @@ impl Request {
         self
     }
 
+    /// A seed that nobody chose, of the 32 bits that the generator uses.
+    pub fn random_seed() -> u64 {
+        RandomState::new().build_hasher().finish() & 0xffff_ffff
+    }
+
     /// The noise of one of the pictures of a prompt, from 0.
     pub fn seeds(&self, image: usize) -> (u64, Option<Variation>) {
         let on = |seed: u64| seed.wrapping_add(image as u64);
@@ -334,7 +341,7 @@ impl Request {
 
     /// What should be said of the prompts before anything is drawn. It is among the warnings of each picture, too.
     pub fn prompt_warnings(&self) -> Vec<String> {
-        self.read_prompts().flat_map(|prompt| self.weight_warnings(prompt)).collect()
+        self.read_prompts().flat_map(|prompt| self.warnings_of(prompt)).collect()
     }
 
     /// The prompts that an encoder reads.
@@ -343,9 +350,13 @@ impl Request {
         self.prompts.iter().chain(&self.prompt_2).chain(negative)
     }
 
-    /// What should be said of the weights of a prompt: those beyond [`Weighted::USUAL`], and embeddings, which are left out.
-    pub(super) fn weight_warnings(&self, prompt: &str) -> Vec<String> {
-        let Some(weighted) = self.weighted(prompt) else { return Vec::new() };
+    /// What should be said of a prompt: weights beyond [`Weighted::USUAL`], embeddings, which are left out, and LoRAs in
+    /// the notation of other programs, which are text here as they are to ComfyUI.
+    pub(super) fn warnings_of(&self, prompt: &str) -> Vec<String> {
+        let loras = lora_tags(prompt).map(|tag| {
+            format!("{} in the prompt is text: it puts no LoRA on, which is named by its file", quote(tag))
+        });
+        let Some(weighted) = self.weighted(prompt) else { return loras.collect() };
         let unusual = weighted.unusual().map(|part| {
             format!(
                 "the prompt gives {} a weight of {}, and weights beyond {} spoil pictures; if it is no weight, read the \
@@ -360,7 +371,7 @@ impl Request {
                 "embedding:{name} is left out of the prompt: there are no embeddings of textual inversion for FLUX.1"
             )
         });
-        unusual.chain(left_out).collect()
+        unusual.chain(left_out).chain(loras).collect()
     }
 
     /// # Errors
@@ -456,6 +467,15 @@ impl Request {
         }
         Ok(())
     }
+}
+
+/// `<lora:NAME:STRENGTH>`, as A1111 and its relatives put LoRAs into a prompt, and `<lyco:…>`.
+fn lora_tags(prompt: &str) -> impl Iterator<Item = &str> {
+    let tag = |(at, _): (usize, &str)| {
+        let tag = prompt[at..].split_inclusive('>').next().filter(|tag| tag.ends_with('>'))?;
+        (tag.starts_with("<lora:") || tag.starts_with("<lyco:")).then_some(tag)
+    };
+    prompt.match_indices('<').filter_map(tag)
 }
 
 /// A part of a prompt as messages show it: no longer than a line.

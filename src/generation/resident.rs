@@ -211,7 +211,7 @@ pub(super) fn other_model(checkpoint: &Checkpoint, wanted: &'static str) -> Erro
     if let Err(packed) = checkpoint.check_readable() {
         return packed;
     }
-    let mut looks_like = checkpoint.family().to_string();
+    let mut looks_like = checkpoint.family().with_flag();
     if checkpoint.family() == Family::AllInOne {
         let names: Vec<_> = checkpoint.contained().iter().map(|model| model.family.name()).collect();
         looks_like = format!("{looks_like}: {}", names.join(", "));

@@ -209,11 +209,13 @@ impl<'a> Tiff<'a> {
         self.entry(self.first, DNG_VERSION).is_some()
     }
 
-    /// The camera's maker.
+    /// The camera's maker, as a message can have it.
     pub(super) fn make(&self) -> Option<String> {
         let make = self.bytes(self.first, MAKE)?;
-        let make = String::from_utf8_lossy(make).trim_matches(['\0', ' ']).to_string();
-        Some(make).filter(|make| !make.is_empty())
+        let make = make.split(|byte| *byte == 0).next().unwrap_or_default();
+        let make: String =
+            String::from_utf8_lossy(make).chars().filter(|c| !c.is_control()).take(40).collect();
+        Some(make.trim().to_string()).filter(|make| !make.is_empty())
     }
 }
 

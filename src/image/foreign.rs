@@ -84,6 +84,9 @@ const SIGNATURES: &[(usize, &[u8], &str, &str)] = &[
     (0, b"\0\x05\x16\x07", "what macOS keeps beside a file (AppleDouble, ._…)", "name the picture itself, without ._ before its name"),
     (0, b"\x89PNG", "a PNG that was damaged by a transfer as text", "fetch it again, as a binary file"),
     (0, b"\xef\xbf\xbdPNG", "a PNG that was damaged by a transfer as text", "fetch it again, as a binary file"),
+    (0, b"\xc2\x89PNG", "a PNG that was damaged by a transfer as text", "fetch it again, as a binary file"),
+    (0, b"\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\0\x10JFIF", "a JPEG that was damaged by a transfer as text", "fetch it again, as a binary file"),
+    (0, b"\xc3\xbf\xc3\x98\xc3\xbf", "a JPEG that was damaged by a transfer as text", "fetch it again, as a binary file"),
 ];
 
 /// Brands of files in boxes (`ftyp`).
@@ -230,15 +233,30 @@ fn of_binary(file: &[u8]) -> Option<(String, &'static str)> {
             is("a safetensors file of weights", NO_PICTURE)
         }
         _ if file.ends_with(b"TRUEVISION-XFILE.\0") => is("a TGA", CONVERT),
+        // Without its signature, which came later: no colour map, and a number of bits that there is.
+        [_, 0, 2 | 3 | 10 | 11, 0, 0, 0, 0, 0, _, _, _, _, _, _, _, _, 8 | 16 | 24 | 32, _, ..] => {
+            is("a TGA", CONVERT)
+        }
+        // Packets of 188 bytes.
+        [0x47, rest @ ..] if rest.get(187) == Some(&0x47) => is("an MPEG video (transport stream)", FRAME),
+        // The picture may follow as bytes that are no text.
+        [b'-', b'-', rest @ ..] if contains(rest, b"Content-Disposition: form-data") => {
+            is("the body of a form (multipart/form-data)", UNPACK)
+        }
         _ => None,
     }
+}
+
+/// Whether the beginning of a file has these bytes in it.
+fn contains(file: &[u8], bytes: &[u8]) -> bool {
+    file[..file.len().min(1024)].windows(bytes.len()).any(|window| window.eq_ignore_ascii_case(bytes))
 }
 
 /// Texts: of the first of them, since it may be long.
 fn of_text(file: &[u8]) -> Option<(String, &'static str)> {
     let start = &file[..file.len().min(1 << 16)];
     // A PDF may have something before it.
-    if start[..start.len().min(1024)].windows(5).any(|window| window == b"%PDF-") {
+    if contains(start, b"%PDF-") {
         return Some(("a PDF".into(), DRAWING));
     }
     let text = as_text(start)?;
@@ -255,6 +273,10 @@ fn of_text(file: &[u8]) -> Option<(String, &'static str)> {
         ("a pointer of Git LFS in the picture's place", "fetch the picture itself, with `git lfs pull`")
     } else if lower.starts_with('<') {
         return Some(of_markup(text));
+    } else if begins(&["http/1.", "http/2"]) {
+        ("an answer of a web server with its headers", DOWNLOAD)
+    } else if begins(&["http://", "https://", "[internetshortcut]"]) {
+        ("an address as text, not the picture there", "fetch the picture, and name its file")
     } else if begins(&["{", "["]) {
         ("JSON", DOWNLOAD)
     } else if begins(&["data:image"]) {
@@ -265,15 +287,13 @@ fn of_text(file: &[u8]) -> Option<(String, &'static str)> {
         ("an XPM", CONVERT)
     } else if begins(&["#define"]) && lower.contains("_width") {
         ("an XBM", CONVERT)
-    } else if begins(&["http://", "https://", "[internetshortcut]"]) {
-        ("an address as text, not the picture there", "fetch the picture, and name its file")
     } else {
         ("text", NO_PICTURE)
     };
     Some((kind.into(), advice))
 }
 
-/// As text, if it is some: UTF-8, or UTF-16 with a byte order mark.
+/// As text, if it is some: UTF-8, or UTF-16 with a byte order mark or of markup.
 fn as_text(start: &[u8]) -> Option<String> {
     let wide = |bytes: &[u8], unit: fn([u8; 2]) -> u16| {
         let units: Vec<u16> = bytes.as_chunks().0.iter().map(|pair| unit(*pair)).collect();
@@ -282,6 +302,8 @@ fn as_text(start: &[u8]) -> Option<String> {
     let text = match start {
         [0xff, 0xfe, rest @ ..] => wide(rest, u16::from_le_bytes),
         [0xfe, 0xff, rest @ ..] => wide(rest, u16::from_be_bytes),
+        [b'<', 0, ..] => wide(start, u16::from_le_bytes),
+        [0, b'<', ..] => wide(start, u16::from_be_bytes),
         // A character may be cut in two at the end.
         _ => match std::str::from_utf8(start) {
             Ok(text) => Some(text.into()),
@@ -298,9 +320,9 @@ fn as_text(start: &[u8]) -> Option<String> {
 
 /// SVG, HTML, or another XML, by its first element.
 fn of_markup(text: &str) -> (String, &'static str) {
-    const HTML: [&str; 14] = [
+    const HTML: [&str; 24] = [
         "html", "head", "body", "title", "meta", "script", "style", "link", "div", "p", "h1", "center",
-        "table", "a",
+        "table", "a", "b", "br", "font", "form", "h2", "h3", "iframe", "img", "pre", "span",
     ];
     let mut rest = text;
     loop {
@@ -432,6 +454,17 @@ mod tests {
                 "a pointer of Git LFS in the picture's place",
             ),
             (b" {\"error\": 1}".to_vec(), "JSON"),
+            (b"[InternetShortcut]\r\nURL=x".to_vec(), "an address as text, not the picture there"),
+            (b"HTTP/1.1 404 Not Found\r\n\r\n".to_vec(), "an answer of a web server with its headers"),
+            (
+                b"--x\r\ncontent-disposition: form-data; name=\"image\"\r\n\r\n\x89PNG".to_vec(),
+                "the body of a form (multipart/form-data)",
+            ),
+            (b"<\0s\0v\0g\0>\0".to_vec(), "an SVG"),
+            (b"<br>no".to_vec(), "an HTML page"),
+            ([&[0x47][..], &[0; 187], &[0x47, 0]].concat(), "an MPEG video (transport stream)"),
+            ([&[0, 0, 10][..], &[0; 9], &[7, 0, 7, 0, 24, 0x20, 1]].concat(), "a TGA"),
+            (b"\xc2\x89PNG\r\n\x1a\n".to_vec(), "a PNG that was damaged by a transfer as text"),
             (b"hello".to_vec(), "text"),
             (Vec::new(), "empty"),
             (vec![0; 99], "nothing but zeros"),

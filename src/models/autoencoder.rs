@@ -44,6 +44,10 @@ pub struct AutoEncoderParams {
     pub shift_factor: f64,
 }
 
+/// The scaling and the shift of Stable Diffusion 3's autoencoder. Its tensors have FLUX.1's names and shapes, so that only
+/// its settings tell the two.
+const STABLE_DIFFUSION_3: (f64, f64) = (1.5305, 0.0609);
+
 impl AutoEncoderParams {
     /// The autoencoder of every FLUX.1.
     pub fn flux1() -> Self {
@@ -137,6 +141,13 @@ impl AutoEncoderParams {
         };
         let (scale_factor, shift_factor) =
             (factor("scaling_factor", self.scale_factor)?, factor("shift_factor", self.shift_factor)?);
+        if (scale_factor, shift_factor) == STABLE_DIFFUSION_3 {
+            warnings.push(format!(
+                "{}: {scale_factor} and {shift_factor} are the factors of Stable Diffusion 3's autoencoder, which has the \
+                 tensors of FLUX.1's: its pictures of FLUX.1's latents are none; take ae.safetensors, or diffusers' vae/",
+                config.path().display()
+            ));
+        }
         if scale_factor == 0.0 {
             return Err(config.wrong("scaling_factor", "is 0, by which no latent can be divided"));
         }

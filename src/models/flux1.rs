@@ -163,7 +163,12 @@ impl Flux1Params {
     pub(crate) fn with_config(self, config: &ConfigFile) -> Result<(Self, Vec<String>)> {
         config.check_class(&["FluxTransformer2DModel"])?;
         let patch_size = config.int("patch_size")?.unwrap_or(1);
-        if let Some(said) = config.int("out_channels")? {
+        // Without `out_channels` diffusers takes as many as come in.
+        let out_channels = match config.int("out_channels")? {
+            None if patch_size != 1 => config.int("in_channels")?,
+            said => said,
+        };
+        if let Some(said) = out_channels {
             // A patch of `patch_size` a side is drawn from as many numbers as the last layer makes.
             config.agree(
                 "out_channels",

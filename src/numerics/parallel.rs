@@ -1,4 +1,4 @@
-//! Work that is cut into tasks, on all cores.
+//! Work that is cut into tasks, on all cores that may be used.
 
 use std::sync::Mutex;
 use std::thread;
@@ -7,6 +7,13 @@ use crate::error::Result;
 
 /// Bytes that are worth another thread.
 const WORTH_A_THREAD: usize = 1 << 20;
+
+/// As many threads as there are cores, and no more than libtorch was told to take.
+fn most() -> usize {
+    // Linux reads files to tell.
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    usize::try_from(tch::get_num_threads()).map_or(cores, |threads| threads.clamp(1, cores))
+}
 
 /// Does the tasks, which write `bytes` bytes in all, on as many threads as that is worth. Each thread has memory of its
 /// own, which it keeps from task to task.
@@ -20,8 +27,7 @@ pub(crate) fn par_for<T: Send>(
 ) -> Result<()> {
     let threads = match bytes / WORTH_A_THREAD {
         0 | 1 => 1,
-        // Linux reads files to tell.
-        worth => worth.min(thread::available_parallelism().map_or(1, usize::from)),
+        worth => worth.min(most()),
     };
     let (queue, problem) = (Mutex::new(tasks.fuse()), Mutex::new(None));
     let next = || queue.lock().unwrap_or_else(|e| e.into_inner()).next();

@@ -138,6 +138,16 @@ fn changed_indexes_keep_the_promises() {
     change(&indexes(), 100_000, targets::index);
 }
 
+#[test]
+fn changed_pictures_keep_the_promises() {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/picture");
+    let files = std::fs::read_dir(corpus).unwrap().map(|file| file.unwrap().path());
+    let mut files: Vec<_> = files.collect();
+    files.sort();
+    let wholes: Vec<_> = files.into_iter().map(|file| std::fs::read(file).unwrap()).collect();
+    change(&wholes, 20_000, targets::picture);
+}
+
 /// The files of `fuzz/corpus`, with those among them that once broke a promise.
 #[test]
 fn what_the_fuzzers_begin_with_keeps_the_promises() {
@@ -147,6 +157,7 @@ fn what_the_fuzzers_begin_with_keeps_the_promises() {
         ("gguf", targets::gguf),
         ("index", targets::index),
         ("lora_names", targets::lora_names),
+        ("picture", targets::picture),
     ] {
         let files: Vec<_> = std::fs::read_dir(corpus.join(name)).unwrap().collect();
         assert!(files.len() > 10, "{name}");

@@ -415,8 +415,12 @@ test("takes a picture from a file, and says so where it is none", async () => {
   await finish();
 });
 
-test("the sampler is sent, shown, and comes back from the history", async () => {
+test("the sampler is the model's own until one is chosen; then it is sent, shown, and comes back from the history", async () => {
   const { page, finish } = await open(browser);
+  const [plain] = await Promise.all([page.waitForRequest("**/v1/images/generations"), draw(page, CIRCLE)]);
+  assert.ok(!("sampler" in plain.postDataJSON()), "the model's folder may ask for another than Euler");
+  await drawn(page);
+  assert.equal((await facts(page)).Sampler, undefined);
   await page.selectOption("#sampler", "heun");
   const [request] = await Promise.all([page.waitForRequest("**/v1/images/generations"), draw(page, CIRCLE)]);
   assert.equal(request.postDataJSON().sampler, "heun");
@@ -425,6 +429,8 @@ test("the sampler is sent, shown, and comes back from the history", async () => 
   await page.selectOption("#sampler", "euler");
   await page.locator("#strip button").first().click();
   assert.equal(await page.inputValue("#sampler"), "heun");
+  await page.locator("#strip button").last().click();
+  assert.equal(await page.inputValue("#sampler"), "");
   await finish();
 });
 

@@ -4,6 +4,7 @@
 use tch_flux::FileProblem;
 use tch_flux::checkpoint::lora::parse_names;
 use tch_flux::checkpoint::{Header, Index};
+use tch_flux::image::{DecodeError, decode, describe, orientation};
 use tch_flux::quant::Encoding;
 
 /// A whole safetensors file.
@@ -74,6 +75,27 @@ pub fn lora_names(data: &[u8]) {
     assert!(sorted.maker.is_some() || sorted.groups.is_empty());
 }
 
+/// A picture, of which there are as many bytes as its size says; EXIF; and what is neither.
+pub fn picture(data: &[u8]) {
+    const MOST: u32 = 1 << 20;
+    let mut admit = |width: u32, height: u32| match width.checked_mul(height) {
+        Some(pixels) if pixels <= MOST => Ok(()),
+        _ => Err(DecodeError::Size(format!("{width}x{height}"))),
+    };
+    match decode(data, &mut admit) {
+        Ok(picture) => {
+            let pixels = picture.width as usize * picture.height as usize;
+            assert!(pixels > 0 && (1..=4).contains(&picture.channels), "{} channels", picture.channels);
+            assert_eq!(picture.samples.len(), pixels * picture.channels);
+            assert_eq!(picture.alpha().map(|alpha| alpha.len()), picture.has_alpha().then_some(pixels));
+            assert_eq!(picture.into_image().rgb.len(), pixels * 3);
+        }
+        Err(problem) => check_text(&problem.to_string()),
+    }
+    assert!(orientation(data).is_none_or(|orientation| (1..=8).contains(&orientation)));
+    check_text(&describe(data).to_string());
+}
+
 /// Every tensor lies in the file, apart from the others, in just as many bytes as its shape takes.
 pub fn check_header(header: &Header, file_len: u64) {
     let mut places = Vec::new();
@@ -100,7 +122,10 @@ pub fn check_header(header: &Header, file_len: u64) {
 
 /// A message is for a terminal: neither long nor able to steer it.
 pub fn check_message(problem: &FileProblem) {
-    let text = problem.to_string();
+    check_text(&problem.to_string());
+}
+
+fn check_text(text: &str) {
     assert!(text.len() < 2000, "{} bytes", text.len());
     assert!(!text.chars().any(char::is_control), "{text:?}");
 }

@@ -17,7 +17,7 @@ use tch_flux::generation::LoraFile;
 use super::generate::parse_lora;
 use super::interrupt::Interrupt;
 use super::output::{self, Input, Target};
-use super::{human_bytes, print_json};
+use super::{ThreadsArg, human_bytes, print_json};
 
 #[derive(Args)]
 pub(super) struct Convert {
@@ -46,6 +46,8 @@ pub(super) struct Convert {
     /// Replace files that stand in the way.
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    threads: ThreadsArg,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -72,6 +74,7 @@ enum DiskKindArg {
 impl Convert {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         self.check()?;
+        self.threads.set();
         let conversion = Conversion {
             layout: self.layout.map(|layout| match layout {
                 LayoutArg::Official => Layout::Official,

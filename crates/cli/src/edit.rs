@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use tch_flux::Error;
@@ -89,26 +88,6 @@ impl Edit {
             let text = "that picture does not say by name which ones it was begun with: give --image";
             return Err(Error::Request(text.into()).into());
         }
-        let mut images = begun.images.iter().map(|path| read(path)).collect::<anyhow::Result<Vec<_>>>()?;
-        let mut mask = begun.mask.as_deref().map(read_mask).transpose()?;
-        if let Some(pad @ [left, top, right, bottom]) = begun.pad {
-            let (width, height) = (left + images[0].width + right, top + images[0].height + bottom);
-            if width.max(height) > LONGEST {
-                let text = format!("with --pad the picture is {width}x{height}: more than {LONGEST} a side");
-                return Err(Error::Request(text).into());
-            }
-            let (picture, around): (Image, Mask) = images[0].pad(pad);
-            images[0] = picture;
-            mask = Some(around);
-        }
-        let edit = generation::Edit {
-            images,
-            mask,
-            strength: begun.strength,
-            role: begun.role,
-            keep_size: begun.keep_size,
-            follow: begun.follow,
-        };
         let mut only = Vec::new();
         if self.strength.is_some() {
             only.push(("--strength", Role::Start));
@@ -116,7 +95,7 @@ impl Edit {
         if self.keep_size {
             only.push(("--keep-size", Role::Reference));
         }
-        self.generate.run_from(Some(Begin { edit: Arc::new(edit), begun, only }))
+        self.generate.run_from(Some(Begin { begun, only }))
     }
 
     /// What is asked for, and the rest as it was before.
@@ -146,6 +125,24 @@ impl Edit {
         }
         begun
     }
+}
+
+/// The pictures that an edit begins with, read.
+pub(super) fn pictures(begun: &Begun) -> anyhow::Result<generation::Edit> {
+    let mut images = begun.images.iter().map(|path| read(path)).collect::<anyhow::Result<Vec<_>>>()?;
+    let mut mask = begun.mask.as_deref().map(read_mask).transpose()?;
+    if let (Some(pad @ [left, top, right, bottom]), Some(first)) = (begun.pad, images.first_mut()) {
+        let (width, height) = (left + first.width + right, top + first.height + bottom);
+        if width.max(height) > LONGEST {
+            let text = format!("with --pad the picture is {width}x{height}: more than {LONGEST} a side");
+            return Err(Error::Request(text).into());
+        }
+        let (picture, around): (Image, Mask) = first.pad(pad);
+        *first = picture;
+        mask = Some(around);
+    }
+    let Begun { strength, role, keep_size, follow, .. } = *begun;
+    Ok(generation::Edit { images, mask, strength, role, keep_size, follow })
 }
 
 fn parse_pad(text: &str) -> Result<Pad, String> {

@@ -1,8 +1,6 @@
 //! `generate`: a prompt in, picture files out.
 
 use std::collections::BTreeMap;
-use std::collections::hash_map::RandomState;
-use std::hash::{BuildHasher, Hasher};
 use std::io::IsTerminal;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -22,6 +20,7 @@ use tch_flux::ops::{cpu, cuda};
 
 use super::again;
 use super::control::{self, ControlArgs};
+use super::edit;
 use super::errors::Unfinished;
 use super::formats;
 use super::interrupt::Interrupt;
@@ -31,18 +30,18 @@ use super::output::{self, Input, Target};
 use super::pictured::{self, PicturedArgs};
 use super::plan::Plan;
 use super::progress::Bars;
-use super::prompts;
+use super::prompts::Given;
 use super::redux::{self, ReduxArgs};
 use super::walk::Walk;
 use super::writer::{self, Saving, Sources, Writer, undrawn_lines};
 use super::{
-    KindArg, ModelArgs, NumericsArg, QuantizeArg, Saying, access, device_name, human_bytes, kind_name,
-    parse_device, print_json,
+    KindArg, ModelArgs, NumericsArg, QuantizeArg, Saying, ThreadsArg, access, device_name, human_bytes,
+    kind_name, parse_device, parse_seed, print_json,
 };
 
 #[derive(Args)]
 pub(super) struct Generate {
-    /// What to draw; `-` reads it from standard input.
+    /// What to draw; `-` reads it from standard input, here and in place of any other prompt.
     #[arg(value_name = "PROMPT")]
     positional: Option<String>,
     /// What to draw, as PROMPT; may be given several times.
@@ -89,7 +88,7 @@ pub(super) struct Generate {
     #[arg(long, value_name = "SCALE", help_heading = "Sampling", hide_short_help = true)]
     true_cfg_scale: Option<f64>,
     /// The noise. [default: another one each time; it is printed]
-    #[arg(long, help_heading = "Sampling")]
+    #[arg(long, value_parser = parse_seed, help_heading = "Sampling")]
     seed: Option<u64>,
     /// Pictures of each prompt; their seeds count on.
     #[arg(short = 'n', long, help_heading = "Sampling")]
@@ -124,9 +123,8 @@ pub(super) struct Generate {
     /// Draw bf16 noise as torch up to 2.11 did, for pictures that were published with it.
     #[arg(long, help_heading = "Sampling", hide_short_help = true)]
     legacy_noise: bool,
-    /// Threads of an operation on the CPU. [default: libtorch's]
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Memory and speed", hide_short_help = true)]
-    threads: Option<u16>,
+    #[command(flatten, next_help_heading = "Memory and speed")]
+    threads: ThreadsArg,
     /// Read the files instead of mapping them.
     #[arg(long, help_heading = "Memory and speed", hide_short_help = true)]
     no_mmap: bool,
@@ -166,9 +164,8 @@ pub(super) struct Generate {
     quiet: bool,
 }
 
-/// What an edit begins with: the pictures, and how their files are named.
+/// What an edit begins with: the names of pictures, which are read once it is known that the outputs can be written.
 pub(super) struct Begin {
-    pub(super) edit: Arc<Edit>,
     pub(super) begun: Begun,
     /// Flags that were given, and what pictures they are for.
     pub(super) only: Vec<(&'static str, Role)>,
@@ -188,6 +185,9 @@ fn size_like(edit: &Edit, role: Role, most: i64) -> (i64, i64) {
     let nearest = |pixels: f64| ((pixels * factor / 16.0).round() as i64 * 16).max(16);
     (nearest(width), nearest(height))
 }
+
+/// No call draws more pictures: each has a name, and nobody waits for so many.
+const MOST: usize = 1_000_000;
 
 impl Generate {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
@@ -217,15 +217,15 @@ impl Generate {
             let text = "that picture was begun with another one: repeat it with `tch-flux edit --from-image`";
             return Err(Error::Request(text.into()).into());
         }
-        if let Some(threads) = self.threads {
-            tch::set_num_threads(threads.into());
-        }
+        self.threads.set();
         let bars = !self.quiet && !self.json && std::io::stderr().is_terminal();
         let saying = Saying { bars, warnings: !self.quiet };
         let mut request = self.request(recipe.as_ref())?;
         let inputs = self.inputs(begin.as_ref(), recipe.as_ref());
         // Before anything is fetched or opened; previews are known, and checked, once the model is.
         self.targets(&request, &[], &inputs)?;
+        let edit = begin.as_ref().map(|begin| edit::pictures(&begin.begun)).transpose()?;
+        request.edit = edit.map(Arc::new);
         let mut parts = self.redux.parts(self.model.parts(saying)?, saying)?;
         if recipe.is_none() {
             let size = default_size(&parts.autoencoder);
@@ -234,9 +234,6 @@ impl Generate {
         if request.sampler.is_some() && request.schedule.is_some() {
             // Nothing is left for it to say, whatever it asks for.
             parts.scheduler = None;
-        }
-        if let Some(Begin { edit, .. }) = &begin {
-            request.edit = Some(edit.clone());
         }
         let seen = self.redux.seen(recipe.as_ref().and_then(|recipe| recipe.redux.clone()))?;
         request.redux = seen.as_ref().map(redux::read).transpose()?.map(Arc::new);
@@ -270,12 +267,13 @@ impl Generate {
         let before = recipe.as_ref().map(|recipe| recipe.pictured.clone()).unwrap_or_default();
         let liked = self.pictured.liked(before)?;
         request.pictured = pictured::put_on(&mut pipeline, &liked)?;
-        let mut remarks = Vec::new();
+        let (mut remarks, mut strength) = (Vec::new(), None);
         if let Some(edit) = request.edit.clone() {
             let own = recipe.as_ref().map(|recipe| (recipe.request.width, recipe.request.height));
             let padded = begin.as_ref().is_some_and(|begin| begin.begun.pad.is_some());
             let most = if padded { i64::MAX } else { 2 * default_size(&parts.autoencoder).pow(2) };
             let role = pipeline.role(&edit)?;
+            strength = (role == Role::Start).then_some(edit.strength);
             let only = begin.iter().flat_map(|begin| &begin.only);
             if let Some((flag, other)) = only.into_iter().find(|(_, only)| *only != role) {
                 let text =
@@ -360,6 +358,7 @@ impl Generate {
                 files: &files,
                 previews: previews.len(),
                 grid: self.grid.as_deref(),
+                strength,
             };
             let mut lines = plan.lines();
             lines.extend(fitted.iter().flat_map(Fitted::lines).map(|line| format!("  {line}")));
@@ -507,14 +506,17 @@ impl Generate {
     fn request(&self, recipe: Option<&Recipe>) -> anyhow::Result<Request> {
         let mut request = match recipe {
             Some(recipe) => recipe.request.clone(),
-            None => Request { prompts: Vec::new(), seed: random_seed(), ..Request::new("", 1024, 1024) },
+            None => {
+                Request { prompts: Vec::new(), seed: Request::random_seed(), ..Request::new("", 1024, 1024) }
+            }
         };
+        let mut given = Given::default();
         if let Some(prompt) = &self.positional {
-            request.prompts = prompts::given(std::slice::from_ref(prompt))?;
+            request.prompts = given.read(std::slice::from_ref(prompt))?;
         } else if !self.prompt.is_empty() {
-            request.prompts = prompts::given(&self.prompt)?;
+            request.prompts = given.read(&self.prompt)?;
         } else if let Some(file) = &self.prompt_file {
-            request.prompts = prompts::from_file(file)?;
+            request.prompts = given.file(file)?;
         }
         if request.prompts.is_empty() && self.redux.has_pictures() {
             request.prompts.push(String::new());
@@ -528,13 +530,17 @@ impl Generate {
         self.walk.put_on(&mut request)?;
         request.literal = self.literal.unwrap_or(request.literal);
         request.guidance = self.guidance.or(request.guidance);
-        request.prompt_2 = self.prompt_2.clone().or(request.prompt_2);
-        request.negative_prompt = self.negative_prompt.clone().or(request.negative_prompt);
+        request.prompt_2 = given.one(self.prompt_2.as_ref())?.or(request.prompt_2);
+        request.negative_prompt = given.one(self.negative_prompt.as_ref())?.or(request.negative_prompt);
         // diffusers' documentation of true guidance takes 4.
         let scale = request.negative_prompt.as_ref().map(|_| 4.0);
         request.true_cfg_scale = self.true_cfg_scale.or(request.true_cfg_scale).or(scale);
         request.seed = self.seed.unwrap_or(request.seed);
         request.num_images = self.num_images.unwrap_or(request.num_images);
+        if request.prompts.len().checked_mul(request.num_images).is_none_or(|images| images > MOST) {
+            let text = format!("more than {MOST} pictures in one call: ask for fewer by --num-images");
+            return Err(Error::Request(text).into());
+        }
         request.max_sequence_length = self.max_sequence_length.or(request.max_sequence_length);
         request.legacy_noise |= self.legacy_noise;
         request.previews = self.previews;
@@ -633,11 +639,6 @@ pub(super) fn parse_lora(text: &str) -> Result<LoraFile, String> {
 
 fn count(pictures: usize) -> String {
     if pictures == 1 { "1 picture".into() } else { format!("{pictures} pictures") }
-}
-
-/// A seed of 32 bits, which are all that the generator uses.
-pub(super) fn random_seed() -> u64 {
-    RandomState::new().build_hasher().finish() & 0xffff_ffff
 }
 
 fn parse_kind(name: &str) -> anyhow::Result<Option<tch::Kind>> {

@@ -162,7 +162,8 @@ impl Report {
                 Family::Foreign(_)
                 | Family::Packed { .. }
                 | Family::Flux2 { .. }
-                | Family::AutoEncoder2 { .. } => Some(family.to_string()),
+                | Family::AutoEncoder2 { .. }
+                | Family::Unknown { .. } => Some(family.to_string()),
                 _ => None,
             },
             layout: family.layout().map(|layout| layout.to_string()),

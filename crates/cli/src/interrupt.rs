@@ -1,4 +1,4 @@
-//! Ctrl-C, and SIGTERM: the first lets what is nearly done be finished, the second ends the process at once.
+//! Ctrl-C, SIGTERM, and a terminal that is closed (SIGHUP): the first lets what is nearly done be finished, the second ends the process at once.
 
 use std::io;
 use std::process::ExitCode;
@@ -14,15 +14,15 @@ pub(super) struct Interrupt {
 }
 
 impl Interrupt {
-    /// From now on the first of the two signals is only noted. With `says`, what it does is said.
+    /// From now on the first of these signals is only noted. With `says`, what it does is said.
     #[cfg(unix)]
     pub(super) fn listen(says: bool) -> io::Result<Self> {
-        use signal_hook::consts::{SIGINT, SIGTERM};
+        use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
         use signal_hook::iterator::Signals;
 
         let interrupt = Self::default();
         // A shell that starts a process in the background may have it ignore them.
-        let heard = [SIGINT, SIGTERM].into_iter().filter(|&signal| !is_ignored(signal));
+        let heard = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|&signal| !is_ignored(signal));
         let mut signals = Signals::new(heard)?;
         let noted = interrupt.clone();
         let listen = move || {

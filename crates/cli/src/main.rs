@@ -126,7 +126,13 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Err
 
 /// All subcommands and their flags.
 fn definition() -> clap::Command {
-    let command = Cli::command();
+    // A number below 0 is a wrong value, and no flag; subcommands of subcommands have no numbers but counts.
+    let command = Cli::command().mut_subcommands(|command| {
+        command.mut_args(|arg| match arg.get_action().takes_values() {
+            true => arg.allow_negative_numbers(true),
+            false => arg,
+        })
+    });
     let command = command.mut_subcommand("serve", serve::with_environment);
     let command = command.mut_subcommand("serve", |serve| serve.mut_args(in_groups));
     command
@@ -158,7 +164,7 @@ fn in_groups(arg: clap::Arg) -> clap::Arg {
         | "offload" | "no_mmap" | "vae_tile" => Some("Memory and speed"),
         "log_level" | "log_json" => Some("Log"),
         id if id.starts_with("max_") || id.starts_with("url_") || id.ends_with("_timeout") => Some("Limits"),
-        "queue" | "grace" | "body_pause" | "stream_keep_alive" => Some("Limits"),
+        "queue" | "grace" | "drain_notice" | "body_pause" | "stream_keep_alive" => Some("Limits"),
         _ => Some("Model"),
     };
     let hidden = !shown.contains(&arg.get_id().as_str());
@@ -227,7 +233,7 @@ impl ModelArgs {
     }
 
     /// What names the files of a model.
-    const FLAGS: [&str; 10] = [
+    const FLAGS: [&str; 11] = [
         "--model",
         "--transformer",
         "--base",
@@ -238,6 +244,7 @@ impl ModelArgs {
         "--t5-tokenizer",
         "--depth-model",
         "--preview-decoder",
+        "--preview-factors",
     ];
 
     /// The files that are named, each with its flag.
@@ -253,6 +260,7 @@ impl ModelArgs {
             &self.t5_tokenizer,
             &self.depth_model,
             &self.preview_decoder,
+            &self.preview_factors,
         ];
         let named = |(path, flag): (&Option<PathBuf>, &'static str)| Some(Input::new(flag, path.as_ref()?));
         paths.into_iter().zip(Self::FLAGS).filter_map(named).collect()
@@ -295,16 +303,57 @@ impl ModelArgs {
         let found = Parts::look(folder).unwrap_or_default();
         let found: Vec<_> = found.into_iter().filter_map(|(part, path)| Some((part, path.ok()?))).collect();
         let advice = match &found[..] {
-            [(part, path)] => format!(
-                "{} holds a {part} alone: name it by {} {}, and by --model the folder of a model that has the rest",
+            [(part, path)] if misplaced(folder).is_none() => format!(
+                "{} holds {} {part} alone: name it by {} {}, and by --model the folder of a model that has the rest",
                 folder.display(),
+                if part.starts_with('a') { "an" } else { "a" },
                 part_flag(part),
                 path.display()
             ),
-            _ => format!("name that part by {}, or another folder by --model", part_flag(part)),
+            _ => misplaced(folder).unwrap_or_else(|| {
+                format!("name that part by {}, or another folder by --model", part_flag(part))
+            }),
         };
         anyhow::Error::from(error).context(advice)
     }
+}
+
+/// Of a folder that is no model's, but has models in it as programs keep them, what to name instead.
+fn misplaced(folder: &Path) -> Option<String> {
+    let shown = folder.display();
+    let below = |name: &str| folder.join(name).is_dir();
+    let one = |names: &[&'static str]| names.iter().find(|name| below(name)).copied();
+    let transformers = one(&["diffusion_models", "unet", "checkpoints", "Stable-diffusion"]);
+    let encoders = one(&["text_encoders", "clip", "text_encoder"]);
+    if let (Some(transformers), Some(encoders)) = (transformers, encoders)
+        && encoders != "text_encoder"
+    {
+        let flags = [
+            ("--transformer", transformers),
+            ("--clip", encoders),
+            ("--t5", encoders),
+            ("--autoencoder", one(&["vae", "VAE"]).unwrap_or("vae")),
+        ];
+        let flags = flags.map(|(flag, name)| format!("{flag} {}", folder.join(name).join("FILE").display()));
+        let flags = flags.join(", ");
+        return Some(format!(
+            "{shown} is laid out as ComfyUI's models, of which any could be meant: name the files by {flags}, and the \
+             tokenizers by --clip-tokenizer and --t5-tokenizer"
+        ));
+    }
+    // The cache of the hub keeps the files of a repository in a folder for each revision.
+    let names = |folder: &Path| {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        let mut folders: Vec<_> = entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
+        folders.sort();
+        folders
+    };
+    let snapshots = folder.join("snapshots");
+    let within = if snapshots.is_dir() { names(&snapshots) } else { names(folder) };
+    let whole =
+        |path: &&PathBuf| Parts::look(path).is_ok_and(|parts| parts.iter().all(|(_, place)| place.is_ok()));
+    let model = within.iter().take(100).find(whole)?;
+    Some(format!("{shown} is no model's folder, but {} is: name that by --model", model.display()))
 }
 
 /// The flag that names a part.
@@ -320,12 +369,25 @@ fn part_flag(part: &str) -> &'static str {
     }
 }
 
+/// A seed. Other programs take -1 for one that is chosen each time.
+fn parse_seed(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| {
+        format!("a seed is a whole number from 0 to {}; left out, it is another one each time", u64::MAX)
+    })
+}
+
 /// A kind of numbers to compute in.
 #[derive(Clone, Copy, Debug, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum KindArg {
+    #[value(aliases = ["fp32", "float32", "F32"])]
+    #[serde(alias = "fp32", alias = "float32")]
     F32,
+    #[value(aliases = ["bfloat16", "BF16"])]
+    #[serde(alias = "bfloat16")]
     Bf16,
+    #[value(aliases = ["fp16", "float16", "half", "F16"])]
+    #[serde(alias = "fp16", alias = "float16", alias = "half")]
     F16,
 }
 
@@ -335,6 +397,22 @@ impl From<KindArg> for Kind {
             KindArg::F32 => Kind::Float,
             KindArg::Bf16 => Kind::BFloat16,
             KindArg::F16 => Kind::Half,
+        }
+    }
+}
+
+/// How many threads compute.
+#[derive(Args, Clone, Copy, Debug)]
+struct ThreadsArg {
+    /// Threads of an operation on the CPU. [default: libtorch's]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024), hide_short_help = true)]
+    threads: Option<u16>,
+}
+
+impl ThreadsArg {
+    fn set(self) {
+        if let Some(threads) = self.threads {
+            tch::set_num_threads(threads.into());
         }
     }
 }
@@ -399,10 +477,16 @@ fn device_name(device: Device) -> String {
 fn parse_device(text: &str) -> Result<Device, String> {
     let device = match text.split_once(':') {
         None if text == "cpu" => return Ok(Device::Cpu),
-        None if text == "mps" => return Ok(Device::Mps),
+        None if text == "mps" && tch::utils::has_mps() => return Ok(Device::Mps),
+        None if text == "mps" => {
+            return Err("libtorch sees no MPS device, which are the GPUs of Apple".into());
+        }
         None if text == "cuda" => 0,
         Some(("cuda", number)) => {
             number.parse().map_err(|_| format!("{number:?} is no number of a device"))?
+        }
+        None if ["gpu", "nvidia", "rocm", "hip", "auto"].contains(&text) => {
+            return Err("expected cpu, cuda, cuda:N or mps; a GPU is cuda, or mps on a Mac".into());
         }
         _ => return Err("expected cpu, cuda, cuda:N or mps".into()),
     };

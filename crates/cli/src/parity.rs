@@ -9,7 +9,7 @@ use serde_json::json;
 use tch::Device;
 use tch_flux::parity::{Accuracy, Case, Comparison, MODULES, Module};
 
-use super::{NumericsArg, parse_device, print_json};
+use super::{NumericsArg, ThreadsArg, parse_device, print_json};
 
 #[derive(Args)]
 pub(super) struct Parity {
@@ -23,6 +23,8 @@ pub(super) struct Parity {
     /// cpu, cuda, cuda:N or mps.
     #[arg(long, default_value = "cpu", value_parser = parse_device)]
     device: Device,
+    #[command(flatten)]
+    threads: ThreadsArg,
     /// Skip cases of modules that are not known here, which otherwise fail.
     #[arg(long)]
     allow_unknown: bool,
@@ -54,6 +56,7 @@ impl Parity {
             MODULES.iter().try_for_each(|module| self.say(&json!(module), &module_line(module)))?;
             return Ok(ExitCode::SUCCESS);
         }
+        self.threads.set();
         let (mut passed, mut failed, mut skipped) = (0, 0, 0);
         for path in cases(&self.paths)? {
             let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();

@@ -27,8 +27,24 @@ pub(super) fn seen() -> BTreeMap<PathBuf, String> {
     SEEN.lock().map_or_else(|broken| broken.into_inner().clone(), |seen| seen.clone())
 }
 
+/// The name of a file that cannot be read, and what would help where it is no file's name.
+fn unread(path: &Path) -> String {
+    let name = path.display().to_string();
+    if ["http://", "https://"].iter().any(|start| name.starts_with(start)) {
+        format!("{name}: this is an address: fetch the picture, and name its file")
+    } else if let Some((kind, _)) = name.split_once(',').filter(|_| name.starts_with("data:")) {
+        format!("{kind},…: this is a picture as text: decode it into a file, and name that")
+    } else if name == "-" {
+        format!("{name}: pictures are files; standard input is /dev/stdin")
+    } else if path.is_dir() {
+        format!("{name}: this is a folder: name a picture in it")
+    } else {
+        name
+    }
+}
+
 fn decoded(path: &Path) -> anyhow::Result<Decoded> {
-    let bytes = fs::read(path).with_context(|| path.display().to_string())?;
+    let bytes = fs::read(path).with_context(|| unread(path))?;
     let sum: String = Sha256::digest(&bytes).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
     if let Ok(mut seen) = SEEN.lock() {
         seen.insert(path.to_path_buf(), sum);

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use tch_flux::generation::{LoraFile, Memory, Request, Weights};
+use tch_flux::sampling::Schedule;
 
 use super::human_bytes;
 
@@ -21,6 +22,8 @@ pub(super) struct Plan<'a> {
     /// How many previews each picture gets.
     pub(super) previews: usize,
     pub(super) grid: Option<&'a Path>,
+    /// How much of a start is drawn anew.
+    pub(super) strength: Option<f64>,
 }
 
 impl Plan<'_> {
@@ -31,6 +34,7 @@ impl Plan<'_> {
         let (width, height) = (request.width, request.height);
         let mut lines = vec![format!("would draw {pictures} of {width}x{height} with {model}, {arithmetic}")];
         lines.extend(request.prompts.iter().map(|prompt| field("prompt", &format!("{prompt:?}"))));
+        lines.extend(request.prompt_2.iter().map(|prompt| field("prompt for T5", &format!("{prompt:?}"))));
         lines.extend(request.negative_prompt.iter().map(|prompt| field("negative", &format!("{prompt:?}"))));
         lines.push(field("sampling", &self.sampling()));
         lines.push(field("seeds", &self.seeds()));
@@ -69,11 +73,11 @@ impl Plan<'_> {
             format!("{} steps", request.steps.unwrap_or_default()),
             request.sampler.unwrap_or_default().title().to_string(),
         ];
-        words.extend(request.schedule.as_ref().map(|schedule| format!("schedule {}", word(schedule))));
+        words.extend(request.schedule.as_ref().map(schedule));
         words.extend(request.guidance.map(|guidance| format!("guidance {guidance}")));
         words.extend(request.true_cfg_scale.map(|scale| format!("true guidance {scale}")));
-        words.extend(request.edit.as_ref().map(|edit| format!("strength {}", edit.strength)));
-        words.extend(request.cache.map(|cache| format!("cache {}", word(&cache))));
+        words.extend(self.strength.map(|strength| format!("strength {strength}")));
+        words.extend(request.cache.map(|cache| format!("cache {}", listed(&cache))));
         words.extend(request.max_sequence_length.map(|tokens| format!("{tokens} tokens of text")));
         words.join(", ")
     }
@@ -95,10 +99,26 @@ impl Plan<'_> {
     }
 }
 
-/// A value as its file's text has it, without the quotes of a word.
-fn word(value: &impl serde::Serialize) -> String {
-    let text = serde_json::to_string(value).unwrap_or_default();
-    text.trim_matches('"').replace('"', "")
+/// When the steps are.
+fn schedule(schedule: &Schedule) -> String {
+    match schedule {
+        Schedule::Linear => "schedule linear".into(),
+        Schedule::Shifted { base, max } => format!("schedule shifted by {base} to {max}"),
+        Schedule::Sigmas(times) => {
+            let times: Vec<_> = times.iter().map(f64::to_string).collect();
+            format!("times {}", times.join(", "))
+        }
+        Schedule::FlowMatch(settings) => {
+            format!("schedule of flow matching ({})", listed(settings))
+        }
+    }
+}
+
+/// Settings one behind the other, each with its value.
+fn listed(value: &impl serde::Serialize) -> String {
+    let text =
+        serde_json::to_string(value).unwrap_or_default().replace(['{', '}', '"'], "").replace(':', " ");
+    text.replace(',', ", ").replace('_', "-")
 }
 
 fn field(name: &str, text: &str) -> String {

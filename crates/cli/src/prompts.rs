@@ -9,13 +9,43 @@ use tch_flux::Error;
 /// What stands for standard input in place of a prompt or of a file's name.
 pub(super) const STDIN: &str = "-";
 
-/// The prompts as they are given, where `-` is what standard input holds, as one prompt.
-pub(super) fn given(prompts: &[String]) -> anyhow::Result<Vec<String>> {
-    let is_stdin = |prompt: &&String| *prompt == STDIN;
-    if prompts.iter().filter(is_stdin).count() > 1 {
-        return Err(wrong("standard input", "it can be only one of the prompts"));
+/// The prompts of a call, of which one at most can be what standard input holds.
+#[derive(Default)]
+pub(super) struct Given {
+    stdin_was_read: bool,
+}
+
+impl Given {
+    /// The prompts as they are given, where `-` is what standard input holds, as one prompt.
+    pub(super) fn read(&mut self, prompts: &[String]) -> anyhow::Result<Vec<String>> {
+        prompts
+            .iter()
+            .map(|prompt| match &prompt[..] {
+                STDIN => self.stdin_once().and_then(|()| from_stdin()),
+                _ => Ok(prompt.clone()),
+            })
+            .collect()
     }
-    prompts.iter().map(|prompt| if is_stdin(&prompt) { from_stdin() } else { Ok(prompt.clone()) }).collect()
+
+    /// The same of a prompt that may be left out.
+    pub(super) fn one(&mut self, prompt: Option<&String>) -> anyhow::Result<Option<String>> {
+        Ok(self.read(prompt.map(std::slice::from_ref).unwrap_or_default())?.pop())
+    }
+
+    /// The prompts of a file, or of standard input where its name is `-`: one on each line.
+    pub(super) fn file(&mut self, path: &Path) -> anyhow::Result<Vec<String>> {
+        if path == Path::new(STDIN) {
+            self.stdin_once()?;
+        }
+        from_file(path)
+    }
+
+    fn stdin_once(&mut self) -> anyhow::Result<()> {
+        if std::mem::replace(&mut self.stdin_was_read, true) {
+            return Err(wrong("standard input", "it can be only one of the prompts"));
+        }
+        Ok(())
+    }
 }
 
 fn from_stdin() -> anyhow::Result<String> {
@@ -28,8 +58,7 @@ fn from_stdin() -> anyhow::Result<String> {
     Ok(prompt.to_string())
 }
 
-/// The prompts of a file, or of standard input where its name is `-`: one on each line.
-pub(super) fn from_file(path: &Path) -> anyhow::Result<Vec<String>> {
+fn from_file(path: &Path) -> anyhow::Result<Vec<String>> {
     let (bytes, name) = read(path)?;
     let text = decode(&bytes).map_err(|problem| wrong(&name, &problem))?;
     let prompts = in_lines(&text);
@@ -49,6 +78,9 @@ fn wrong(name: &str, problem: &str) -> anyhow::Error {
 fn read(path: &Path) -> anyhow::Result<(Vec<u8>, String)> {
     if path != Path::new(STDIN) {
         let name = path.display().to_string();
+        if path.is_dir() {
+            return Err(wrong(&name, "this is a folder: name a file in it that has a prompt on each line"));
+        }
         return Ok((std::fs::read(path).with_context(|| name.clone())?, name));
     }
     let mut stdin = std::io::stdin().lock();

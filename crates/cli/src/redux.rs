@@ -56,6 +56,12 @@ enum MixArg {
 }
 
 impl ReduxModelArgs {
+    /// The files that are named.
+    pub(super) fn inputs(&self) -> Vec<Input> {
+        let model = self.redux_model.iter().map(|path| Input::new("--redux-model", path));
+        model.chain(self.image_encoder.iter().map(|path| Input::new("--image-encoder", path))).collect()
+    }
+
     /// The parts with those that are named here.
     pub(super) fn parts(&self, parts: Parts, saying: Saying) -> anyhow::Result<Parts> {
         let OwnParts { redux, image_encoder, .. } = match &self.redux_model {
@@ -81,11 +87,8 @@ impl ReduxArgs {
 
     /// The files that are named.
     pub(super) fn inputs(&self) -> Vec<Input> {
-        let ReduxModelArgs { redux_model, image_encoder } = &self.model;
         let pictures = self.redux.iter().map(|look| Input::new("--redux", &look.file));
-        let model = redux_model.iter().map(|path| Input::new("--redux-model", path));
-        let encoder = image_encoder.iter().map(|path| Input::new("--image-encoder", path));
-        pictures.chain(model).chain(encoder).collect()
+        pictures.chain(self.model.inputs()).collect()
     }
 
     /// Whether there is something to draw from beside a prompt.

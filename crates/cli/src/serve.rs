@@ -6,9 +6,10 @@ mod config;
 mod said;
 mod units;
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use rustix::process::{Resource, getpid, getrlimit, kill_process, setrlimit};
 use tch::Device;
+use tch_flux::Error;
 use tch_flux::engine::{self, Engine};
 use tch_flux::generation::{LoraFile, Offload, Parts, Pipeline, Role, Settings};
 use tch_flux::numerics::{self, Numerics, Quantize};
@@ -107,6 +109,7 @@ impl Serve {
     async fn serve(self) -> anyhow::Result<()> {
         let begun = Instant::now();
         let (plan, options, address) = (self.plan()?, self.options()?, self.address()?);
+        self.check_files(&plan)?;
         if let Some(threads) = self.threads {
             tch::set_num_threads(self.checked("threads", checks::threads(threads))?);
         }
@@ -115,7 +118,8 @@ impl Serve {
         }
         raise_descriptors(options.connections)?;
         let signals = Signals::listen()?;
-        let listener = TcpListener::bind(address).await.with_context(|| address.to_string())?;
+        let listener = TcpListener::bind(address).await;
+        let listener = listener.map_err(|problem| self.cannot_listen(address, problem))?;
         let address = listener.local_addr()?;
         let grace = options.grace;
         let server = Server::new(options);
@@ -124,7 +128,14 @@ impl Serve {
         let cancelled = cancel.clone();
         let load = std::thread::Builder::new().name("tch-flux load".into());
         let load = load.spawn(move || {
-            match numerics::with_cancel(&cancelled, || plan.load(&cancelled)) {
+            let load = || numerics::with_cancel(&cancelled, || plan.load(&cancelled));
+            // A server whose load has failed ends, whatever the reason.
+            let loaded = catch_unwind(AssertUnwindSafe(load)).unwrap_or_else(|panic| {
+                let text = panic.downcast_ref::<&str>().map(|text| text.to_string());
+                let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+                Err(Error::Panicked(text).into())
+            });
+            match loaded {
                 Ok((engine, model)) => {
                     let name = model.name.clone();
                     loading.ready(engine, model);
@@ -165,6 +176,36 @@ impl Serve {
     fn address(&self) -> anyhow::Result<SocketAddr> {
         let (host, port) = (self.host.as_deref().unwrap_or("127.0.0.1"), self.port.unwrap_or(8000));
         self.checked("host", checks::address(host, port))
+    }
+
+    /// What a socket that cannot be opened is answered with.
+    fn cannot_listen(&self, address: SocketAddr, problem: io::Error) -> anyhow::Error {
+        let (name, hint) = match problem.kind() {
+            io::ErrorKind::AddrInUse => ("port", "another program has it; 0 takes any that is free"),
+            io::ErrorKind::PermissionDenied => ("port", "those below 1024 are for administrators"),
+            io::ErrorKind::AddrNotAvailable => ("host", "it is no address of this machine"),
+            _ => ("host", "there cannot be listened"),
+        };
+        anyhow::Error::from(problem).context(format!("{}: {address}: {hint}", self.said.of(name)))
+    }
+
+    /// Whether what is to be loaded is there: what is not is said by its setting, before anybody is told to come.
+    fn check_files(&self, plan: &Plan) -> anyhow::Result<()> {
+        let inputs = [plan.model.inputs(), plan.redux.inputs()].concat();
+        let named = inputs.iter().map(|input| (input.flag.trim_start_matches("--"), input.path.as_path()));
+        let named = named.chain(plan.beside.files());
+        for (name, path) in named.chain(plan.loras.iter().map(|lora| ("lora", lora.path.as_path()))) {
+            if path.as_os_str().is_empty() {
+                self.checked(name, Err::<(), _>("it names no file".to_string()))?;
+            }
+            let text = path.to_string_lossy();
+            if ["model", "redux-model"].contains(&name) && !path.exists() {
+                self.checked(name, checks::on_the_hub(&text))?;
+                continue;
+            }
+            std::fs::metadata(path).with_context(|| format!("{}: {text}", self.said.of(name)))?;
+        }
+        Ok(())
     }
 
     fn plan(&self) -> anyhow::Result<Plan> {
@@ -252,6 +293,7 @@ impl Plan {
                 warn!("{left_out}");
             }
             self.beside.put_on(&mut pipeline)?;
+            pipeline.check_previews()?;
             pipeline.warnings()?.iter().for_each(|warning| warn!("{warning}"));
             if parts.redux.is_some() || parts.image_encoder.is_some() {
                 pipeline.check_vision()?;

@@ -11,8 +11,6 @@ use tch_flux::generation::{Generated, Pipeline, Request, Variation};
 use tch_flux::models::flux1::StepCache;
 use tch_flux::sampling::{FlowMatch, Sampler, Schedule};
 
-use super::generate::random_seed;
-
 #[derive(Args)]
 pub(super) struct Walk {
     /// Steps from noise to picture. [default: schnell 4, dev 50]
@@ -97,7 +95,7 @@ impl Walk {
         request.sampler = self.sampler.map(Sampler::from).or(request.sampler);
         if let Some(strength) = self.variation_strength {
             let before = request.variation.map(|variation| variation.seed);
-            let seed = self.variation_seed.or(before).unwrap_or_else(random_seed);
+            let seed = self.variation_seed.or(before).unwrap_or_else(Request::random_seed);
             request.variation = Some(Variation { seed, strength });
         }
         Ok(())

@@ -4,9 +4,8 @@ use super::able::ROLES;
 use super::fields;
 use super::problem::Problem;
 use super::shape::{self, parse_size};
-use super::shelf::random_seed;
 use super::values::Values;
-use tch_flux::generation::{Follow, ReduxMix, Role, Variation};
+use tch_flux::generation::{Follow, ReduxMix, Request, Role, Variation};
 use tch_flux::image::Format;
 use tch_flux::models::flux1::StepCache;
 use tch_flux::sampling::{Sampler, Schedule};
@@ -192,7 +191,7 @@ impl Values {
     fn variation(&self) -> Result<Option<Variation>, Problem> {
         match (self.number("variation_strength"), self.whole("variation_seed")) {
             (Some(strength), seed) => {
-                Ok(Some(Variation { seed: seed.unwrap_or_else(random_seed), strength }))
+                Ok(Some(Variation { seed: seed.unwrap_or_else(Request::random_seed), strength }))
             }
             (None, Some(_)) => {
                 let text = "variation_seed needs a variation_strength: how far its noise is gone towards, from 0 to 1";

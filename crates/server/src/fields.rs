@@ -28,7 +28,7 @@ const fn field(name: &'static str, shape: Shape, about: &'static str) -> Field {
 
 const IGNORED: &str = "Accepted, and without effect.";
 
-const FIELDS: [Field; 22] = [
+const FIELDS: [Field; 23] = [
     field("prompt", Shape::Text { least: 1, most: 32_000 }, "What to draw. Required."),
     field(
         "model",
@@ -94,6 +94,7 @@ const FIELDS: [Field; 22] = [
     ),
     field("background", Shape::Ignored, "`transparent` is refused, all else ignored."),
     field("quality", Shape::Ignored, IGNORED),
+    field("complexity", Shape::Ignored, IGNORED),
     field("moderation", Shape::Ignored, IGNORED),
     field("style", Shape::Ignored, IGNORED),
     field("user", Shape::Ignored, IGNORED),

@@ -9,7 +9,6 @@ use super::asked::Asked;
 use super::metrics::Metrics;
 use super::models::Model;
 use super::problem::Problem;
-use super::shelf::random_seed;
 use super::state::Shared;
 use tch_flux::engine::{Event, Job};
 use tch_flux::generation::{Generated, Phase, Request};
@@ -29,7 +28,7 @@ pub(super) fn request(asked: &Asked, model: &Model) -> Request {
         guidance: asked.guidance,
         negative_prompt: asked.negative_prompt.clone(),
         true_cfg_scale: asked.true_cfg_scale,
-        seed: asked.seed.unwrap_or_else(random_seed),
+        seed: asked.seed.unwrap_or_else(Request::random_seed),
         num_images: asked.n,
         previews: if asked.stream { asked.partial_images } else { 0 },
         ..Request::new(asked.prompt.clone(), width, height)

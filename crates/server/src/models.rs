@@ -19,7 +19,22 @@ use tch_flux::generation::{Parts, Pipeline, Request, Role};
 use tch_flux::models::text::{Tokenizer, Weighted};
 
 /// Names that clients have built in. Whoever asks for one of them gets the model that there is.
-const BUILT_IN: [&str; 5] = ["dall-e-2", "dall-e-3", "gpt-image-1", "gpt-image-1-mini", "gpt-image-1.5"];
+const BUILT_IN: [&str; 14] = [
+    "chatgpt-image-latest",
+    "dall-e-2",
+    "dall-e-3",
+    "gpt-image-1",
+    "gpt-image-1-mini",
+    "gpt-image-1.5",
+    "gpt-image-2",
+    "gpt-image-2-2026-04-21",
+    "gpt-image-2.5-flare",
+    "gpt-image-2.5-flare-2026-09-08",
+    "gpt-image-2.5-sunburst",
+    "gpt-image-2.5-sunburst-2026-09-08",
+    "gpt-image-2.6-flare",
+    "gpt-image-2.6-sunburst",
+];
 
 /// The model that a server serves, as it tells clients.
 #[derive(Debug)]

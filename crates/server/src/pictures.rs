@@ -23,6 +23,9 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
+/// No picture's file has fewer bytes.
+const SHORTEST: usize = 10;
+
 /// Pictures by their fields: files, base64, or data URIs.
 #[derive(Debug, Default)]
 pub(super) struct Sources(BTreeMap<&'static str, Vec<Bytes>>);
@@ -171,6 +174,10 @@ impl Decoder {
                 let text = format!("{name} is longer than {} bytes", self.most);
                 let status = axum::http::StatusCode::PAYLOAD_TOO_LARGE;
                 Err(Problem::http(status, "part_too_large", text).param(name))
+            }
+            // A word may have the letters of base64, and a picture is longer than a word.
+            Ok(file) if (1..SHORTEST).contains(&file.len()) && !upload::is_file(&file) => {
+                Err(wrong("it is text: a picture is wanted: a PNG, JPEG or WebP, or one in base64"))
             }
             Ok(file) => Ok(file.into()),
             // What is no base64 is a file, which is said by its name if it has one.

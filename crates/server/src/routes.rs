@@ -105,10 +105,54 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
 }
 
 async fn no_route(OriginalUri(uri): OriginalUri) -> Problem {
-    Problem::not_found("not_found", format!("there is nothing at {}; see /openapi.json", uri.path()))
+    let near = near(uri.path()).map_or(String::new(), |near| format!("; is {near} meant?"));
+    Problem::not_found("not_found", format!("there is nothing at {}{near}; see /openapi.json", uri.path()))
+}
+
+/// The route that is meant by an address where nothing is: with another beginning or end, as clients have it whose base
+/// lacks `/v1` or has it twice, or of another program.
+fn near(path: &str) -> Option<&'static str> {
+    let words = |path: &str| -> Vec<String> {
+        let words = path.split('/').map(str::to_ascii_lowercase);
+        words.filter(|word| !["", "v1", "api"].contains(&word.as_str())).collect()
+    };
+    let asked = words(path);
+    match asked.last()?.as_str() {
+        "txt2img" => Some(GENERATIONS),
+        "img2img" | "variations" => Some(EDITS),
+        _ => ROUTES.iter().map(|route| route.path).find(|path| words(path) == asked),
+    }
 }
 
 async fn no_method(method: Method, OriginalUri(uri): OriginalUri) -> Problem {
     let text = format!("{} does not answer {method}; see /openapi.json", uri.path());
     Problem::http(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_where_nothing_is_has_a_neighbour() {
+        for (path, wanted) in [
+            ("/images/generations", GENERATIONS),
+            ("/v1/v1/images/generations", GENERATIONS),
+            ("/v1/images/generations/", GENERATIONS),
+            ("/api/v1/images/edits", EDITS),
+            ("/V1/Images/Edits", EDITS),
+            ("/v1/images/variations", EDITS),
+            ("/sdapi/v1/txt2img", GENERATIONS),
+            ("/sdapi/v1/img2img", EDITS),
+            ("/models", "/v1/models"),
+            ("/v1/models/", "/v1/models"),
+            ("/HEALTH", "/health"),
+            ("/v1/health", "/health"),
+        ] {
+            assert_eq!(near(path), Some(wanted), "{path}");
+        }
+        for path in ["/", "//", "/v1", "/v1/", "/nowhere", "/favicon.ico", "/v1/chat/completions"] {
+            assert_eq!(near(path), None, "{path}");
+        }
+    }
 }

@@ -85,17 +85,8 @@ fn forget_old(kept: &mut VecDeque<Kept>) {
 
 /// 128 bits that nobody guesses.
 pub(super) fn random_id() -> String {
-    random::<16>().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// A seed of 32 bits, which are all that the generator uses.
-pub(super) fn random_seed() -> u64 {
-    u32::from_le_bytes(random()).into()
-}
-
-fn random<const N: usize>() -> [u8; N] {
-    let mut bytes = [0; N];
+    let mut bytes = [0; 16];
     // A system without random numbers could not have started a process.
     getrandom::fill(&mut bytes).expect("the system gives random numbers");
-    bytes
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

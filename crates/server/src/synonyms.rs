@@ -6,61 +6,193 @@ use super::routes::EDITS;
 use super::shape::shorten;
 
 /// Other names of one field, or of several that may be meant.
-struct Synonyms {
-    fields: &'static [&'static str],
-    /// As [`plain`] writes them.
-    names: &'static [&'static str],
-}
+type Synonyms = (&'static [&'static str], &'static str);
 
-const fn of(fields: &'static [&'static str], names: &'static [&'static str]) -> Synonyms {
-    Synonyms { fields, names }
-}
-
-/// From the web interface of AUTOMATIC1111, diffusers, ComfyUI, Replicate, fal, Together, InvokeAI, mflux and others.
+/// From what is documented of AUTOMATIC1111's and Forge's web interfaces, ComfyUI, diffusers, SwarmUI, InvokeAI, mflux,
+/// stable-diffusion.cpp, and of the services of Black Forest Labs, Replicate, fal, Together, Runware, Stability and Google.
+/// Case and what stands between words are no part of a name.
 #[rustfmt::skip]
-const SYNONYMS: [Synonyms; 31] = [
-    of(&["prompt"], &["text", "caption", "input", "inputs", "description", "positive", "positiveprompt", "textprompt", "clipl", "query", "instruction", "promptstrings"]),
-    of(&["prompt_2"], &["t5", "t5xxl", "t5prompt", "promptt5", "secondprompt", "prompt3"]),
-    of(&["negative_prompt"], &["negative", "negprompt", "neg", "uncond", "negativetext", "negativeprompt2", "unconditionalprompt"]),
-    of(&["model"], &["modelid", "modelname", "modelpath", "checkpoint", "ckpt", "ckptname", "sdmodelcheckpoint", "basemodel", "engine", "engineid", "version", "deployment"]),
-    of(&["n"], &["num", "numimages", "batchsize", "batch", "numimagesperprompt", "numoutputs", "count", "samples", "numsamples", "niter", "batchcount", "nimages", "numberofimages", "numberresults", "imagecount", "imagescount", "quantity", "numimage"]),
-    of(&["size"], &["width", "height", "w", "h", "resolution", "imagesize", "aspectratio", "ratio", "dimensions", "dimension", "imgsize", "outputsize", "targetsize", "megapixels", "imagewidth", "imageheight"]),
-    of(&["response_format"], &["responsetype", "returntype", "returnformat", "base64", "b64", "b64json", "returnbase64", "outputbase64", "asurl", "url", "syncmode", "returnurl"]),
-    of(&["output_format", "response_format"], &["format", "outputtype"]),
-    of(&["output_format"], &["imageformat", "fileformat", "filetype", "extension", "mimetype", "outputmimetype", "outputformattype"]),
-    of(&["output_compression"], &["outputquality", "jpegquality", "imagequality", "webpquality", "compression", "compressionquality"]),
-    of(&["partial_images"], &["preview", "previews", "partials", "numpartialimages", "numpreviews", "showprogressimages", "intermediateimages"]),
-    of(&["seed"], &["randomseed", "noiseseed", "rngseed", "seeds", "generator", "manualseed"]),
-    of(&["num_inference_steps"], &["steps", "step", "samplingsteps", "numsteps", "inferencesteps", "samplesteps", "infersteps", "numsamplingsteps", "iterations", "ddimsteps", "stepcount", "numinferencestep", "nsteps"]),
-    of(&["guidance_scale"], &["guidance", "guidancestrength", "distilledguidance", "distilledguidancescale", "distilledcfg", "distilledcfgscale", "embeddedguidance", "embeddedguidancescale", "fluxguidance", "guidanceembed", "guidanceembedscale"]),
-    of(&["guidance_scale", "true_cfg_scale"], &["cfg", "cfgscale", "scale", "classifierfreeguidance", "classifierfreeguidancescale", "unconditionalguidancescale"]),
-    of(&["true_cfg_scale"], &["truecfg", "trueguidance", "trueguidancescale", "realcfg", "realcfgscale", "realguidance", "cfgnormalized"]),
-    of(&["sampler", "schedule"], &["scheduler", "schedulername", "schedulertype", "noisescheduler", "noiseschedule", "scheduletype"]),
-    of(&["sampler"], &["samplername", "samplerindex", "samplertype", "samplingmethod", "samplemethod", "samplingalgorithm", "solver", "solvertype"]),
-    of(&["shift"], &["mu", "baseshift", "maxshift", "flowshift", "timeshift", "timestepshift", "schedulershift", "shiftterminal"]),
-    of(&["sigmas"], &["sigma", "timesteps", "customtimesteps", "customsigmas", "denoisingsigmas"]),
-    of(&["cache"], &["teacache", "fbcache", "firstblockcache", "taylorseer", "cacheconfig", "cachethreshold", "cachetype"]),
-    of(&["max_sequence_length"], &["maxtokens", "maxlength", "maxseqlen", "maxsequencelen", "t5maxlength", "t5length", "tokenizermaxlength", "maxprompttokens"]),
-    of(&["variation_seed"], &["subseed", "variantseed", "variationnoiseseed"]),
-    of(&["variation_strength"], &["subseedstrength", "variantstrength", "variationamount", "variations"]),
-    of(&["strength"], &["denoise", "denoising", "denoisingstrength", "imagestrength", "promptstrength", "img2imgstrength", "image2imagestrength", "editstrength", "initimagestrength", "denoisestrength", "noiselevel"]),
-    of(&["image"], &["file", "files", "img", "imgs", "picture", "pictures", "photo", "photos", "pic", "upload", "initimage", "initimg", "inputimage", "inputimg", "imageinput", "imageurl", "imageurls", "sourceimage", "srcimage", "imagefile", "imagefiles", "imagedata", "imageprompt", "imagepath", "imagebase64", "imageb64", "base64image", "referenceimage", "referenceimages", "refimage", "imagereference", "reference", "baseimage", "original", "originalimage", "attachment", "kontextimage", "contextimage"]),
-    of(&["mask"], &["maskimage", "maskimg", "maskurl", "inpaintmask", "inpaintingmask", "imagemask", "maskfile", "maskbase64"]),
-    of(&["control_image"], &["controlnetimage", "controlimageurl", "conditionimage", "conditioningimage", "controlimg", "controlinput", "poseimage", "depthimage", "cannyimage", "hintimage"]),
-    of(&["controlnet_conditioning_scale"], &["controlnetstrength", "controlstrength", "controlnetscale", "controlscale", "controlnetweight", "controlweight", "conditioningscale", "conditioningstrength"]),
-    of(&["ip_adapter_scale"], &["ipadapterstrength", "ipadapterweight", "ipadapterscales", "ipscale", "imagepromptscale"]),
-    of(&["ip_adapter_image"], &["ipimage", "ipadapterimages", "ipadapterimageurl", "styleimage", "faceimage"]),
+const SYNONYMS: [Synonyms; 33] = [
+    (
+        &["prompt"],
+        "text caption input inputs description positive positive_prompt text_prompt text_prompts clip_l query \
+         instruction prompt_strings",
+    ),
+    (
+        &["prompt_2"],
+        "t5 t5xxl t5_prompt prompt_t5 second_prompt prompt_3",
+    ),
+    (
+        &["negative_prompt"],
+        "negative neg_prompt neg uncond negative_text negative_prompt_2 negative_prompt_3 unconditional_prompt",
+    ),
+    (
+        &["model"],
+        "model_id model_name model_path checkpoint ckpt ckpt_name unet_name sd_model_checkpoint base_model \
+         engine engine_id version deployment",
+    ),
+    (
+        &["n"],
+        "num num_images num_image batch_size batch num_images_per_prompt num_outputs count samples num_samples \
+         sample_count n_iter batch_count n_images number_of_images number_results image_count images_count \
+         quantity",
+    ),
+    (
+        &["size"],
+        "width height w h resolution image_size aspect_ratio ratio dimensions dimension img_size output_size \
+         target_size megapixels image_width image_height side_length max_area",
+    ),
+    (
+        &["response_format"],
+        "response_type return_type return_format base64 b64 b64_json return_base64 output_base64 as_url url \
+         sync_mode return_url",
+    ),
+    (
+        &["output_format", "response_format"],
+        "format output_type",
+    ),
+    (
+        &["output_format"],
+        "image_format file_format file_type extension mime_type output_mime_type output_format_type",
+    ),
+    (
+        &["output_compression"],
+        "output_quality jpeg_quality image_quality webp_quality compression compression_quality",
+    ),
+    (
+        &["partial_images"],
+        "preview previews partials num_partial_images num_previews show_progress_images intermediate_images",
+    ),
+    (
+        &["seed"],
+        "random_seed noise_seed rng_seed seeds generator manual_seed",
+    ),
+    (
+        &["num_inference_steps"],
+        "steps step sampling_steps num_steps inference_steps sample_steps infer_steps num_sampling_steps \
+         iterations ddim_steps step_count num_inference_step n_steps",
+    ),
+    (
+        &["guidance_scale"],
+        "guidance guidance_strength distilled_guidance distilled_guidance_scale distilled_cfg \
+         distilled_cfg_scale embedded_guidance embedded_guidance_scale flux_guidance flux_guidance_scale \
+         guidance_embed guidance_embed_scale",
+    ),
+    (
+        &["guidance_scale", "true_cfg_scale"],
+        "cfg cfg_scale scale classifier_free_guidance classifier_free_guidance_scale \
+         unconditional_guidance_scale",
+    ),
+    (
+        &["true_cfg_scale"],
+        "true_cfg true_guidance true_guidance_scale real_cfg real_cfg_scale use_real_cfg real_guidance",
+    ),
+    (
+        &["sampler", "schedule"],
+        "scheduler scheduler_name scheduler_type noise_scheduler noise_schedule schedule_type",
+    ),
+    (
+        &["sampler"],
+        "sampler_name sampler_index sampler_type sampling_method sample_method sampling_algorithm solver \
+         solver_type",
+    ),
+    (
+        &["shift"],
+        "mu base_shift max_shift flow_shift time_shift timestep_shift scheduler_shift sigma_shift",
+    ),
+    (
+        &["sigmas"],
+        "sigma timesteps custom_timesteps custom_sigmas denoising_sigmas",
+    ),
+    (
+        &["cache"],
+        "teacache fb_cache first_block_cache taylor_seer cache_config cache_threshold cache_type",
+    ),
+    (
+        &["max_sequence_length"],
+        "max_tokens max_length max_seq_len max_sequence_len t5_max_length t5_length tokenizer_max_length \
+         max_prompt_tokens",
+    ),
+    (
+        &["variation_seed"],
+        "subseed variant_seed variation_noise_seed",
+    ),
+    (
+        &["variation_strength"],
+        "subseed_strength variation_seed_strength variant_strength variation_amount variations",
+    ),
+    (
+        &["strength"],
+        "denoise denoising denoising_strength image_strength prompt_strength img2img_strength \
+         image2image_strength edit_strength init_image_strength init_image_creativity denoise_strength \
+         noise_level",
+    ),
+    (
+        &["image"],
+        "file files img imgs picture pictures photo photos pic upload source init_image init_img input_image \
+         input_img image_input image_url image_urls source_image src_image seed_image image_file image_files \
+         image_data image_path image_base64 image_b64 base64_image reference_image reference_images \
+         reference_image_url ref_image image_reference reference base_image original original_image attachment \
+         kontext_image context_image",
+    ),
+    (
+        &["mask"],
+        "mask_image mask_img mask_url mask_path inpaint_mask inpainting_mask image_mask mask_file mask_base64 \
+         masked_image_path",
+    ),
+    (
+        &["redux_image"],
+        "image_prompt redux_images redux_image_path redux_image_url style_reference",
+    ),
+    (
+        &["prompt_embeds_scale"],
+        "redux_strength redux_scale redux_image_strength image_prompt_strength",
+    ),
+    (
+        &["control_image"],
+        "controlnet_image controlnet_image_path control_image_url condition_image conditioning_image control_img \
+         control_input pose_image depth_image depth_image_path canny_image hint_image",
+    ),
+    (
+        &["controlnet_conditioning_scale"],
+        "controlnet_strength control_strength controlnet_scale control_scale controlnet_weight control_weight \
+         conditioning_scale conditioning_strength",
+    ),
+    (
+        &["ip_adapter_scale"],
+        "ip_adapter_strength ip_adapter_weight ip_adapter_scales ip_scale image_prompt_scale",
+    ),
+    (
+        &["ip_adapter_image"],
+        "ip_image ip_adapter_images ip_adapter_image_url style_image face_image",
+    ),
 ];
 
-/// What is chosen when the server starts and not with a request.
-const OF_THE_SERVER: [(&[&str], &str); 3] = [
+/// What is chosen when the server starts and not with a request, after the flag that chooses it.
+#[rustfmt::skip]
+const OF_THE_SERVER: [(&str, &str); 3] = [
     (
-        &["lora", "loras", "lorascale", "loraweights", "lorapath", "loraurl", "lorastrength", "extralora"],
         "--lora",
+        "lora loras lora_scale lora_weights lora_path lora_url lora_strength lora_name extra_lora hf_lora \
+         image_lora strength_model strength_clip",
     ),
-    (&["vae", "vaepath", "sdvae", "autoencoder"], "--autoencoder"),
-    (&["quantize", "quantization", "dtype", "torchdtype", "precision"], "--quantize or --kind"),
+    (
+        "--autoencoder",
+        "vae vae_path vae_name sd_vae autoencoder",
+    ),
+    (
+        "--quantize or --kind",
+        "quantize quantization dtype torch_dtype weight_dtype precision",
+    ),
 ];
+
+/// Of what there is none here, although a field has a name that is like it.
+const OF_NOTHING: &str = "enhance_prompt guidance_rescale image_cfg_scale img_cfg interval pooled_prompt_embeds prompt_embeds store \
+                          style_preset";
+
+fn is_among(names: &str, spelling: &str) -> bool {
+    names.split_whitespace().any(|name| plain(name) == spelling)
+}
 
 /// The error about a field that there is none of, at the edits' endpoint or at the generations'.
 pub(super) fn unknown(name: &str, edits: bool) -> Problem {
@@ -82,13 +214,16 @@ fn hint(name: &str, edits: bool) -> String {
         if let Some(field) = fields(true).find(|field| plain(field.name) == *spelling) {
             return elsewhere(&[field.name]);
         }
-        if let Some(synonyms) = SYNONYMS.iter().find(|synonyms| synonyms.names.contains(&spelling.as_str())) {
+        if let Some((meant_by_it, _)) = SYNONYMS.iter().find(|(_, names)| is_among(names, spelling)) {
             let is_here = |name: &&&str| fields(edits).any(|field| field.name == **name);
-            let here: Vec<&str> = synonyms.fields.iter().filter(is_here).copied().collect();
-            return if here.is_empty() { elsewhere(synonyms.fields) } else { meant(&here, edits) };
+            let here: Vec<&str> = meant_by_it.iter().filter(is_here).copied().collect();
+            return if here.is_empty() { elsewhere(meant_by_it) } else { meant(&here, edits) };
         }
-        if let Some((_, flag)) = OF_THE_SERVER.iter().find(|(names, _)| names.contains(&spelling.as_str())) {
+        if let Some((flag, _)) = OF_THE_SERVER.iter().find(|(_, names)| is_among(names, spelling)) {
             return format!("; that is chosen where the server starts, with {flag}");
+        }
+        if is_among(OF_NOTHING, spelling) {
+            return String::new();
         }
     }
     let near = nearest(&name, fields(edits).map(|field| field.name));
@@ -118,10 +253,13 @@ fn plain(name: &str) -> String {
     name.chars().filter(char::is_ascii_alphanumeric).map(|letter| letter.to_ascii_lowercase()).collect()
 }
 
-/// A name, and what it is without the number or the plural that lists bring: `image_1`, `images[0]`, `images`.
+/// A name, and what it is without the number or the plural that lists bring: `image_1`, `images[0]`, `images`. Of
+/// `input[image]`, as some write the fields of an object, what stands within counts.
 fn spellings(name: &str) -> Vec<String> {
-    let base = name.split('[').next().unwrap_or(name);
-    let whole = plain(base);
+    let (base, within) = name.split_once('[').unwrap_or((name, ""));
+    let within = plain(within.split(']').next().unwrap_or_default());
+    let is_named = within.len() > 1 && within.starts_with(|first: char| first.is_ascii_alphabetic());
+    let whole = if is_named { within } else { plain(base) };
     let unnumbered = whole.trim_end_matches(|letter: char| letter.is_ascii_digit()).to_string();
     let singular = unnumbered.strip_suffix('s').unwrap_or(&unnumbered).to_string();
     let mut all = vec![whole, unnumbered, singular];
@@ -136,17 +274,15 @@ mod tests {
 
     #[test]
     fn every_synonym_is_of_fields_that_are_and_is_no_field_itself() {
-        for Synonyms { fields: meant, names } in &SYNONYMS {
-            for name in *meant {
-                assert!(fields(true).any(|field| field.name == *name), "{name}");
-            }
-            for name in *names {
-                assert_eq!(plain(name), *name, "it would never be found");
-                assert!(fields(true).all(|field| plain(field.name) != *name), "{name} is a field");
-            }
+        for name in SYNONYMS.iter().flat_map(|(meant, _)| *meant) {
+            assert!(fields(true).any(|field| field.name == *name), "{name}");
         }
-        let mut names: Vec<_> = SYNONYMS.iter().flat_map(|synonyms| synonyms.names).collect();
-        names.extend(OF_THE_SERVER.iter().flat_map(|(names, _)| *names));
+        let lists = SYNONYMS.iter().map(|(_, names)| *names);
+        let lists = lists.chain(OF_THE_SERVER.iter().map(|(_, names)| *names)).chain([OF_NOTHING]);
+        let mut names: Vec<String> = lists.flat_map(str::split_whitespace).map(plain).collect();
+        for name in &names {
+            assert!(fields(true).all(|field| plain(field.name) != *name), "{name} is a field");
+        }
         let count = names.len();
         names.sort();
         names.dedup();
@@ -197,6 +333,16 @@ mod tests {
             ("text", "prompt"),
             ("prompts", "prompt"),
             ("guidence_scale", "guidance_scale"),
+            ("sampleCount", "n"),
+            ("side_length", "size"),
+            ("sigmashift", "shift"),
+            ("variationseedstrength", "variation_strength"),
+            ("image_prompt", "redux_image"),
+            ("image_prompt_strength", "prompt_embeds_scale"),
+            ("redux_image_paths", "redux_image"),
+            ("controlnet_image_path", "control_image"),
+            ("unet_name", "model"),
+            ("textPrompts", "prompt"),
         ] {
             for edits in [false, true] {
                 names(name, edits, &[wanted]);
@@ -220,11 +366,30 @@ mod tests {
             "files[]",
             "picture",
             "init_image",
+            "seedImage",
+            "source",
+            "input[image]",
         ] {
             names(name, true, &["image", "image[]"]);
         }
         assert!(unknown("lora", false).to_string().contains("--lora"));
-        for name in ["zzz", "enable_safety_checker", "ß", "[0]", "", "__"] {
+        for name in ["image_loras", "hf_lora", "lora_scales", "strength_model"] {
+            assert!(unknown(name, true).to_string().contains("--lora"), "{name}");
+        }
+        for name in [
+            "zzz",
+            "enable_safety_checker",
+            "ß",
+            "[0]",
+            "",
+            "__",
+            // What is like a field's name and means something else.
+            "interval",
+            "enhancePrompt",
+            "store",
+            "guidance_rescale",
+            "image_cfg_scale",
+        ] {
             let text = unknown(name, false).to_string();
             assert!(!text.contains("meant"), "{name}: {text}");
         }

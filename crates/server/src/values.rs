@@ -12,7 +12,7 @@ use super::edits::MAX_IMAGES;
 use super::fields::{Field, find};
 use super::pictures::Sources;
 use super::problem::Problem;
-use super::shape::{Shape, whole};
+use super::shape::{Shape, shorten, whole};
 
 /// Values of a body, with those in lists and objects: each takes far more memory than its text.
 const MAX_VALUES: usize = 4096;
@@ -37,7 +37,23 @@ pub(super) struct Part {
 impl Values {
     /// Of a generation's body.
     pub(super) fn from_json(body: &[u8]) -> Result<Self, Problem> {
-        let wrong = |problem| Problem::invalid("invalid_json", format!("the body is not JSON: {problem}"));
+        let no_json = |problem: &dyn fmt::Display| {
+            Problem::invalid("invalid_json", format!("the body is not JSON: {problem}"))
+        };
+        let wrong = |problem: serde_json::Error| no_json(&problem);
+        match body {
+            [] => return Err(no_json(&"it is empty")),
+            [0xef, 0xbb, 0xbf, ..] => {
+                return Err(no_json(&"it begins with a byte order mark, of which JSON has none"));
+            }
+            [0xff, 0xfe, ..] | [0xfe, 0xff, ..] | [_, 0, ..] | [0, _, ..] => {
+                return Err(no_json(&"it is UTF-16 or UTF-32, and JSON is sent in UTF-8"));
+            }
+            _ => {}
+        }
+        if std::str::from_utf8(body).is_err() {
+            return Err(no_json(&"it is no UTF-8"));
+        }
         let left = Cell::new(MAX_VALUES);
         let mut reader = serde_json::Deserializer::from_slice(body);
         let body = Counted(&left).deserialize(&mut reader).map_err(wrong)?;
@@ -81,10 +97,14 @@ impl Values {
             | Shape::Cache
             | Shape::Ignored => Value::String(text),
         };
-        let value = match self.fields.remove(field.name).filter(|_| field.shape.is_list()) {
-            Some(before) => joined(before, value),
+        let value = match self.fields.remove(field.name) {
+            Some(before) if field.shape.is_list() => joined(before, value),
+            Some(_) if field.shape != Shape::Ignored => {
+                let text = format!("{} comes twice: which is meant cannot be known", field.name);
+                return Err(Problem::value(field.name, text));
+            }
             None if name.ends_with(']') && !value.is_array() => Value::Array(vec![value]),
-            None => value,
+            _ => value,
         };
         self.insert(field, value)
     }
@@ -251,7 +271,12 @@ impl<'de> Visitor<'de> for Counted<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut all: A) -> Result<Value, A::Error> {
         let mut object = Map::new();
         while let Some(name) = all.next_key::<String>()? {
-            object.insert(name, all.next_value_seed(self)?);
+            let value = all.next_value_seed(self)?;
+            // Which of two is meant cannot be known.
+            if object.contains_key(&name) {
+                return Err(A::Error::custom(format!("`{}` stands in it twice", shorten(&name))));
+            }
+            object.insert(name, value);
         }
         Ok(Value::Object(object))
     }

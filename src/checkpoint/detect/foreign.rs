@@ -32,6 +32,10 @@ pub enum Role {
     ImageEncoder,
     /// What enlarges pictures.
     Upscaler,
+    /// What gives a text encoder a word of one's own.
+    Embedding,
+    /// A change to another model, in a form that is not read.
+    Adapter,
 }
 
 impl Role {
@@ -53,6 +57,10 @@ impl Role {
             Self::IpAdapter => "XLabs' IP-Adapter of FLUX.1, or FLUX.1 Redux",
             Self::ImageEncoder => "CLIP-L's vision model for an IP-Adapter, or SigLIP for FLUX.1 Redux",
             Self::Upscaler => "another program that enlarges the finished picture",
+            Self::Embedding => "a LoRA of FLUX.1 (--lora): words of one's own are not read",
+            Self::Adapter => {
+                "a LoRA, LoHa or LoKr of FLUX.1 (--lora), or a model that the change is merged into"
+            }
         }
     }
 }
@@ -138,8 +146,21 @@ const SD_CROSS_DIFFUSERS: &str = "down_blocks.0.attentions.0.transformer_blocks.
 
 /// The first that fits is the answer, so a narrower one stands before a wider one.
 static SIGNATURES: &[Signature] = {
-    use Role::{Autoencoder, ControlNet, ImageEncoder, IpAdapter, TextEncoder, Transformer, Upscaler};
+    use Role::{
+        Autoencoder, ControlNet, Embedding, ImageEncoder, IpAdapter, TextEncoder, Transformer, Upscaler,
+    };
     &[
+        Signature::new(
+            "embedding of a word (textual inversion)",
+            Embedding,
+            &[
+                &[Has("emb_params")],
+                &[Begins("string_to_param.")],
+                &[Rank("clip_l", 2)],
+                &[Rank("clip_g", 2)],
+                &[Rank("t5xxl", 2)],
+            ],
+        ),
         // ControlNets hold the names of the transformer that they are made from.
         Signature::new(
             "inpainting ControlNet of FLUX.1 (alimama), whose control has channels for a mask",
@@ -287,6 +308,11 @@ static SIGNATURES: &[Signature] = {
             ],
         ),
         Signature::new(
+            "Bria FIBO 2 transformer",
+            Transformer,
+            &[&[Has("perceiver.layers.0.cross_attn_norm.weight"), Begins("noise_refiner.0.")]],
+        ),
+        Signature::new(
             "Z-Image transformer",
             Transformer,
             &[
@@ -331,6 +357,16 @@ static SIGNATURES: &[Signature] = {
             &[&[Has("attention_y_norm.weight")], &[Has("caption_norm.weight")]],
         ),
         Signature::new(
+            "Allegro transformer",
+            Transformer,
+            &[&[
+                Has("adaln_single.emb.timestep_embedder.linear_1.weight"),
+                Has("pos_embed.proj.weight"),
+                Lacks("scale_shift_table_y"),
+                Size("proj_out.weight", 0, 16),
+            ]],
+        ),
+        Signature::new(
             "PixArt transformer",
             Transformer,
             &[
@@ -352,6 +388,58 @@ static SIGNATURES: &[Signature] = {
             &[&[Has("visual_transformer_blocks.0.visual_modulation.out_layer.weight")]],
         ),
         Signature::new(
+            "Kandinsky 6 transformer",
+            Transformer,
+            &[&[Has("video_text_embeddings.in_layer.weight")]],
+        ),
+        Signature::new(
+            "CogVideoX transformer",
+            Transformer,
+            &[&[
+                Has("transformer_blocks.0.norm1.linear.weight"),
+                Has("patch_embed.proj.weight"),
+                Has("time_embedding.linear_1.weight"),
+            ]],
+        ),
+        Signature::new(
+            "MotifVideo transformer",
+            Transformer,
+            &[&[Rank("x_embedder.proj.weight", 5), Has("context_embedder.linear_1.weight")]],
+        ),
+        Signature::new(
+            "PRX transformer",
+            Transformer,
+            &[&[Has("blocks.0.attention.img_qkv_proj.weight"), Has("img_in.weight")]],
+        ),
+        Signature::new("Cosmos 3 transformer", Transformer, &[&[Has("norm_moe_gen.weight")]]),
+        Signature::new("MiniMax H3 transformer", Transformer, &[&[Has("audio_proj_in.weight")]]),
+        Signature::new(
+            "Stable Audio transformer",
+            Transformer,
+            &[&[Has("preprocess_conv.weight"), Has("postprocess_conv.weight")]],
+        ),
+        Signature::new(
+            "ACE-Step transformer",
+            Transformer,
+            &[
+                &[Has("proj_in_conv.weight"), Has("condition_embedder.weight")],
+                &[Has("genre_embedder.weight")],
+            ],
+        ),
+        Signature::new(
+            "prior of Kandinsky 2 or unCLIP",
+            Transformer,
+            &[&[Has("proj_to_clip_embeddings.weight")]],
+        ),
+        Signature::new(
+            "DiT of ImageNet's classes",
+            Transformer,
+            &[&[
+                Has("proj_out_1.weight"),
+                Has("transformer_blocks.0.norm1.emb.timestep_embedder.linear_1.weight"),
+            ]],
+        ),
+        Signature::new(
             "CogView 4 or GLM-Image transformer",
             Transformer,
             &[&[Has("time_condition_embed.timestep_embedder.linear_1.weight")]],
@@ -359,7 +447,11 @@ static SIGNATURES: &[Signature] = {
         Signature::new(
             "Krea 2 transformer",
             Transformer,
-            &[&[Has("text_fusion.projector.weight")], &[Has("txtfusion.projector.weight")]],
+            &[
+                &[Has("text_fusion.projector.weight")],
+                &[Has("txtfusion.projector.weight")],
+                &[Has("text_fusion.layerwise_blocks.0.norm1.weight")],
+            ],
         ),
         Signature::new(
             "ERNIE-Image transformer",
@@ -379,6 +471,19 @@ static SIGNATURES: &[Signature] = {
             &[&[Has("clip_txt_mapper.weight")], &[Has("clf.1.weight")]],
         ),
         // U-Nets.
+        Signature::new(
+            "Kandinsky 3 model",
+            Transformer,
+            &[&[Has("add_time_condition.attention.to_q.weight"), Has("conv_in.weight")]],
+        ),
+        Signature::new(
+            "Stable Video Diffusion model",
+            Transformer,
+            &[
+                &[Has("down_blocks.0.resnets.0.spatial_res_block.conv1.weight")],
+                &[Has("input_blocks.1.0.time_stack.in_layers.0.weight")],
+            ],
+        ),
         Signature::new(
             "Stable Diffusion XL checkpoint",
             Transformer,
@@ -417,6 +522,24 @@ static SIGNATURES: &[Signature] = {
         ),
         // Autoencoders.
         Signature::new(
+            "autoencoder of Stable Video Diffusion",
+            Autoencoder,
+            &[
+                &[Has("decoder.up_blocks.0.resnets.0.temporal_res_block.conv1.weight")],
+                &[Has("decoder.up.0.block.0.time_stack.in_layers.0.weight")],
+            ],
+        ),
+        Signature::new(
+            "consistency decoder of Stable Diffusion",
+            Autoencoder,
+            &[&[Has("decoder_unet.conv_in.weight")]],
+        ),
+        Signature::new(
+            "autoencoder of Qwen-Image 2.1",
+            Autoencoder,
+            &[&[Size("encoder.conv_in.weight", 1, 4), Size("decoder.conv_in.weight", 1, 64)]],
+        ),
+        Signature::new(
             "Stable Diffusion autoencoder (of 1.5, 2 or XL, with 4 latent channels)",
             Autoencoder,
             &[
@@ -449,6 +572,8 @@ static SIGNATURES: &[Signature] = {
             "video autoencoder (HunyuanVideo, LTX-Video, CogVideoX)",
             Autoencoder,
             &[
+                &[Rank("decoder.conv_in.weight", 5)],
+                &[Rank("decoder.conv_in.conv_s.weight", 5)],
                 &[Rank("decoder.conv_in.conv.weight", 5)],
                 &[Rank("encoder.conv_in.weight", 5)],
                 &[Rank("encoder.conv_in.conv.weight", 5)],
@@ -643,6 +768,29 @@ static SIGNATURES: &[Signature] = {
 pub(super) fn anchors() -> impl Iterator<Item = &'static str> {
     SIGNATURES.iter().flat_map(|signature| signature.layouts).filter_map(|signs| signs.first()?.name())
 }
+
+/// The form of a change to another model that is not read, by the ends of its names.
+pub(super) fn adapter(names: &BTreeMap<&str, &[i64]>) -> Option<&'static ForeignModel> {
+    let has = |end: &&str| names.keys().any(|name| name.ends_with(end));
+    ADAPTERS.iter().find(|(ends, _)| ends.iter().all(has)).map(|(_, model)| model)
+}
+
+const fn adapter_of(name: &'static str) -> ForeignModel {
+    ForeignModel { name, role: Role::Adapter }
+}
+
+/// The names of LyCORIS and of peft, all of which must be there.
+static ADAPTERS: &[(&[&str], ForeignModel)] = &[
+    (&[".oft_blocks"], adapter_of("OFT or BOFT adapter")),
+    (&[".oft_diag"], adapter_of("OFT adapter")),
+    (&[".oft_R.weight"], adapter_of("OFT adapter")),
+    (&[".oft_R.default.weight"], adapter_of("OFT adapter")),
+    (&[".boft_R"], adapter_of("BOFT adapter")),
+    (&[".a1.weight", ".b1.weight"], adapter_of("GLoRA adapter")),
+    (&[".vera_lambda_b"], adapter_of("VeRA adapter")),
+    (&[".on_input"], adapter_of("IA³ adapter")),
+    (&[".ia3_l"], adapter_of("IA³ adapter")),
+];
 
 /// The model that the header of a GGUF file names.
 pub(super) fn of_architecture(architecture: &str) -> Option<&'static ForeignModel> {

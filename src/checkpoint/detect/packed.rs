@@ -63,14 +63,24 @@ static FORMS: &[Form] = &[
     form("HQQ", &[Ends(".W_q")]),
     form("MLX (mflux)", &[Packed32]),
     form("compressed-tensors", &[Ends(".weight_packed")]),
-    form("torchao", &[Ends("weight_qdata"), Ends(".weight:qdata"), Ends(".weight:tensor_impl:int_data")]),
+    form(
+        "torchao",
+        &[
+            Ends("weight_qdata"),
+            Ends(".weight:qdata"),
+            Ends(".weight:tensor_impl:int_data"),
+            Ends(".weight.tensor_impl.int_data"),
+            Ends(".weight.tensor_impl.float8_data"),
+            Ends(".weight.tensor_impl.packed_weight"),
+        ],
+    ),
     form("NVIDIA's ModelOpt", &[Ends("weight_quantizer._amax"), Ends("weight_quantizer._scale")]),
     form("AQLM", &[EndsAll(&[".codebooks", ".codes"])]),
     form("SDNQ", &[EndsAll(&[".weight", ".scale", ".zero_point"]), EndsAll(&[".svd_up", ".svd_down"])]),
 ];
 
 /// How the names of packed weights become those of the model within.
-const RENAMED: [(&str, &str); 8] = [
+const RENAMED: [(&str, &str); 10] = [
     ("._data._data", ""),
     ("._data", ""),
     (".qweight", ".weight"),
@@ -79,6 +89,8 @@ const RENAMED: [(&str, &str); 8] = [
     ("._weight_qdata", ".weight"),
     (".weight_qdata", ".weight"),
     (".weight:qdata", ".weight"),
+    (":tensor_impl:int_data", ""),
+    (".tensor_impl.int_data", ""),
 ];
 
 /// In which of the forms these tensors are.

@@ -1,6 +1,6 @@
 //! For which family of models a LoRA was made that is not FLUX.1's, as data.
 
-use Sign::{All, Any, Columns, Ratio};
+use Sign::{All, Any, Beyond, Columns, Ratio};
 
 /// What the keys of a family's LoRAs show.
 enum Sign {
@@ -10,6 +10,9 @@ enum Sign {
     All(&'static [&'static str]),
     /// A first matrix of a module whose name holds the first has so many columns.
     Columns(&'static str, i64),
+    /// Modules whose names hold this, followed by a number that is no lower, and so many columns in the first matrices of
+    /// those.
+    Beyond(&'static str, u32, i64),
     /// The second matrix of a module whose name holds this has so many times as many rows as the first has columns.
     Ratio(&'static str, i64),
 }
@@ -26,7 +29,16 @@ pub(super) fn made_for<'a, I: Iterator<Item = Tensor<'a>>>(tensors: &dyn Fn() ->
         let fits = |(name, _): &Tensor| name.contains(module) && is(name);
         tensors().find(fits).and_then(|(_, shape)| shape?.get(axis).copied())
     };
+    let number = |name: &str, before: &str| -> Option<u32> {
+        let rest = &name[name.find(before)? + before.len()..];
+        rest[..rest.find(|c: char| !c.is_ascii_digit())?].parse().ok()
+    };
     let shows = |sign: &Sign| match sign {
+        Beyond(before, least, columns) => tensors().any(|(name, shape)| {
+            is_first(name)
+                && number(name, before).is_some_and(|number| number >= *least)
+                && shape.is_some_and(|shape| shape.get(1) == Some(columns))
+        }),
         Any(texts) => any(&|name| texts.iter().any(|text| name.contains(text))),
         All(texts) => any(&|name| texts.iter().all(|text| name.contains(text))),
         Columns(module, columns) => size(module, &is_first, 1) == Some(*columns),
@@ -72,7 +84,14 @@ static FAMILIES: &[(&str, &[Sign])] = &[
             "_img_mod_1.",
         ])],
     ),
-    ("HunyuanVideo", &[Any(&["individual_token_refiner", "token_refiner"])]),
+    (
+        "HunyuanVideo or HunyuanImage",
+        &[
+            Any(&["individual_token_refiner", "token_refiner"]),
+            All(&["double_blocks.", ".img_attn_qkv."]),
+            Any(&["img_mod.linear.", "img_mod_linear.", "img_mlp.fc1.", "img_mlp_fc1."]),
+        ],
+    ),
     (
         "Stable Diffusion 3",
         &[
@@ -95,8 +114,10 @@ static FAMILIES: &[(&str, &[Sign])] = &[
                 "_blocks.4.1.transformer_blocks.1.",
                 "lora_te2_text_model",
             ]),
-            Columns("attn2_to_k", 2048),
-            Columns("attn2.to_k", 2048),
+            Columns("attentions_0_transformer_blocks_0_attn2_to_k", 2048),
+            Columns("attentions.0.transformer_blocks.0.attn2.to_k", 2048),
+            Columns("_1_transformer_blocks_0_attn2_to_k", 2048),
+            Columns(".1.transformer_blocks.0.attn2.to_k", 2048),
         ],
     ),
     (
@@ -121,14 +142,36 @@ static FAMILIES: &[(&str, &[Sign])] = &[
             "cap_embedder",
         ])],
     ),
+    ("Kandinsky 5", &[Any(&["visual_transformer_blocks"])]),
+    // Its blocks are those of FLUX.1 in diffusers' names, and as wide, but there are 60, where FLUX.1 has 19.
+    (
+        "Qwen-Image",
+        &[
+            Beyond("transformer.transformer_blocks.", 19, 3072),
+            Beyond("diffusion_model.transformer_blocks.", 19, 3072),
+            Beyond("base_model.model.transformer_blocks.", 19, 3072),
+            Beyond("lora_unet_transformer_blocks_", 19, 3072),
+            Beyond("lycoris_transformer_blocks_", 19, 3072),
+        ],
+    ),
+    (
+        "LTX-Video, PixArt, Sana, Cosmos, CogVideoX or Mochi",
+        &[Any(&[
+            "transformer_blocks.0.attn1.",
+            "transformer_blocks_0_attn1_",
+            "transformer_blocks.0.attn2.",
+            "transformer_blocks_0_attn2_",
+        ])],
+    ),
+    // Behind those whose names end alike.
     (
         "Wan",
         &[
             All(&["blocks.0.", "cross_attn."]),
             All(&["blocks_0_", "cross_attn_"]),
             All(&["blocks.0.", ".self_attn.q."]),
+            Any(&["blocks.0.attn1.to_", "blocks_0_attn1_to_"]),
         ],
     ),
-    ("LTX-Video, PixArt or Sana", &[Any(&["transformer_blocks.0.attn1.", "transformer_blocks_0_attn1_"])]),
     ("a language model", &[Any(&["model.layers.0.self_attn.", "model.layers.0.mlp."])]),
 ];

@@ -61,7 +61,7 @@ impl Lora {
         let path = checkpoint.files().first().map(|p| p.to_path_buf()).unwrap_or_default();
         let Names { groups, unknown, maker } = parse_names(checkpoint.names());
         if !checkpoint.names().any(is_change) {
-            let looks_like = checkpoint.family().to_string();
+            let looks_like = checkpoint.family().with_flag();
             return Err(Error::file(path)(FileProblem::NotALora { looks_like }));
         }
         let settings = Settings::read(&checkpoint)?;

@@ -129,9 +129,13 @@ pub fn parse_names<'a>(names: impl IntoIterator<Item = &'a str>) -> Names {
     sorted
 }
 
-/// Whether a name is that of a part of a change, and of nothing else.
+/// Whether a name is that of a part of a change, and of nothing else. Layers of some models are called `up` and `down`.
 pub(in crate::checkpoint) fn is_change(name: &str) -> bool {
-    split(name).is_some_and(|(_, part)| !matches!(part, Part::Alpha | Part::Set | Part::Shape))
+    split(name).is_some_and(|(module, part)| {
+        let layer =
+            matches!(&name[module.len()..], ".up.weight" | ".down.weight") && !module.contains("lora");
+        !layer && !matches!(part, Part::Alpha | Part::Set | Part::Shape)
+    })
 }
 
 /// The module's name in the file, and what the key holds of its change. A name without such an ending may be a whole
@@ -252,7 +256,7 @@ fn resolve(module: &str, part: Part, ending: &str) -> Option<(Target, Maker)> {
 }
 
 /// What may stand before a module's name, and whose module it then is.
-const PREFIXES: [(&str, Option<Model>); 30] = [
+const PREFIXES: [(&str, Option<Model>); 36] = [
     ("module.", None),
     ("_orig_mod.", None),
     ("_orig_mod_", None),
@@ -264,6 +268,10 @@ const PREFIXES: [(&str, Option<Model>); 30] = [
     ("unet.", Some(Model::Transformer)),
     ("pipe.dit.", Some(Model::Transformer)),
     ("dit.", Some(Model::Transformer)),
+    ("flux.", Some(Model::Transformer)),
+    ("denoiser.", Some(Model::Transformer)),
+    ("lora_unet.", Some(Model::Transformer)),
+    ("lora_transformer.", Some(Model::Transformer)),
     ("lora_unet_", Some(Model::Transformer)),
     ("lora_transformer_", Some(Model::Transformer)),
     ("lycoris_", Some(Model::Transformer)),
@@ -284,6 +292,8 @@ const PREFIXES: [(&str, Option<Model>); 30] = [
     ("lora_te2_", Some(Model::T5)),
     ("lora_te3_", Some(Model::T5)),
     ("text_encoders.transformer.", None),
+    ("model.", None),
+    ("net.", None),
 ];
 
 impl fmt::Display for Part {

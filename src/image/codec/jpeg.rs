@@ -5,6 +5,7 @@
 mod block;
 mod color;
 mod entropy;
+mod standard;
 mod upsample;
 
 use block::Idct;
@@ -80,7 +81,6 @@ struct Frame {
 }
 
 /// What the segments before and between the scans say.
-#[derive(Default)]
 struct Tables {
     quantization: [Option<Box<[u16; BLOCK]>>; 4],
     dc: [Option<Huffman>; 4],
@@ -91,6 +91,25 @@ struct Tables {
     /// The transform that an Adobe segment names.
     adobe: Option<u8>,
     metadata: Metadata,
+}
+
+impl Default for Tables {
+    /// Without any, but for the Huffman tables that JPEG proposes: the frames of a webcam or of a video in Motion JPEG
+    /// leave them out, and libjpeg-turbo has them, too.
+    fn default() -> Self {
+        let [dc, ac] = [standard::DC, standard::AC]
+            .map(|tables| tables.map(|(counts, symbols)| Huffman::new(&counts, symbols)))
+            .map(|[luma, chroma]| [luma, chroma, None, None]);
+        Self {
+            quantization: Default::default(),
+            dc,
+            ac,
+            restart: 0,
+            jfif: false,
+            adobe: None,
+            metadata: Metadata::default(),
+        }
+    }
 }
 
 type Result<T, E = DecodeError> = std::result::Result<T, E>;

@@ -9,6 +9,8 @@ use crate::image::Format;
 /// Where programs put EXIF into a PNG before there was a place for it, as hexadecimal digits.
 const RAW_EXIF: [&str; 2] = ["Raw profile type exif", "Raw profile type APP1"];
 const XMP: &str = "XML:com.adobe.xmp";
+/// The most bytes of compressed texts together: a few bytes of a file can stand for as many as there is memory for.
+const MOST_TEXT: usize = 16 << 20;
 
 pub(super) fn decode(
     file: &[u8],
@@ -37,14 +39,23 @@ fn metadata(info: &::png::Info) -> Metadata {
     for chunk in &info.uncompressed_latin1_text {
         texts.insert(chunk.keyword.clone(), chunk.text.clone());
     }
+    let mut left = MOST_TEXT;
     for chunk in &info.compressed_latin1_text {
-        if let Ok(text) = chunk.get_text() {
-            texts.insert(chunk.keyword.clone(), text);
+        let mut chunk = chunk.clone();
+        if chunk.decompress_text_with_limit(left).is_ok()
+            && let Ok(text) = chunk.get_text()
+        {
+            left -= text.len().min(left);
+            texts.insert(chunk.keyword, text);
         }
     }
     for chunk in &info.utf8_text {
-        if let Ok(text) = chunk.get_text() {
-            texts.insert(chunk.keyword.clone(), text);
+        let mut chunk = chunk.clone();
+        if chunk.decompress_text_with_limit(left).is_ok()
+            && let Ok(text) = chunk.get_text()
+        {
+            left -= if chunk.compressed { text.len().min(left) } else { 0 };
+            texts.insert(chunk.keyword, text);
         }
     }
     let raw = RAW_EXIF.map(|key| texts.remove(key)).into_iter().flatten().next();

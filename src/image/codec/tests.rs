@@ -77,6 +77,44 @@ fn no_beginning_of_a_picture_is_one_and_damage_never_panics() {
     }
 }
 
+/// The frames of a webcam or of a video in Motion JPEG have no Huffman tables of their own.
+#[test]
+fn a_jpeg_without_huffman_tables_has_the_usual_ones() {
+    let fixture = fixture();
+    let tensors = safetensors::SafeTensors::deserialize(&fixture).unwrap();
+    for name in ["jpeg/420-14x14", "jpeg/cmyk", "jpeg/restart_marker_blocks"] {
+        let file = tensors.tensor(name).unwrap_or_else(|_| panic!("{name}")).data();
+        let (mut frame, mut at, mut tables) = (file[..2].to_vec(), 2, 0);
+        while file[at + 1] != 0xda {
+            let end = at + 2 + usize::from(u16::from_be_bytes([file[at + 2], file[at + 3]]));
+            match file[at + 1] {
+                0xc4 => tables += 1,
+                _ => frame.extend_from_slice(&file[at..end]),
+            }
+            at = end;
+        }
+        frame.extend_from_slice(&file[at..]);
+        assert!(tables > 0, "{name}");
+        assert_eq!(decoded(&frame), decoded(file), "{name}");
+    }
+}
+
+/// Of a text that is a few bytes in the file, and hundreds of megabytes in memory, nothing is kept.
+#[test]
+fn texts_that_swell_are_left_aside() {
+    let mut file = Vec::new();
+    let mut encoder = ::png::Encoder::new(&mut file, 1, 1);
+    encoder.set_color(::png::ColorType::Grayscale);
+    encoder.add_text_chunk("short".into(), "kept".into()).unwrap();
+    encoder.add_ztxt_chunk("long".into(), "x".repeat(20 << 20)).unwrap();
+    for i in 0..5 {
+        encoder.add_ztxt_chunk(format!("some {i}"), "x".repeat(5 << 20)).unwrap();
+    }
+    encoder.write_header().unwrap().write_image_data(&[7]).unwrap();
+    let texts = decoded(&file).unwrap().texts;
+    assert_eq!(texts.keys().collect::<Vec<_>>(), ["short", "some 0", "some 1", "some 2"]);
+}
+
 #[test]
 fn a_jpeg_of_endless_scans_is_refused() {
     let fixture = fixture();

@@ -12,6 +12,7 @@ use tokenizers::normalizers::Precompiled;
 use tokenizers::{AddedToken, NormalizerWrapper, PreTokenizerWrapper};
 
 use super::Weighted;
+use crate::checkpoint::other_format;
 use crate::error::{Error, Result};
 
 /// The tokens of one prompt.
@@ -171,9 +172,29 @@ struct HeadModel {
     class: Option<String>,
 }
 
+/// The bytes of a tokenizer's file.
+///
+/// # Errors
+/// [`Error::Tokenizer`] says of a pointer of git-LFS, a web page and alike what they are.
+fn read(path: &Path) -> Result<Vec<u8>> {
+    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    let is_json = bytes.trim_ascii_start().starts_with(b"{");
+    // Merges are a text, too.
+    let pointer = bytes.starts_with(b"version https://git-lfs") || !path.ends_with("merges.txt");
+    match other_format(&bytes).filter(|_| !is_json && pointer) {
+        Some(kind) => Err(Error::Tokenizer { path: path.to_path_buf(), reason: format!("this is {kind}") }),
+        None => Ok(bytes),
+    }
+}
+
+fn read_text(path: &Path) -> Result<String> {
+    String::from_utf8(read(path)?)
+        .map_err(|e| Error::Tokenizer { path: path.to_path_buf(), reason: e.utf8_error().to_string() })
+}
+
 fn from_json(path: &Path) -> Result<(tokenizers::Tokenizer, Head)> {
     let failed = |e: serde_json::Error| Error::Tokenizer { path: path.to_path_buf(), reason: e.to_string() };
-    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    let bytes = read(path)?;
     let tokenizer = parsed(tokenizers::Tokenizer::from_bytes(&bytes), path)?;
     Ok((tokenizer, serde_json::from_slice(&bytes).map_err(failed)?))
 }
@@ -288,9 +309,9 @@ fn token(tokenizer: &tokenizers::Tokenizer, path: &Path, mark: &str) -> Result<i
 /// The older form: the pieces and the order in which they are joined.
 fn clip_from_vocab(vocab: &Path, merges: &Path) -> Result<tokenizers::Tokenizer> {
     let failed = |path: &Path, reason: String| Error::Tokenizer { path: path.to_path_buf(), reason };
-    let text = std::fs::read_to_string(vocab).map_err(Error::io(vocab))?;
+    let text = read_text(vocab)?;
     let pieces: Value = serde_json::from_str(&text).map_err(|e| failed(vocab, e.to_string()))?;
-    let text = std::fs::read_to_string(merges).map_err(Error::io(merges))?;
+    let text = read_text(merges)?;
     let joins: Vec<Vec<&str>> = text
         .lines()
         .enumerate()
@@ -328,7 +349,7 @@ fn clip_from_vocab(vocab: &Path, merges: &Path) -> Result<tokenizers::Tokenizer>
 /// Source: `google/sentencepiece`, `src/sentencepiece_model.proto`.
 fn t5_from_pieces(path: &Path) -> Result<tokenizers::Tokenizer> {
     let failed = |reason: &str| Error::Tokenizer { path: path.to_path_buf(), reason: reason.to_string() };
-    let bytes = std::fs::read(path).map_err(Error::io(path))?;
+    let bytes = read(path)?;
     let (mut pieces, mut charsmap, mut added) = (Vec::new(), None, Vec::new());
     let mut unknown = None;
     for field in fields(&bytes) {

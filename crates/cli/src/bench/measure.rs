@@ -13,7 +13,7 @@ use tch_flux::numerics::Numerics;
 use tch_flux::ops::cpu;
 use tch_flux::parity::Machine;
 
-use super::super::{KindArg, human_bytes, kind_name, parse_device, print_json};
+use super::super::{KindArg, ThreadsArg, human_bytes, kind_name, parse_device, print_json};
 
 #[derive(Args)]
 pub(super) struct Measure {
@@ -32,9 +32,8 @@ pub(super) struct Measure {
     /// Passes before those, which do not count.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(0..=1000).map(usize::from))]
     warmup: usize,
-    /// Threads of an operation. [default: libtorch's]
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
+    #[command(flatten)]
+    threads: ThreadsArg,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -96,9 +95,7 @@ impl Measure {
 
     /// A store for the weights. Sets the number of threads.
     pub(super) fn store(&self) -> VarStore {
-        if let Some(threads) = self.threads {
-            tch::set_num_threads(threads.into());
-        }
+        self.threads.set();
         let mut vs = VarStore::new(self.device);
         vs.set_kind(self.kind());
         vs

@@ -49,6 +49,14 @@ impl Beside {
         }
     }
 
+    /// The files that are named, each with its setting.
+    pub(super) fn files(&self) -> impl Iterator<Item = (&'static str, &Path)> {
+        let nets = self.controlnets.iter().map(|net| ("controlnet", net.path.as_path()));
+        let adapters = self.ip_adapters.iter().map(|adapter| ("ip-adapter", adapter.path.as_path()));
+        let encoder = self.image_encoder.iter().map(|path| ("ip-image-encoder", path.as_path()));
+        nets.chain(adapters).chain(encoder)
+    }
+
     pub(super) fn put_on(&self, pipeline: &mut Pipeline) -> tch_flux::Result<()> {
         let paths = |all: &[Named]| all.iter().map(|one| one.path.clone()).collect::<Vec<_>>();
         pipeline.set_controlnets(&paths(&self.controlnets))?;

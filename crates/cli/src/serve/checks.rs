@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
+use tch_flux::hub::Repository;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 
@@ -35,7 +36,7 @@ const MODULES: [&str; 23] = [
 ];
 /// Levels by the names that other programs have for them.
 const LEVELS: [(&str, &[&str]); 6] = [
-    ("off", &["none", "quiet", "silent", "false"]),
+    ("off", &["none", "quiet", "silent", "false", "0"]),
     ("error", &["err", "critical", "fatal", "crit"]),
     ("warn", &["warning", "warnings"]),
     ("info", &["notice", "information", "normal", "true"]),
@@ -44,13 +45,13 @@ const LEVELS: [(&str, &[&str]); 6] = [
 ];
 
 /// Packages of their own, by the names that they had as modules.
-const PACKAGES: [(&str, &str); 2] =
-    [("tch_flux::server", "tch_flux_server"), ("tch_flux::cli", "tch_flux::serve")];
+const PACKAGES: [(&str, &str); 2] = [("tch_flux::server", "tch_flux_server"), ("tch_flux::cli", "tch_flux")];
 
 /// What is logged: a level, levels of modules, or both.
 pub(super) fn log_filter(text: &str) -> Result<Targets, String> {
     let text =
         PACKAGES.iter().fold(text.to_string(), |text, (module, package)| text.replace(module, package));
+    let plain: Vec<&str> = text.split(',').map(str::trim).filter(|part| !part.contains('=')).collect();
     for part in text.split(',').map(str::trim) {
         match part.split_once('=') {
             Some((module, level)) => {
@@ -63,11 +64,16 @@ pub(super) fn log_filter(text: &str) -> Result<Targets, String> {
             None => check_level(part)?,
         }
     }
+    if let [first, second, ..] = plain[..] {
+        return Err(format!("{first} and {second} are two levels of everything: one alone can hold"));
+    }
     text.parse().map_err(|wrong| format!("{text:?}: {wrong}"))
 }
 
 fn check_level(text: &str) -> Result<(), String> {
-    if text.parse::<LevelFilter>().is_ok() && !text.is_empty() {
+    // Other programs count otherwise: what a number means is not known.
+    let is_number = text.starts_with(|first: char| first.is_ascii_digit());
+    if text.parse::<LevelFilter>().is_ok() && !text.is_empty() && !is_number {
         return Ok(());
     }
     let lower = text.to_lowercase();
@@ -140,6 +146,12 @@ pub(super) fn origin(text: &str) -> Result<(), String> {
     let wrong = |why: &str| Err(format!("no page has the origin {text:?}: {why}"));
     if text == "*" {
         return Ok(());
+    }
+    if text.matches("://").count() > 1 {
+        return wrong("several are separated by commas");
+    }
+    if text.starts_with(char::is_whitespace) {
+        return wrong("it begins with a space, and an origin with its scheme");
     }
     if text == "null" {
         return wrong("that is what any page can make of itself; `*` lets all call");
@@ -269,6 +281,9 @@ pub(super) fn key(key: &str) -> Result<(), String> {
     if key.is_empty() {
         return Err("the API key is empty: give another, or none".into());
     }
+    if key.get(..7).is_some_and(|start| start.eq_ignore_ascii_case("bearer ")) {
+        return Err("the API key is what stands behind `Bearer` in a request".into());
+    }
     if key.trim() != key {
         return Err("the API key begins or ends with a space, which no request can bring".into());
     }
@@ -276,6 +291,41 @@ pub(super) fn key(key: &str) -> Result<(), String> {
         return Err("the API key has several lines, or letters that no request can bring".into());
     }
     Ok(())
+}
+
+/// Origins that a list with `*` has beside it would have no effect.
+pub(super) fn origins(all: &[String]) -> Result<(), String> {
+    let other = all.iter().find(|origin| *origin != "*");
+    match other.filter(|_| all.iter().any(|origin| origin == "*")) {
+        Some(other) => {
+            Err(format!("`*` lets all pages call, so {other:?} has no effect: one of both is meant"))
+        }
+        None => Ok(()),
+    }
+}
+
+/// A name that clients and logs show.
+pub(super) fn name(text: &str) -> Result<(), String> {
+    if text.trim().is_empty() {
+        return Err("the name is empty".into());
+    }
+    if text.chars().any(char::is_control) {
+        return Err("the name has several lines, or letters that are none".into());
+    }
+    Ok(())
+}
+
+/// What is no file or folder, and is perhaps a repository's name.
+pub(super) fn on_the_hub(text: &str) -> Result<(), String> {
+    let Err(wrong) = text.parse::<Repository>() else { return Ok(()) };
+    let (_, path) = text.split_once("://").unwrap_or(("", ""));
+    let repository = path.split('/').skip(1).take(2).collect::<Vec<_>>().join("/");
+    let hint = match repository.parse::<Repository>() {
+        Ok(_) => format!("; is `{repository}` meant?"),
+        Err(_) if text.starts_with('~') => "; `~` is written out by shells alone".into(),
+        Err(_) => String::new(),
+    };
+    Err(format!("there is no such file or folder, nor is it a name on the hub: {wrong}{hint}"))
 }
 
 pub(super) fn nearest<'a>(text: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
@@ -343,6 +393,10 @@ mod tests {
                 ("hyperr=debug", "hyperr"),
                 ("=debug", "tch_flux"),
                 ("7", "no level"),
+                ("5", "no level"),
+                ("0", "no level"),
+                ("info,debug", "two levels"),
+                ("info,tch_flux::engine=debug,warn", "two levels"),
             ],
         );
     }
@@ -437,6 +491,8 @@ mod tests {
                 ("file:///home/me/page.html", "`*`"),
                 ("https://exämple.org", "xn--"),
                 (" https://example.org", "scheme"),
+                ("http://a.example;http://b.example", "commas"),
+                ("http://a.example http://b.example", "commas"),
                 ("https://example.org ", "name"),
                 ("https://example .org", "name"),
                 ("https://256.1.1.1", "no address"),
@@ -501,11 +557,42 @@ mod tests {
     }
 
     #[test]
+    fn no_origin_stands_beside_all() {
+        let list = |all: &[&str]| origins(&all.iter().map(|text| text.to_string()).collect::<Vec<_>>());
+        assert!(list(&["*"]).is_ok() && list(&["http://a", "http://b"]).is_ok() && list(&[]).is_ok());
+        assert!(list(&["*", "http://a"]).unwrap_err().contains("http://a"));
+    }
+
+    #[test]
+    fn a_model_that_is_not_here_has_a_name_on_the_hub() {
+        taken(on_the_hub, &["black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-dev@main"]);
+        refused(
+            on_the_hub,
+            &[
+                ("nowhere", "OWNER/NAME"),
+                ("~/models/flux", "shells"),
+                ("https://huggingface.co/black-forest-labs/FLUX.1-dev", "`black-forest-labs/FLUX.1-dev`"),
+                (
+                    "https://huggingface.co/black-forest-labs/FLUX.1-dev/tree/main",
+                    "`black-forest-labs/FLUX.1-dev`",
+                ),
+            ],
+        );
+    }
+
+    #[test]
     fn a_key_is_one_that_a_request_can_bring() {
         taken(key, &["sesame", "a b", "schlüssel"]);
         refused(
             key,
-            &[("", "empty"), (" a", "space"), ("a\n", "space"), ("a\nb", "lines"), ("a\0b", "letters")],
+            &[
+                ("", "empty"),
+                ("Bearer a", "`Bearer`"),
+                (" a", "space"),
+                ("a\n", "space"),
+                ("a\nb", "lines"),
+                ("a\0b", "letters"),
+            ],
         );
     }
 }

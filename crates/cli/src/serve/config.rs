@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -14,10 +15,20 @@ use super::super::redux::ReduxModelArgs;
 use super::super::{KindArg, ModelArgs, NumericsArg, QuantizeArg};
 use super::checks;
 use super::said::{PREFIX, Said, is_no_setting};
-use super::units::{Pixels, Size, Time};
+use super::units::{Pixels, Size, Time, port, whole};
 
 /// In place of a key that is printed.
 const REDACTED: &str = "redacted";
+/// A prompt of a few words.
+const LEAST_JSON: usize = 64;
+/// A small picture.
+const LEAST_BODY: usize = 1024;
+/// A piece of an answer.
+const LEAST_ANSWERS: usize = 64 << 10;
+/// The least picture that is drawn has as many.
+const LEAST_PIXELS: u64 = 64 * 64;
+/// In less, nothing can come in time.
+const LEAST_TIME: Duration = Duration::from_millis(1);
 
 /// Every setting is a flag, a variable `TCH_FLUX_SERVE_…`, and a key of the file, in that order.
 #[derive(Args, Clone, Debug, Serialize, Deserialize)]
@@ -40,7 +51,7 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "ADDRESS")]
     pub(super) host: Option<String>,
     /// The port; 0 takes any that is free. [default: 8000]
-    #[arg(long)]
+    #[arg(long, value_parser = port)]
     pub(super) port: Option<u16>,
     #[command(flatten)]
     #[serde(flatten)]
@@ -55,7 +66,7 @@ pub(crate) struct Serve {
     #[arg(long, value_delimiter = ',')]
     pub(super) device: Option<Vec<String>>,
     /// Threads that libtorch computes with. [default: as many as cores]
-    #[arg(long)]
+    #[arg(long, value_parser = whole::<usize>)]
     pub(super) threads: Option<usize>,
     /// The kind of numbers to compute in. [default: the weights']
     #[arg(long, value_enum)]
@@ -97,10 +108,10 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "PATH")]
     pub(super) ip_image_encoder: Option<PathBuf>,
     /// Decode pictures in tiles of so many pixels a side, for memory's sake.
-    #[arg(long, value_name = "PIXELS")]
+    #[arg(long, value_name = "PIXELS", value_parser = whole::<i64>)]
     pub(super) vae_tile: Option<i64>,
     /// Jobs that may wait; one more is answered 429. [default: 64]
-    #[arg(long, value_name = "JOBS")]
+    #[arg(long, value_name = "JOBS", value_parser = whole::<usize>)]
     pub(super) queue: Option<usize>,
     /// What clients must send as `Authorization: Bearer KEY`; other users of the machine can see a flag.
     #[arg(long, value_name = "KEY")]
@@ -142,7 +153,7 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "TIME")]
     pub(super) stream_keep_alive: Option<Time>,
     /// Connections at once. [default: 4096]
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", value_parser = whole::<usize>)]
     pub(super) max_connections: Option<usize>,
     /// Size of a JSON body; where it may bring pictures, as large as an edit's. [default: 1MiB]
     #[arg(long, value_name = "SIZE")]
@@ -166,7 +177,7 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "TIME")]
     pub(super) url_lifetime: Option<Time>,
     /// Pictures that are kept. [default: 1000]
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", value_parser = whole::<usize>)]
     pub(super) url_count: Option<usize>,
     /// Size of them. [default: 256MiB]
     #[arg(long, value_name = "SIZE")]
@@ -191,6 +202,8 @@ pub(crate) fn with_environment(command: clap::Command) -> clap::Command {
             return flag;
         }
         let variable = format!("{PREFIX}{}", name.to_uppercase());
+        // What is below zero is a value that is wrong, and no flag.
+        let flag = flag.allow_negative_numbers(true);
         flag.env(variable).hide_env_values(true)
     })
 }
@@ -223,9 +236,9 @@ impl Serve {
         self.each("cors-origin", &self.cors_origin, checks::origin)?;
         self.each("allowed-host", &self.allowed_host, checks::host)?;
         self.each("public-url", &self.public_url, checks::public_url)?;
-        let some = |text: &str| if text.trim().is_empty() { Err("the name is empty".into()) } else { Ok(()) };
-        self.each("model-name", &self.model_name, some)?;
-        self.each("model-alias", &self.model_alias, some)?;
+        self.each("model-name", &self.model_name, checks::name)?;
+        self.each("model-alias", &self.model_alias, checks::name)?;
+        self.checked("cors-origin", checks::origins(self.cors_origin.as_deref().unwrap_or_default()))?;
         let tile = self.vae_tile.filter(|tile| *tile < 64);
         tile.map_or(Ok(()), |tile| {
             self.checked("vae-tile", Err(format!("{tile} pixels: at least 64 are needed")))
@@ -251,8 +264,45 @@ impl Serve {
             ("url-lifetime", self.url_lifetime),
         ];
         for (name, time) in times {
-            if time.is_some_and(|time| time.0.is_zero()) {
+            if time.is_some_and(|time| time.0 < LEAST_TIME) {
                 self.checked(name, Err::<(), _>("no time at all: nothing could ever be in time".into()))?;
+            }
+        }
+        self.check_sizes()
+    }
+
+    /// Refuses what no request is as small as, and what another setting keeps from ever being reached.
+    fn check_sizes(&self) -> anyhow::Result<()> {
+        let sizes = [
+            ("max-json-bytes", self.max_json_bytes, LEAST_JSON),
+            ("max-edit-bytes", self.max_edit_bytes, LEAST_BODY),
+            ("max-image-bytes", self.max_image_bytes, LEAST_BODY),
+            ("max-upload-bytes", self.max_upload_bytes, LEAST_BODY),
+            ("max-answer-bytes", self.max_answer_bytes, LEAST_ANSWERS),
+            ("url-bytes", self.url_bytes, LEAST_BODY),
+        ];
+        for (name, size, least) in sizes {
+            if let Some(Size(size)) = size.filter(|size| size.0 < least) {
+                self.checked(name, Err::<(), _>(format!("{size} bytes: at least {least} are needed")))?;
+            }
+        }
+        if let Some(Pixels(pixels)) = self.max_image_pixels.filter(|pixels| pixels.0 < LEAST_PIXELS) {
+            let text = format!("{pixels} pixels: at least {LEAST_PIXELS} are needed, a picture of 64 by 64");
+            self.checked("max-image-pixels", Err::<(), _>(text))?;
+        }
+        let d = tch_flux_server::Options::default();
+        let size = |size: Option<Size>, default: usize| size.map_or(default, |size| size.0);
+        let (edit, upload) =
+            (size(self.max_edit_bytes, d.edit_bytes), size(self.max_upload_bytes, d.upload_bytes));
+        let within = [
+            ("max-image-bytes", self.max_image_bytes, "max-edit-bytes", edit, "a body with one"),
+            ("max-edit-bytes", self.max_edit_bytes, "max-upload-bytes", upload, "all uploads together"),
+            ("max-json-bytes", self.max_json_bytes, "max-upload-bytes", upload, "all uploads together"),
+        ];
+        for (name, size, other, most, what) in within {
+            if let Some(Size(size)) = size.filter(|size| size.0 > most) {
+                let text = format!("{size} bytes can never come: {what} may have {most}, which {other} says");
+                self.checked(name, Err::<(), _>(text))?;
             }
         }
         Ok(())
@@ -316,7 +366,12 @@ impl<'a> Texts<'a> for &'a Vec<String> {
 }
 
 fn read_key(path: &Path) -> anyhow::Result<String> {
-    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
+    // Some editors begin a file with a mark that is no part of its text.
+    let text = std::str::from_utf8(bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes));
+    let text = text.map_err(|_| {
+        Error::Request(format!("{}: it is no text in UTF-8, as which a key is to be saved", path.display()))
+    })?;
     Ok(text.trim().to_string())
 }
 
@@ -331,12 +386,16 @@ fn over(text: &str, own: Table, path: &Path, said: &mut Said) -> anyhow::Result<
         let line = text[..value.span().start].matches('\n').count() + 1;
         let at = format!("{}, line {line}: {key}", path.display());
         if !names.contains(&key) {
-            bail!(Error::Request(format!("{at}: {}", is_no_setting("key", &key, &names))));
+            let hint = match value.get_ref() {
+                toml::Value::Table(_) => "; settings stand in no table: take the line in brackets out",
+                _ => "",
+            };
+            bail!(Error::Request(format!("{at}: {}{hint}", is_no_setting("key", &key, &names))));
         }
         let value = value.into_inner();
         Table::from_iter([(key.clone(), value.clone())]).try_into::<Serve>().map_err(|wrong| {
             // Its other lines show where in a text that is not the file's.
-            Error::Request(format!("{at}: {}", wrong.message()))
+            Error::Request(format!("{at}: {}", in_words(wrong.message(), &key, &value)))
         })?;
         said.in_file(&key, at);
         table.insert(key, value);
@@ -352,6 +411,25 @@ fn over(text: &str, own: Table, path: &Path, said: &mut Said) -> anyhow::Result<
     }
     table.extend(own);
     Ok(table)
+}
+
+/// What is wrong with a key's value, without the names of Rust's types.
+fn in_words(message: &str, key: &str, value: &toml::Value) -> String {
+    if message.ends_with("expected a sequence") && value.is_str() {
+        return format!("it is a list: {key} = [{value}]");
+    }
+    let words = [
+        ("expected u16", "expected a whole number from 0 to 65535"),
+        ("expected usize", "expected a whole number"),
+        ("expected i64", "expected a whole number"),
+        ("expected a sequence", "expected a list of texts"),
+        ("expected path string", "expected a text"),
+        ("expected a string", "expected a text"),
+        ("expected a boolean", "expected true or false"),
+    ];
+    let found =
+        words.iter().find_map(|(ending, words)| Some(format!("{}{words}", message.strip_suffix(ending)?)));
+    found.unwrap_or_else(|| message.into())
 }
 
 /// What a file may set.

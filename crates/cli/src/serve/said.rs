@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use clap::ArgMatches;
-use clap::error::{ContextKind, ContextValue};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use tch_flux::Error;
 
-use super::checks::{meant, nearest};
+use super::checks::meant;
 use super::config::names;
 
 /// Begins the names of the environment's variables.
@@ -49,26 +49,122 @@ fn variable(id: &str) -> String {
 /// Refuses variables that look like settings and are none.
 pub(super) fn check_variables() -> anyhow::Result<()> {
     let all = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
-    let known: Vec<String> = names().iter().map(|name| variable(name)).chain([variable("config")]).collect();
-    let unknown: Vec<String> = all.filter(|name| name.starts_with(PREFIX) && !known.contains(name)).collect();
-    let Some(name) = unknown.first() else { return Ok(()) };
-    let text = format!("{name}: {}", is_no_setting("variable", name, &known));
-    let rest = name.trim_start_matches(PREFIX);
+    let settings: Vec<String> = names().into_iter().chain(["config".to_string()]).collect();
+    let known: Vec<String> = settings.iter().map(|name| variable(name)).collect();
+    let mut unknown = all.filter(|name| !known.contains(name));
+    let unknown = unknown.find_map(|name| Some((rest(&name, &settings)?.to_string(), name)));
+    let Some((rest, name)) = unknown else { return Ok(()) };
+    let near = near(&rest.to_lowercase().replace('_', "-"), &settings).map(|near| variable(&near));
+    let text = format!("{name}: there is no such variable{}", meant(near.as_deref()));
     // What Kubernetes gives every container of a service that is called `tch-flux-serve`.
     let service = rest.starts_with("SERVICE_") || rest.starts_with("PORT_");
     let hint = if service { "; Kubernetes sets it unless `enableServiceLinks` is false" } else { "" };
     Err(Error::Request(format!("{text}{hint}")).into())
 }
 
+/// What a variable has behind the prefix that makes it a setting. One whose prefix is only like it counts where a setting's
+/// name follows: other programs have variables, too.
+fn rest<'a>(name: &'a str, settings: &[String]) -> Option<&'a str> {
+    if let Some(rest) = name.strip_prefix(PREFIX) {
+        return Some(rest);
+    }
+    let is_setting = |rest: &str| settings.iter().any(|setting| plain(setting) == plain(rest));
+    let upper = name.to_ascii_uppercase();
+    // Kubernetes gives such variables to the containers beside a service of such a name.
+    if ["TCH_FLUX_SERVER_", "TCH_FLUX_SERVICE_"].iter().any(|other| upper.starts_with(other)) {
+        return None;
+    }
+    let ends = name.char_indices().map(|(end, _)| end).filter(|end| end.abs_diff(PREFIX.len()) <= 1);
+    let mut ends = ends.filter(|end| strsim::damerau_levenshtein(&upper[..*end], PREFIX) <= 1);
+    ends.find_map(|end| Some(&name[end..]).filter(|rest| is_setting(rest)))
+}
+
+fn plain(name: &str) -> String {
+    name.chars().filter(char::is_ascii_alphanumeric).map(|letter| letter.to_ascii_lowercase()).collect()
+}
+
+/// What other servers call a setting.
+const SYNONYMS: [(&str, &str); 34] = [
+    ("address", "host"),
+    ("backlog", "queue"),
+    ("base-url", "public-url"),
+    ("bind", "host"),
+    ("checkpoint", "model"),
+    ("concurrency", "queue"),
+    ("cors", "cors-origin"),
+    ("cors-allow-origins", "cors-origin"),
+    ("cors-origins", "cors-origin"),
+    ("cpu-offload", "offload"),
+    ("debug", "log-level"),
+    ("dtype", "kind"),
+    ("fp8", "quantize"),
+    ("gpu", "device"),
+    ("gpus", "device"),
+    ("int8", "quantize"),
+    ("ip", "host"),
+    ("key", "api-key"),
+    ("listen", "host"),
+    ("log-format", "log-json"),
+    ("low-vram", "offload"),
+    ("lowvram", "offload"),
+    ("max-queue", "queue"),
+    ("max-queue-size", "queue"),
+    ("p", "port"),
+    ("precision", "kind"),
+    ("queue-size", "queue"),
+    ("served-model-name", "model-name"),
+    ("shutdown-timeout", "grace"),
+    ("timeout", "job-timeout"),
+    ("token", "api-key"),
+    ("vae", "autoencoder"),
+    ("verbose", "log-level"),
+    ("workers", "threads"),
+];
+
+/// The setting that is meant by a name that none has: by what other servers call it, by its letters, or since it is one of
+/// its words.
+fn near(name: &str, settings: &[String]) -> Option<String> {
+    let synonym = SYNONYMS.iter().find(|(other, _)| plain(other) == plain(name)).map(|(_, setting)| *setting);
+    let by_letters = || {
+        let same = settings.iter().map(String::as_str).find(|setting| plain(setting) == plain(name));
+        let far = |setting: &&str| strsim::damerau_levenshtein(name, setting);
+        let close = settings.iter().map(String::as_str).min_by_key(far);
+        same.or(close.filter(|setting| far(setting) <= setting.len().max(name.len()) / 3))
+    };
+    let by_words =
+        || settings.iter().map(String::as_str).find(|setting| setting.split('-').any(|word| word == name));
+    synonym.or_else(by_letters).or_else(by_words).map(str::to_string)
+}
+
 /// The words for a name that no setting has.
-pub(super) fn is_no_setting(kind: &str, name: &str, names: &[String]) -> String {
-    let near = nearest(&name.to_lowercase().replace('_', "-"), &mut names.iter().map(String::as_str));
-    let near = near.or_else(|| nearest(&name.to_uppercase(), &mut names.iter().map(String::as_str)));
-    format!("there is no such {kind}{}", meant(near))
+pub(super) fn is_no_setting(kind: &str, name: &str, settings: &[String]) -> String {
+    format!(
+        "there is no such {kind}{}",
+        meant(near(&name.to_lowercase().replace('_', "-"), settings).as_deref())
+    )
+}
+
+/// An unknown flag's error, with the flag that is meant in place of the one whose letters are like it.
+fn with_the_flag_meant(mut problem: clap::Error) -> clap::Error {
+    let Some(ContextValue::String(shown)) = problem.get(ContextKind::InvalidArg) else { return problem };
+    if problem.kind() != ErrorKind::UnknownArgument || !shown.starts_with('-') {
+        return problem;
+    }
+    let settings: Vec<String> =
+        names().into_iter().chain(["config", "print-config"].map(str::to_string)).collect();
+    let name = shown.trim_start_matches('-').split('=').next().unwrap_or_default();
+    match near(&name.to_lowercase().replace('_', "-"), &settings) {
+        Some(near) => problem.insert(ContextKind::SuggestedArg, ContextValue::String(format!("--{near}"))),
+        None => problem.remove(ContextKind::SuggestedArg),
+    };
+    problem
 }
 
 /// An error of the command line, in which what came from a variable has the variable's name.
 pub(crate) fn named_by_variable(mut problem: clap::Error) -> clap::Error {
+    if std::env::args().nth(1).is_some_and(|command| command == "serve") {
+        problem = with_the_flag_meant(problem);
+    }
     let given = |flag: &str| {
         let with_value = format!("{flag}=");
         std::env::args().any(|text| text == flag || text.starts_with(&with_value))

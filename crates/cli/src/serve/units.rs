@@ -24,6 +24,16 @@ pub(super) struct Time(pub(super) Duration);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Pixels(pub(super) u64);
 
+/// A whole number of something.
+pub(super) fn whole<T: FromStr>(text: &str) -> Result<T, String> {
+    text.trim().parse().map_err(|_| "expected a whole number such as 4".into())
+}
+
+/// A port.
+pub(super) fn port(text: &str) -> Result<u16, String> {
+    text.trim().parse().map_err(|_| "expected a port, a whole number from 0 to 65535".into())
+}
+
 impl FromStr for Size {
     type Err = String;
 
@@ -33,6 +43,10 @@ impl FromStr for Size {
             short if is_short => format!("{expected}, {short}B (powers of ten) or {short}iB (powers of two)"),
             _ => format!("{expected}, or a number of bytes"),
         })?;
+        let is_plain = text.trim().bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+        if is_plain && text.trim().parse::<f64>().is_ok_and(|bytes| bytes.fract() != 0.0) {
+            return Err("expected a whole number of bytes, or a unit such as 1.5MB".into());
+        }
         usize::try_from(size).map(Self).map_err(|_| "more bytes than this machine can count".into())
     }
 }
@@ -83,7 +97,12 @@ impl FromStr for Pixels {
             None => (upper.as_str(), 1.0),
         };
         let pixels = number.parse::<f64>().map_err(|_| expected())? * unit;
-        if pixels >= 0.0 && pixels < u64::MAX as f64 { Ok(Self(pixels as u64)) } else { Err(expected()) }
+        let is_whole = unit > 1.0 || pixels.fract() == 0.0;
+        if is_whole && pixels >= 0.0 && pixels < u64::MAX as f64 {
+            Ok(Self(pixels as u64))
+        } else {
+            Err(expected())
+        }
     }
 }
 
@@ -146,7 +165,8 @@ mod tests {
         for (text, bytes) in good {
             assert_eq!(text.parse(), Ok(Size(bytes)), "{text}");
         }
-        for text in ["", "MB", "-1", "-1MB", "0", "1e400", "NaN", "inf", "20000000000GiB", "1 parsec", "0x10"]
+        for text in
+            ["", "MB", "-1", "-1MB", "0", "1e400", "NaN", "inf", "20000000000GiB", "1 parsec", "0x10", "1.5"]
         {
             assert!(text.parse::<Size>().is_err(), "{text}");
         }
@@ -185,7 +205,7 @@ mod tests {
         for (text, pixels) in [("32000000", 32_000_000), ("32MP", 32_000_000), ("0.5 mp", 500_000)] {
             assert_eq!(text.parse(), Ok(Pixels(pixels)), "{text}");
         }
-        for text in ["", "MP", "-1", "1e30", "32M"] {
+        for text in ["", "MP", "-1", "1e30", "32M", "1.5"] {
             assert!(text.parse::<Pixels>().is_err(), "{text}");
         }
     }

@@ -1,6 +1,5 @@
 //! The cache is shared with Python's `huggingface_hub`: each reads what the other wrote.
 
-
 use super::*;
 
 /// Runs Python with the cache of a place, where the tests with a reference implementation run.

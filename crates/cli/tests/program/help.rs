@@ -76,7 +76,7 @@ fn shells_and_the_manual_know_every_flag() {
 #[test]
 fn threads_are_at_least_one() {
     let folder = folder();
-    for command in ["generate", "edit"] {
+    for command in ["generate", "edit", "convert", "parity"] {
         let none = run(folder.path(), &[command, "x", "--threads", "0"]);
         let said = String::from_utf8_lossy(&none.stderr).into_owned();
         assert_eq!(none.status.code(), Some(2));

@@ -86,16 +86,19 @@ fn pictures_are_there_as_soon_as_they_are_drawn_and_ctrl_c_keeps_them() {
 
 #[test]
 fn a_report_of_what_was_interrupted_is_json() {
-    let folder = folder();
-    let child = start(folder.path(), &[&MANY[..], &["-o", "x/p.png", "--json"]].concat());
-    wait_for(&folder.path().join("x/p-0.png"));
-    signal(&child, "INT");
-    let output = child.wait_with_output().unwrap();
-    assert_eq!((output.status.code(), stderr(&output)), (Some(130), String::new()));
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let (drawn, undrawn) = (report["images"].as_array().unwrap(), report["not_drawn"].as_array().unwrap());
-    assert_eq!((drawn.len(), drawn.len() + undrawn.len()), (whole(&folder.path().join("x")), 80));
-    assert_eq!(undrawn.last().unwrap()["seed"], 84);
+    for (name, code) in [("INT", 130), ("HUP", 129)] {
+        let folder = folder();
+        let child = start(folder.path(), &[&MANY[..], &["-o", "x/p.png", "--json"]].concat());
+        wait_for(&folder.path().join("x/p-0.png"));
+        signal(&child, name);
+        let output = child.wait_with_output().unwrap();
+        assert_eq!((output.status.code(), stderr(&output)), (Some(code), String::new()));
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let (drawn, undrawn) =
+            (report["images"].as_array().unwrap(), report["not_drawn"].as_array().unwrap());
+        assert_eq!((drawn.len(), drawn.len() + undrawn.len()), (whole(&folder.path().join("x")), 80));
+        assert_eq!(undrawn.last().unwrap()["seed"], 84);
+    }
 }
 
 #[test]

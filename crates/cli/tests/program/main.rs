@@ -218,6 +218,10 @@ fn prompts_come_from_files_and_standard_input() {
         serde_json::json!(["a", "b"])
     );
 
+    let call = ["generate", "a", "--dry-run", "--prompt-2", "-", "--negative-prompt", "no"];
+    let plan = stdout(&run_with_stdin(folder.path(), &call, b"in full\n"));
+    assert!(plan.contains(r#"prompt for T5  "in full""#), "{plan}");
+
     let refused = |call: &[&str], stdin: &[u8], words: &str| {
         let output = run_with_stdin(folder.path(), &[&["generate"], call].concat(), stdin);
         let error = String::from_utf8_lossy(&output.stderr);
@@ -229,6 +233,9 @@ fn prompts_come_from_files_and_standard_input() {
     refused(&["--prompt-file", "-"], b"# only\n\n", "standard input: it holds no prompt");
     refused(&["--prompt-file", "none.txt"], b"", "none.txt");
     refused(&["-"], b" \r\n", "standard input: it holds no prompt");
+    refused(&["--prompt-file", "."], b"", "this is a folder");
+    refused(&["-", "--negative-prompt", "-"], b"a", "standard input: it can be only one");
+    refused(&["--prompt-file", "-", "--prompt-2", "-"], b"a", "standard input: it can be only one");
     refused(&["--prompt", "-", "--prompt", "-"], b"a", "standard input: it can be only one");
     refused(&["a (red:nan) circle"], b"", "no finite number");
 }
@@ -252,6 +259,13 @@ fn weights_are_told_and_a_picture_drawn_to_the_letter_can_have_them() {
     let drawn = run(folder.path(), &["generate", prompt, "--steps", "1", "-o", "second.png"]);
     let said = String::from_utf8_lossy(&drawn.stderr);
     assert!(drawn.status.success() && said.contains("weight of 9"), "{said}");
+    // The notation of other programs is text, which is said.
+    for prompt in ["a cat <lora:fur_v2:0.8>", "a (cat:1.1) <lyco:x:1>"] {
+        let plan = stdout(&run(folder.path(), &["generate", prompt, "--dry-run"]));
+        assert!(plan.contains("in the prompt is text: it puts no LoRA on"), "{plan}");
+    }
+    let plan = stdout(&run(folder.path(), &["generate", "a < b, <lora: c", "--dry-run"]));
+    assert!(!plan.contains("puts no LoRA on"), "{plan}");
 }
 
 #[test]
@@ -261,6 +275,15 @@ fn dry_run_says_what_would_be_drawn_and_draws_nothing() {
     let plan: Value = serde_json::from_str(&stdout(&run(folder.path(), &call))).unwrap();
     assert_eq!(plan["request"]["steps"], 4);
     assert_eq!(plan["request"]["max_sequence_length"], 256);
+    for (more, wanted) in [
+        (&["--sigmas", "1,0.9,0.7"][..], "times 1, 0.9, 0.7"),
+        (&["--shift", "0.5,1.15"], "schedule shifted by 0.5 to 1.15"),
+        (&["--cache", "first-block:0.1"], "cache first-block threshold 0.1"),
+        (&["--cache", "taylor-seer:3,2"], "cache taylor-seer interval 3, order 2"),
+    ] {
+        let text = stdout(&run(folder.path(), &[&["generate", CIRCLE, "--dry-run"], more].concat()));
+        assert!(text.contains(wanted) && !text.contains('{'), "{text}");
+    }
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
@@ -278,7 +301,13 @@ fn calls_that_cannot_be_right_end_with_2_and_failures_with_1() {
     ends(&["generate", CIRCLE, "--steps", "many"], 2, "invalid value");
     ends(&["generate", CIRCLE, "--quantize", "fp8"], 2, "on the CPU quantise to int8");
     ends(&["generate"], 2, "nothing to draw");
+    ends(&["generate", CIRCLE, "-n", "99999999999"], 2, "more than 1000000 pictures");
+    let most = usize::MAX.to_string();
+    ends(&["generate", "--prompt", "a", "--prompt", "b", "-n", &most], 2, "more than 1000000 pictures");
     ends(&["generate", CIRCLE, "-o", "picture.gif"], 2, ".png");
+    ends(&["generate", CIRCLE, "--seed", "-1"], 2, "left out, it is another one each time");
+    ends(&["generate", CIRCLE, "-n", "-1"], 2, "invalid value '-1' for '--num-images");
+    ends(&["generate", CIRCLE, "--variation-strength", "-0.5"], 2, "is not between 0 and 1");
     ends(&["generate", CIRCLE, "--device", "tpu"], 2, "expected cpu, cuda, cuda:N or mps");
     ends(&["frobnicate"], 2, "unrecognized subcommand");
     ends(&["generate", CIRCLE, "--model", "nowhere"], 1, "nowhere");

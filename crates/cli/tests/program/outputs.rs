@@ -126,6 +126,26 @@ fn what_is_read_is_never_written() {
 }
 
 #[test]
+fn an_output_that_cannot_be_written_is_said_before_pictures_are_read() {
+    let folder = folder();
+    fs::create_dir(folder.path().join("sub.png")).unwrap();
+    for (name, code, says) in
+        [("x.gif", 2, "end the name with .png"), ("x", 2, "end the name"), ("sub.png", 1, "this is a folder")]
+    {
+        refused(folder.path(), &["edit", CIRCLE, "--image", "gone.png", "-o", name], code, says);
+    }
+    for (picture, says) in [
+        ("gone.png", "gone.png: "),
+        ("https://example.com/a.png", "this is an address"),
+        ("data:image/png;base64,AAAA", "data:image/png;base64,…: this is a picture as text"),
+        ("-", "/dev/stdin"),
+        ("sub.png", "this is a folder: name a picture in it"),
+    ] {
+        refused(folder.path(), &["edit", CIRCLE, "--image", picture, "-o", "x.png"], 1, says);
+    }
+}
+
+#[test]
 fn convert_keeps_the_same_rule() {
     let folder = folder();
     let at = |name: &str| folder.path().join(name);

@@ -25,6 +25,26 @@ fn invalid_json_is_refused() {
 }
 
 #[test]
+fn a_body_that_is_no_json_is_told_what_it_is() {
+    let utf16 = |bytes: fn(u16) -> [u8; 2]| -> Vec<u8> {
+        r#"{"prompt": "a"}"#.encode_utf16().flat_map(bytes).collect()
+    };
+    for (body, wanted) in [
+        (&b""[..], "empty"),
+        (b"\xef\xbb\xbf{\"prompt\": \"a\"}", "byte order mark"),
+        (&[&b"\xff\xfe"[..], &utf16(u16::to_le_bytes)].concat(), "UTF-16"),
+        (&utf16(u16::to_le_bytes), "UTF-16"),
+        (&utf16(u16::to_be_bytes), "UTF-16"),
+        (b"{\"prompt\": \"caf\xe9\"}", "no UTF-8"),
+        (br#"{"prompt": "a", "seed": 1, "seed": 2}"#, "`seed` stands in it twice"),
+        (br#"{"prompt": "a", "user": {"x": 1, "x": 1}}"#, "`x` stands in it twice"),
+    ] {
+        let error = send(shared(), "POST", GENERATIONS, &[JSON], body).is_error(400, "");
+        assert!(error["message"].as_str().unwrap().contains(wanted), "{wanted}: {error}");
+    }
+}
+
+#[test]
 fn invalid_utf8_is_refused() {
     for bytes in [&b"\xff"[..], b"\xc3(", b"\xed\xa0\x80", b"\xf5\x80\x80\x80"] {
         is_refused([b"{\"prompt\": \"a ", bytes, b"\"}"].concat(), "", "invalid_json");

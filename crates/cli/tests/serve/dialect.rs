@@ -151,7 +151,9 @@ fn dall_e_answers_with_addresses_unless_pictures_are_asked_for() {
         asked(model, &[("stream", json!(true)), ("response_format", json!("url"))])
             .is_error(400, "response_format");
     }
-    for model in ["gpt-image-1", "gpt-image-1-mini", "gpt-image-1.5", "tiny", ""] {
+    for model in
+        ["gpt-image-1", "gpt-image-1-mini", "gpt-image-1.5", "gpt-image-2", "gpt-image-2.6-flare", "tiny", ""]
+    {
         assert_eq!(asked(model, &[]).pictures(), std::slice::from_ref(&picture), "{model}");
     }
     let parts =
@@ -236,7 +238,7 @@ fn addresses_expire_and_make_room() {
 fn what_is_accepted_and_ignored_changes_nothing() {
     let plain = generate(shared(), &small(4)).pictures();
     let body = json!({
-        "quality": "hd", "background": "auto", "moderation": "low", "style": "vivid", "user": "me",
+        "quality": "hd", "complexity": "low", "background": "auto", "moderation": "low", "style": "vivid", "user": "me",
         "safety_identifier": {"any": ["thing"]}, "output_compression": 30, "partial_images": 2, "model": "gpt-image-1",
         "guidance_scale": 7.5,
     });

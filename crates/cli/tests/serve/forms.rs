@@ -103,6 +103,17 @@ fn all_fields_come_as_text_and_are_checked() {
     edit(shared(), &[("prompt", None, b"a")]).is_error(400, "image");
 }
 
+/// Which of two is meant cannot be known, and a word is no picture although base64 has its letters.
+#[test]
+fn a_field_comes_once_and_a_word_is_no_picture() {
+    let error = with_image(&red(), &[("seed", None, b"1"), ("seed", None, b"2")]).is_error(400, "seed");
+    assert!(error["message"].as_str().unwrap().contains("twice"), "{error}");
+    for word in [&b"null"[..], b"undefined", b"none", b"true", b"dGV4dA=="] {
+        let error = with_image(&red(), &[("mask", None, word)]).is_error(400, "mask");
+        assert!(error["message"].as_str().unwrap().contains("text"), "{error}");
+    }
+}
+
 #[test]
 fn an_edit_can_be_a_stream() {
     let answer = with_image(

@@ -378,7 +378,9 @@ fn what_cannot_stand_beside_the_model_is_said_at_the_start() {
         assert!(!process.ended().success());
         process.log()
     };
-    assert!(refused(&["--controlnet=none.safetensors"]).contains("none.safetensors"));
+    let missing = crate::settings::run(folder, &["--port=0", "--controlnet=none.safetensors"], &[]);
+    assert!(!missing.status.success());
+    assert!(String::from_utf8_lossy(&missing.stderr).contains("none.safetensors"));
     assert!(refused(&["--controlnet=encoder.safetensors"]).contains("ControlNet"));
     assert!(refused(&["--ip-adapter=adapter.safetensors"]).contains("image encoder"));
     assert!(refused(&["--redux-model=redux/flux1-redux-dev.safetensors"]).contains("--image-encoder"));

@@ -9,7 +9,7 @@ use crate::client::{generate, get, send};
 use crate::life::Process;
 use crate::small;
 
-fn run(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+pub(crate) fn run(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tch-flux"));
     command.arg("serve").args(arguments).current_dir(folder).envs(variables.iter().copied());
     command.output().unwrap()
@@ -142,6 +142,22 @@ fn errors_name_what_was_used_and_what_would_work() {
         ("api-key", "", "empty"),
         ("api-key", " sesame", "space"),
         ("model-alias", "a,,b", "empty"),
+        ("model-name", "a\nb", "lines"),
+        ("threads", "auto", "whole number"),
+        ("port", "http", "from 0 to 65535"),
+        ("log-level", "info,debug", "two levels"),
+        ("cors-origin", "*,https://example.org", "no effect"),
+        ("cors-origin", "https://a.example;https://b.example", "commas"),
+        ("api-key", "Bearer sesame", "behind `Bearer`"),
+        ("max-json-bytes", "1", "at least 64"),
+        ("max-edit-bytes", "1", "at least 1024"),
+        ("max-json-bytes", "1024.5", "whole"),
+        ("max-image-bytes", "1GiB", "max-edit-bytes"),
+        ("max-edit-bytes", "1GiB", "max-upload-bytes"),
+        ("max-image-pixels", "0", "64 by 64"),
+        ("max-answer-bytes", "1", "at least 65536"),
+        ("job-timeout", "0.01ms", "in time"),
+        ("device", "gpu", "a GPU is cuda"),
     ] {
         let text = said(&[&format!("--{name}={value}")], &[]);
         assert!(text.contains(&format!("--{name}")) && text.contains(hint), "{name} {value}: {text}");
@@ -191,6 +207,12 @@ fn variables_that_are_none_are_refused_with_the_nearest_name() {
         ("TCH_FLUX_SERVE_PORT_8000_TCP", "enableServiceLinks"),
         ("TCH_FLUX_SERVE_SERVICE_HOST", "enableServiceLinks"),
         ("TCH_FLUX_SERVE_", "no such variable"),
+        ("TCH_FLUX_SERVE_KEY", "`TCH_FLUX_SERVE_API_KEY`"),
+        ("TCH_FLUX_SERVE_VAE", "`TCH_FLUX_SERVE_AUTOENCODER`"),
+        ("TCH_FLUX_SERVE_CORS", "`TCH_FLUX_SERVE_CORS_ORIGIN`"),
+        ("TCH_FLUX_SERV_PORT", "`TCH_FLUX_SERVE_PORT`"),
+        ("TCHFLUX_SERVE_API_KEY", "`TCH_FLUX_SERVE_API_KEY`"),
+        ("tch_flux_serve_queue", "`TCH_FLUX_SERVE_QUEUE`"),
     ] {
         for more in [&[][..], &["--print-config"]] {
             let output = run(folder.path(), more, &[(name, "1")]);
@@ -200,7 +222,19 @@ fn variables_that_are_none_are_refused_with_the_nearest_name() {
         }
     }
     // What is not the server's own is none of its business.
-    printed(folder.path(), &[], &[("TCH_FLUX_SERVICE_HOST", "10.0.0.1"), ("TCH_FLUX_OTHER", "1")]);
+    printed(
+        folder.path(),
+        &[],
+        &[
+            ("TCH_FLUX_SERVICE_HOST", "10.0.0.1"),
+            ("TCH_FLUX_SERVER_PORT", "tcp://10.0.0.1:80"),
+            ("TCH_FLUX_OTHER", "1"),
+            ("TCH_FLUX_PORT", "1"),
+        ],
+    );
+    // Nor is there a neighbour where nothing is like it.
+    let output = run(folder.path(), &[], &[("TCH_FLUX_SERVE_STEPS", "4")]);
+    assert!(!String::from_utf8(output.stderr).unwrap().contains("meant"));
 }
 
 #[test]
@@ -293,4 +327,114 @@ fn several_workers_draw_the_same_pictures() {
             (0..4).map(|_| scope.spawn(|| generate(process.at, &small(1)).pictures())).collect();
         asked.into_iter().for_each(|asked| assert_eq!(asked.join().unwrap(), alone));
     });
+}
+
+/// A value below zero is no flag, and a flag of another program has its neighbour here.
+#[test]
+fn flags_and_their_values_are_told_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let said = |arguments: &[&str]| {
+        let output = run(folder.path(), arguments, &[]);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    for flag in ["--port", "--threads", "--queue", "--drain-notice", "--url-count", "--max-json-bytes"] {
+        let text = said(&[flag, "-64"]);
+        assert!(text.contains("invalid value '-64'") && text.contains(flag), "{flag}: {text}");
+    }
+    for (flag, meant) in [
+        ("--listen", "--host"),
+        ("--bind", "--host"),
+        ("--workers", "--threads"),
+        ("--api_key", "--api-key"),
+        ("--Port", "--port"),
+        ("--cors", "--cors-origin"),
+        ("--token", "--api-key"),
+        ("--quantise", "--quantize"),
+        ("-p", "--port"),
+    ] {
+        let text = said(&[flag, "x"]);
+        assert!(text.contains(&format!("'{meant}'")), "{flag}: {text}");
+    }
+    assert!(!said(&["--reload"]).contains("similar"));
+}
+
+/// What a file of settings may get wrong is said in the words of its user.
+#[test]
+fn values_of_other_kinds_are_named_without_the_names_of_types() {
+    let folder = tempfile::tempdir().unwrap();
+    for (file, wanted) in [
+        ("port = \"80\"", "whole number from 0 to 65535"),
+        ("queue = 1.5", "expected a whole number"),
+        ("cors-origin = \"https://example.org\"", "it is a list: cors-origin = [\"https://example.org\"]"),
+        ("host = 1", "expected a text"),
+        ("log-json = 1", "expected true or false"),
+        ("[serve]\nport = 80", "no table"),
+        ("vae = \"x\"", "`autoencoder`"),
+        ("max-json-bytes = 1500.5", "whole number of bytes"),
+    ] {
+        std::fs::write(folder.path().join("serve.toml"), file).unwrap();
+        let output = run(folder.path(), &["--config", "serve.toml"], &[]);
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert!(text.contains("serve.toml, line 1: ") && text.contains(wanted), "{file}: {text}");
+        assert!(!["usize", "u16", "sequence"].iter().any(|word| text.contains(word)), "{text}");
+    }
+}
+
+/// What is not there is said by its setting, and before the server says that it listens.
+#[test]
+fn files_that_are_missing_are_named_with_their_settings() {
+    let folder = tempfile::tempdir().unwrap();
+    for flag in [
+        "model",
+        "transformer",
+        "base",
+        "autoencoder",
+        "clip",
+        "t5",
+        "clip-tokenizer",
+        "t5-tokenizer",
+        "depth-model",
+        "preview-decoder",
+        "preview-factors",
+        "lora",
+        "controlnet",
+        "ip-adapter",
+        "ip-image-encoder",
+        "redux-model",
+        "image-encoder",
+    ] {
+        let output = run(folder.path(), &["--port=0", &format!("--{flag}"), "nowhere"], &[]);
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && output.stdout.is_empty(), "{flag}: {text}");
+        assert!(text.contains(&format!("--{flag}: ")) && text.contains("nowhere"), "{flag}: {text}");
+    }
+    // What makes previews is read before the first request asks for one.
+    std::fs::write(folder.path().join("factors.json"), "{}").unwrap();
+    let output = run(folder.path(), &["--port=0", "--preview-factors", "factors.json"], &[]);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && text.contains("factors.json"), "{text}");
+    // Two servers cannot have one port.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let output = run(folder.path(), &["--port", &port], &[]);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains("--port: ") && text.contains("another program"), "{text}");
+}
+
+/// A key's file may begin as Windows' editors begin one, and is text in UTF-8.
+#[test]
+fn a_file_with_the_key_is_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("key");
+    std::fs::write(&path, "\u{feff}sesame\r\n").unwrap();
+    printed(folder.path(), &["--api-key-file", "key"], &[]);
+    for bytes in [&b"\xff\xfes\0e\0"[..], b"\xef\xbb\xbf", b"a\nb\n"] {
+        std::fs::write(&path, bytes).unwrap();
+        let output = run(folder.path(), &["--api-key-file", "key"], &[]);
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert!(text.contains("--api-key-file"), "{text}");
+    }
 }

@@ -35,13 +35,14 @@ let shown = null;
 
 /** The fields of a request; what is left open is not named. */
 function readForm() {
-  const request = { prompt: FIELDS.prompt.value.trim(), size: FIELDS.size.value, sampler: FIELDS.sampler.value };
+  const request = { prompt: FIELDS.prompt.value.trim(), size: FIELDS.size.value };
   if (!request.prompt) throw new Wrong("Describe the picture first", "prompt");
   if (request.size === "own") request.size = `${$("width").value}x${$("height").value}`;
   for (const name of NUMBERS) {
     if (FIELDS[name].validity.badInput) throw new Wrong("This is not a number", name);
     if (FIELDS[name].value !== "") request[name] = Number(FIELDS[name].value);
   }
+  if (FIELDS.sampler.value) request.sampler = FIELDS.sampler.value;
   if ($("weights").checked) request.literal = false;
   request.negative_prompt = FIELDS.negative_prompt.value.trim();
   if (!request.negative_prompt) {
@@ -61,7 +62,7 @@ function writeForm(request) {
   FIELDS.size.value = listed ? request.size : "own";
   if (!listed) [$("width").value, $("height").value] = request.size.split("x");
   for (const name of NUMBERS) FIELDS[name].value = request[name] ?? FIELDS[name].defaultValue;
-  FIELDS.sampler.value = request.sampler ?? "euler";
+  FIELDS.sampler.value = request.sampler ?? "";
   FIELDS.negative_prompt.value = request.negative_prompt ?? "";
   $("negative-panel").open = Boolean(request.negative_prompt);
   FIELDS.strength.value = request.strength ?? FIELDS.strength.defaultValue;

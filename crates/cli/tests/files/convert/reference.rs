@@ -1,6 +1,5 @@
 //! diffusers loads what is written, from its settings to a forward pass: `scripts/check_converted.py`.
 
-
 #[test]
 fn diffusers_loads_every_model_and_lora_that_is_written() {
     let Some(mut python) = crate::support::require::python() else { return };

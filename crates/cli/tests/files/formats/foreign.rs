@@ -37,6 +37,45 @@ const FOREIGN: &[(&str, &str, &str)] = &[
          x_embedder.weight[8,64] context_embedder.weight single_transformer_blocks.0.proj_mlp.weight",
     ),
     (
+        "CogVideoX",
+        "transformer",
+        "patch_embed.proj.weight[8,16,2,2] time_embedding.linear_1.weight transformer_blocks.0.norm1.linear.weight",
+    ),
+    (
+        "Bria FIBO 2",
+        "transformer",
+        "perceiver.layers.0.cross_attn_norm.weight[8] noise_refiner.0.attention.to_q.weight \
+         noise_refiner.0.adaLN_modulation.0.weight",
+    ),
+    // Of which layers are called as the matrices of a LoRA.
+    (
+        "Krea 2",
+        "transformer",
+        "text_fusion.layerwise_blocks.0.norm1.weight[8] transformer_blocks.0.ff.up.weight transformer_blocks.0.ff.down.weight",
+    ),
+    (
+        "ACE-Step",
+        "transformer",
+        "proj_in_conv.weight[8,4,2] condition_embedder.weight layers.0.self_attn_norm.weight[8]",
+    ),
+    (
+        "Stable Video Diffusion",
+        "transformer",
+        "conv_in.weight[8,8,3,3] add_embedding.linear_1.weight down_blocks.0.resnets.0.spatial_res_block.conv1.weight[8,8,3,3]",
+    ),
+    (
+        "Stable Video Diffusion",
+        "autoencoder",
+        "encoder.conv_in.weight[8,3,3,3] decoder.conv_in.weight[8,4,3,3] quant_conv.weight[8,8,1,1] \
+         decoder.up_blocks.0.resnets.0.temporal_res_block.conv1.weight[8,8,3,1,1]",
+    ),
+    ("video autoencoder", "autoencoder", "encoder.proj_in.weight decoder.conv_in.weight[8,12,1,1,1]"),
+    (
+        "Qwen-Image 2.1",
+        "autoencoder",
+        "encoder.conv_in.weight[8,4,3,3] decoder.conv_in.weight[8,64,3,3] quant_conv.weight[8,8,1,1]",
+    ),
+    (
         "FLUX.2",
         "transformer",
         "double_stream_modulation_img.lin.weight double_blocks.0.img_attn.norm.key_norm.scale[4] img_in.weight[8,128]",
@@ -442,6 +481,7 @@ const PACKED: &[(&str, &str, &str)] = &[
     ("compressed-tensors", "X.weight_packed X.weight_scale X.weight_shape[2]", "I32"),
     ("torchao", "X._weight_qdata X._weight_scale", "F8_E4M3"),
     ("torchao", "X.weight:qdata X.weight:scale", "F8_E4M3"),
+    ("torchao", "X.weight.tensor_impl.int_data X.weight.tensor_impl.scale", "I8"),
     ("ModelOpt", "X.weight X.weight_quantizer._amax X.input_quantizer._amax", "F32"),
     ("SDNQ", "X.weight X.scale X.zero_point", "U8"),
     (

@@ -8,6 +8,7 @@ mod foreign;
 mod fp8;
 mod gguf;
 mod layouts;
+mod misplaced;
 mod settings;
 mod towers;
 mod wrapped;

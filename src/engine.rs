@@ -31,11 +31,11 @@
 //! # }
 //! ```
 
+mod classify;
 mod job;
 mod queue;
 #[cfg(test)]
 mod tests;
-mod trouble;
 
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -53,7 +53,7 @@ use crate::numerics;
 use crate::shim;
 use job::Events;
 pub use job::Job;
-use queue::{Batch, Shared, Ticket};
+use queue::{Batch, QueuedJob, Shared};
 
 /// How an engine behaves.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -290,7 +290,7 @@ fn work_on<W: Worker>(shared: &Shared, worker: &mut W, batch: &Batch) -> Option<
     let ids: Vec<u64> = batch.tickets.iter().map(|ticket| ticket.id).collect();
     let _span = info_span!("jobs", ?ids, device = ?worker.device()).entered();
     let begun = Instant::now();
-    let _lend = (worker.device() == Device::Cpu).then(|| shim::Lend::enter(shared.stats().workers));
+    let _lend = (worker.device() == Device::Cpu).then(|| shim::ThreadLending::enter(shared.stats().workers));
     let mut outcomes = draw(worker, batch, &batch.tickets);
     if outcomes.len() > 1 && outcomes.iter().any(|outcome| matches!(outcome, Outcome::Shared(_))) {
         // What went wrong may be one's alone: the others shall not fail with it.
@@ -333,7 +333,7 @@ impl Outcome {
     }
 }
 
-fn draw_alone<W: Worker>(worker: &mut W, batch: &Batch, ticket: &Ticket) -> Outcome {
+fn draw_alone<W: Worker>(worker: &mut W, batch: &Batch, ticket: &QueuedJob) -> Outcome {
     if ticket.is_cancelled() {
         return Outcome::Own(Err(Error::Cancelled));
     }
@@ -341,7 +341,7 @@ fn draw_alone<W: Worker>(worker: &mut W, batch: &Batch, ticket: &Ticket) -> Outc
 }
 
 /// Some jobs of a batch, whatever happens in them.
-fn draw<W: Worker>(worker: &mut W, batch: &Batch, tickets: &[Ticket]) -> Vec<Outcome> {
+fn draw<W: Worker>(worker: &mut W, batch: &Batch, tickets: &[QueuedJob]) -> Vec<Outcome> {
     let requests: Vec<&Request> = tickets.iter().map(|ticket| &*ticket.request).collect();
     let mut on_progress = |job: usize, progress: Progress| {
         let ticket = &tickets[job];
@@ -352,13 +352,13 @@ fn draw<W: Worker>(worker: &mut W, batch: &Batch, tickets: &[Ticket]) -> Vec<Out
         numerics::with_cancel(&batch.stop, || worker.draw(&requests, &mut on_progress))
     }));
     let device = worker.device();
-    let drawn = drawn.unwrap_or_else(|panic| Err(Error::Panicked(trouble::panic_text(&*panic))));
+    let drawn = drawn.unwrap_or_else(|panic| Err(Error::Panicked(classify::panic_text(&*panic))));
     let outcomes: Vec<Outcome> = match drawn {
         Ok(results) => results
             .into_iter()
-            .map(|result| Outcome::Own(result.map_err(|problem| trouble::named(problem, device))))
+            .map(|result| Outcome::Own(result.map_err(|problem| classify::named(problem, device))))
             .collect(),
-        Err(problem) => trouble::for_each(trouble::named(problem, device), tickets.len()),
+        Err(problem) => classify::for_each(classify::named(problem, device), tickets.len()),
     };
     let broken = |outcome: &Outcome| {
         let (Outcome::Own(Err(problem)) | Outcome::Shared(problem)) = outcome else { return false };

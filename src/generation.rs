@@ -2,15 +2,16 @@
 //!
 //! prompt → tokens → text states → noise and positions → times → velocity steps → latents → pixels.
 
+mod batch;
 mod configs;
 mod control;
 mod damage;
 mod denoise;
 mod draw;
 mod edit;
+mod ip_adapter;
 mod memory;
 mod parts;
-mod pictured;
 mod plan;
 mod preview;
 mod prompts;
@@ -18,7 +19,6 @@ pub mod provenance;
 mod redux;
 mod request;
 mod resident;
-mod rows;
 
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
@@ -31,8 +31,8 @@ use tch::{Device, Kind, Tensor};
 
 use configs::Folder;
 use control::Net;
+use ip_adapter::{Adapter, Encoder};
 use memory::Owned;
-use pictured::{Adapter, Encoder};
 use preview::Previewer;
 use redux::Vision;
 use resident::Resident;
@@ -40,14 +40,14 @@ use resident::Resident;
 pub use control::Control;
 pub use denoise::{Conditions, denoise};
 pub use draw::OnTogether;
+pub use ip_adapter::IpAdapterImage;
 pub use memory::Memory;
 #[cfg(feature = "hub")]
 pub(crate) use parts::{MODEL_INDEX, Part, SCHEDULER};
-pub use parts::{OwnParts, Parts, PreviewBy};
-pub use pictured::Pictured;
+pub use parts::{PartOverrides, Parts, PreviewBy};
 pub use plan::Plan;
 pub use redux::{Redux, ReduxImage, ReduxMix};
-pub use request::{Edit, Follow, Request, Role, Variation};
+pub use request::{ControlPreprocess, Edit, Request, Role, Variation};
 
 use crate::checkpoint::lora::{Lora, Model, Placed};
 use crate::checkpoint::{Access, Checkpoint};

@@ -3,10 +3,10 @@
 //! ```no_run
 //! use std::ops::ControlFlow;
 //! use tch_flux::hub::{Hub, Repository};
-//! use tch_flux::generation::OwnParts;
+//! use tch_flux::generation::PartOverrides;
 //!
 //! let repository: Repository = "black-forest-labs/FLUX.1-schnell".parse()?;
-//! let parts = Hub::from_env()?.fetch(&repository, OwnParts::default(), &mut |_| ControlFlow::Continue(()))?;
+//! let parts = Hub::from_env()?.fetch(&repository, PartOverrides::default(), &mut |_| ControlFlow::Continue(()))?;
 //! # Ok::<(), tch_flux::Error>(())
 //! ```
 //!
@@ -18,9 +18,9 @@
 //! size and its hash are right, so whatever ends the process, no half file stands under a final name.
 
 mod cache;
+mod client;
 mod download;
 mod files;
-mod wire;
 
 use std::ffi::OsString;
 use std::fmt;
@@ -30,11 +30,11 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::error::{Error, HubProblem, Result};
-use crate::generation::{OwnParts, Parts};
+use crate::generation::{PartOverrides, Parts};
 use cache::Store;
+use client::Wire;
 use download::Download;
 use files::Plan;
-use wire::Wire;
 
 /// Where repositories are fetched from, and where they are kept.
 #[derive(Clone)]
@@ -148,7 +148,7 @@ impl Hub {
     pub fn fetch(
         &self,
         repository: &Repository,
-        own: OwnParts,
+        own: PartOverrides,
         watch: &mut dyn FnMut(Event) -> ControlFlow<()>,
     ) -> Result<Parts> {
         let plan = |shown: &Path, snapshot: &Path, names: &[String]| {
@@ -157,7 +157,7 @@ impl Hub {
         self.fetch_planned(repository, &plan, watch)
     }
 
-    /// What reads pictures for Redux, [`OwnParts::redux`] and [`OwnParts::image_encoder`], of a repository as
+    /// What reads pictures for Redux, [`PartOverrides::redux`] and [`PartOverrides::image_encoder`], of a repository as
     /// `black-forest-labs/FLUX.1-Redux-dev`; else as [`Hub::fetch`].
     ///
     /// # Errors
@@ -166,7 +166,7 @@ impl Hub {
         &self,
         repository: &Repository,
         watch: &mut dyn FnMut(Event) -> ControlFlow<()>,
-    ) -> Result<OwnParts> {
+    ) -> Result<PartOverrides> {
         self.fetch_planned(repository, &files::plan_redux, watch)
     }
 

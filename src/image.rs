@@ -7,11 +7,11 @@ mod exif;
 mod foreign;
 mod format;
 mod grid;
-mod likeness;
+mod orientation;
+mod psnr;
 mod resize;
 #[cfg(test)]
 mod tests;
-mod upright;
 
 pub use codec::{DecodeError, Decoded, MAX_SIDE, decode, within_bounds};
 pub use exif::orientation;
@@ -153,7 +153,7 @@ impl Image {
     /// changes nothing.
     pub fn upright(self, orientation: u16) -> Self {
         let size = (self.width as usize, self.height as usize);
-        let (rgb, (width, height)) = upright::upright(self.rgb, 3, size, orientation);
+        let (rgb, (width, height)) = orientation::upright(self.rgb, 3, size, orientation);
         let (width, height) = (width as u32, height as u32);
         Self { width, height, rgb }
     }

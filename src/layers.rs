@@ -88,8 +88,8 @@ impl MlpEmbedder {
 
 impl Module for MlpEmbedder {
     fn forward(&self, x: &Tensor) -> Tensor {
-        let silu = ops::End { activation: ops::Activation::Silu, ..ops::End::default() };
-        ops::linear(&self.out_layer, &ops::linear(&self.in_layer, x, silu), ops::End::default())
+        let silu = ops::Epilogue { activation: ops::Activation::Silu, ..ops::Epilogue::default() };
+        ops::linear(&self.out_layer, &ops::linear(&self.in_layer, x, silu), ops::Epilogue::default())
     }
 }
 
@@ -178,9 +178,9 @@ impl SelfAttention {
 
     /// `x` `[B, L, D]`, `pe` `[B, 1, L, d/2, 2, 2]`.
     pub fn forward(&self, x: &Tensor, pe: &Tensor) -> Tensor {
-        let qkv = ops::linear(&self.qkv, x, ops::End::default());
+        let qkv = ops::linear(&self.qkv, x, ops::Epilogue::default());
         let attn = joint_attention(&[(&qkv, &self.norm)], self.num_heads, pe);
-        ops::linear(&self.proj, &attn, ops::End::default())
+        ops::linear(&self.proj, &attn, ops::Epilogue::default())
     }
 
     /// The normalised queries `[B, H, L, d]` of `qkv`.
@@ -219,7 +219,7 @@ impl<const N: usize> Modulation<N> {
 
     /// `vec` `[B, D]`.
     pub fn forward(&self, vec: &Tensor) -> [ModulationOut; N] {
-        let out = ops::linear(&self.lin, &vec.silu(), ops::End::default()).unsqueeze(1); // [B, 1, 3·N·D]
+        let out = ops::linear(&self.lin, &vec.silu(), ops::Epilogue::default()).unsqueeze(1); // [B, 1, 3·N·D]
         let dim = out.size()[2] / (3 * N as i64);
         std::array::from_fn(|i| {
             let part = |j: i64| out.narrow(-1, (3 * i as i64 + j) * dim, dim);
@@ -299,7 +299,7 @@ impl Stream {
 }
 
 /// What is added to a double block's picture `[B, L, D]`, of its queries `[B, H, L, d]`: normalised, not rotated.
-pub(crate) type Beside<'a> = dyn Fn(&Tensor) -> Option<Tensor> + 'a;
+pub(crate) type AttentionHook<'a> = dyn Fn(&Tensor) -> Option<Tensor> + 'a;
 
 /// A block with separate weights for image and text and attention over both, the text first.
 ///
@@ -346,22 +346,22 @@ impl DoubleStreamBlock {
         modulation: &[[ModulationOut; 2]; 2],
         pe: &Tensor,
     ) -> (Tensor, Tensor) {
-        self.run_beside(img, txt, modulation, pe, None)
+        self.run_with_hook(img, txt, modulation, pe, None)
     }
 
     /// With what is added to the picture in the end, of its queries.
-    pub(crate) fn run_beside(
+    pub(crate) fn run_with_hook(
         &self,
         img: &Tensor,
         txt: &Tensor,
         [img_mod, txt_mod]: &[[ModulationOut; 2]; 2],
         pe: &Tensor,
-        beside: Option<&Beside>,
+        hook: Option<&AttentionHook>,
     ) -> (Tensor, Tensor) {
         let (img_len, txt_len) = (img.size()[1], txt.size()[1]);
         let img_qkv = self.img.qkv(img, &img_mod[0]);
         let txt_qkv = self.txt.qkv(txt, &txt_mod[0]);
-        let added = beside.and_then(|beside| beside(&self.img.attn.query(&img_qkv)));
+        let added = hook.and_then(|hook| hook(&self.img.attn.query(&img_qkv)));
 
         let streams = [(&txt_qkv, &self.txt.attn.norm), (&img_qkv, &self.img.attn.norm)];
         let attn = joint_attention(&streams, self.img.attn.num_heads, pe); // [B, Lt + Li, D]
@@ -438,7 +438,7 @@ impl SingleStreamBlock {
             return out;
         }
         let x_mod = ops::modulate(&self.pre_norm, x, scale, shift);
-        let linear1 = ops::linear(&self.linear1, &x_mod, ops::End::default()); // [B, L, 3·D + mlp]
+        let linear1 = ops::linear(&self.linear1, &x_mod, ops::Epilogue::default()); // [B, L, 3·D + mlp]
         let qkv = linear1.narrow(-1, 0, 3 * self.hidden_size);
         let mlp = linear1.narrow(-1, 3 * self.hidden_size, linear1.size()[2] - 3 * self.hidden_size);
 
@@ -476,14 +476,14 @@ impl LastLayer {
 
     /// What the conditioning vector makes of the layer: shift and scale, `[B, 1, D]` each.
     pub(crate) fn modulation(&self, vec: &Tensor) -> [Tensor; 2] {
-        let out = ops::linear(&self.ada_ln_modulation, &vec.silu(), ops::End::default()).unsqueeze(1);
+        let out = ops::linear(&self.ada_ln_modulation, &vec.silu(), ops::Epilogue::default()).unsqueeze(1);
         let dim = out.size()[2] / 2;
         [out.narrow(2, 0, dim), out.narrow(2, dim, dim)]
     }
 
     pub(crate) fn run(&self, x: &Tensor, [shift, scale]: &[Tensor; 2]) -> Tensor {
         let x = ops::modulate(&self.norm_final, x, scale, shift);
-        ops::linear(&self.linear, &x, ops::End::default())
+        ops::linear(&self.linear, &x, ops::Epilogue::default())
     }
 }
 

@@ -1,18 +1,18 @@
 //! Changes to a model's weights that run beside them: LoRA and its relatives.
 //!
 //! Nothing here knows files. A [`Term`] is one change to one layer, with its strength. A linear layer computes its own
-//! product and [`Beside`] adds those of its terms, so the weight itself is never touched, however it is stored: without
+//! product and [`LoraBranch`] adds those of its terms, so the weight itself is never touched, however it is stored: without
 //! the terms the bits are those from before. [`merged`] is for those who do want one weight, and for the parameters
 //! that are no matrix of a linear layer.
 
-mod beside;
+mod branch;
 mod rows;
 
 use std::ops::Range;
 
 use tch::{Device, Kind, Tensor};
 
-pub use beside::Beside;
+pub use branch::LoraBranch;
 
 use crate::error::Result;
 

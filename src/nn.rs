@@ -1,17 +1,17 @@
 //! The layers under the layers: parameters that cost nothing until they are filled, and what PyTorch's `nn` has of
 //! linear, convolution, norm and embedding, with its names (`weight`, `bias`) and its order of operations.
 
-mod away;
 mod linear;
+mod offload;
 
 use std::cell::{Cell, RefCell};
 
 use tch::nn::{Module, Path, VarStore};
 use tch::{Kind, Tensor};
 
-pub(crate) use away::Elsewhere;
 pub(crate) use linear::{Block, Weight};
 pub use linear::{Linear, Linears};
+pub(crate) use offload::WeightSource;
 
 use crate::error::{Error, Result};
 use crate::numerics;

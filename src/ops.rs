@@ -11,9 +11,9 @@
 
 pub mod cpu;
 pub mod cuda;
-mod stock;
 #[cfg(test)]
 mod tests;
+mod torch;
 
 use std::convert::Infallible;
 use std::ops::Range;
@@ -60,7 +60,7 @@ impl Activation {
 
 /// What is done with a linear layer's output `y`, in this order: `residual + gate * (activation(y) * factor)`.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct End<'a> {
+pub(crate) struct Epilogue<'a> {
     pub(crate) activation: Activation,
     /// Of the output's shape.
     pub(crate) factor: Option<&'a Tensor>,
@@ -70,7 +70,7 @@ pub(crate) struct End<'a> {
     pub(crate) residual: Option<&'a Tensor>,
 }
 
-impl End<'_> {
+impl Epilogue<'_> {
     fn apply(&self, y: Tensor) -> Tensor {
         let y = self.activation.apply(y);
         let y = match self.factor {
@@ -93,8 +93,8 @@ impl End<'_> {
 }
 
 /// A linear layer `[…, in]` to `[…, out]`, and what follows it.
-pub(crate) fn linear(layer: &Linear, x: &Tensor, end: End) -> Tensor {
-    match cpu::linear(layer, x, &end).or_else(|| stock::linear(layer, x, &end)) {
+pub(crate) fn linear(layer: &Linear, x: &Tensor, end: Epilogue) -> Tensor {
+    match cpu::linear(layer, x, &end).or_else(|| torch::linear(layer, x, &end)) {
         Some(out) => out,
         None => end.apply(layer.forward(x)),
     }
@@ -102,17 +102,17 @@ pub(crate) fn linear(layer: &Linear, x: &Tensor, end: End) -> Tensor {
 
 /// A linear layer with tanh-GELU behind it.
 pub(crate) fn linear_gelu(layer: &Linear, x: &Tensor) -> Tensor {
-    linear(layer, x, End { activation: Activation::GeluTanh, ..End::default() })
+    linear(layer, x, Epilogue { activation: Activation::GeluTanh, ..Epilogue::default() })
 }
 
 /// `x + gate * layer(y)`.
 pub(crate) fn linear_gated_residual(layer: &Linear, y: &Tensor, gate: &Tensor, x: &Tensor) -> Tensor {
-    linear(layer, y, End { gate: Some(gate), residual: Some(x), ..End::default() })
+    linear(layer, y, Epilogue { gate: Some(gate), residual: Some(x), ..Epilogue::default() })
 }
 
 /// `(1 + scale) * norm(x) + shift`: `x` `[B, L, D]`, `scale` and `shift` `[B, 1, D]`, `norm` without parameters.
 pub(crate) fn modulate(norm: &LayerNorm, x: &Tensor, scale: &Tensor, shift: &Tensor) -> Tensor {
-    match cpu::modulate(norm, x, scale, shift).or_else(|| stock::modulate(norm, x, scale, shift)) {
+    match cpu::modulate(norm, x, scale, shift).or_else(|| torch::modulate(norm, x, scale, shift)) {
         Some(out) => out,
         None => (scale + 1) * norm.forward(x) + shift,
     }
@@ -125,9 +125,9 @@ pub(crate) fn modulate_linear(
     [scale, shift]: [&Tensor; 2],
     layer: &Linear,
 ) -> Tensor {
-    match stock::modulate_linear(norm, x, [scale, shift], layer) {
+    match torch::modulate_linear(norm, x, [scale, shift], layer) {
         Some(out) => out,
-        None => linear(layer, &modulate(norm, x, scale, shift), End::default()),
+        None => linear(layer, &modulate(norm, x, scale, shift), Epilogue::default()),
     }
 }
 
@@ -147,7 +147,7 @@ pub(crate) struct ResidualMlp<'a> {
 impl ResidualMlp<'_> {
     /// The fused form of `x + gate * proj(attn)` and the modulated MLP on it; `None` where the layers must be run one by one.
     pub(crate) fn fused(&self, attn: &Tensor, x: &Tensor) -> Option<Tensor> {
-        stock::residual_mlp(self, attn, x)
+        torch::residual_mlp(self, attn, x)
     }
 }
 
@@ -186,7 +186,7 @@ pub(crate) struct Qkv<'a> {
 /// operations must be run one by one.
 pub(crate) fn joint_attention(streams: &[Qkv], num_heads: i64, pe: &Tensor) -> Option<Tensor> {
     cpu::joint_attention(streams, num_heads, pe, 0, None)
-        .or_else(|| stock::joint_attention(streams, num_heads, pe))
+        .or_else(|| torch::joint_attention(streams, num_heads, pe))
 }
 
 /// The layers of a single block.
@@ -210,7 +210,7 @@ impl ParallelBlock<'_> {
         let Self { linear1, linear2, .. } = self;
         let biases = [&linear1.bias, &linear2.bias].into_iter().flatten();
         let all = inputs.into_iter().chain([&linear1.weight, &linear2.weight]).chain(biases);
-        (!linear1.has_beside()).then(|| all.collect())
+        (!linear1.has_branch()).then(|| all.collect())
     }
 
     /// The fused form of the block on `x` `[B, L, D]`; `modulation` is shift, scale and gate. It computes the tokens from
@@ -224,7 +224,7 @@ impl ParallelBlock<'_> {
     ) -> Option<Tensor> {
         let wanted = |out: Tensor| out.narrow(1, from, out.size()[1] - from);
         let [shift, scale, gate] = modulation;
-        if let Some(out) = stock::parallel_block_fp8(self, x, modulation, pe) {
+        if let Some(out) = torch::parallel_block_fp8(self, x, modulation, pe) {
             return Some(wanted(out));
         }
         if !is_fast([x]) || self.tensors([x, gate, x]).is_none() {
@@ -232,7 +232,7 @@ impl ParallelBlock<'_> {
         }
         let x_mod = &modulate(self.pre_norm, x, scale, shift);
         cpu::parallel_block(self, x_mod, pe, gate, x, from)
-            .or_else(|| stock::parallel_block(self, x_mod, pe, gate, x).map(wanted))
+            .or_else(|| torch::parallel_block(self, x_mod, pe, gate, x).map(wanted))
     }
 }
 
@@ -247,7 +247,7 @@ pub fn swiglu(x: &Tensor) -> Tensor {
 
 /// What is done with a picture on its way into a convolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Before {
+pub(crate) enum Prologue {
     Nothing,
     /// Every pixel becomes four.
     Doubled,
@@ -278,15 +278,15 @@ pub(crate) fn as_weights(x: &Tensor, weight: &Tensor) -> Tensor {
 }
 
 /// A convolution, and what comes before and after: `residual + conv(before(x))`.
-pub(crate) fn conv2d(conv: &Conv2d, x: &Tensor, before: Before, residual: Option<&Tensor>) -> Tensor {
+pub(crate) fn conv2d(conv: &Conv2d, x: &Tensor, before: Prologue, residual: Option<&Tensor>) -> Tensor {
     if let Some(out) = cpu::image::conv2d(conv, x, before, residual) {
         return out;
     }
     let x = fitting(x, conv.weight());
     let x = match before {
-        Before::Nothing => x,
-        Before::Doubled => x.upsample_nearest2d_vec(None::<&[i64]>, [2.0, 2.0]),
-        Before::PaddedAfter => x.constant_pad_nd([0, 1, 0, 1]),
+        Prologue::Nothing => x,
+        Prologue::Doubled => x.upsample_nearest2d_vec(None::<&[i64]>, [2.0, 2.0]),
+        Prologue::PaddedAfter => x.constant_pad_nd([0, 1, 0, 1]),
     };
     match residual {
         Some(residual) => residual + conv.forward(&x),

@@ -10,7 +10,7 @@ mod layers;
 mod models;
 mod modules;
 mod params;
-mod walk;
+mod samplers;
 
 use std::cell::Cell;
 use std::collections::BTreeMap;

@@ -19,7 +19,7 @@ use std::fmt;
 use safetensors::Dtype;
 use tch::Kind;
 
-pub(crate) use bitsandbytes::{Companions, four_bit};
+pub(crate) use bitsandbytes::{QuantState, four_bit};
 pub(crate) use code::Code;
 pub(crate) use fill::{Job, Part, Source, decode_all};
 pub(crate) use fp8::Fp8;

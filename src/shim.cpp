@@ -98,7 +98,7 @@ void tch_flux_empty_cache() {
 }
 
 // Waits until a CUDA device has done what this thread had queued when it called this the last time.
-void tch_flux_pace(int8_t device) {
+void tch_flux_throttle(int8_t device) {
   try {
     c10::impl::VirtualGuardImpl guard(c10::DeviceType::CUDA);
     c10::Event now(c10::DeviceType::CUDA);
@@ -111,7 +111,7 @@ void tch_flux_pace(int8_t device) {
 }
 
 // Copies to a CUDA device beside what runs there.
-at::Tensor* tch_flux_copy_aside(const at::Tensor* from, int8_t device, char* error, size_t error_len) {
+at::Tensor* tch_flux_copy_async(const at::Tensor* from, int8_t device, char* error, size_t error_len) {
   return guarded(error, error_len, [&] {
     c10::Device to(c10::DeviceType::CUDA, device);
     c10::impl::VirtualGuardImpl guard(c10::DeviceType::CUDA);
@@ -127,7 +127,7 @@ at::Tensor* tch_flux_copy_aside(const at::Tensor* from, int8_t device, char* err
 }
 
 // What is queued on a CUDA device from now on waits for the copies that were begun beside it.
-void tch_flux_wait_aside(int8_t device) {
+void tch_flux_wait_for_copies(int8_t device) {
   try {
     c10::Device to(c10::DeviceType::CUDA, device);
     c10::impl::VirtualGuardImpl guard(c10::DeviceType::CUDA);

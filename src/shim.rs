@@ -18,10 +18,10 @@ unsafe extern "C" {
         error: *mut c_char,
         error_len: usize,
     ) -> *mut C_tensor;
-    fn tch_flux_alone_enter() -> i64;
-    fn tch_flux_lend_enter(all: i64);
-    fn tch_flux_lend_leave();
-    fn tch_flux_alone_leave(before: i64);
+    fn tch_flux_single_thread_enter() -> i64;
+    fn tch_flux_thread_lending_enter(all: i64);
+    fn tch_flux_thread_lending_leave();
+    fn tch_flux_single_thread_leave(before: i64);
     fn tch_flux_autocast_enter(cuda: bool, enabled: *mut bool, kind: *mut c_int) -> bool;
     fn tch_flux_autocast_is_enabled(cuda: bool) -> bool;
     fn tch_flux_grad_is_enabled() -> bool;
@@ -33,14 +33,14 @@ unsafe extern "C" {
     fn tch_flux_torch_version() -> *const c_char;
     fn tch_flux_free_bytes(device: i8) -> i64;
     fn tch_flux_empty_cache();
-    fn tch_flux_pace(device: i8);
-    fn tch_flux_copy_aside(
+    fn tch_flux_throttle(device: i8);
+    fn tch_flux_copy_async(
         from: *const C_tensor,
         device: i8,
         error: *mut c_char,
         error_len: usize,
     ) -> *mut C_tensor;
-    fn tch_flux_wait_aside(device: i8);
+    fn tch_flux_wait_for_copies(device: i8);
     fn tch_flux_addmm_gelu(
         bias: *const C_tensor,
         x: *const C_tensor,
@@ -220,40 +220,40 @@ impl Drop for Autocast {
 
 /// libtorch's operations on this thread take this thread alone, until it is dropped; the kernels in `ops/cpu` take as
 /// many as before. For tensors so small that calling other threads takes longer than the work.
-pub(crate) struct Alone(i64, OnThisThread);
+pub(crate) struct SingleThread(i64, OnThisThread);
 
-impl Alone {
+impl SingleThread {
     pub(crate) fn enter() -> Self {
         // SAFETY: sets numbers of this thread.
-        Self(unsafe { tch_flux_alone_enter() }, PhantomData)
+        Self(unsafe { tch_flux_single_thread_enter() }, PhantomData)
     }
 }
 
-impl Drop for Alone {
+impl Drop for SingleThread {
     fn drop(&mut self) {
         // SAFETY: sets numbers of this thread.
-        unsafe { tch_flux_alone_leave(self.0) };
+        unsafe { tch_flux_single_thread_leave(self.0) };
     }
 }
 
 /// Several threads draw on a CPU, each with threads of libtorch's of its own: the kernels in `ops/cpu` take those of the
 /// others, too, while these do not draw. Lasts until it is dropped.
-pub(crate) struct Lend(OnThisThread);
+pub(crate) struct ThreadLending(OnThisThread);
 
-impl Lend {
+impl ThreadLending {
     /// So many threads draw, with as many of libtorch's each as this one has.
     pub(crate) fn enter(among: usize) -> Self {
         let all = i64::try_from(among).unwrap_or(1) * i64::from(tch::get_num_threads());
         // SAFETY: sets numbers of this thread, and one that is atomic.
-        unsafe { tch_flux_lend_enter(all) };
+        unsafe { tch_flux_thread_lending_enter(all) };
         Self(PhantomData)
     }
 }
 
-impl Drop for Lend {
+impl Drop for ThreadLending {
     fn drop(&mut self) {
         // SAFETY: as above.
-        unsafe { tch_flux_lend_leave() };
+        unsafe { tch_flux_thread_lending_leave() };
     }
 }
 
@@ -299,28 +299,28 @@ pub(crate) fn empty_cache() {
 
 /// Waits until a CUDA device has done what this thread had queued when it called this the last time, so that it is never
 /// further ahead of the device than from one call to the next.
-pub(crate) fn pace(device: usize) {
+pub(crate) fn throttle(device: usize) {
     let Ok(device) = i8::try_from(device) else { return };
     // SAFETY: touches no tensor.
-    unsafe { tch_flux_pace(device) }
+    unsafe { tch_flux_throttle(device) }
 }
 
 /// Copies to a CUDA device beside what runs there; [`wait_aside`] comes before the copy is used.
-pub(crate) fn copy_aside(from: &Tensor, device: Device) -> Result<Tensor, TchError> {
+pub(crate) fn copy_async(from: &Tensor, device: Device) -> Result<Tensor, TchError> {
     let Device::Cuda(index) = device else { return from.f_to_device(device) };
     let Ok(index) = i8::try_from(index) else {
         return Err(TchError::Torch(format!("there is no CUDA device {index}")));
     };
     let mut error = [0 as c_char; 512];
     // SAFETY: a live tensor, a number and a buffer that outlives the call.
-    owned(unsafe { tch_flux_copy_aside(from.as_ptr(), index, error.as_mut_ptr(), error.len()) }, &error)
+    owned(unsafe { tch_flux_copy_async(from.as_ptr(), index, error.as_mut_ptr(), error.len()) }, &error)
 }
 
 /// What is queued on a CUDA device from now on waits for the copies that were begun beside it.
-pub(crate) fn wait_aside(device: usize) {
+pub(crate) fn wait_for_copies(device: usize) {
     let Ok(device) = i8::try_from(device) else { return };
     // SAFETY: touches no tensor.
-    unsafe { tch_flux_wait_aside(device) }
+    unsafe { tch_flux_wait_for_copies(device) }
 }
 
 /// `gelu(bias + x @ weight)`, with tanh on CUDA: the product's epilogue.

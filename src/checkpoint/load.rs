@@ -13,9 +13,9 @@ use super::source::{FourBitState, Part, Place, Source, Stored};
 use super::staging::Staging;
 use super::{Checkpoint, Contained, is_embedding, is_quantised};
 use crate::error::{Error, FileProblem, Mismatch, Result};
-use crate::nn::{Elsewhere, Linears};
+use crate::nn::{Linears, WeightSource};
 use crate::numerics;
-use crate::quant::{self, Code, Companions, Encoding, Job, Piece, Quantized, four_bit};
+use crate::quant::{self, Code, Encoding, Job, Piece, QuantState, Quantized, four_bit};
 
 /// How a checkpoint is poured into a store.
 #[derive(Debug, Clone, Copy, Default)]
@@ -64,16 +64,16 @@ impl InFile {
     }
 }
 
-impl Elsewhere for InFile {
+impl WeightSource for InFile {
     fn numbers(&self, kind: Kind) -> Result<Tensor> {
         self.checkpoint.tensor_as(&self.name, kind)
     }
 
-    fn bring(&self) {
+    fn prefetch(&self) {
         self.each(|file, entry, part| file.bring(entry, &part.elements, part.of));
     }
 
-    fn let_go(&self) {
+    fn evict(&self) {
         self.each(|file, entry, part| file.let_go(entry, &part.elements, part.of));
     }
 }
@@ -200,7 +200,7 @@ impl Checkpoint {
         for (linears, name, variable) in away {
             empty(variable)?;
             let checkpoint = shared.clone();
-            linears.put_away(&name, Arc::new(InFile { checkpoint, name: name.clone() }));
+            linears.offload(&name, Arc::new(InFile { checkpoint, name: name.clone() }));
         }
         Ok(loaded)
     }
@@ -380,7 +380,7 @@ impl Checkpoint {
         let (absmax, quant_map, note) = (needed(".absmax")?, needed(".quant_map")?, needed(state.note())?);
         let (nested_absmax, nested_quant_map) = (bytes(".nested_absmax")?, bytes(".nested_quant_map")?);
         let note = serde_json::from_slice(&note).map_err(|e| problem(printable(&e)))?;
-        let companions = Companions {
+        let companions = QuantState {
             absmax: &absmax,
             quant_map: &quant_map,
             nested_absmax: nested_absmax.as_deref(),

@@ -3,7 +3,6 @@
 //! The way of a weight: file → bytes → rename, join, swap → cast → `VarStore`, one tensor at a time. Nothing here knows
 //! a model: what is wanted is what the store declares.
 
-mod companions;
 mod detect;
 mod file;
 mod finite;
@@ -14,6 +13,7 @@ mod load;
 pub mod lora;
 mod names;
 mod other_format;
+mod quant_state;
 mod safetensors;
 mod select;
 mod source;
@@ -27,7 +27,6 @@ use std::sync::Arc;
 
 use tch::Kind;
 
-pub(crate) use companions::is_embedding;
 pub use detect::{Contained, Family, ForeignModel, Layout, Packing, Role};
 pub use file::Access;
 pub(crate) use file::read_index;
@@ -42,6 +41,7 @@ pub use names::{
     TAESD_ENCODER,
 };
 pub(crate) use other_format::find as other_format;
+pub(crate) use quant_state::is_embedding;
 pub use safetensors::{Entry, Header};
 
 use crate::error::{Error, FileProblem, OUTSIDE_THE_BLOCKS, Result};
@@ -117,7 +117,7 @@ impl Checkpoint {
         }
         let packing = find_packing(files.iter().flat_map(|file| file.header.entries.values()));
         if packing.is_none() {
-            companions::tie(&files, &mut tensors)?;
+            quant_state::tie(&files, &mut tensors)?;
         }
         let files = files.into_iter().map(Arc::new).collect();
         Ok(Self { files, tensors, left_aside: Vec::new(), warnings: Vec::new(), packing })

@@ -13,7 +13,7 @@ use crate::generation::{Generated, Request};
 
 /// A job, as the engine has it.
 #[derive(Debug, Clone)]
-pub(super) struct Ticket {
+pub(super) struct QueuedJob {
     pub(super) id: u64,
     pub(super) request: Arc<Request>,
     pub(super) events: Arc<Events>,
@@ -21,7 +21,7 @@ pub(super) struct Ticket {
     cancel: Arc<AtomicBool>,
 }
 
-impl Ticket {
+impl QueuedJob {
     pub(super) fn is_cancelled(&self) -> bool {
         self.cancel.load(Ordering::Relaxed)
     }
@@ -68,14 +68,14 @@ impl Ticket {
 /// Jobs that are drawn together.
 #[derive(Debug, Clone)]
 pub(super) struct Batch {
-    pub(super) tickets: Vec<Ticket>,
+    pub(super) tickets: Vec<QueuedJob>,
     /// Set when none of them is wanted any more.
     pub(super) stop: Arc<AtomicBool>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    waiting: VecDeque<Ticket>,
+    waiting: VecDeque<QueuedJob>,
     /// What each thread that is not idle draws; what was let go of is not among it.
     running: Vec<Batch>,
     workers: usize,
@@ -89,9 +89,9 @@ impl State {
     }
 
     /// The first that waits, and those behind it that are like it, up to so many pictures.
-    fn take(&mut self, most: usize, alike: impl Fn(&Request) -> bool) -> Vec<Ticket> {
+    fn take(&mut self, most: usize, alike: impl Fn(&Request) -> bool) -> Vec<QueuedJob> {
         let mut tickets = Vec::from_iter(self.waiting.pop_front());
-        let mut pictures: usize = tickets.iter().map(Ticket::pictures).sum();
+        let mut pictures: usize = tickets.iter().map(QueuedJob::pictures).sum();
         let mut i = 0;
         while let Some(other) = self.waiting.get(i).filter(|_| pictures < most) {
             if pictures + other.pictures() <= most && alike(&other.request) {
@@ -105,7 +105,7 @@ impl State {
     }
 
     /// A job that ends at once, since it waits or is drawn beside others.
-    fn let_go(&mut self, id: u64) -> Option<Ticket> {
+    fn let_go(&mut self, id: u64) -> Option<QueuedJob> {
         if let Some(i) = self.waiting.iter().position(|ticket| ticket.id == id) {
             let ticket = self.waiting.remove(i);
             self.tell_places();
@@ -171,7 +171,7 @@ impl Shared {
         let (events, receiver) = Events::channel();
         events.send(Event::Queued { ahead: waiting });
         debug!(job = id, ahead = waiting, "queued");
-        state.waiting.push_back(Ticket {
+        state.waiting.push_back(QueuedJob {
             id,
             request: Arc::new(request),
             cancel: cancel.clone(),
@@ -209,7 +209,7 @@ impl Shared {
     }
 
     /// A job was drawn from `begun` on, or was not.
-    pub(super) fn done(&self, ticket: &Ticket, begun: Instant, outcome: Result<Vec<Generated>>) {
+    pub(super) fn done(&self, ticket: &QueuedJob, begun: Instant, outcome: Result<Vec<Generated>>) {
         let mut state = self.lock();
         state.running.iter_mut().for_each(|batch| batch.tickets.retain(|other| other.id != ticket.id));
         state.running.retain(|batch| !batch.tickets.is_empty());
@@ -230,7 +230,7 @@ impl Shared {
     }
 
     /// The last event of a job, if it has not had it.
-    fn finish(&self, ticket: &Ticket, begun: Option<Instant>, outcome: Result<Vec<Generated>>) {
+    fn finish(&self, ticket: &QueuedJob, begun: Option<Instant>, outcome: Result<Vec<Generated>>) {
         let Some(last) = ticket.events.last() else { return };
         let counter = match &outcome {
             Ok(_) => &self.finished,

@@ -237,7 +237,7 @@ fn a_lost_device_ends_its_thread_and_the_others_go_on() {
 #[test]
 fn on_the_cpu_such_words_lose_no_device() {
     let text = || tch::TchError::Torch("an illegal memory access".into());
-    assert!(matches!(trouble::named(text().into(), Device::Cpu), Error::Tch(_)));
+    assert!(matches!(classify::named(text().into(), Device::Cpu), Error::Tch(_)));
 }
 
 #[test]

@@ -36,7 +36,7 @@ pub struct Control {
 }
 
 impl Control {
-    /// Followed by the first ControlNet, in full, in every step.
+    /// ControlRecord by the first ControlNet, in full, in every step.
     pub fn new(image: Image) -> Self {
         Self { net: 0, image: Arc::new(image), strength: 1.0, mode: None, start: 0.0, end: 1.0, canny: false }
     }
@@ -212,12 +212,12 @@ impl Pipeline {
 }
 
 /// What ControlNets are told in the steps of pictures that are computed together.
-pub(super) struct Led<'a> {
+pub(super) struct ControlNetInput<'a> {
     nets: Vec<(&'a ControlNet, &'a Control, Tensor)>,
     steps: usize,
 }
 
-impl<'a> Led<'a> {
+impl<'a> ControlNetInput<'a> {
     /// `controls`: the pictures of one request; `embedded`: of each of them, those of all requests.
     pub(super) fn new(
         pipeline: &'a Pipeline,

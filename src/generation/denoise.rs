@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use tch::Tensor;
 
-use super::control::Led;
+use super::control::ControlNetInput;
 use crate::error::Result;
 use crate::math;
 use crate::models::flux1::{Additions, CachedSteps, Flux1, Flux1Input, Residuals, StepCache, Steps};
@@ -34,7 +34,7 @@ pub fn denoise(
     conditions: &Conditions,
     on_step: &mut dyn FnMut(usize, &Tensor) -> Result<()>,
 ) -> Result<Tensor> {
-    let course = Course::new(model, prepared, timesteps, guidance, conditions)?;
+    let course = DenoiseInputs::new(model, prepared, timesteps, guidance, conditions)?;
     let mut img = prepared.img.shallow_clone();
     for (step, times) in timesteps.windows(2).enumerate() {
         img = sampling::denoise(&img, times, |img, t_vec, _| {
@@ -47,7 +47,7 @@ pub fn denoise(
 
 /// What the steps of some pictures share: all that the model reads beside the noisy patches and the time.
 #[derive(Debug)]
-pub(super) struct Course {
+pub(super) struct DenoiseInputs {
     img_ids: Tensor,
     txt: Tensor,
     txt_ids: Tensor,
@@ -61,7 +61,7 @@ pub(super) struct Course {
     cached: Option<RefCell<CachedSteps>>,
 }
 
-impl Course {
+impl DenoiseInputs {
     pub(super) fn new(
         model: &Flux1,
         prepared: &Prepared,
@@ -148,7 +148,13 @@ impl Course {
     }
 
     /// What ControlNets add in a step. They know the noisy patches alone.
-    pub(super) fn led(&self, led: &Led, img: &Tensor, t_vec: &Tensor, step: usize) -> Result<Vec<Residuals>> {
+    pub(super) fn led(
+        &self,
+        led: &ControlNetInput,
+        img: &Tensor,
+        t_vec: &Tensor,
+        step: usize,
+    ) -> Result<Vec<Residuals>> {
         let img_ids = &self.img_ids.f_narrow(1, 0, img.size()[1])?;
         led.residuals(&Flux1Input { img_ids, ..self.input(img, t_vec) }, step)
     }

@@ -7,14 +7,15 @@ use std::time::{Duration, Instant};
 
 use tch::{Device, Kind, Tensor};
 
-use super::edit::Given;
-use super::pictured::{PicturedShape, Seen};
+use super::batch::{Batch, BatchItem};
+use super::edit::EditConditions;
+use super::ip_adapter::{ImageEmbeds, IpAdapterKey};
 use super::preview::Previewer;
 use super::prompts::Text;
 use super::resident::{self, Resident};
-use super::rows::{Beside, Row};
 use super::{
-    Control, Edit, Follow, Generated, Offload, OnProgress, Phase, Pictured, Pipeline, Progress, Request, Role,
+    Control, ControlPreprocess, Edit, Generated, IpAdapterImage, Offload, OnProgress, Phase, Pipeline,
+    Progress, Request, Role,
 };
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
@@ -49,7 +50,7 @@ pub(super) struct Drawing<'a> {
     /// What draws it alone.
     pub(super) request: Request,
     pub(super) text: &'a Text,
-    pub(super) given: &'a Given,
+    pub(super) given: &'a EditConditions,
 }
 
 /// The times of a walk, and its end.
@@ -71,7 +72,7 @@ type Drawn = (usize, Tensor, (usize, usize));
 
 /// What pictures that are computed together have in common.
 #[derive(Debug, PartialEq)]
-struct Shape {
+struct BatchKey {
     size: (i64, i64),
     steps: Option<usize>,
     sampler: Option<Sampler>,
@@ -81,21 +82,21 @@ struct Shape {
     true_cfg_scale: Option<f64>,
     /// Pictures of Redux whose tokens stand behind the text.
     redux: Option<usize>,
-    edit: Option<EditShape>,
+    edit: Option<EditKey>,
     controls: Vec<(usize, f64, Option<i64>, f64, f64)>,
-    pictured: Vec<PicturedShape>,
+    pictured: Vec<IpAdapterKey>,
 }
 
 /// The same of the pictures that they begin with.
 #[derive(Debug, PartialEq)]
-struct EditShape {
+struct EditKey {
     strength: f64,
     role: Option<Role>,
     mask: bool,
     references: Vec<(u32, u32)>,
 }
 
-impl Shape {
+impl BatchKey {
     fn of(request: &Request) -> Self {
         Self {
             size: (request.width, request.height),
@@ -106,14 +107,14 @@ impl Shape {
             text: request.max_sequence_length,
             true_cfg_scale: request.scale(),
             redux: request.redux.as_ref().map(|redux| redux.blocks()),
-            edit: request.edit.as_ref().map(|edit| EditShape {
+            edit: request.edit.as_ref().map(|edit| EditKey {
                 strength: edit.strength,
                 role: edit.role,
                 mask: edit.mask.is_some(),
                 references: edit.images.iter().map(|image| edit.reference_size(image)).collect(),
             }),
             controls: request.controls.iter().map(Control::shape).collect(),
-            pictured: request.pictured.iter().map(Pictured::shape).collect(),
+            pictured: request.pictured.iter().map(IpAdapterImage::shape).collect(),
         }
     }
 }
@@ -233,7 +234,7 @@ impl Pipeline {
         }
         let requests: Vec<Request> = requests.iter().map(|request| self.complete(request)).collect();
         let small = jobs.living().into_iter().all(|job| self.is_small(&requests[job]));
-        let _alone = small.then(shim::Alone::enter);
+        let _alone = small.then(shim::SingleThread::enter);
 
         jobs.begin(Phase::Text);
         let texts = self.texts(&requests, &mut jobs);
@@ -241,8 +242,8 @@ impl Pipeline {
             .iter()
             .enumerate()
             .map(|(job, request)| match jobs.lives(job) {
-                true => jobs.or_fails(job, self.see(request)).unwrap_or_default(),
-                false => Seen::new(),
+                true => jobs.or_fails(job, self.encode_ip_adapter_images(request)).unwrap_or_default(),
+                false => ImageEmbeds::new(),
             })
             .collect();
         if !self.settings.keep_text_encoders || self.settings.offload != Offload::None {
@@ -265,7 +266,7 @@ impl Pipeline {
         if previews && self.previewer.is_none() || living.iter().any(|&job| self.encodes(&requests[job])) {
             self.load_autoencoder()?;
         }
-        let depths = |edit: &Edit| edit.follow == Follow::Depth;
+        let depths = |edit: &Edit| edit.follow == ControlPreprocess::Depth;
         if living.iter().any(|&job| requests[job].edit.as_deref().is_some_and(depths)) {
             self.load_depth()?;
         }
@@ -274,7 +275,7 @@ impl Pipeline {
             .enumerate()
             .map(|(job, request)| match jobs.lives(job) {
                 true => jobs.or_fails(job, self.given_with(request, &seen[job])).unwrap_or_default(),
-                false => Given::default(),
+                false => EditConditions::default(),
             })
             .collect();
         self.depth = None;
@@ -384,9 +385,9 @@ impl Pipeline {
     }
 
     /// All that a request's drawings begin with.
-    fn given_with(&mut self, request: &Request, seen: &Seen) -> Result<Given> {
+    fn given_with(&mut self, request: &Request, seen: &ImageEmbeds) -> Result<EditConditions> {
         let image_prompts = self.image_prompts(request, seen)?;
-        Ok(Given { image_prompts, ..self.given(request)? })
+        Ok(EditConditions { image_prompts, ..self.given(request)? })
     }
 
     fn is_small(&self, request: &Request) -> bool {
@@ -398,7 +399,7 @@ impl Pipeline {
 
     /// Whether two requests can be drawn together.
     pub fn alike(&self, one: &Request, other: &Request) -> bool {
-        Shape::of(&self.complete(one)) == Shape::of(&self.complete(other))
+        BatchKey::of(&self.complete(one)) == BatchKey::of(&self.complete(other))
     }
 
     /// Tokens of a picture, and of its text with what stands behind it.
@@ -468,9 +469,9 @@ impl Pipeline {
 
     /// The drawings that are computed together, by their places.
     fn groups(&self, drawings: &[Drawing]) -> Vec<Vec<usize>> {
-        let mut groups: Vec<(Shape, usize, Vec<usize>)> = Vec::new();
+        let mut groups: Vec<(BatchKey, usize, Vec<usize>)> = Vec::new();
         for (i, Drawing { request, .. }) in drawings.iter().enumerate() {
-            let shape = Shape::of(request);
+            let shape = BatchKey::of(request);
             match groups.iter_mut().find(|(other, most, group)| *other == shape && group.len() < *most) {
                 Some((_, _, group)) => group.push(i),
                 None => groups.push((shape, self.together(request), vec![i])),
@@ -488,9 +489,9 @@ impl Pipeline {
         let model = &transformer.model;
         let times = self.times(&drawings[first].request)?;
         let steps = times.steps();
-        let rows = group.iter().map(|&i| Row::new(self, model, i, &drawings[i], &times));
+        let rows = group.iter().map(|&i| BatchItem::new(self, model, i, &drawings[i], &times));
         let mut rows = rows.collect::<Result<Vec<_>>>()?;
-        let mut beside = Beside::of(self, &rows, steps)?;
+        let mut beside = Batch::of(self, &rows, steps)?;
         let Request { cache, sampler, .. } = drawings[first].request;
         let sampler = sampler.unwrap_or_default();
         cache.iter().for_each(|&cache| beside.skip(cache, sampler.calls(steps)));
@@ -581,7 +582,7 @@ impl Pipeline {
 
     fn report_step(
         &self,
-        rows: &[Row],
+        rows: &[BatchItem],
         drawings: &[Drawing],
         (step, steps): (usize, usize),
         expected: &dyn Fn() -> Result<Tensor>,
@@ -631,7 +632,7 @@ impl Pipeline {
 fn drawings<'a>(
     requests: &[Request],
     texts: &'a [Vec<Text>],
-    given: &'a [Given],
+    given: &'a [EditConditions],
     jobs: &Jobs,
 ) -> Vec<Drawing<'a>> {
     let mut drawings = Vec::new();

@@ -2,20 +2,20 @@
 
 use tch::Tensor;
 
-use super::pictured::ImagePrompts;
-use super::{Conditions, Edit, Follow, Pipeline, Request, Role};
+use super::ip_adapter::ImagePrompts;
+use super::{Conditions, ControlPreprocess, Edit, Pipeline, Request, Role};
 use crate::error::{Error, Result};
 use crate::image::{Image, Mask};
 use crate::{math, sampling};
 
 /// What a picture is begun with, as patches `[B, L, C]`.
-pub(super) struct Start {
+pub(super) struct InitLatents {
     patches: Tensor,
     /// 1 where it is drawn anew, 0 where it is kept.
     mask: Option<Tensor>,
 }
 
-impl Start {
+impl InitLatents {
     /// Those of several pictures, side by side.
     pub(super) fn together(starts: &[&Self]) -> Result<Self> {
         let patches: Vec<_> = starts.iter().map(|start| &start.patches).collect();
@@ -47,8 +47,8 @@ impl Start {
 
 /// What a drawing begins with beside its prompt.
 #[derive(Default)]
-pub(super) struct Given {
-    pub(super) start: Option<Start>,
+pub(super) struct EditConditions {
+    pub(super) start: Option<InitLatents>,
     pub(super) conditions: Conditions,
     /// What ControlNets follow, in the order of [`Request::controls`].
     pub(super) controls: Vec<Tensor>,
@@ -136,10 +136,10 @@ impl Pipeline {
             (Role::Reference | Role::Control, true) => {
                 wrong(format!("a picture as {role} has no mask and no room around it: all is drawn anew"))
             }
-            _ if edit.follow != Follow::Picture && role != Role::Control => {
+            _ if edit.follow != ControlPreprocess::Picture && role != Role::Control => {
                 wrong(format!("edges and depths are for a picture as control, not as {role}"))
             }
-            _ if edit.follow == Follow::Depth && self.parts.depth.is_none() => {
+            _ if edit.follow == ControlPreprocess::Depth && self.parts.depth.is_none() => {
                 let text = "for depths a depth model is needed (depth, --depth-model), such as depth-anything-large-hf";
                 wrong(text.into())
             }
@@ -186,8 +186,9 @@ impl Pipeline {
     }
 
     /// The pictures that a request begins with, encoded.
-    pub(super) fn given(&self, request: &Request) -> Result<Given> {
-        let mut given = Given { controls: self.embedded_controls(request)?, ..Given::default() };
+    pub(super) fn given(&self, request: &Request) -> Result<EditConditions> {
+        let mut given =
+            EditConditions { controls: self.embedded_controls(request)?, ..EditConditions::default() };
         let Some(edit) = request.edit.as_deref() else { return Ok(given) };
         let role = self.role(edit)?;
         let [first, ..] = &edit.images[..] else {
@@ -205,15 +206,15 @@ impl Pipeline {
                     let mask = mask.f_upsample_nearest2d([size[2], size[3]], None, None)?;
                     sampling::pack(&mask.f_repeat([1, size[1], 1, 1])?.f_to_kind(self.kind)?)
                 });
-                given.start = Some(Start { patches: self.patches(&latent)?, mask: mask.transpose()? });
+                given.start = Some(InitLatents { patches: self.patches(&latent)?, mask: mask.transpose()? });
             }
             Role::Reference => given.conditions.img_cond_seq = Some(self.references(edit)?),
             Role::Control => {
                 let image = first.resize(width, height);
                 let followed = match edit.follow {
-                    Follow::Picture => image.to_tensor()?,
-                    Follow::Canny => image.canny(CANNY.0, CANNY.1).to_tensor()?,
-                    Follow::Depth => self.depths(&image)?,
+                    ControlPreprocess::Picture => image.to_tensor()?,
+                    ControlPreprocess::Canny => image.canny(CANNY.0, CANNY.1).to_tensor()?,
+                    ControlPreprocess::Depth => self.depths(&image)?,
                 };
                 let latent = self.encode_picture(&followed)?;
                 given.conditions.img_cond = Some(self.patches(&latent)?);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tch::Device;
 
-use super::{Edit, Follow, Offload, Pipeline, PreviewBy, Request, Settings, Weights, resident};
+use super::{ControlPreprocess, Edit, Offload, Pipeline, PreviewBy, Request, Settings, Weights, resident};
 use crate::checkpoint::Access;
 use crate::error::{Error, Result};
 use crate::numerics::{Numerics, Quantize};
@@ -146,7 +146,7 @@ impl Pipeline {
         if request.previews > 0 && by_decoder {
             beside += own("preview decoder") + tiny;
         }
-        let follows = |edit: &Edit| edit.follow == Follow::Depth;
+        let follows = |edit: &Edit| edit.follow == ControlPreprocess::Depth;
         let depths =
             if request.edit.as_deref().is_some_and(follows) { own("depth model") + DEPTH } else { 0 };
         Memory {

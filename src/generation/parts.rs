@@ -30,7 +30,7 @@ pub struct Parts {
     pub image_encoder: Option<PathBuf>,
     /// What makes previews; without it, the autoencoder does.
     pub preview: Option<PreviewBy>,
-    /// The weights of a depth model, with `config.json` beside, for [`Follow::Depth`](super::Follow::Depth).
+    /// The weights of a depth model, with `config.json` beside, for [`ControlPreprocess::Depth`](super::ControlPreprocess::Depth).
     pub depth: Option<PathBuf>,
     /// diffusers' `scheduler_config.json`: the sampler and the schedule of requests that name none. Without it they are
     /// the official ones, and so they are for a transformer of another variant than its folder's.
@@ -54,19 +54,19 @@ impl Parts {
     /// The parts of a folder as the official Hugging Face repositories have it: `flux1-*.safetensors` (or `.gguf`),
     /// `ae.safetensors`, `text_encoder/`, `text_encoder_2/`, `tokenizer/`, `tokenizer_2/`. Where the single files are
     /// missing, diffusers' `transformer/` and `vae/` are taken. An all-in-one file stands for all weights, and the
-    /// tokenizers lie beside it. What a folder has of Redux is taken, too: see [`OwnParts::redux`].
+    /// tokenizers lie beside it. What a folder has of Redux is taken, too: see [`PartOverrides::redux`].
     ///
     /// # Errors
     /// [`Error::MissingPart`] with what was looked for; [`Error::File`] where several transformers could be meant.
     pub fn find(path: impl AsRef<Path>) -> Result<Self> {
-        Self::find_rest(OwnParts::default(), path)
+        Self::find_rest(PartOverrides::default(), path)
     }
 
     /// The parts that are named, and the others of a folder or file, which need not hold those that are named.
     ///
     /// # Errors
     /// Those of [`Parts::find`].
-    pub fn find_rest(own: OwnParts, path: impl AsRef<Path>) -> Result<Self> {
+    pub fn find_rest(own: PartOverrides, path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let file = path.is_file();
         let folder = if file { path.parent().unwrap_or(Path::new("")) } else { path };
@@ -143,7 +143,7 @@ impl Parts {
 
 /// Parts that are named one by one. What is `None` comes from a folder or from the hub.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct OwnParts {
+pub struct PartOverrides {
     /// As [`Parts::transformer`].
     pub transformer: Option<PathBuf>,
     /// As [`Parts::base`]; no folder has one.
@@ -176,7 +176,7 @@ pub(crate) const SCHEDULER: &str = "scheduler/scheduler_config.json";
 /// Where it says what the whole is.
 pub(crate) const MODEL_INDEX: &str = "model_index.json";
 
-impl OwnParts {
+impl PartOverrides {
     /// The parts, where all of them are named.
     pub fn whole(&self) -> Option<Parts> {
         self.clone().rest(|_| Err(())).ok()

@@ -31,7 +31,7 @@ impl Text {
 impl Pipeline {
     /// Those of a request, with what Redux sees behind each.
     pub(super) fn texts_of(&mut self, request: &Request) -> Result<Vec<Text>> {
-        let seen = self.look(request)?;
+        let seen = self.encode_redux_images(request)?;
         request.prompts.iter().map(|prompt| self.text(prompt, request, &seen)).collect()
     }
 

@@ -7,7 +7,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 use tch::Kind;
 
 use crate::error::{Error, Result};
-use crate::generation::{Follow, Generated, LoraFile, Parts, Pipeline, ReduxMix, Request, Role, Variation};
+use crate::generation::{
+    ControlPreprocess, Generated, LoraFile, Parts, Pipeline, ReduxMix, Request, Role, Variation,
+};
 use crate::numerics::{Numerics, Quantize};
 
 /// The key of our own text in a PNG.
@@ -15,7 +17,7 @@ const TEXT_KEY: &str = "tch-flux";
 
 /// What pictures are drawn with.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Means {
+pub struct ModelRecord {
     /// The transformer's file, without its folder.
     pub model: String,
     /// The kind of the arithmetic: `f32`, `bf16`, `f16`.
@@ -37,7 +39,7 @@ pub struct Means {
     pub loras: Vec<LoraFile>,
 }
 
-impl Means {
+impl ModelRecord {
     /// Those of a pipeline and its parts, without LoRAs, whose files it does not know.
     pub fn of(pipeline: &Pipeline, parts: &Parts) -> Self {
         let name = |path: &Path| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
@@ -59,9 +61,9 @@ impl Means {
     }
 }
 
-/// The pictures that a drawing began with, by their files: those themselves are in no recipe.
+/// The pictures that a drawing began with, by their files: those themselves are in no provenance.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Begun {
+pub struct EditRecord {
     /// As they were named; none where they came from elsewhere.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub images: Vec<PathBuf>,
@@ -81,29 +83,29 @@ pub struct Begun {
     pub keep_size: bool,
     /// See [`Edit::follow`](crate::generation::Edit::follow).
     #[serde(default, alias = "canny", deserialize_with = "follow")]
-    pub follow: Follow,
+    pub follow: ControlPreprocess,
 }
 
 /// As its word, or as older pictures have it: whether it is the edges.
-fn follow<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Follow, D::Error> {
+fn follow<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<ControlPreprocess, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum Either {
         Canny(bool),
-        Follow(Follow),
+        ControlPreprocess(ControlPreprocess),
     }
     Ok(match Either::deserialize(deserializer)? {
-        Either::Canny(true) => Follow::Canny,
-        Either::Canny(false) => Follow::Picture,
-        Either::Follow(follow) => follow,
+        Either::Canny(true) => ControlPreprocess::Canny,
+        Either::Canny(false) => ControlPreprocess::Picture,
+        Either::ControlPreprocess(follow) => follow,
     })
 }
 
 /// The pictures that a drawing was made to look like, by their files.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Seen {
+pub struct ReduxRecord {
     /// Each of them.
-    pub images: Vec<SeenImage>,
+    pub images: Vec<ReduxImageRecord>,
     /// See [`Redux::mix`](crate::generation::Redux::mix).
     #[serde(default)]
     pub mix: ReduxMix,
@@ -114,7 +116,7 @@ pub struct Seen {
 
 /// One of them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct SeenImage {
+pub struct ReduxImageRecord {
     /// As it was named; none where it came from elsewhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<PathBuf>,
@@ -126,7 +128,7 @@ pub struct SeenImage {
 
 /// A picture that a ControlNet followed, by its file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Followed {
+pub struct ControlRecord {
     /// The ControlNet, as it was named; of a server, by the name that it has there.
     pub controlnet: PathBuf,
     /// The picture, likewise; none where it came from elsewhere.
@@ -148,7 +150,7 @@ pub struct Followed {
 
 /// Pictures that a drawing was like, by their files.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Liked {
+pub struct IpAdapterRecord {
     /// The IP-Adapter, as it was named; of a server, by the name that it has there.
     pub ip_adapter: PathBuf,
     /// Its image encoder, likewise; none of a server's.
@@ -160,41 +162,41 @@ pub struct Liked {
     /// Those of the negative prompt.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub negative: Vec<PathBuf>,
-    /// See [`Pictured::scales`](crate::generation::Pictured::scales).
+    /// See [`IpAdapterImage::scales`](crate::generation::IpAdapterImage::scales).
     pub scales: Vec<f64>,
 }
 
 /// How a picture was drawn, as its file says it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Recipe {
+pub struct Provenance {
     /// The version of this crate.
     pub version: String,
     /// With what.
     #[serde(flatten)]
-    pub means: Means,
+    pub means: ModelRecord,
     /// What was asked for, with nothing left open.
     #[serde(flatten)]
     pub request: Request,
     /// Of a picture that was begun with others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub edit: Option<Begun>,
+    pub edit: Option<EditRecord>,
     /// Of a picture that was made to look like others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub redux: Option<Seen>,
+    pub redux: Option<ReduxRecord>,
     /// Of a picture for which ControlNets followed others, where the ControlNets' names are known.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub controls: Vec<Followed>,
+    pub controls: Vec<ControlRecord>,
     /// Of a picture that was like others, where the IP-Adapters' names are known.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub pictured: Vec<Liked>,
+    pub pictured: Vec<IpAdapterRecord>,
     /// Checksums of the pictures that it was drawn from, by their files: the first 8 bytes of SHA-256 in hexadecimal.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub inputs: BTreeMap<PathBuf, String>,
 }
 
-impl Recipe {
+impl Provenance {
     /// Of a picture that was drawn.
-    pub fn new(means: &Means, picture: &Generated) -> Self {
+    pub fn new(means: &ModelRecord, picture: &Generated) -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION").into(),
             means: means.clone(),
@@ -203,7 +205,7 @@ impl Recipe {
                 literal: picture.request.literal && picture.request.has_weights(),
                 ..picture.request.clone()
             },
-            edit: picture.request.edit.as_deref().map(|edit| Begun {
+            edit: picture.request.edit.as_deref().map(|edit| EditRecord {
                 images: Vec::new(),
                 mask: None,
                 pad: None,
@@ -212,11 +214,11 @@ impl Recipe {
                 keep_size: edit.keep_size,
                 follow: edit.follow,
             }),
-            redux: picture.request.redux.as_deref().map(|redux| Seen {
+            redux: picture.request.redux.as_deref().map(|redux| ReduxRecord {
                 images: redux
                     .images
                     .iter()
-                    .map(|seen| SeenImage { file: None, strength: seen.strength, pooled: seen.pooled })
+                    .map(|seen| ReduxImageRecord { file: None, strength: seen.strength, pooled: seen.pooled })
                     .collect(),
                 mix: redux.mix,
                 without_text: redux.without_text,
@@ -248,7 +250,7 @@ impl Recipe {
     }
 
     fn parameters(&self) -> String {
-        let Self { version, means: Means { model, .. }, request, edit, .. } = self;
+        let Self { version, means: ModelRecord { model, .. }, request, edit, .. } = self;
         let steps = request.steps.unwrap_or_default();
         let negative = request.negative_prompt.as_ref();
         let negative = negative.map_or(String::new(), |text| format!("\nNegative prompt: {text}"));
@@ -276,17 +278,20 @@ mod tests {
 
     #[test]
     fn what_is_followed_is_read_from_older_pictures_too() {
-        let begun = |more: &str| serde_json::from_str::<Begun>(&format!(r#"{{"strength": 0.6{more}}}"#));
+        let begun = |more: &str| serde_json::from_str::<EditRecord>(&format!(r#"{{"strength": 0.6{more}}}"#));
         for (more, follow) in [
-            ("", Follow::Picture),
-            (r#", "canny": false"#, Follow::Picture),
-            (r#", "canny": true"#, Follow::Canny),
-            (r#", "follow": "depth""#, Follow::Depth),
+            ("", ControlPreprocess::Picture),
+            (r#", "canny": false"#, ControlPreprocess::Picture),
+            (r#", "canny": true"#, ControlPreprocess::Canny),
+            (r#", "follow": "depth""#, ControlPreprocess::Depth),
         ] {
             assert_eq!(begun(more).unwrap().follow, follow, "{more}");
         }
         let depth = begun(r#", "follow": "depth""#).unwrap();
-        assert_eq!(serde_json::from_str::<Begun>(&serde_json::to_string(&depth).unwrap()).unwrap(), depth);
+        assert_eq!(
+            serde_json::from_str::<EditRecord>(&serde_json::to_string(&depth).unwrap()).unwrap(),
+            depth
+        );
         assert!(begun(r#", "follow": "edges""#).is_err());
     }
 }

@@ -144,7 +144,7 @@ impl Pipeline {
     }
 
     /// The tokens `[1, L, context_in_dim]` of each of the request's Redux pictures, in the pipeline's kind.
-    pub(super) fn look(&mut self, request: &Request) -> Result<Vec<Tensor>> {
+    pub(super) fn encode_redux_images(&mut self, request: &Request) -> Result<Vec<Tensor>> {
         let Some(redux) = request.redux.as_deref() else { return Ok(Vec::new()) };
         let kind = self.text_kind();
         let vision = match self.vision.take() {

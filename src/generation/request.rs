@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Control, Pictured};
+use super::{Control, IpAdapterImage};
 use crate::error::{Error, Result};
 use crate::generation::Redux;
 use crate::image::{Image, Mask};
@@ -54,7 +54,7 @@ impl fmt::Display for Role {
 /// What of a picture a drawing follows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Follow {
+pub enum ControlPreprocess {
     /// The picture as it is: edges or depths already.
     #[default]
     Picture,
@@ -80,7 +80,7 @@ pub struct Edit {
     /// References stay as large as they are, but for the rest of a division by 16.
     pub keep_size: bool,
     /// What [`Role::Control`] follows of the picture.
-    pub follow: Follow,
+    pub follow: ControlPreprocess,
 }
 
 impl Edit {
@@ -89,7 +89,14 @@ impl Edit {
 
     /// Of these pictures, all of them anew, with the role that the model has for them.
     pub fn new(images: Vec<Image>) -> Self {
-        Self { images, mask: None, strength: 1.0, role: None, keep_size: false, follow: Follow::Picture }
+        Self {
+            images,
+            mask: None,
+            strength: 1.0,
+            role: None,
+            keep_size: false,
+            follow: ControlPreprocess::Picture,
+        }
     }
 
     fn check(&self) -> Result<()> {
@@ -172,7 +179,7 @@ pub struct Request {
     pub controls: Vec<Control>,
     /// Pictures that it shall be like, each brought in by an IP-Adapter.
     #[serde(skip)]
-    pub pictured: Vec<Pictured>,
+    pub pictured: Vec<IpAdapterImage>,
     /// The first picture's noise; the following ones count on from it.
     pub seed: u64,
     /// Leads each picture's noise a part of the way towards another one's.
@@ -298,7 +305,7 @@ impl Request {
     }
 
     /// Adds pictures that it shall be like.
-    pub fn pictured(mut self, pictured: Pictured) -> Self {
+    pub fn pictured(mut self, pictured: IpAdapterImage) -> Self {
         self.pictured.push(pictured);
         self
     }
@@ -461,7 +468,7 @@ impl Request {
             redux.check(&self.prompts, self.prompt_2.as_deref())?;
         }
         self.controls.iter().try_for_each(Control::check)?;
-        self.pictured.iter().try_for_each(Pictured::check)?;
+        self.pictured.iter().try_for_each(IpAdapterImage::check)?;
         if self.max_sequence_length.is_some_and(|n| !(2..=512).contains(&n)) {
             return wrong("max_sequence_length must be between 2 and 512".into());
         }

@@ -11,7 +11,7 @@ use ureq::Body;
 use ureq::http::Response;
 
 use super::cache::Store;
-use super::wire::{Hash, Listed, Listing, Patience, Wire};
+use super::client::{Hash, Listed, Listing, Patience, Wire};
 use super::{Event, tell};
 use crate::error::{Error, HubProblem, Result};
 

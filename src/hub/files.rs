@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::checkpoint::{Index, is_index, shards_of, weights_among};
 use crate::error::{Error, Result};
-use crate::generation::{MODEL_INDEX, OwnParts, Part, Parts, SCHEDULER};
+use crate::generation::{MODEL_INDEX, Part, PartOverrides, Parts, SCHEDULER};
 
 /// What is made of a repository's names, with the files that it needs: of the repository as errors show it, and of the
 /// folder of its snapshot.
@@ -16,7 +16,7 @@ pub(super) fn plan(
     shown: &Path,
     snapshot: &Path,
     names: &[String],
-    own: OwnParts,
+    own: PartOverrides,
 ) -> Result<(Parts, Vec<String>)> {
     let tops = tops(names);
     let mut needed = Vec::new();
@@ -46,7 +46,11 @@ pub(super) fn plan(
 }
 
 /// The same of what reads pictures for Redux, in a repository as its official one.
-pub(super) fn plan_redux(shown: &Path, snapshot: &Path, names: &[String]) -> Result<(OwnParts, Vec<String>)> {
+pub(super) fn plan_redux(
+    shown: &Path,
+    snapshot: &Path,
+    names: &[String],
+) -> Result<(PartOverrides, Vec<String>)> {
     let tops = tops(names);
     let mut needed = Vec::new();
     let mut place = |part: Part| -> Result<_> {
@@ -55,7 +59,7 @@ pub(super) fn plan_redux(shown: &Path, snapshot: &Path, names: &[String]) -> Res
         Ok(Some(snapshot.join(chosen)))
     };
     let (redux, image_encoder) = (place(Part::Redux)?, place(Part::ImageEncoder)?);
-    Ok((OwnParts { redux, image_encoder, ..OwnParts::default() }, needed))
+    Ok((PartOverrides { redux, image_encoder, ..PartOverrides::default() }, needed))
 }
 
 /// The names at the top of a repository, of files and folders.
@@ -122,7 +126,7 @@ fn files_of(part: Part, chosen: &str, shown: &Path, names: &[String]) -> Result<
 mod tests {
     use super::*;
 
-    fn needed(names: &[&str], own: OwnParts) -> Result<Vec<String>> {
+    fn needed(names: &[&str], own: PartOverrides) -> Result<Vec<String>> {
         let names: Vec<String> = names.iter().map(|name| name.to_string()).collect();
         plan(Path::new("owner/name"), Path::new("snapshot"), &names, own).map(|(_, needed)| needed)
     }
@@ -163,7 +167,7 @@ mod tests {
     #[test]
     fn of_two_spellings_of_the_same_weights_one_is_fetched_and_nothing_that_is_not_read() {
         assert_eq!(
-            needed(&OFFICIAL, OwnParts::default()).unwrap(),
+            needed(&OFFICIAL, PartOverrides::default()).unwrap(),
             [
                 "model_index.json",
                 "scheduler/scheduler_config.json",
@@ -185,7 +189,7 @@ mod tests {
     fn without_the_single_files_those_of_diffusers_are_fetched() {
         let names: Vec<_> =
             OFFICIAL.into_iter().filter(|n| n.contains('/') || !n.ends_with("safetensors")).collect();
-        let needed = needed(&names, OwnParts::default()).unwrap();
+        let needed = needed(&names, PartOverrides::default()).unwrap();
         assert_eq!(
             needed[9..],
             [
@@ -206,7 +210,7 @@ mod tests {
         let transformer = |names: &[&str]| {
             let names: Vec<String> = names.iter().map(|name| format!("transformer/{name}")).collect();
             let names: Vec<&str> = rest.iter().copied().chain(names.iter().map(String::as_str)).collect();
-            let needed = needed(&names, OwnParts::default())?;
+            let needed = needed(&names, PartOverrides::default())?;
             let own =
                 needed.into_iter().filter_map(|name| name.strip_prefix("transformer/").map(String::from));
             Ok::<_, Error>(own.collect::<Vec<_>>())
@@ -219,7 +223,7 @@ mod tests {
         assert!(transformer(&[two]).unwrap_err().to_string().contains("numbers 1 are missing"));
         // At the top of the repository.
         let tops = ["flux1-x-1-of-2.gguf", "flux1-x-2-of-2.gguf"];
-        let needed = needed(&[&rest[..], &tops].concat(), OwnParts::default()).unwrap();
+        let needed = needed(&[&rest[..], &tops].concat(), PartOverrides::default()).unwrap();
         assert_eq!(needed[needed.len() - 2..], [tops[1], tops[0]]);
     }
 
@@ -240,7 +244,7 @@ mod tests {
 
     #[test]
     fn a_part_that_is_named_is_neither_fetched_nor_missed() {
-        let own = OwnParts { transformer: Some("mine.safetensors".into()), ..OwnParts::default() };
+        let own = PartOverrides { transformer: Some("mine.safetensors".into()), ..PartOverrides::default() };
         let names: Vec<_> =
             OFFICIAL.into_iter().filter(|n| !n.starts_with("flux1-") && !n.starts_with("trans")).collect();
         let needed = needed(&names, own).unwrap();
@@ -275,7 +279,7 @@ mod tests {
     fn a_repository_without_a_part_is_refused_before_anything_is_fetched() {
         let without = |start: &str| {
             let names: Vec<_> = OFFICIAL.into_iter().filter(|name| !name.starts_with(start)).collect();
-            needed(&names, OwnParts::default()).unwrap_err().to_string()
+            needed(&names, PartOverrides::default()).unwrap_err().to_string()
         };
         assert_eq!(without("text_encoder/"), "owner/name: no CLIP text model; expected text_encoder");
         assert_eq!(

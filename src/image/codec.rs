@@ -14,7 +14,7 @@ pub(super) use write::write_jpeg;
 #[cfg(feature = "webp")]
 pub(super) use write::write_webp;
 
-use super::upright::upright;
+use super::orientation::upright;
 use super::{Format, Image, Mask, exif, foreign};
 use crate::error::{Error, FileProblem, Result};
 

@@ -15,7 +15,7 @@ use crate::config::ConfigFile;
 use crate::error::{Error, Result};
 use crate::nn::{Conv2d, GroupNorm, Parameters, check_kind, check_sizes};
 use crate::numerics::{self, Numerics};
-use crate::ops::{self, Before};
+use crate::ops::{self, Prologue};
 use tiles::Scale;
 
 pub(crate) use any::AnyAutoEncoder;
@@ -220,7 +220,7 @@ impl Module for AttnBlock {
         ops::on_picture(x, self.q.weight(), |x| {
             let h_ = ops::group_norm(&self.norm, x);
             let h_ = ops::pixel_attention([&self.q, &self.k, &self.v], &h_);
-            ops::conv2d(&self.proj_out, &h_, Before::Nothing, Some(x))
+            ops::conv2d(&self.proj_out, &h_, Prologue::Nothing, Some(x))
         })
     }
 }
@@ -252,13 +252,13 @@ impl ResnetBlock {
 impl Module for ResnetBlock {
     fn forward(&self, x: &Tensor) -> Tensor {
         ops::on_picture(x, self.conv1.weight(), |x| {
-            let h = ops::conv2d(&self.conv1, &ops::group_norm_silu(&self.norm1, x), Before::Nothing, None);
+            let h = ops::conv2d(&self.conv1, &ops::group_norm_silu(&self.norm1, x), Prologue::Nothing, None);
             let h = ops::group_norm_silu(&self.norm2, &h);
             let x = match &self.nin_shortcut {
-                Some(conv) => ops::conv2d(conv, x, Before::Nothing, None),
+                Some(conv) => ops::conv2d(conv, x, Prologue::Nothing, None),
                 None => x.shallow_clone(),
             };
-            ops::conv2d(&self.conv2, &h, Before::Nothing, Some(&x))
+            ops::conv2d(&self.conv2, &h, Prologue::Nothing, Some(&x))
         })
     }
 }
@@ -271,7 +271,7 @@ struct Downsample {
 
 impl Module for Downsample {
     fn forward(&self, x: &Tensor) -> Tensor {
-        ops::conv2d(&self.conv, x, Before::PaddedAfter, None)
+        ops::conv2d(&self.conv, x, Prologue::PaddedAfter, None)
     }
 }
 
@@ -283,7 +283,7 @@ struct Upsample {
 
 impl Module for Upsample {
     fn forward(&self, x: &Tensor) -> Tensor {
-        ops::conv2d(&self.conv, x, Before::Doubled, None)
+        ops::conv2d(&self.conv, x, Prologue::Doubled, None)
     }
 }
 
@@ -377,10 +377,10 @@ impl Encoder {
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         ops::try_on_picture(x, self.conv_in.weight(), |x| {
-            let h = ops::conv2d(&self.conv_in, x, Before::Nothing, None);
+            let h = ops::conv2d(&self.conv_in, x, Prologue::Nothing, None);
             let h = self.down.iter().try_fold(h, |h, level| level.forward(&h))?;
             let h = ops::group_norm_silu(&self.norm_out, &self.mid.forward(&h)?);
-            Ok(ops::conv2d(&self.conv_out, &h, Before::Nothing, None))
+            Ok(ops::conv2d(&self.conv_out, &h, Prologue::Nothing, None))
         })
     }
 }
@@ -424,10 +424,15 @@ impl Decoder {
 
     fn forward(&self, z: &Tensor) -> Result<Tensor> {
         ops::try_on_picture(z, self.conv_in.weight(), |z| {
-            let h = self.mid.forward(&ops::conv2d(&self.conv_in, z, Before::Nothing, None))?;
+            let h = self.mid.forward(&ops::conv2d(&self.conv_in, z, Prologue::Nothing, None))?;
             let h = ops::as_weights(&h, self.conv_in.weight());
             let h = self.up.iter().rev().try_fold(h, |h, level| level.forward(&h))?;
-            Ok(ops::conv2d(&self.conv_out, &ops::group_norm_silu(&self.norm_out, &h), Before::Nothing, None))
+            Ok(ops::conv2d(
+                &self.conv_out,
+                &ops::group_norm_silu(&self.norm_out, &h),
+                Prologue::Nothing,
+                None,
+            ))
         })
     }
 }

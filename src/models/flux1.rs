@@ -16,7 +16,7 @@ pub use cache::{CachedSteps, StepCache};
 
 use crate::config::ConfigFile;
 use crate::error::{Error, Result};
-use crate::layers::{Beside, LastLayer, ModulationOut};
+use crate::layers::{AttentionHook, LastLayer, ModulationOut};
 use crate::math;
 use crate::nn::{Block, Linears, Parameters, check_sizes};
 use crate::numerics::{self, Numerics, Quantize};
@@ -545,8 +545,8 @@ impl Flux1 {
     ) -> Result<Tensor> {
         let Trunk { img_in, txt_in, double_blocks, single_blocks, .. } = &self.trunk;
         let (img_len, txt_len) = (input.img.size()[1], input.txt.size()[1]);
-        let mut img = ops::linear(img_in, input.img, ops::End::default());
-        let mut txt = ops::linear(txt_in, input.txt, ops::End::default());
+        let mut img = ops::linear(img_in, input.img, ops::Epilogue::default());
+        let mut txt = ops::linear(txt_in, input.txt, ops::Epilogue::default());
         let mut before = cached.is_some().then(|| img.shallow_clone());
         if let (Some(cached), Some(block), Some(modulation)) =
             (&mut cached, double_blocks.first(), modulations.double.first())
@@ -558,9 +558,9 @@ impl Flux1 {
         for (i, (block, modulation)) in double_blocks.iter().zip(&modulations.double).enumerate() {
             numerics::check_cancelled(&img)?;
             let attend = |query: &Tensor| additions.attend(i, query);
-            let beside = (!additions.image_prompts.is_empty()).then_some(&attend as &Beside);
+            let beside = (!additions.image_prompts.is_empty()).then_some(&attend as &AttentionHook);
             (img, txt) =
-                self.linears().in_block(i, || block.run_beside(&img, &txt, modulation, pe, beside))?;
+                self.linears().in_block(i, || block.run_with_hook(&img, &txt, modulation, pe, beside))?;
             if let (0, Some(cached), Some(input)) = (i, &mut cached, &mut before) {
                 if let Some(img) = cached.after_first_block(input, &img)? {
                     return Ok(self.final_layer.run(&img, &modulations.last));

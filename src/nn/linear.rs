@@ -8,33 +8,33 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tch::nn::{Module, Path};
 use tch::{Device, Tensor};
 
-use super::away::{Away, Elsewhere, arrived};
+use super::offload::{Offloaded, WeightSource, wait_for_copies};
 use super::{collect, declare, is_placeholder, placeholder};
 use crate::error::Result;
-use crate::lora::{Beside, Term};
+use crate::lora::{LoraBranch, Term};
 use crate::math::linear;
 use crate::quant::{Fp8, Int8, Quantized};
 
 /// What a linear layer has beside the tensors of the variable store.
 #[derive(Debug, Default)]
-pub(super) struct Held {
+pub(super) struct LinearState {
     /// The weight in other numbers, in place of the variable's values.
-    stored: Option<Stored>,
+    stored: Option<WeightStorage>,
     /// What LoRAs add as the layer runs.
-    beside: Option<Beside>,
+    beside: Option<LoraBranch>,
 }
 
 /// A weight that is not a tensor of the variable store.
 #[derive(Debug)]
-enum Stored {
+enum WeightStorage {
     /// As its file has it.
     Quantized(Quantized),
     /// As int8, for products of int8.
     Int8(Int8),
     /// As fp8, for products of fp8.
     Fp8(Fp8),
-    /// Elsewhere.
-    Away(Away),
+    /// In its file, and on its device while its block runs.
+    Offloaded(Offloaded),
 }
 
 /// A weight as a product takes it.
@@ -48,11 +48,11 @@ pub(crate) enum Weight {
 }
 
 /// Shared by the layer and by the model's [`Linears`].
-pub(super) type Slot = Arc<Mutex<Held>>;
+pub(super) type Slot = Arc<Mutex<LinearState>>;
 
 /// What the layer with this variable holds. A variable that was given values by another checkpoint, or by training,
 /// counts again: what was stored is then let go.
-fn held<'a>(slot: &'a Slot, variable: &Tensor) -> MutexGuard<'a, Held> {
+fn held<'a>(slot: &'a Slot, variable: &Tensor) -> MutexGuard<'a, LinearState> {
     // Each change is one assignment, so what a panic left behind is whole.
     let mut held = slot.lock().unwrap_or_else(PoisonError::into_inner);
     if held.stored.is_some() && !is_placeholder(variable) {
@@ -81,11 +81,13 @@ impl Linear {
     }
 
     /// Calls `f` with what runs beside the weight, with the weight, and with the bias.
-    pub(crate) fn with<R>(&self, f: impl FnOnce(Option<&Beside>, &Weight, Option<&Tensor>) -> R) -> R {
+    pub(crate) fn with<R>(&self, f: impl FnOnce(Option<&LoraBranch>, &Weight, Option<&Tensor>) -> R) -> R {
         let held = held(&self.slot, &self.weight);
         let weight = match &held.stored {
-            Some(Stored::Int8(int8)) => Weight::Int8(int8.shallow_clone()),
-            Some(Stored::Fp8(fp8)) if self.weight.device().is_cuda() => Weight::Fp8(fp8.shallow_clone()),
+            Some(WeightStorage::Int8(int8)) => Weight::Int8(int8.shallow_clone()),
+            Some(WeightStorage::Fp8(fp8)) if self.weight.device().is_cuda() => {
+                Weight::Fp8(fp8.shallow_clone())
+            }
             _ => Weight::Dense(must(held.weight(&self.weight))),
         };
         let out = f(held.beside.as_ref(), &weight, self.bias.as_ref());
@@ -97,13 +99,15 @@ impl Linear {
     pub(crate) fn fp8(&self) -> Option<Fp8> {
         let held = held(&self.slot, &self.weight);
         match (&held.stored, &held.beside) {
-            (Some(Stored::Fp8(fp8)), None) if self.weight.device().is_cuda() => Some(fp8.shallow_clone()),
+            (Some(WeightStorage::Fp8(fp8)), None) if self.weight.device().is_cuda() => {
+                Some(fp8.shallow_clone())
+            }
             _ => None,
         }
     }
 
     /// Whether something runs beside the weight.
-    pub(crate) fn has_beside(&self) -> bool {
+    pub(crate) fn has_branch(&self) -> bool {
         held(&self.slot, &self.weight).beside.is_some()
     }
 }
@@ -123,22 +127,24 @@ impl Module for Linear {
     }
 }
 
-impl Held {
+impl LinearState {
     /// The numbers of the weight, whose variable this is.
     fn weight(&self, variable: &Tensor) -> Result<Tensor> {
         match &self.stored {
-            Some(Stored::Quantized(stored)) => stored.dequantize(variable.kind(), variable.device()),
-            Some(Stored::Int8(int8)) => int8.dequantize(variable.kind()),
-            Some(Stored::Fp8(fp8)) => fp8.dequantize(variable.kind()),
-            Some(Stored::Away(away)) => away.numbers(variable.kind(), variable.device()),
+            Some(WeightStorage::Quantized(stored)) => stored.dequantize(variable.kind(), variable.device()),
+            Some(WeightStorage::Int8(int8)) => int8.dequantize(variable.kind()),
+            Some(WeightStorage::Fp8(fp8)) => fp8.dequantize(variable.kind()),
+            Some(WeightStorage::Offloaded(offloaded)) => {
+                offloaded.numbers(variable.kind(), variable.device())
+            }
             None => Ok(variable.shallow_clone()),
         }
     }
 
     /// After a product.
     fn used(&self) {
-        if let Some(Stored::Away(away)) = &self.stored {
-            away.used();
+        if let Some(WeightStorage::Offloaded(offloaded)) = &self.stored {
+            offloaded.used();
         }
     }
 }
@@ -215,7 +221,7 @@ pub struct Linears {
     /// In the order in which they run.
     blocks: Vec<Block>,
     /// Whether weights of the blocks lie elsewhere.
-    away: AtomicBool,
+    offloaded: AtomicBool,
 }
 
 impl Linears {
@@ -248,48 +254,55 @@ impl Linears {
     }
 
     /// Lets a weight lie elsewhere. Its variable must be a placeholder, as in [`Linears::store`].
-    pub(crate) fn put_away(&self, name: &str, weight: Arc<dyn Elsewhere>) {
+    pub(crate) fn offload(&self, name: &str, weight: Arc<dyn WeightSource>) {
         if let Some((slot, variable)) = self.layers.get(name) {
-            held(slot, variable).stored = Some(Stored::Away(Away::new(weight)));
-            self.away.store(true, Ordering::Relaxed);
+            held(slot, variable).stored = Some(WeightStorage::Offloaded(Offloaded::new(weight)));
+            self.offloaded.store(true, Ordering::Relaxed);
         }
     }
 
     /// Runs a block. Where weights lie elsewhere, its own are there for as long, and those of the next one are begun to be
     /// brought.
     pub(crate) fn in_block<R>(&self, block: usize, run: impl FnOnce() -> R) -> Result<R> {
-        if !self.away.load(Ordering::Relaxed) {
+        if !self.offloaded.load(Ordering::Relaxed) {
             return Ok(run());
         }
         let device = self.layers.values().next().map_or(Device::Cpu, |(_, variable)| variable.device());
-        let bring =
-            |block| self.each_away(block, |away, variable| away.bring(variable.kind(), variable.device()));
-        bring(block)?;
-        arrived(device);
+        let prefetch = |block| {
+            self.each_away(block, |offloaded, variable| {
+                offloaded.prefetch(variable.kind(), variable.device())
+            })
+        };
+        prefetch(block)?;
+        wait_for_copies(device);
         // The disk reads while the CPU computes. On CUDA the copy of what is mapped holds this thread up: what the block
         // computes is queued before.
         if device == Device::Cpu {
-            bring(block + 1)?;
+            prefetch(block + 1)?;
         }
         let out = run();
         if device != Device::Cpu {
-            bring(block + 1)?;
+            prefetch(block + 1)?;
         }
-        self.each_away(block, |away, _| {
-            away.let_go();
+        self.each_away(block, |offloaded, _| {
+            offloaded.evict();
             Ok(())
         })?;
         Ok(out)
     }
 
-    fn each_away(&self, block: usize, mut f: impl FnMut(&mut Away, &Tensor) -> Result<()>) -> Result<()> {
+    fn each_away(
+        &self,
+        block: usize,
+        mut f: impl FnMut(&mut Offloaded, &Tensor) -> Result<()>,
+    ) -> Result<()> {
         let Some(block) = self.blocks.get(block) else { return Ok(()) };
         for layer in &block.layers {
             let start = format!("{layer}.");
             let within = self.layers.range(start.clone()..).take_while(|(name, _)| name.starts_with(&start));
             for (_, (slot, variable)) in within.filter(|(name, _)| block.runs(name)) {
-                if let Some(Stored::Away(away)) = &mut held(slot, variable).stored {
-                    f(away, variable)?;
+                if let Some(WeightStorage::Offloaded(offloaded)) = &mut held(slot, variable).stored {
+                    f(offloaded, variable)?;
                 }
             }
         }
@@ -314,7 +327,7 @@ impl Linears {
     /// Keeps a weight quantised. Its variable must be a placeholder: values that it is given later count again.
     pub(crate) fn store(&self, name: &str, stored: Quantized) {
         if let Some((slot, weight)) = self.layers.get(name) {
-            held(slot, weight).stored = Some(Stored::Quantized(stored));
+            held(slot, weight).stored = Some(WeightStorage::Quantized(stored));
         }
     }
 
@@ -326,8 +339,8 @@ impl Linears {
     pub(crate) fn quantize_int8(&self, which: impl Fn(&str) -> bool) -> Result<()> {
         self.quantize(
             which,
-            |stored| matches!(stored, Stored::Int8(_)),
-            |weight| Ok(Some(Stored::Int8(Int8::of(weight)?))),
+            |stored| matches!(stored, WeightStorage::Int8(_)),
+            |weight| Ok(Some(WeightStorage::Int8(Int8::of(weight)?))),
         )
     }
 
@@ -338,16 +351,18 @@ impl Linears {
     pub(crate) fn quantize_fp8(&self, which: impl Fn(&str) -> bool) -> Result<()> {
         self.quantize(
             which,
-            |stored| matches!(stored, Stored::Fp8(_)),
-            |weight| Ok(if Fp8::takes(&weight.size()) { Some(Stored::Fp8(Fp8::of(weight)?)) } else { None }),
+            |stored| matches!(stored, WeightStorage::Fp8(_)),
+            |weight| {
+                Ok(if Fp8::takes(&weight.size()) { Some(WeightStorage::Fp8(Fp8::of(weight)?)) } else { None })
+            },
         )
     }
 
     fn quantize(
         &self,
         which: impl Fn(&str) -> bool,
-        is_done: impl Fn(&Stored) -> bool,
-        quantized: impl Fn(&Tensor) -> Result<Option<Stored>>,
+        is_done: impl Fn(&WeightStorage) -> bool,
+        quantized: impl Fn(&Tensor) -> Result<Option<WeightStorage>>,
     ) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
         for (_, (slot, variable)) in self.layers.iter().filter(|(name, _)| which(name)) {
@@ -393,7 +408,7 @@ impl Linears {
             let Some((slot, variable)) = self.layers.get(name) else { continue };
             let mut held = held(slot, variable);
             let weight = || held.weight(variable);
-            let beside = Beside::new(terms, &weight, variable.device(), variable.kind())?;
+            let beside = LoraBranch::new(terms, &weight, variable.device(), variable.kind())?;
             held.beside = Some(beside);
         }
         let mut changed = self.changed.lock().unwrap_or_else(PoisonError::into_inner);

@@ -90,7 +90,7 @@ pub fn with_cancel<R>(cancel: &Arc<AtomicBool>, f: impl FnOnce() -> R) -> R {
 pub(crate) fn check_cancelled(x: &Tensor) -> Result<()> {
     let Some(cancel) = CANCEL.with_borrow(Clone::clone) else { return Ok(()) };
     if let Device::Cuda(index) = x.device() {
-        shim::pace(index);
+        shim::throttle(index);
     }
     if cancel.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(()) }
 }

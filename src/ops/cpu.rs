@@ -16,7 +16,7 @@ use std::sync::OnceLock;
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
 
-use super::{Activation, End, ParallelBlock, Qkv};
+use super::{Activation, Epilogue, ParallelBlock, Qkv};
 use crate::nn::{LayerNorm, Linear, Weight};
 use crate::numerics::{WorkspaceBlock, is_fast, torch_everywhere, workspace};
 use crate::shim;
@@ -69,7 +69,7 @@ pub fn arithmetic() -> Arithmetic {
 }
 
 /// Whether these tensors are the kernels' business: on the CPU, all of one of the two kinds, without gradients.
-fn ours<'a>(tensors: impl IntoIterator<Item = &'a Tensor> + Clone) -> bool {
+fn is_supported<'a>(tensors: impl IntoIterator<Item = &'a Tensor> + Clone) -> bool {
     let mut kinds = tensors.clone().into_iter().map(|tensor| (tensor.device(), tensor.kind()));
     let first = kinds.next();
     matches!(first, Some((Device::Cpu, Kind::Float | Kind::BFloat16)))
@@ -128,9 +128,9 @@ impl Rows {
 }
 
 /// A linear layer and what follows it, if it is ours.
-pub(super) fn linear(layer: &Linear, x: &Tensor, end: &End) -> Option<Tensor> {
+pub(super) fn linear(layer: &Linear, x: &Tensor, end: &Epilogue) -> Option<Tensor> {
     let bias = layer.bias.iter();
-    if !ours([x, &layer.weight].into_iter().chain(bias).chain(end.tensors()).collect::<Vec<_>>()) {
+    if !is_supported([x, &layer.weight].into_iter().chain(bias).chain(end.tensors()).collect::<Vec<_>>()) {
         return None;
     }
     let mut size = x.size();
@@ -150,7 +150,7 @@ fn is_whole(layer: &Linear) -> bool {
 
 /// Whether what follows has the sizes of a result of this size. The kernels read as far as they are told, so what does
 /// not fit is left to the exact form, which libtorch refuses with both sizes.
-fn fits(end: &End, size: &[i64]) -> bool {
+fn fits(end: &Epilogue, size: &[i64]) -> bool {
     let same = |tensor: Option<&Tensor>| tensor.is_none_or(|tensor| tensor.size() == size);
     same(end.factor) && same(end.residual) && end.gate.is_none_or(|gate| is_row_of(gate, size))
 }
@@ -163,14 +163,14 @@ fn is_row_of(row: &Tensor, size: &[i64]) -> bool {
 }
 
 /// Rows of a linear layer's weight, and what follows, into a tensor that may be strided.
-fn linear_into(layer: &Linear, x: &Tensor, end: &End, rows: super::Rows, out: &Tensor) {
+fn linear_into(layer: &Linear, x: &Tensor, end: &Epilogue, rows: super::Rows, out: &Tensor) {
     layer.with(|beside, weight, bias| {
         let len = rows.end - rows.start;
         match beside {
             Some(beside) => {
                 // LoRAs change the sums, so the end waits for them.
                 let sums = workspace().empty(&out.size(), out.kind());
-                product(x, weight, &rows, bias, &End::default(), &sums);
+                product(x, weight, &rows, bias, &Epilogue::default(), &sums);
                 let whole = rows == (0..weight.len());
                 debug_assert!(whole, "a layer with LoRAs is computed as a whole");
                 let plain = |x: &Tensor| {
@@ -178,7 +178,7 @@ fn linear_into(layer: &Linear, x: &Tensor, end: &End, rows: super::Rows, out: &T
                     size.pop();
                     size.push(len);
                     let out = workspace().empty(&size, x.kind());
-                    product(x, weight, &rows, None, &End::default(), &out);
+                    product(x, weight, &rows, None, &Epilogue::default(), &out);
                     out
                 };
                 let sums = beside.forward(x, sums, &plain);
@@ -189,7 +189,7 @@ fn linear_into(layer: &Linear, x: &Tensor, end: &End, rows: super::Rows, out: &T
     });
 }
 
-fn raw_end(end: &End, rows: i64) -> (Vec<Rows>, ffi::End) {
+fn raw_end(end: &Epilogue, rows: i64) -> (Vec<Rows>, ffi::Epilogue) {
     let mut kept = Vec::new();
     let mut raw = |tensor: Option<&Tensor>| match tensor {
         Some(tensor) => {
@@ -209,11 +209,18 @@ fn raw_end(end: &End, rows: i64) -> (Vec<Rows>, ffi::End) {
         Activation::QuickGelu => 3,
         Activation::Silu => 4,
     };
-    (kept, ffi::End { activation, factor, residual, gate, gate_every: (rows / gates).max(1) })
+    (kept, ffi::Epilogue { activation, factor, residual, gate, gate_every: (rows / gates).max(1) })
 }
 
 /// `x` times some rows of a weight and, where there is one, those of the bias, and what follows, into `out`.
-fn product(x: &Tensor, weight: &Weight, rows: &super::Rows, bias: Option<&Tensor>, end: &End, out: &Tensor) {
+fn product(
+    x: &Tensor,
+    weight: &Weight,
+    rows: &super::Rows,
+    bias: Option<&Tensor>,
+    end: &Epilogue,
+    out: &Tensor,
+) {
     let (x, c) = (Rows::of(x), Rows::of(out));
     assert_eq!(c.tensor.data_ptr(), out.data_ptr(), "the result's rows are not evenly apart");
     let (w, scale, sum) = match weight {
@@ -277,7 +284,7 @@ impl Scratch {
 }
 
 /// What follows a product whose sums are there.
-fn finish(sums: &Tensor, end: &End, out: &Tensor) {
+fn finish(sums: &Tensor, end: &Epilogue, out: &Tensor) {
     let (sums, c) = (Rows::of(sums), Rows::of(out));
     assert_eq!(c.tensor.data_ptr(), out.data_ptr(), "the result's rows are not evenly apart");
     let (_kept, end) = raw_end(end, sums.count);
@@ -301,23 +308,23 @@ fn finish(sums: &Tensor, end: &End, out: &Tensor) {
 
 /// `silu(x) * factor`, if it is ours.
 pub(super) fn gated(x: &Tensor, factor: &Tensor) -> Option<Tensor> {
-    if !ours([x, factor]) || x.size() != factor.size() {
+    if !is_supported([x, factor]) || x.size() != factor.size() {
         return None;
     }
     let out = workspace().empty(&x.size(), x.kind());
-    finish(x, &End { activation: Activation::Silu, factor: Some(factor), ..End::default() }, &out);
+    finish(x, &Epilogue { activation: Activation::Silu, factor: Some(factor), ..Epilogue::default() }, &out);
     Some(out)
 }
 
 /// Whether these tensors are bf16 that the CPU has no products for.
 pub(super) fn widens(tensors: [&Tensor; 3]) -> bool {
-    tensors[0].kind() == Kind::BFloat16 && !arithmetic().bf16_products && ours(tensors)
+    tensors[0].kind() == Kind::BFloat16 && !arithmetic().bf16_products && is_supported(tensors)
 }
 
 /// See [`super::modulate`], if it is ours.
 pub(super) fn modulate(norm: &LayerNorm, x: &Tensor, scale: &Tensor, shift: &Tensor) -> Option<Tensor> {
     let size = x.size();
-    if !ours([x, scale, shift]) || scale.size() != shift.size() || !is_row_of(scale, &size) {
+    if !is_supported([x, scale, shift]) || scale.size() != shift.size() || !is_row_of(scale, &size) {
         return None;
     }
     Some(normed(x, scale, Some(shift), norm.plain_eps()?))
@@ -325,7 +332,7 @@ pub(super) fn modulate(norm: &LayerNorm, x: &Tensor, scale: &Tensor, shift: &Ten
 
 /// See [`super::rms_norm`], if it is ours.
 pub(super) fn rms_norm(weight: &Tensor, eps: f64, x: &Tensor) -> Option<Tensor> {
-    (ours([x, weight]) && is_row_of(weight, &x.size())).then(|| normed(x, weight, None, eps))
+    (is_supported([x, weight]) && is_row_of(weight, &x.size())).then(|| normed(x, weight, None, eps))
 }
 
 fn normed(x: &Tensor, scale: &Tensor, shift: Option<&Tensor>, eps: f64) -> Tensor {
@@ -357,7 +364,7 @@ pub(super) fn joint_attention(
     out: Option<&Tensor>,
 ) -> Option<Tensor> {
     let scales = streams.iter().flat_map(|s| s.scales);
-    if !ours(streams.iter().map(|s| s.qkv).chain(scales).collect::<Vec<_>>()) || !is_fast([pe]) {
+    if !is_supported(streams.iter().map(|s| s.qkv).chain(scales).collect::<Vec<_>>()) || !is_fast([pe]) {
         return None;
     }
     let first = streams.first()?.qkv;
@@ -448,7 +455,7 @@ pub(super) fn parallel_block(
     from: i64,
 ) -> Option<Tensor> {
     let ParallelBlock { linear1, linear2, .. } = block;
-    if !block.tensors([x_mod, gate, x]).is_some_and(ours) {
+    if !block.tensors([x_mod, gate, x]).is_some_and(is_supported) {
         return None;
     }
     let [b, l, hidden] = x_mod.size()[..] else { return None };
@@ -461,16 +468,16 @@ pub(super) fn parallel_block(
     }
     let workspace = workspace();
     let qkv = workspace.empty(&[b, l, 3 * hidden], x.kind());
-    linear_into(linear1, x_mod, &End::default(), 0..3 * hidden, &qkv);
+    linear_into(linear1, x_mod, &Epilogue::default(), 0..3 * hidden, &qkv);
     let wanted = |x: &Tensor| match from {
         0 => x.shallow_clone(),
         _ => x.narrow(1, from, l - from).contiguous(),
     };
     let both = workspace.empty(&[b, l - from, hidden + mlp], x.kind());
-    let gelu = End { activation: Activation::GeluTanh, ..End::default() };
+    let gelu = Epilogue { activation: Activation::GeluTanh, ..Epilogue::default() };
     linear_into(linear1, &wanted(x_mod), &gelu, 3 * hidden..3 * hidden + mlp, &both.narrow(-1, hidden, mlp));
     let stream = Qkv { qkv: &qkv, scales: block.scales };
     let _ = joint_attention(&[stream], block.num_heads, pe, from, Some(&both.narrow(-1, 0, hidden)))?;
     drop(qkv);
-    linear(linear2, &both, &End { gate: Some(gate), residual: Some(&wanted(x)), ..End::default() })
+    linear(linear2, &both, &Epilogue { gate: Some(gate), residual: Some(&wanted(x)), ..Epilogue::default() })
 }

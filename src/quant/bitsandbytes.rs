@@ -9,7 +9,7 @@ use super::Code;
 
 /// The tensors beside `weight`, by the ends of their names, as bytes.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Companions<'a> {
+pub(crate) struct QuantState<'a> {
     /// `absmax`: f32, or u8 where it is itself quantised.
     pub(crate) absmax: &'a [u8],
     /// `quant_map`: f32.
@@ -39,7 +39,7 @@ struct State {
 ///
 /// # Errors
 /// What does not fit: `quant_state` itself, or the companions' lengths.
-pub(crate) fn four_bit(companions: Companions, quant_state: &Value) -> Result<(Code, Vec<i64>), String> {
+pub(crate) fn four_bit(companions: QuantState, quant_state: &Value) -> Result<(Code, Vec<i64>), String> {
     let state = State::deserialize(quant_state).map_err(|e| {
         // It may quote a key at any length and with any characters.
         let text: String = e.to_string().chars().take(120).flat_map(char::escape_debug).collect();

@@ -136,7 +136,7 @@ blocks_match_gguf! {
 fn check_four_bit(name: &str) {
     let fixture = Fixture::open("bitsandbytes");
     let find = |end: &str| fixture.find(&format!("{name}.weight.{end}")).map(|(_, bytes)| bytes);
-    let companions = Companions {
+    let companions = QuantState {
         absmax: find("absmax").unwrap(),
         quant_map: find("quant_map").unwrap(),
         nested_absmax: find("nested_absmax"),
@@ -355,7 +355,7 @@ fn senseless_companions_of_four_bits_are_refused() {
     let (absmax, map, state) = ([0; 4 * 4], [0; 64], "nf4");
     let good =
         serde_json::json!({"quant_type": state, "blocksize": 64, "dtype": "bfloat16", "shape": [4, 64]});
-    let plain = Companions { absmax: &absmax, quant_map: &map, ..Companions::default() };
+    let plain = QuantState { absmax: &absmax, quant_map: &map, ..QuantState::default() };
     assert!(four_bit(plain, &good).is_ok());
     let with = |key: &str, value: serde_json::Value| {
         let mut state = good.clone();
@@ -385,12 +385,12 @@ fn senseless_companions_of_four_bits_are_refused() {
         assert!(!reason.is_empty() && reason.len() < 300, "{key} {value}: {reason}");
     }
     assert!(four_bit(plain, &serde_json::Value::Null).is_err());
-    assert!(four_bit(Companions { absmax: &absmax[1..], ..plain }, &good).is_err());
-    assert!(four_bit(Companions { quant_map: &map[4..], ..plain }, &good).is_err());
+    assert!(four_bit(QuantState { absmax: &absmax[1..], ..plain }, &good).is_err());
+    assert!(four_bit(QuantState { quant_map: &map[4..], ..plain }, &good).is_err());
 
     let (indices, inner, inner_map) = ([0u8; 4], [0; 4], [0; 1024]);
     let (nested_absmax, nested_quant_map) = (Some(&inner[..]), Some(&inner_map[..]));
-    let twice = Companions { absmax: &indices, quant_map: &map, nested_absmax, nested_quant_map };
+    let twice = QuantState { absmax: &indices, quant_map: &map, nested_absmax, nested_quant_map };
     let mut state = good.clone();
     for (key, value) in
         [("nested_blocksize", 256.into()), ("nested_dtype", "float32".into()), ("nested_offset", 0.1.into())]
@@ -399,10 +399,10 @@ fn senseless_companions_of_four_bits_are_refused() {
         state[key] = value;
     }
     assert!(four_bit(twice, &state).is_ok());
-    assert!(four_bit(Companions { nested_absmax: None, ..twice }, &state).is_err());
-    assert!(four_bit(Companions { nested_quant_map: None, ..twice }, &state).is_err());
-    assert!(four_bit(Companions { nested_quant_map: Some(&inner_map[4..]), ..twice }, &state).is_err());
-    assert!(four_bit(Companions { absmax: &indices[1..], ..twice }, &state).is_err());
+    assert!(four_bit(QuantState { nested_absmax: None, ..twice }, &state).is_err());
+    assert!(four_bit(QuantState { nested_quant_map: None, ..twice }, &state).is_err());
+    assert!(four_bit(QuantState { nested_quant_map: Some(&inner_map[4..]), ..twice }, &state).is_err());
+    assert!(four_bit(QuantState { absmax: &indices[1..], ..twice }, &state).is_err());
     for (key, value) in
         [("nested_blocksize", 0.into()), ("nested_blocksize", 1.into()), ("nested_dtype", "float16".into())]
     {

@@ -5,7 +5,7 @@ use tch::{Device, Kind, Tensor};
 use tch_flux::checkpoint::Access;
 use tch_flux::checkpoint::lora::{Lora, Maker, Model};
 use tch_flux::layers::LinearLora;
-use tch_flux::lora::{Beside, grown_columns, merged, merged_bias};
+use tch_flux::lora::{LoraBranch, grown_columns, merged, merged_bias};
 
 use crate::support::{framed, header, stored, temp, write_file};
 use crate::{assert_close, base, changed, changed_by, open, open_stored, parameter, place, wave, weight};
@@ -104,7 +104,7 @@ fn a_control_lora_runs_as_the_official_layer_does() {
     }
     let x = wave(&[2, 3, 8], 9.0);
     let terms = &placed.linears["img_in"];
-    let beside = Beside::new(terms, &|| Ok(grown.shallow_clone()), Device::Cpu, Kind::Float).unwrap();
+    let beside = LoraBranch::new(terms, &|| Ok(grown.shallow_clone()), Device::Cpu, Kind::Float).unwrap();
     let bias_of_base = parameter(Model::Transformer, "img_in.bias");
     let y = beside.forward(&x, x.linear(&grown, Some(&bias_of_base)), &|x| x.linear::<&Tensor>(&grown, None));
     assert!(y == official.forward(&x), "the bits are the official ones");

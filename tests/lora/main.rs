@@ -1,7 +1,7 @@
 //! LoRA files of every maker: from one known pair of matrices the same change is written in each maker's form, opened,
 //! placed and merged, and the weights are those that the pair gives directly.
 
-mod beside;
+mod branch;
 mod few_steps;
 mod forms;
 mod makers;

@@ -10,8 +10,8 @@ use tch::{Device, Kind, Tensor};
 use tch_flux::Error;
 use tch_flux::checkpoint::Access;
 use tch_flux::generation::{
-    Edit, Follow, Generated, Offload, OwnParts, Parts, Phase, Pipeline, PreviewBy, Progress, Request, Role,
-    Settings,
+    ControlPreprocess, Edit, Generated, Offload, PartOverrides, Parts, Phase, Pipeline, PreviewBy, Progress,
+    Request, Role, Settings,
 };
 use tch_flux::image::Image;
 use tch_flux::image::Mask;
@@ -301,7 +301,7 @@ fn a_folder_need_not_hold_the_parts_that_are_named() {
         model_index: _,
     } = Parts::find(model()).unwrap();
     std::fs::copy(transformer, folder.path().join("flux1-a.safetensors")).unwrap();
-    let own = OwnParts {
+    let own = PartOverrides {
         base,
         transformer: None,
         autoencoder: Some(autoencoder),
@@ -469,7 +469,7 @@ fn a_tiny_autoencoder_stands_in_for_the_full_one() {
 #[test]
 fn depths_need_a_model_of_them_and_a_transformer_that_follows() {
     let pipeline = open(Settings::default());
-    let edit = Edit { follow: Follow::Depth, ..Edit::new(vec![plain(64, 64, [1, 2, 3])]) };
+    let edit = Edit { follow: ControlPreprocess::Depth, ..Edit::new(vec![plain(64, 64, [1, 2, 3])]) };
     assert!(
         matches!(pipeline.role(&edit), Err(Error::Request(text)) if text.contains("for a picture as control, not as start"))
     );

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use crate::support::judge::{COLOURS, SIZE, Wanted, all, distance, ideal, is_right, nearest_colour};
 use tch_flux::generation::{
-    Control, Edit, Follow, LoraFile, OwnParts, Parts, Pipeline, Redux, Request, Settings,
+    Control, ControlPreprocess, Edit, LoraFile, PartOverrides, Parts, Pipeline, Redux, Request, Settings,
 };
 use tch_flux::image::Image;
 use tch_flux::numerics::Numerics;
@@ -89,13 +89,13 @@ fn addition(path: &str) -> PathBuf {
     fixture("tiny-additions").join(path)
 }
 
-fn pipeline(own: OwnParts) -> Pipeline {
+fn pipeline(own: PartOverrides) -> Pipeline {
     let settings = Settings { keep_text_encoders: true, numerics: Numerics::Fast, ..Settings::default() };
     Pipeline::open(Parts::find_rest(own, fixture("tiny")).unwrap(), settings).unwrap()
 }
 
 fn with_lora(path: &str) -> Pipeline {
-    let mut pipeline = pipeline(OwnParts::default());
+    let mut pipeline = pipeline(PartOverrides::default());
     pipeline.set_loras(&[LoraFile { path: addition(path), strength: 1.0 }]).unwrap();
     pipeline
 }
@@ -118,7 +118,7 @@ fn count(pipeline: &mut Pipeline, of: fn(&Case) -> Request, right: fn(&Case, &Im
 
 #[test]
 fn without_an_addition_nothing_is_followed_and_nothing_resembled() {
-    let mut pipeline = pipeline(OwnParts::default());
+    let mut pipeline = pipeline(PartOverrides::default());
     // The noise alone says the place, and now and then it says the right one.
     let followed = count(&mut pipeline, Case::prompted, Case::follows);
     assert!(followed <= 6, "{followed} of {COUNT}");
@@ -128,7 +128,7 @@ fn without_an_addition_nothing_is_followed_and_nothing_resembled() {
 #[test]
 fn the_canny_lora_follows_edges() {
     let edges = |case: &Case| {
-        let edit = Edit { follow: Follow::Canny, ..Edit::new(vec![case.picture(case.shown)]) };
+        let edit = Edit { follow: ControlPreprocess::Canny, ..Edit::new(vec![case.picture(case.shown)]) };
         case.prompted().edit(edit)
     };
     let right = count(&mut with_lora("flux1-canny-lora.safetensors"), edges, Case::follows);
@@ -148,7 +148,7 @@ fn the_controlnet_follows_edges() {
         let control = Control::new(case.picture(case.shown));
         case.prompted().control(Control { canny: true, ..control })
     };
-    let mut pipeline = pipeline(OwnParts::default());
+    let mut pipeline = pipeline(PartOverrides::default());
     pipeline.set_controlnets(&[addition("controlnet-canny")]).unwrap();
     let right = count(&mut pipeline, edges, Case::follows);
     assert!(right >= 24, "{right} of {COUNT}");
@@ -156,7 +156,7 @@ fn the_controlnet_follows_edges() {
 
 #[test]
 fn redux_draws_what_it_is_shown() {
-    let own = OwnParts { redux: Some(addition("redux")), ..OwnParts::default() };
+    let own = PartOverrides { redux: Some(addition("redux")), ..PartOverrides::default() };
     let shown = |case: &Case| {
         // As short as it was trained with: the picture has 16 tokens.
         let request = Request { max_sequence_length: Some(12), ..case.silent() };

@@ -5,14 +5,14 @@ use std::path::Path;
 
 use anyhow::Context;
 use tch_flux::Error;
-use tch_flux::generation::provenance::{Means, Recipe};
+use tch_flux::generation::provenance::{ModelRecord, Provenance};
 use tch_flux::image::Image;
 
 use super::pictures;
 
-pub(super) fn read(path: &Path) -> anyhow::Result<Recipe> {
+pub(super) fn read(path: &Path) -> anyhow::Result<Provenance> {
     let (_, texts) = Image::read(path)?;
-    let recipe = Recipe::from_texts(&texts).with_context(|| path.display().to_string())?;
+    let provenance = Provenance::from_texts(&texts).with_context(|| path.display().to_string())?;
     let missing = || match maker(&texts) {
         Some((program, key)) => format!(
             "{}: it is by {program}, whose text {key:?} does not say all that drawing it again needs: give its prompt and \
@@ -21,7 +21,7 @@ pub(super) fn read(path: &Path) -> anyhow::Result<Recipe> {
         ),
         None => format!("{}: it does not say how it was drawn; is it ours?", path.display()),
     };
-    Ok(recipe.ok_or_else(|| Error::Request(missing()))?)
+    Ok(provenance.ok_or_else(|| Error::Request(missing()))?)
 }
 
 /// The other program that drew a picture, and the key of the text that says so.
@@ -43,14 +43,15 @@ fn maker(texts: &BTreeMap<String, String>) -> Option<(&'static str, &'static str
 }
 
 /// What is not as it was when the picture was drawn: the models' files, by their names, and the pictures that were read.
-pub(super) fn changed(picture: &Path, recipe: &Recipe, now: &Means) -> Vec<String> {
+pub(super) fn changed(picture: &Path, provenance: &Provenance, now: &ModelRecord) -> Vec<String> {
     let picture = picture.display();
-    let before = &recipe.means;
+    let before = &provenance.means;
     let names = [(&before.model, &now.model), (&before.autoencoder, &now.autoencoder)];
     let others = names.into_iter().filter(|(before, now)| !before.is_empty() && before != now);
     let others = others.map(|(before, now)| format!("{picture} was drawn with {before}, not with {now}"));
     let seen = pictures::seen();
-    let inputs = recipe.inputs.iter().filter(|(path, sum)| seen.get(*path).is_some_and(|now| now != *sum));
+    let inputs =
+        provenance.inputs.iter().filter(|(path, sum)| seen.get(*path).is_some_and(|now| now != *sum));
     let inputs =
         inputs.map(|(path, _)| format!("{} is not what it was when {picture} was drawn", path.display()));
     others.chain(inputs).collect()

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use tch_flux::Error;
-use tch_flux::generation::provenance::Followed;
+use tch_flux::generation::provenance::ControlRecord;
 use tch_flux::generation::{Control, Pipeline};
 use tch_flux::models::flux1::MODES;
 
@@ -47,7 +47,7 @@ impl ControlArgs {
     }
 
     /// What is asked for, and else what a picture was drawn with before.
-    pub(super) fn followed(&self, before: Vec<Followed>) -> anyhow::Result<Vec<Followed>> {
+    pub(super) fn followed(&self, before: Vec<ControlRecord>) -> anyhow::Result<Vec<ControlRecord>> {
         let (nets, pictures) = (self.controlnet.len(), self.control_image.len());
         if pictures == 0 && nets == 0 {
             return self.changed(before);
@@ -61,7 +61,7 @@ impl ControlArgs {
             );
             return Err(Error::Request(text).into());
         }
-        let one = |i: usize| Followed {
+        let one = |i: usize| ControlRecord {
             controlnet: self.controlnet[if nets == 1 { 0 } else { i }].clone(),
             image: Some(self.control_image[i].clone()),
             strength: 1.0,
@@ -74,7 +74,7 @@ impl ControlArgs {
     }
 
     /// Those of a picture that came from a server, which does not know their files.
-    fn named(&self, mut before: Vec<Followed>) -> anyhow::Result<Vec<Followed>> {
+    fn named(&self, mut before: Vec<ControlRecord>) -> anyhow::Result<Vec<ControlRecord>> {
         let nets = self.controlnet.len();
         if nets > 1 && nets != before.len() {
             let text = format!("{nets} --controlnet for {} --control-image", before.len());
@@ -90,7 +90,7 @@ impl ControlArgs {
     }
 
     /// With what the other flags say.
-    fn changed(&self, mut all: Vec<Followed>) -> anyhow::Result<Vec<Followed>> {
+    fn changed(&self, mut all: Vec<ControlRecord>) -> anyhow::Result<Vec<ControlRecord>> {
         let pictures = all.len();
         let given = [
             ("--control-strength", self.control_strength.len()),
@@ -121,7 +121,7 @@ impl ControlArgs {
 }
 
 /// Puts the ControlNets on, each once, and reads the pictures.
-pub(super) fn put_on(pipeline: &mut Pipeline, followed: &[Followed]) -> anyhow::Result<Vec<Control>> {
+pub(super) fn put_on(pipeline: &mut Pipeline, followed: &[ControlRecord]) -> anyhow::Result<Vec<Control>> {
     let files = followed.iter().map(|one| one.image.as_deref()).collect::<Option<Vec<_>>>();
     let Some(files) = files else {
         let text = format!(
@@ -134,7 +134,7 @@ pub(super) fn put_on(pipeline: &mut Pipeline, followed: &[Followed]) -> anyhow::
     nets.sort();
     nets.dedup();
     pipeline.set_controlnets(&nets)?;
-    let control = |(one, file): (&Followed, &Path)| {
+    let control = |(one, file): (&ControlRecord, &Path)| {
         Ok(Control {
             net: nets.iter().position(|net| *net == one.controlnet).unwrap_or_default(),
             image: Arc::new(read(file)?),

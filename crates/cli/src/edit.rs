@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use tch_flux::Error;
-use tch_flux::generation::provenance::Begun;
-use tch_flux::generation::{self, Follow, Role};
+use tch_flux::generation::provenance::EditRecord;
+use tch_flux::generation::{self, ControlPreprocess, Role};
 use tch_flux::image::{Image, Mask};
 
 use super::generate::{Begin, Generate};
@@ -82,7 +82,7 @@ impl Edit {
             let text = "an edit is drawn from a picture: give --image FILE; from the prompt alone draws `tch-flux generate`";
             return Err(Error::Request(text.into()).into());
         }
-        let before = self.generate.recipe()?.and_then(|recipe| recipe.edit);
+        let before = self.generate.provenance()?.and_then(|provenance| provenance.edit);
         let begun = self.begun(before);
         if begun.images.is_empty() {
             let text = "that picture does not say by name which ones it was begun with: give --image";
@@ -99,15 +99,15 @@ impl Edit {
     }
 
     /// What is asked for, and the rest as it was before.
-    fn begun(&self, before: Option<Begun>) -> Begun {
-        let mut begun = before.unwrap_or_else(|| Begun {
+    fn begun(&self, before: Option<EditRecord>) -> EditRecord {
+        let mut begun = before.unwrap_or_else(|| EditRecord {
             images: Vec::new(),
             mask: None,
             pad: None,
             strength: generation::Edit::STRENGTH,
             role: self.generate.names().find_map(|name| Role::of_model(&name.to_string_lossy())),
             keep_size: false,
-            follow: Follow::Picture,
+            follow: ControlPreprocess::Picture,
         });
         if !self.image.is_empty() {
             begun.images = self.image.clone();
@@ -119,16 +119,16 @@ impl Edit {
         begun.role = self.role.map(Role::from).or(begun.role);
         begun.keep_size |= self.keep_size;
         if self.canny {
-            begun.follow = Follow::Canny;
+            begun.follow = ControlPreprocess::Canny;
         } else if self.depth {
-            begun.follow = Follow::Depth;
+            begun.follow = ControlPreprocess::Depth;
         }
         begun
     }
 }
 
 /// The pictures that an edit begins with, read.
-pub(super) fn pictures(begun: &Begun) -> anyhow::Result<generation::Edit> {
+pub(super) fn pictures(begun: &EditRecord) -> anyhow::Result<generation::Edit> {
     let mut images = begun.images.iter().map(|path| read(path)).collect::<anyhow::Result<Vec<_>>>()?;
     let mut mask = begun.mask.as_deref().map(read_mask).transpose()?;
     if let (Some(pad @ [left, top, right, bottom]), Some(first)) = (begun.pad, images.first_mut()) {
@@ -141,7 +141,7 @@ pub(super) fn pictures(begun: &Begun) -> anyhow::Result<generation::Edit> {
         *first = picture;
         mask = Some(around);
     }
-    let Begun { strength, role, keep_size, follow, .. } = *begun;
+    let EditRecord { strength, role, keep_size, follow, .. } = *begun;
     Ok(generation::Edit { images, mask, strength, role, keep_size, follow })
 }
 

@@ -13,7 +13,7 @@ use clap::Args;
 use serde_json::json;
 use tch::Device;
 use tch_flux::Error;
-use tch_flux::generation::provenance::{Begun, Means, Recipe};
+use tch_flux::generation::provenance::{EditRecord, ModelRecord, Provenance};
 use tch_flux::generation::{Edit, LoraFile, Pipeline, Progress, Request, Role, Settings, Weights};
 use tch_flux::numerics::{Numerics, Quantize};
 use tch_flux::ops::{cpu, cuda};
@@ -166,7 +166,7 @@ pub(super) struct Generate {
 
 /// What an edit begins with: the names of pictures, which are read once it is known that the outputs can be written.
 pub(super) struct Begin {
-    pub(super) begun: Begun,
+    pub(super) begun: EditRecord,
     /// Flags that were given, and what pictures they are for.
     pub(super) only: Vec<(&'static str, Role)>,
 }
@@ -194,8 +194,8 @@ impl Generate {
         self.run_from(None)
     }
 
-    /// The recipe of `--from-image`.
-    pub(super) fn recipe(&self) -> anyhow::Result<Option<Recipe>> {
+    /// The provenance of `--from-image`.
+    pub(super) fn provenance(&self) -> anyhow::Result<Option<Provenance>> {
         self.from_image.as_deref().map(again::read).transpose()
     }
 
@@ -212,22 +212,22 @@ impl Generate {
     /// Draws from text, or from what an edit begins with.
     pub(super) fn run_from(self, begin: Option<Begin>) -> anyhow::Result<ExitCode> {
         let quality = self.quality()?;
-        let recipe = self.recipe()?;
-        if let (Some(Recipe { edit: Some(_), .. }), None) = (&recipe, &begin) {
+        let provenance = self.provenance()?;
+        if let (Some(Provenance { edit: Some(_), .. }), None) = (&provenance, &begin) {
             let text = "that picture was begun with another one: repeat it with `tch-flux edit --from-image`";
             return Err(Error::Request(text.into()).into());
         }
         self.threads.set();
         let bars = !self.quiet && !self.json && std::io::stderr().is_terminal();
         let saying = Saying { bars, warnings: !self.quiet };
-        let mut request = self.request(recipe.as_ref())?;
-        let inputs = self.inputs(begin.as_ref(), recipe.as_ref());
+        let mut request = self.request(provenance.as_ref())?;
+        let inputs = self.inputs(begin.as_ref(), provenance.as_ref());
         // Before anything is fetched or opened; previews are known, and checked, once the model is.
         self.targets(&request, &[], &inputs)?;
         let edit = begin.as_ref().map(|begin| edit::pictures(&begin.begun)).transpose()?;
         request.edit = edit.map(Arc::new);
         let mut parts = self.redux.parts(self.model.parts(saying)?, saying)?;
-        if recipe.is_none() {
+        if provenance.is_none() {
             let size = default_size(&parts.autoencoder);
             (request.width, request.height) = (self.width.unwrap_or(size), self.height.unwrap_or(size));
         }
@@ -235,16 +235,17 @@ impl Generate {
             // Nothing is left for it to say, whatever it asks for.
             parts.scheduler = None;
         }
-        let seen = self.redux.seen(recipe.as_ref().and_then(|recipe| recipe.redux.clone()))?;
+        let seen = self.redux.seen(provenance.as_ref().and_then(|provenance| provenance.redux.clone()))?;
         request.redux = seen.as_ref().map(redux::read).transpose()?.map(Arc::new);
-        let kind = match (self.kind, &recipe) {
+        let kind = match (self.kind, &provenance) {
             (Some(kind), _) => Some(kind.into()),
-            (None, Some(recipe)) => parse_kind(&recipe.means.kind)?,
+            (None, Some(provenance)) => parse_kind(&provenance.means.kind)?,
             (None, None) => None,
         };
-        let (numerics, quantize) = recipe.as_ref().map_or((Numerics::Fast, Quantize::None), |recipe| {
-            (recipe.means.numerics, recipe.means.quantize)
-        });
+        let (numerics, quantize) =
+            provenance.as_ref().map_or((Numerics::Fast, Quantize::None), |provenance| {
+                (provenance.means.numerics, provenance.means.quantize)
+            });
         let settings = Settings {
             device: self.device,
             kind,
@@ -255,21 +256,22 @@ impl Generate {
             keep_quantized: self.keep_quantized,
             offload: self.memory.offload(),
             allow_partial_lora: self.allow_partial_lora,
-            vae_tile: self.vae_tile.or_else(|| recipe.as_ref()?.means.vae_tile),
+            vae_tile: self.vae_tile.or_else(|| provenance.as_ref()?.means.vae_tile),
         };
         let mut pipeline = Pipeline::open(parts.clone(), settings)?;
-        let before = recipe.as_ref().map(|recipe| recipe.means.loras.clone()).unwrap_or_default();
+        let before = provenance.as_ref().map(|provenance| provenance.means.loras.clone()).unwrap_or_default();
         let loras = if self.lora.is_empty() { before } else { self.lora.clone() };
         let mut notes = pipeline.set_loras(&loras)?;
-        let before = recipe.as_ref().map(|recipe| recipe.controls.clone()).unwrap_or_default();
+        let before = provenance.as_ref().map(|provenance| provenance.controls.clone()).unwrap_or_default();
         let followed = self.control.followed(before)?;
         request.controls = control::put_on(&mut pipeline, &followed)?;
-        let before = recipe.as_ref().map(|recipe| recipe.pictured.clone()).unwrap_or_default();
+        let before = provenance.as_ref().map(|provenance| provenance.pictured.clone()).unwrap_or_default();
         let liked = self.pictured.liked(before)?;
         request.pictured = pictured::put_on(&mut pipeline, &liked)?;
         let (mut remarks, mut strength) = (Vec::new(), None);
         if let Some(edit) = request.edit.clone() {
-            let own = recipe.as_ref().map(|recipe| (recipe.request.width, recipe.request.height));
+            let own =
+                provenance.as_ref().map(|provenance| (provenance.request.width, provenance.request.height));
             let padded = begin.as_ref().is_some_and(|begin| begin.begun.pad.is_some());
             let most = if padded { i64::MAX } else { 2 * default_size(&parts.autoencoder).pow(2) };
             let role = pipeline.role(&edit)?;
@@ -316,12 +318,12 @@ impl Generate {
         let settings = *pipeline.settings();
         let weights = pipeline.weights()?;
         notes.extend(pipeline.warnings()?);
-        let means = Means { loras, ..Means::of(&pipeline, &parts) };
+        let means = ModelRecord { loras, ..ModelRecord::of(&pipeline, &parts) };
         let model = means.model.clone();
         let previews = pipeline.preview_steps(&request)?;
         let (files, targets) = self.targets(&request, &previews, &inputs)?;
-        if let (Some(picture), Some(recipe)) = (&self.from_image, &recipe) {
-            notes.extend(again::changed(picture, recipe, &means));
+        if let (Some(picture), Some(provenance)) = (&self.from_image, &provenance) {
+            notes.extend(again::changed(picture, provenance, &means));
         }
         if self.dry_run {
             // Otherwise each picture says its own.
@@ -481,7 +483,7 @@ impl Generate {
     }
 
     /// All files that are read, as far as flags or the picture that is repeated name them.
-    fn inputs(&self, begin: Option<&Begin>, recipe: Option<&Recipe>) -> Vec<Input> {
+    fn inputs(&self, begin: Option<&Begin>, provenance: Option<&Provenance>) -> Vec<Input> {
         let mut inputs = Vec::new();
         inputs.extend(self.from_image.iter().map(|path| Input::new("--from-image", path)));
         inputs.extend(self.prompt_file.iter().map(|path| Input::new("--prompt-file", path)));
@@ -494,18 +496,18 @@ impl Generate {
         inputs.extend(self.redux.inputs());
         inputs.extend(self.control.inputs());
         inputs.extend(self.pictured.inputs());
-        if let Some(recipe) = recipe {
+        if let Some(provenance) = provenance {
             let flag = "--from-image";
-            inputs.extend(recipe.means.loras.iter().map(|lora| Input::new(flag, &lora.path)));
-            inputs.extend(recipe.inputs.keys().map(|path| Input::new(flag, path)));
+            inputs.extend(provenance.means.loras.iter().map(|lora| Input::new(flag, &lora.path)));
+            inputs.extend(provenance.inputs.keys().map(|path| Input::new(flag, path)));
         }
         inputs
     }
 
     /// What is asked for. Where no flag and no picture says its size, that is left to the model.
-    fn request(&self, recipe: Option<&Recipe>) -> anyhow::Result<Request> {
-        let mut request = match recipe {
-            Some(recipe) => recipe.request.clone(),
+    fn request(&self, provenance: Option<&Provenance>) -> anyhow::Result<Request> {
+        let mut request = match provenance {
+            Some(provenance) => provenance.request.clone(),
             None => {
                 Request { prompts: Vec::new(), seed: Request::random_seed(), ..Request::new("", 1024, 1024) }
             }

@@ -5,14 +5,14 @@ use std::path::Path;
 
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
-use tch_flux::generation::{OwnParts, Parts};
+use tch_flux::generation::{PartOverrides, Parts};
 use tch_flux::hub::{Event, Hub, Repository};
 use tch_flux::{Error, HubProblem};
 
 use super::Saying;
 
 /// The parts of the repository that `model` names, which is no folder here.
-pub(super) fn parts(model: &Path, own: OwnParts, saying: Saying) -> anyhow::Result<Parts> {
+pub(super) fn parts(model: &Path, own: PartOverrides, saying: Saying) -> anyhow::Result<Parts> {
     let name = model.to_string_lossy();
     let repository: Repository =
         name.parse().context("there is no such folder, nor is it a name on the hub")?;
@@ -26,7 +26,7 @@ pub(super) fn parts(model: &Path, own: OwnParts, saying: Saying) -> anyhow::Resu
 }
 
 /// What reads pictures for Redux, of the repository that `model` names.
-pub(super) fn redux(model: &Path, saying: Saying) -> anyhow::Result<OwnParts> {
+pub(super) fn redux(model: &Path, saying: Saying) -> anyhow::Result<PartOverrides> {
     let name = model.to_string_lossy();
     let repository: Repository =
         name.parse().context("there is no such file or folder, nor is it a name on the hub")?;

@@ -46,7 +46,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Cuda, Device, Kind};
 use tch_flux::Error;
 use tch_flux::checkpoint::Access;
-use tch_flux::generation::{OwnParts, Parts, PreviewBy};
+use tch_flux::generation::{PartOverrides, Parts, PreviewBy};
 use tch_flux::numerics::{Numerics, Quantize};
 
 use output::Input;
@@ -267,7 +267,7 @@ impl ModelArgs {
     }
 
     fn parts(&self, saying: Saying) -> anyhow::Result<Parts> {
-        let own = OwnParts {
+        let own = PartOverrides {
             transformer: self.transformer.clone(),
             base: self.base.clone(),
             autoencoder: self.autoencoder.clone(),

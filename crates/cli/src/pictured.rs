@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use tch_flux::Error;
-use tch_flux::generation::provenance::Liked;
+use tch_flux::generation::provenance::IpAdapterRecord;
 use tch_flux::generation::{self, Pipeline};
 use tch_flux::image::Image;
 
@@ -48,7 +48,7 @@ impl PicturedArgs {
     }
 
     /// What is asked for, and else what a picture was drawn with before.
-    pub(super) fn liked(&self, before: Vec<Liked>) -> anyhow::Result<Vec<Liked>> {
+    pub(super) fn liked(&self, before: Vec<IpAdapterRecord>) -> anyhow::Result<Vec<IpAdapterRecord>> {
         let wrong = |text: String| Err(Error::Request(text).into());
         let (adapters, pictures) = (self.ip_adapter.len(), self.ip_image.len());
         let mut all = before;
@@ -68,7 +68,7 @@ impl PicturedArgs {
                 1 => self.ip_image.clone(),
                 _ => vec![self.ip_image[i].clone()],
             };
-            let one = |(i, path): (usize, &PathBuf)| Liked {
+            let one = |(i, path): (usize, &PathBuf)| IpAdapterRecord {
                 ip_adapter: path.clone(),
                 image_encoder: Some(image_encoder.clone()),
                 images: images(i),
@@ -99,7 +99,7 @@ impl PicturedArgs {
     }
 
     /// Those of a picture that came from a server, which does not know their files.
-    fn name(&self, before: &mut [Liked]) -> anyhow::Result<()> {
+    fn name(&self, before: &mut [IpAdapterRecord]) -> anyhow::Result<()> {
         let (adapters, pictures) = (self.ip_adapter.len(), self.ip_image.len());
         let fits = before.len() == 1 || pictures == before.len();
         if !fits || (adapters > 0 && adapters != before.len()) {
@@ -121,7 +121,10 @@ impl PicturedArgs {
 }
 
 /// Puts the IP-Adapters on, and reads the pictures.
-pub(super) fn put_on(pipeline: &mut Pipeline, liked: &[Liked]) -> anyhow::Result<Vec<generation::Pictured>> {
+pub(super) fn put_on(
+    pipeline: &mut Pipeline,
+    liked: &[IpAdapterRecord],
+) -> anyhow::Result<Vec<generation::IpAdapterImage>> {
     if liked.iter().any(|one| one.images.is_empty()) {
         let text = "that picture does not say by name which ones it is like: give --ip-adapter, --ip-image-encoder and \
                     --ip-image";
@@ -132,8 +135,8 @@ pub(super) fn put_on(pipeline: &mut Pipeline, liked: &[Liked]) -> anyhow::Result
     let pictures = |paths: &[PathBuf]| -> anyhow::Result<Vec<Arc<Image>>> {
         paths.iter().map(|path| Ok(Arc::new(read(path)?))).collect()
     };
-    let pictured = |(adapter, one): (usize, &Liked)| {
-        Ok(generation::Pictured {
+    let pictured = |(adapter, one): (usize, &IpAdapterRecord)| {
+        Ok(generation::IpAdapterImage {
             adapter,
             images: pictures(&one.images)?,
             negative: pictures(&one.negative)?,

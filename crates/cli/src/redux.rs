@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 use tch_flux::Error;
-use tch_flux::generation::provenance::{Seen, SeenImage};
-use tch_flux::generation::{OwnParts, Parts, Redux, ReduxImage, ReduxMix};
+use tch_flux::generation::provenance::{ReduxImageRecord, ReduxRecord};
+use tch_flux::generation::{PartOverrides, Parts, Redux, ReduxImage, ReduxMix};
 
 use super::output::Input;
 use super::{Saying, edit};
@@ -64,14 +64,14 @@ impl ReduxModelArgs {
 
     /// The parts with those that are named here.
     pub(super) fn parts(&self, parts: Parts, saying: Saying) -> anyhow::Result<Parts> {
-        let OwnParts { redux, image_encoder, .. } = match &self.redux_model {
+        let PartOverrides { redux, image_encoder, .. } = match &self.redux_model {
             Some(model) if !model.exists() => super::hub::redux(model, saying)?,
             // The image encoder of another Redux is not meant.
-            Some(model) => OwnParts { redux: Some(model.clone()), ..OwnParts::default() },
-            None => OwnParts {
+            Some(model) => PartOverrides { redux: Some(model.clone()), ..PartOverrides::default() },
+            None => PartOverrides {
                 redux: parts.redux.clone(),
                 image_encoder: parts.image_encoder.clone(),
-                ..OwnParts::default()
+                ..PartOverrides::default()
             },
         };
         let image_encoder = self.image_encoder.clone().or(image_encoder);
@@ -97,7 +97,7 @@ impl ReduxArgs {
     }
 
     /// What is asked for, and the rest as it was before.
-    pub(super) fn seen(&self, before: Option<Seen>) -> anyhow::Result<Option<Seen>> {
+    pub(super) fn seen(&self, before: Option<ReduxRecord>) -> anyhow::Result<Option<ReduxRecord>> {
         let mut seen = before.unwrap_or_default();
         if self.has_pictures() {
             // Of a picture that came from a server, which does not know their files.
@@ -107,7 +107,7 @@ impl ReduxArgs {
             let one = |(i, Look { file, numbers }): (usize, &Look)| {
                 let before = before.get(i).map_or((1.0, 1.0), |before| (before.strength, before.pooled));
                 let (strength, pooled) = numbers.unwrap_or(before);
-                SeenImage { file: Some(file.clone()), strength, pooled }
+                ReduxImageRecord { file: Some(file.clone()), strength, pooled }
             };
             seen.images = self.redux.iter().enumerate().map(one).collect();
         }
@@ -117,7 +117,7 @@ impl ReduxArgs {
             None => {}
         }
         seen.without_text |= self.redux_without_text;
-        if seen.images.is_empty() && seen != Seen::default() {
+        if seen.images.is_empty() && seen != ReduxRecord::default() {
             return Err(Error::Request("nothing to look at: name a picture by --redux".into()).into());
         }
         Ok(Some(seen).filter(|seen| !seen.images.is_empty()))
@@ -125,8 +125,8 @@ impl ReduxArgs {
 }
 
 /// The pictures themselves.
-pub(super) fn read(seen: &Seen) -> anyhow::Result<Redux> {
-    let image = |SeenImage { file, strength, pooled }: &SeenImage| {
+pub(super) fn read(seen: &ReduxRecord) -> anyhow::Result<Redux> {
+    let image = |ReduxImageRecord { file, strength, pooled }: &ReduxImageRecord| {
         let Some(file) = file else {
             let text = "that picture does not say by name which ones it was made to look like: give --redux";
             return Err(Error::Request(text.into()).into());

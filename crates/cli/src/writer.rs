@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use tch_flux::generation::provenance::{Begun, Followed, Liked, Means, Recipe, Seen};
+use tch_flux::generation::provenance::{
+    ControlRecord, EditRecord, IpAdapterRecord, ModelRecord, Provenance, ReduxRecord,
+};
 use tch_flux::generation::{Generated, Request};
 use tch_flux::image::{Format, Image};
 
@@ -60,23 +62,23 @@ impl Written {
 
 /// What pictures say of how they were drawn, beside their requests.
 pub(super) struct Sources<'a> {
-    pub(super) means: &'a Means,
-    pub(super) begun: Option<&'a Begun>,
-    pub(super) seen: Option<&'a Seen>,
-    pub(super) followed: &'a [Followed],
-    pub(super) liked: &'a [Liked],
+    pub(super) means: &'a ModelRecord,
+    pub(super) begun: Option<&'a EditRecord>,
+    pub(super) seen: Option<&'a ReduxRecord>,
+    pub(super) followed: &'a [ControlRecord],
+    pub(super) liked: &'a [IpAdapterRecord],
 }
 
 impl Sources<'_> {
-    fn recipe(&self, picture: &Generated) -> Recipe {
-        let mut recipe = Recipe::new(self.means, picture);
+    fn provenance(&self, picture: &Generated) -> Provenance {
+        let mut provenance = Provenance::new(self.means, picture);
         if let Some(begun) = self.begun {
-            recipe.edit = Some(begun.clone());
+            provenance.edit = Some(begun.clone());
         }
-        recipe.redux = self.seen.cloned();
-        (recipe.controls, recipe.pictured) = (self.followed.to_vec(), self.liked.to_vec());
-        recipe.inputs = pictures::seen();
-        recipe
+        provenance.redux = self.seen.cloned();
+        (provenance.controls, provenance.pictured) = (self.followed.to_vec(), self.liked.to_vec());
+        provenance.inputs = pictures::seen();
+        provenance
     }
 }
 
@@ -105,7 +107,7 @@ impl<'a> Writer<'a> {
 
     /// Writes a picture, and returns what there is to say of it.
     pub(super) fn write(&mut self, image: usize, picture: &Generated) -> anyhow::Result<Written> {
-        let texts = self.sources.recipe(picture).texts()?;
+        let texts = self.sources.provenance(picture).texts()?;
         let (written, done) = &mut self.pictures[image];
         let file = save(&written.file, &picture.image, &texts, self.saving)?;
         written.warnings.clone_from(&picture.warnings);

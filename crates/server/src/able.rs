@@ -10,8 +10,8 @@ use super::models::Model;
 use super::pictures::Counts;
 use super::problem::Problem;
 use super::shape::shorten;
-use tch_flux::generation::provenance::{Followed, Liked};
-use tch_flux::generation::{Follow, Pipeline, Request, Role};
+use tch_flux::generation::provenance::{ControlRecord, IpAdapterRecord};
+use tch_flux::generation::{ControlPreprocess, Pipeline, Request, Role};
 use tch_flux::models::flux1::MODES;
 
 /// What a served model can be asked beside a prompt.
@@ -123,9 +123,9 @@ impl Abilities {
     }
 
     /// What the file of a picture says of its ControlNets.
-    pub(super) fn followed(&self, request: &Request) -> Vec<Followed> {
+    pub(super) fn followed(&self, request: &Request) -> Vec<ControlRecord> {
         let followed = |control: &tch_flux::generation::Control| {
-            Some(Followed {
+            Some(ControlRecord {
                 controlnet: self.controlnets.get(control.net)?.name.clone().into(),
                 image: None,
                 strength: control.strength,
@@ -139,9 +139,9 @@ impl Abilities {
     }
 
     /// What it says of its IP-Adapters.
-    pub(super) fn liked(&self, request: &Request) -> Vec<Liked> {
-        let liked = |pictured: &tch_flux::generation::Pictured| {
-            Some(Liked {
+    pub(super) fn liked(&self, request: &Request) -> Vec<IpAdapterRecord> {
+        let liked = |pictured: &tch_flux::generation::IpAdapterImage| {
+            Some(IpAdapterRecord {
                 ip_adapter: self.ip_adapters.get(pictured.adapter)?.name.clone().into(),
                 image_encoder: None,
                 images: Vec::new(),
@@ -212,16 +212,16 @@ impl Model {
             return Err(Problem::value("keep_size", text));
         }
         let follow = match asked.follow {
-            Follow::Picture => return Ok(role),
-            Follow::Canny => "canny",
-            Follow::Depth => "depth",
+            ControlPreprocess::Picture => return Ok(role),
+            ControlPreprocess::Canny => "canny",
+            ControlPreprocess::Depth => "depth",
         };
         if role != Role::Control {
             let text =
                 format!("{follow} is for models that follow a picture as `control`; this is as `{name}`");
             return Err(Problem::value(follow, text));
         }
-        if asked.follow == Follow::Depth && !self.able.depth {
+        if asked.follow == ControlPreprocess::Depth && !self.able.depth {
             let text =
                 "depth needs a depth model, and this server has none (--depth-model): send depths as `image`";
             return Err(Problem::value("depth", text));

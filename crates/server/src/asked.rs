@@ -5,7 +5,7 @@ use super::fields;
 use super::problem::Problem;
 use super::shape::{self, parse_size};
 use super::values::Values;
-use tch_flux::generation::{Follow, ReduxMix, Request, Role, Variation};
+use tch_flux::generation::{ControlPreprocess, ReduxMix, Request, Role, Variation};
 use tch_flux::image::Format;
 use tch_flux::models::flux1::StepCache;
 use tch_flux::sampling::{Sampler, Schedule};
@@ -40,7 +40,7 @@ pub(super) struct Asked {
     pub(super) strength: Option<f64>,
     pub(super) role: Option<Role>,
     pub(super) keep_size: bool,
-    pub(super) follow: Follow,
+    pub(super) follow: ControlPreprocess,
     pub(super) look: Look,
     pub(super) control: Control,
     pub(super) like: Like,
@@ -206,14 +206,14 @@ impl Values {
         Some([Role::Start, Role::Reference, Role::Fill, Role::Control][place])
     }
 
-    fn follow(&self) -> Result<Follow, Problem> {
+    fn follow(&self) -> Result<ControlPreprocess, Problem> {
         match (self.flag("canny"), self.flag("depth")) {
             (true, true) => {
                 Err(Problem::value("depth", "depth does not go with canny: one of both is followed"))
             }
-            (true, false) => Ok(Follow::Canny),
-            (false, true) => Ok(Follow::Depth),
-            (false, false) => Ok(Follow::Picture),
+            (true, false) => Ok(ControlPreprocess::Canny),
+            (false, true) => Ok(ControlPreprocess::Depth),
+            (false, false) => Ok(ControlPreprocess::Picture),
         }
     }
 

@@ -8,7 +8,7 @@ use tokio::task::spawn_blocking;
 use super::models::Model;
 use super::problem::Problem;
 use tch_flux::generation::Generated;
-use tch_flux::generation::provenance::Recipe;
+use tch_flux::generation::provenance::Provenance;
 use tch_flux::image::{Format, Image};
 
 /// Does work that takes a core, with few others at once.
@@ -32,10 +32,10 @@ pub(super) fn encode(
     format: Format,
     quality: u8,
 ) -> Result<Vec<u8>, Problem> {
-    let mut recipe = Recipe::new(&model.means, picture);
-    recipe.controls = model.able.followed(&picture.request);
-    recipe.pictured = model.able.liked(&picture.request);
-    let file = recipe.texts().and_then(|texts| picture.image.encode(format, quality, &texts));
+    let mut provenance = Provenance::new(&model.means, picture);
+    provenance.controls = model.able.followed(&picture.request);
+    provenance.pictured = model.able.liked(&picture.request);
+    let file = provenance.texts().and_then(|texts| picture.image.encode(format, quality, &texts));
     file.map_err(|error| Problem::of_job(&error, 1))
 }
 

@@ -14,7 +14,7 @@ use super::asked::Asked;
 use super::edits::MAX_IMAGES;
 use super::problem::Problem;
 use super::state::Shared;
-use tch_flux::generation::provenance::Means;
+use tch_flux::generation::provenance::ModelRecord;
 use tch_flux::generation::{Parts, Pipeline, Request, Role};
 use tch_flux::models::text::{Tokenizer, Weighted};
 
@@ -54,7 +54,7 @@ pub struct Model {
     /// What it can be asked beside a prompt.
     pub able: Abilities,
     /// What the files of pictures say.
-    pub means: Means,
+    pub means: ModelRecord,
     /// Where it computes.
     pub devices: Vec<Device>,
     /// Counts the tokens of prompts; without one they are counted as none.
@@ -81,7 +81,7 @@ impl Model {
             images: if role == Some(Role::Reference) { MAX_IMAGES } else { 1 },
             role,
             able: Abilities::of(pipeline, parts.depth.is_some()),
-            means: Means::of(pipeline, parts),
+            means: ModelRecord::of(pipeline, parts),
             devices: vec![settings.device],
             // The pipeline has read it before, so it can be read.
             tokenizer: Tokenizer::t5(&parts.t5_tokenizer).ok(),

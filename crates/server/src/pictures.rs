@@ -14,7 +14,7 @@ use super::coding;
 use super::problem::Problem;
 use super::state::{Charge, Shared};
 use super::upload::{self, Bounds};
-use tch_flux::generation::{Control, Edit, Pictured, Redux, ReduxImage, Request, Role};
+use tch_flux::generation::{Control, Edit, IpAdapterImage, Redux, ReduxImage, Request, Role};
 use tch_flux::image::{self, DecodeError, Image, Mask};
 
 /// Base64 as people send it: with what fills it up to four letters, or without.
@@ -120,14 +120,14 @@ impl Decoder {
     }
 
     /// One IP-Adapter has all pictures; of several, each has its own.
-    fn pictured(&mut self, liked: Vec<(usize, Vec<f64>)>) -> Result<Vec<Pictured>, Problem> {
+    fn pictured(&mut self, liked: Vec<(usize, Vec<f64>)>) -> Result<Vec<IpAdapterImage>, Problem> {
         let shared = |images: Vec<Image>| images.into_iter().map(Arc::new).collect::<Vec<_>>();
         let images = shared(self.images("ip_adapter_image")?);
         let negative = shared(self.images("negative_ip_adapter_image")?);
         let several = liked.len() > 1;
         let pictured = |(i, (adapter, scales)): (usize, (usize, Vec<f64>))| {
             let images = if several { images.get(i).cloned().into_iter().collect() } else { images.clone() };
-            Pictured { adapter, images, negative: negative.clone(), scales }
+            IpAdapterImage { adapter, images, negative: negative.clone(), scales }
         };
         Ok(liked.into_iter().enumerate().map(pictured).collect())
     }

@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 use super::*;
 use client::{Connection, GENERATIONS, JSON, events, generate, metric, post, until};
 use tch_flux::engine::{Options as Queue, Worker};
-use tch_flux::generation::provenance::Means;
+use tch_flux::generation::provenance::ModelRecord;
 use tch_flux::generation::{Generated, OnTogether, Phase, Progress, Request};
 use tch_flux::image::{Format, Image};
 use tch_flux::numerics::{Numerics, Quantize};
@@ -81,7 +81,7 @@ fn model() -> Model {
         images: 1,
         role: None,
         able: Abilities::default(),
-        means: Means {
+        means: ModelRecord {
             model: "told".into(),
             kind: "f32".into(),
             numerics: Numerics::Exact,

@@ -13,7 +13,7 @@ use crate::config::ConfigFile;
 use crate::error::{Error, Result};
 use crate::nn::{Conv2d, Parameters, check_kind, check_sizes};
 use crate::numerics::{self, Numerics};
-use crate::ops::{self, Before};
+use crate::ops::{self, Prologue};
 
 /// The sizes of a tiny autoencoder, in the names of diffusers' `config.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -197,9 +197,9 @@ impl Block {
 impl Module for Block {
     fn forward(&self, x: &Tensor) -> Tensor {
         let [first, second, third] = &self.conv;
-        let h = ops::conv2d(first, x, Before::Nothing, None).relu();
-        let h = ops::conv2d(second, &h, Before::Nothing, None).relu();
-        ops::conv2d(third, &h, Before::Nothing, Some(x)).relu()
+        let h = ops::conv2d(first, x, Prologue::Nothing, None).relu();
+        let h = ops::conv2d(second, &h, Prologue::Nothing, None).relu();
+        ops::conv2d(third, &h, Prologue::Nothing, Some(x)).relu()
     }
 }
 
@@ -216,10 +216,10 @@ enum Layer {
 impl Layer {
     fn forward(&self, x: &Tensor) -> Tensor {
         match self {
-            Self::Conv(conv) => ops::conv2d(conv, x, Before::Nothing, None),
+            Self::Conv(conv) => ops::conv2d(conv, x, Prologue::Nothing, None),
             Self::Relu => x.relu(),
             Self::Block(block) => block.forward(x),
-            Self::Upsample(conv) => ops::conv2d(conv, x, Before::Doubled, None),
+            Self::Upsample(conv) => ops::conv2d(conv, x, Prologue::Doubled, None),
         }
     }
 }

@@ -246,7 +246,7 @@ impl ControlNet {
             Some(hint) => sampling::pack(&hint.forward(controlnet_cond))?,
             None => controlnet_cond.shallow_clone(),
         };
-        Ok(ops::linear(&self.pos_embed_input, &patches, ops::End::default()))
+        Ok(ops::linear(&self.pos_embed_input, &patches, ops::Epilogue::default()))
     }
 
     /// What is added to the transformer's streams in a step, times `conditioning_scale`. `embedded` is
@@ -274,9 +274,9 @@ impl ControlNet {
         }
         let _ops = self.parameters.ops().enter();
 
-        let mut img = ops::linear(img_in, input.img, ops::End::default()) + embedded;
+        let mut img = ops::linear(img_in, input.img, ops::Epilogue::default()) + embedded;
         let vec = self.trunk.vec(input.timesteps, input.guidance, input.y)?;
-        let mut txt = ops::linear(txt_in, input.txt, ops::End::default());
+        let mut txt = ops::linear(txt_in, input.txt, ops::Epilogue::default());
         let mut txt_ids = input.txt_ids.shallow_clone();
         if let (Some(embedder), Some(mode)) = (&self.controlnet_mode_embedder, controlnet_mode) {
             let mode = Tensor::f_full([b, 1], mode, (Kind::Int64, img.device()))?;
@@ -286,7 +286,7 @@ impl ControlNet {
         let pe = self.trunk.pe(&txt_ids, input.img_ids);
 
         let scaled = |block: &Linear, img: &Tensor| {
-            let sample = ops::linear(block, img, ops::End::default());
+            let sample = ops::linear(block, img, ops::Epilogue::default());
             if conditioning_scale == 1.0 { sample } else { sample * conditioning_scale }
         };
         let mut double = Vec::new();

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::math;
 use crate::nn::{Block, LayerNorm, Linear, Linears, Parameters, check_sizes};
 use crate::numerics::Numerics;
-use crate::ops::{self, End};
+use crate::ops::{self, Epilogue};
 
 /// The sizes of an IP-Adapter.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -177,12 +177,12 @@ impl IpAdapter {
         }
         let _ops = self.parameters.ops().enter();
         let tokens = n * self.params.clip_extra_context_tokens;
-        let x = ops::linear(&self.proj, &image_embeds.f_flatten(0, 1)?, End::default());
+        let x = ops::linear(&self.proj, &image_embeds.f_flatten(0, 1)?, Epilogue::default());
         let x = x.f_reshape([b * n, -1, self.params.cross_attention_dim])?;
         let x = self.norm.forward(&x).f_reshape([b, tokens, -1])?;
         let blocks = self.blocks.iter().enumerate().map(|(i, layers)| {
             let heads =
-                |layer: &Linear| math::split_heads(&ops::linear(layer, &x, End::default()), num_heads);
+                |layer: &Linear| math::split_heads(&ops::linear(layer, &x, Epilogue::default()), num_heads);
             let [key, value] = self.linears().in_block(i, || layers.each_ref().map(heads))?; // [B, H, N·tokens, d]
             Ok(Attended { key, value, scale: scales[if scales.len() == 1 { 0 } else { i }] })
         });

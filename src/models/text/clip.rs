@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::math::{merge_heads, scaled_dot_product_attention, split_heads};
 use crate::nn::{Embedding, LayerNorm, Linear, Linears, Parameters, check_sizes};
 use crate::numerics::{self, Numerics};
-use crate::ops::{self, Activation, End};
+use crate::ops::{self, Activation, Epilogue};
 
 /// The sizes of a CLIP text model, in the names of its `config.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -191,12 +191,12 @@ impl ClipAttention {
 
 impl Module for ClipAttention {
     fn forward(&self, x: &Tensor) -> Tensor {
-        let project = |layer: &Linear| ops::linear(layer, x, End::default());
+        let project = |layer: &Linear| ops::linear(layer, x, Epilogue::default());
         let heads = |layer: &Linear| split_heads(&project(layer), self.num_heads); // [B, H, L, d]
         let (q, k, v) = (heads(&self.q_proj), heads(&self.k_proj), heads(&self.v_proj));
         let scale = (q.size()[3] as f64).powf(-0.5);
         let attn = scaled_dot_product_attention(&q, &k, &v, None, self.causal, Some(scale));
-        ops::linear(&self.out_proj, &merge_heads(&attn), End::default())
+        ops::linear(&self.out_proj, &merge_heads(&attn), Epilogue::default())
     }
 }
 
@@ -232,9 +232,9 @@ impl ClipLayer {
 impl Module for ClipLayer {
     fn forward(&self, x: &Tensor) -> Tensor {
         let x = x + self.self_attn.forward(&self.layer_norm1.forward(x));
-        let activated = End { activation: self.activation, ..End::default() };
+        let activated = Epilogue { activation: self.activation, ..Epilogue::default() };
         let hidden = ops::linear(&self.fc1, &self.layer_norm2.forward(&x), activated);
-        ops::linear(&self.fc2, &hidden, End { residual: Some(&x), ..End::default() })
+        ops::linear(&self.fc2, &hidden, Epilogue { residual: Some(&x), ..Epilogue::default() })
     }
 }
 

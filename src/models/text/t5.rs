@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::math::{merge_heads, split_heads};
 use crate::nn::{Block, Embedding, Linear, Linears, Parameters, check_sizes, declare};
 use crate::numerics::{self, Numerics};
-use crate::ops::{self, Activation, End};
+use crate::ops::{self, Activation, Epilogue};
 
 /// The sizes of a T5 encoder, in the names of its `config.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -189,11 +189,15 @@ impl T5Attention {
 
     /// `residual` and the attention over `x`.
     fn forward(&self, x: &Tensor, position_bias: &Tensor, residual: &Tensor) -> Tensor {
-        let project = |layer: &Linear| ops::linear(layer, x, End::default());
+        let project = |layer: &Linear| ops::linear(layer, x, Epilogue::default());
         let heads = |layer: &Linear| split_heads(&project(layer), self.num_heads); // [B, H, L, d]
         let (q, k, v) = (heads(&self.q), heads(&self.k), heads(&self.v));
         let attn = ops::biased_attention(&q, &k, &v, position_bias);
-        ops::linear(&self.o, &merge_heads(&attn), End { residual: Some(residual), ..End::default() })
+        ops::linear(
+            &self.o,
+            &merge_heads(&attn),
+            Epilogue { residual: Some(residual), ..Epilogue::default() },
+        )
     }
 }
 
@@ -217,10 +221,11 @@ impl T5DenseGatedActDense {
 impl T5DenseGatedActDense {
     /// `residual` and the MLP over `x`.
     fn forward(&self, x: &Tensor, residual: &Tensor) -> Tensor {
-        let hidden_linear = ops::linear(&self.wi_1, x, End::default());
-        let gelu = End { activation: Activation::GeluNew, factor: Some(&hidden_linear), ..End::default() };
+        let hidden_linear = ops::linear(&self.wi_1, x, Epilogue::default());
+        let gelu =
+            Epilogue { activation: Activation::GeluNew, factor: Some(&hidden_linear), ..Epilogue::default() };
         let hidden = ops::linear(&self.wi_0, x, gelu);
-        ops::linear(&self.wo, &hidden, End { residual: Some(residual), ..End::default() })
+        ops::linear(&self.wo, &hidden, Epilogue { residual: Some(residual), ..Epilogue::default() })
     }
 }
 

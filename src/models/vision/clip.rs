@@ -13,7 +13,7 @@ use crate::models::text::clip::{ClipLayer, LayerSizes};
 use crate::models::text::{matrix, read_config, read_nested_config};
 use crate::nn::{Embedding, LayerNorm, Linear, Parameters, check_sizes, declare};
 use crate::numerics::{self, Numerics};
-use crate::ops::{self, End};
+use crate::ops::{self, Epilogue};
 
 /// Of the pictures that CLIP was trained on, in 0..1.
 const MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
@@ -245,6 +245,6 @@ impl ClipVision {
             .iter()
             .try_fold(x, |x, layer| numerics::check_cancelled(&x).map(|()| layer.forward(&x)))?;
         let pooled = self.post_layernorm.forward(&x.select(1, 0)); // [B, D]
-        Ok(ops::linear(&self.visual_projection, &pooled, End::default()))
+        Ok(ops::linear(&self.visual_projection, &pooled, Epilogue::default()))
     }
 }

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::math::{merge_heads, scaled_dot_product_attention, split_heads};
 use crate::nn::{Conv2d, LayerNorm, Linear, check_sizes, declare};
 use crate::numerics;
-use crate::ops::{self, Activation, End};
+use crate::ops::{self, Activation, Epilogue};
 
 /// The sizes of a DINOv2, in the names of its `config.json`; what may be left out there is as in DINOv2-base.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -159,12 +159,12 @@ impl Attention {
 
     /// `x + scale * attention(hidden)`: `[B, L, D]`, `scale` `[B, 1, D]`.
     fn forward(&self, hidden: &Tensor, scale: &Tensor, x: &Tensor) -> Tensor {
-        let project = |layer: &Linear| ops::linear(layer, hidden, End::default());
+        let project = |layer: &Linear| ops::linear(layer, hidden, Epilogue::default());
         let heads = |layer: &Linear| split_heads(&project(layer), self.num_heads); // [B, H, L, d]
         let (q, k, v) = (heads(&self.query), heads(&self.key), heads(&self.value));
         let scaling = (q.size()[3] as f64).powf(-0.5);
         let attn = scaled_dot_product_attention(&q, &k, &v, None, false, Some(scaling));
-        let end = End { gate: Some(scale), residual: Some(x), ..End::default() };
+        let end = Epilogue { gate: Some(scale), residual: Some(x), ..Epilogue::default() };
         ops::linear(&self.dense, &merge_heads(&attn), end)
     }
 }
@@ -201,10 +201,14 @@ impl Module for Layer {
         let scale = of_each(&self.layer_scale1);
         let x = &self.attention.forward(&self.norm1.forward(x), &scale, x);
 
-        let activated = End { activation: Activation::GeluErf, ..End::default() };
+        let activated = Epilogue { activation: Activation::GeluErf, ..Epilogue::default() };
         let hidden = ops::linear(&self.fc1, &self.norm2.forward(x), activated);
         let scale = of_each(&self.layer_scale2);
-        ops::linear(&self.fc2, &hidden, End { gate: Some(&scale), residual: Some(x), ..End::default() })
+        ops::linear(
+            &self.fc2,
+            &hidden,
+            Epilogue { gate: Some(&scale), residual: Some(x), ..Epilogue::default() },
+        )
     }
 }
 

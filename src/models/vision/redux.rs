@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::models::text::matrix;
 use crate::nn::{Linear, Linears, Parameters, check_kind, check_sizes};
 use crate::numerics::Numerics;
-use crate::ops::{self, Activation, End};
+use crate::ops::{self, Activation, Epilogue};
 
 /// The sizes of a Redux embedder, in the names of its arguments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,8 +97,8 @@ impl ReduxImageEncoder {
         }
         check_kind("x", x, x.kind(), &self.redux_up.weight)?;
         let _ops = self.parameters.ops().enter();
-        let activated = End { activation: Activation::Silu, ..End::default() };
+        let activated = Epilogue { activation: Activation::Silu, ..Epilogue::default() };
         let hidden = ops::linear(&self.redux_up, x, activated);
-        Ok(ops::linear(&self.redux_down, &hidden, End::default()))
+        Ok(ops::linear(&self.redux_down, &hidden, Epilogue::default()))
     }
 }

@@ -13,7 +13,7 @@ use crate::math::{merge_heads, scaled_dot_product_attention, split_heads};
 use crate::models::text::{matrix, read_config};
 use crate::nn::{Conv2d, Embedding, LayerNorm, Linear, Linears, Parameters, check_kind, check_sizes};
 use crate::numerics::{self, Numerics};
-use crate::ops::{self, Activation, End};
+use crate::ops::{self, Activation, Epilogue};
 
 /// The sizes of a SigLIP vision tower, in the names of its `config.json`. What that file leaves out is as in
 /// `transformers`' `SiglipVisionConfig`.
@@ -194,12 +194,12 @@ impl SiglipAttention {
 
 impl Module for SiglipAttention {
     fn forward(&self, x: &Tensor) -> Tensor {
-        let project = |layer: &Linear| ops::linear(layer, x, End::default());
+        let project = |layer: &Linear| ops::linear(layer, x, Epilogue::default());
         let heads = |layer: &Linear| split_heads(&project(layer), self.num_heads); // [B, H, L, d]
         let (q, k, v) = (heads(&self.q_proj), heads(&self.k_proj), heads(&self.v_proj));
         let scale = (q.size()[3] as f64).powf(-0.5);
         let attn = scaled_dot_product_attention(&q, &k, &v, None, false, Some(scale));
-        ops::linear(&self.out_proj, &merge_heads(&attn), End::default())
+        ops::linear(&self.out_proj, &merge_heads(&attn), Epilogue::default())
     }
 }
 
@@ -230,9 +230,9 @@ impl SiglipLayer {
 impl Module for SiglipLayer {
     fn forward(&self, x: &Tensor) -> Tensor {
         let x = x + self.self_attn.forward(&self.layer_norm1.forward(x));
-        let activated = End { activation: self.activation, ..End::default() };
+        let activated = Epilogue { activation: self.activation, ..Epilogue::default() };
         let hidden = ops::linear(&self.fc1, &self.layer_norm2.forward(&x), activated);
-        ops::linear(&self.fc2, &hidden, End { residual: Some(&x), ..End::default() })
+        ops::linear(&self.fc2, &hidden, Epilogue { residual: Some(&x), ..Epilogue::default() })
     }
 }
 

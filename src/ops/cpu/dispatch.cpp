@@ -146,8 +146,8 @@ void tch_flux_group_norm(const Kernels* kernels, const tch_flux::GroupNorm* grou
 }
 
 // From here on libtorch's operations on this thread take this thread alone, and the kernels as many as before. What was
-// taken until now, for `tch_flux_alone_leave`; 0 where nothing changed.
-int64_t tch_flux_alone_enter() noexcept {
+// taken until now, for `tch_flux_single_thread_leave`; 0 where nothing changed.
+int64_t tch_flux_single_thread_enter() noexcept {
   int64_t before = at::get_num_threads();
   if (!set_openmp || before <= 1 || own_threads) return 0;
   own_threads = before;
@@ -155,7 +155,7 @@ int64_t tch_flux_alone_enter() noexcept {
   if (set_mkl) set_mkl(1);
   return before;
 }
-void tch_flux_alone_leave(int64_t before) noexcept {
+void tch_flux_single_thread_leave(int64_t before) noexcept {
   if (!before) return;
   set_openmp(int(before));
   if (set_mkl) set_mkl(0);
@@ -163,11 +163,11 @@ void tch_flux_alone_leave(int64_t before) noexcept {
 }
 
 // From here on this thread draws, as one of several who have so many threads in all.
-void tch_flux_lend_enter(int64_t all) noexcept {
+void tch_flux_thread_lending_enter(int64_t all) noexcept {
   lent = all;
   drawn++;
 }
-void tch_flux_lend_leave() noexcept {
+void tch_flux_thread_lending_leave() noexcept {
   lent = granted = 0;
   drawn--;
 }

@@ -44,7 +44,7 @@ pub(super) struct Window {
 }
 
 #[repr(C)]
-pub(super) struct End {
+pub(super) struct Epilogue {
     pub(super) activation: i32,
     pub(super) factor: Rows,
     pub(super) residual: Rows,
@@ -63,7 +63,7 @@ pub(super) struct Product {
     pub(super) w_sum: *const i32,
     pub(super) bias: Rows,
     pub(super) c: Rows,
-    pub(super) end: End,
+    pub(super) end: Epilogue,
     pub(super) window: *const Window,
     pub(super) words: i32,
 }

@@ -9,11 +9,11 @@ use tch::{Device, Kind, Tensor};
 use super::{Build, Rows, Scratch, Sizes, attend, ffi, raw_end, run_product, workspace};
 use crate::nn::{Conv2d, GroupNorm};
 use crate::numerics::is_fast;
-use crate::ops::{Before, End};
+use crate::ops::{Epilogue, Prologue};
 use crate::shim;
 
 /// Whether these are the kernels' business: on the CPU, f32 or bf16, without gradients.
-fn ours<'a>(tensors: impl IntoIterator<Item = &'a Tensor> + Clone) -> bool {
+fn is_supported<'a>(tensors: impl IntoIterator<Item = &'a Tensor> + Clone) -> bool {
     let fits = |x: &Tensor| x.device() == Device::Cpu && matches!(x.kind(), Kind::Float | Kind::BFloat16);
     tensors.clone().into_iter().all(fits) && is_fast(tensors)
 }
@@ -40,7 +40,7 @@ pub(in crate::ops) fn between<E>(
     weight: &Tensor,
     f: impl FnOnce(&Tensor) -> Result<Tensor, E>,
 ) -> Option<Result<Tensor, E>> {
-    if !ours([x, weight]) {
+    if !is_supported([x, weight]) {
         return None;
     }
     let inside = pixels(x, weight);
@@ -54,18 +54,18 @@ pub(in crate::ops) fn between<E>(
 
 /// Whether the layers around this picture run in their fast form.
 pub(in crate::ops) fn is_between(x: &Tensor, weight: &Tensor) -> bool {
-    ours([x, weight])
+    is_supported([x, weight])
 }
 
 /// See [`crate::ops::conv2d`], if it is ours.
 pub(in crate::ops) fn conv2d(
     conv: &Conv2d,
     x: &Tensor,
-    before: Before,
+    before: Prologue,
     residual: Option<&Tensor>,
 ) -> Option<Tensor> {
     let (weight, bias) = (conv.weight(), conv.bias());
-    if !ours([x, weight].into_iter().chain(bias).chain(residual).collect::<Vec<_>>()) {
+    if !is_supported([x, weight].into_iter().chain(bias).chain(residual).collect::<Vec<_>>()) {
         return None;
     }
     let [b, channels, h, w] = x.size()[..] else { return None };
@@ -73,9 +73,9 @@ pub(in crate::ops) fn conv2d(
         return None;
     }
     let (shift, after) = match before {
-        Before::Nothing => (0, 0),
-        Before::Doubled => (1, 0),
-        Before::PaddedAfter => (0, 1),
+        Prologue::Nothing => (0, 0),
+        Prologue::Doubled => (1, 0),
+        Prologue::PaddedAfter => (0, 1),
     };
     let taps = weight.size()[2];
     let out = |side: i64| ((side << shift) + 2 * conv.padding() + after - taps) / conv.stride() + 1;
@@ -119,7 +119,7 @@ fn conv2d_into(build: Build, conv: &Conv2d, x: &Tensor, shift: i32, residual: Op
     };
     let (x, c, bias) = (Rows::of(&x), Rows::of(out), conv.bias().map(Rows::of));
     assert_eq!(c.tensor.data_ptr(), out.data_ptr(), "the result's rows are not evenly apart");
-    let (_kept, end) = raw_end(&End { residual, ..End::default() }, c.count);
+    let (_kept, end) = raw_end(&Epilogue { residual, ..Epilogue::default() }, c.count);
     let product = ffi::Product {
         m: c.count,
         n,
@@ -142,7 +142,7 @@ pub(in crate::ops) fn group_norm(norm: &GroupNorm, x: &Tensor, silu: bool) -> Op
     let [weight, bias] = norm.affine();
     let [_, channels, _, _] = x.size()[..] else { return None };
     let fits = [weight, bias].iter().all(|vector| vector.size() == [channels]);
-    if !ours([x, weight, bias]) || !fits || channels % GroupNorm::GROUPS != 0 {
+    if !is_supported([x, weight, bias]) || !fits || channels % GroupNorm::GROUPS != 0 {
         return None;
     }
     Some(picture(&group_norm_of(Build::best(), norm, &pixels(x, weight), silu)))
@@ -178,7 +178,7 @@ fn group_norm_of(build: Build, norm: &GroupNorm, x: &Tensor, silu: bool) -> Tens
 pub(in crate::ops) fn pixel_attention(qkv: [&Conv2d; 3], x: &Tensor) -> Option<Tensor> {
     let parameters = qkv.iter().flat_map(|conv| [conv.weight()].into_iter().chain(conv.bias()));
     let width = qkv[0].weight().size()[0];
-    if !ours([x].into_iter().chain(parameters).collect::<Vec<_>>()) || width > ffi::WIDEST {
+    if !is_supported([x].into_iter().chain(parameters).collect::<Vec<_>>()) || width > ffi::WIDEST {
         return None;
     }
     let [b, channels, h, w] = x.size()[..] else { return None };

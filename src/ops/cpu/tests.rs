@@ -43,7 +43,7 @@ fn multiply(build: Build, x: &Tensor, weight: &Tensor, bias: &Tensor, words: i32
         w_sum: int8.as_ref().map_or(std::ptr::null(), |int8| int8.sum.data_ptr().cast_const().cast()),
         bias: Rows::of(bias).raw(),
         c: Rows::of(&out).raw(),
-        end: raw_end(&End::default(), x.size()[0]).1,
+        end: raw_end(&Epilogue::default(), x.size()[0]).1,
         window: std::ptr::null(),
         words,
     };

@@ -5,8 +5,10 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use tch::Kind;
-use tch_flux::generation::provenance::{Means, Recipe};
-use tch_flux::generation::{Edit, Follow, OwnParts, Parts, Pipeline, Request, Role, Settings};
+use tch_flux::generation::provenance::{ModelRecord, Provenance};
+use tch_flux::generation::{
+    ControlPreprocess, Edit, PartOverrides, Parts, Pipeline, Request, Role, Settings,
+};
 use tch_flux::image::{Image, Mask};
 use tch_flux::sampling::{FlowMatch, Sampler, Schedule, Spacing};
 use tch_flux::{Error, FileProblem, Result};
@@ -102,14 +104,14 @@ fn a_picture_is_repeated_without_the_folder_that_it_was_drawn_from() {
     let parts = Parts::find(folder.path()).unwrap();
     let mut pipeline = open(folder.path()).unwrap();
     let drawn = draw(&mut pipeline, &circle()).remove(0);
-    let texts = Recipe::new(&Means::of(&pipeline, &parts), &drawn).texts().unwrap();
-    let again = Recipe::from_texts(&texts).unwrap().unwrap().request;
+    let texts = Provenance::new(&ModelRecord::of(&pipeline, &parts), &drawn).texts().unwrap();
+    let again = Provenance::from_texts(&texts).unwrap().unwrap().request;
     assert_eq!(picture(&mut open(&model()).unwrap(), &again), drawn.image);
     // Pictures from before there was a choice name no sampler, and were drawn with Euler's.
     let mut older: Value = serde_json::from_str(&texts["tch-flux"]).unwrap();
     older.as_object_mut().unwrap().remove("sampler");
     let older = [("tch-flux".to_string(), older.to_string())].into();
-    assert_eq!(Recipe::from_texts(&older).unwrap().unwrap().request.sampler, Some(Sampler::Euler));
+    assert_eq!(Provenance::from_texts(&older).unwrap().unwrap().request.sampler, Some(Sampler::Euler));
 }
 
 #[test]
@@ -119,7 +121,7 @@ fn a_transformer_of_another_variant_is_not_walked_by_the_folders_scheduler() {
         (SCHEDULER, json!({ "shift": 3.0 })),
         ("transformer/config.json", json!({ "guidance_embeds": true })),
     ]);
-    let own = OwnParts { transformer: Some(model().join("transformer")), ..OwnParts::default() };
+    let own = PartOverrides { transformer: Some(model().join("transformer")), ..PartOverrides::default() };
     let parts = Parts::find_rest(own, folder.path()).unwrap();
     let pipeline = Pipeline::open(parts, Settings::default()).unwrap();
     assert_eq!(pipeline.complete(&circle()).schedule, Some(Schedule::Linear));
@@ -130,8 +132,10 @@ fn a_transformer_of_another_variant_is_not_walked_by_the_folders_scheduler() {
     );
     // One of the same variant is.
     let folder = changed(&[(SCHEDULER, json!({ "shift": 3.0 }))]);
-    let own =
-        OwnParts { transformer: Some(model().join("flux1-schnell.safetensors")), ..OwnParts::default() };
+    let own = PartOverrides {
+        transformer: Some(model().join("flux1-schnell.safetensors")),
+        ..PartOverrides::default()
+    };
     let parts = Parts::find_rest(own, folder.path()).unwrap();
     let pipeline = Pipeline::open(parts, Settings::default()).unwrap();
     assert!(matches!(pipeline.complete(&circle()).schedule, Some(Schedule::FlowMatch(_))));
@@ -169,7 +173,7 @@ fn the_autoencoders_factors_are_those_of_its_settings() {
         std::fs::copy(&file, beside.path().join("mine.safetensors")).unwrap();
         std::fs::copy(folder.path().join("vae/config.json"), beside.path().join("config.json")).unwrap();
         for named in [folder.path().join("vae"), file, beside.path().join("mine.safetensors")] {
-            let own = OwnParts { autoencoder: Some(named), ..OwnParts::default() };
+            let own = PartOverrides { autoencoder: Some(named), ..PartOverrides::default() };
             let parts = Parts::find_rest(own, model()).unwrap();
             let settings = Settings { kind: Some(Kind::Float), ..Settings::default() };
             assert_eq!(picture(&mut Pipeline::open(parts, settings).unwrap(), &request), drawn);
@@ -203,12 +207,12 @@ fn settings_of_another_model_beside_a_file_are_not_the_files() {
         symlink(model().join(file), beside.path().join(name)).unwrap();
         Some(beside.path().join(name))
     };
-    let own = OwnParts {
+    let own = PartOverrides {
         transformer: there("flux1-schnell.safetensors", "flux.safetensors"),
         autoencoder: there("ae.safetensors", "ae.safetensors"),
         clip: there("text_encoder/model.safetensors", "clip_l.safetensors"),
         t5: there("text_encoder_2/model.safetensors", "t5xxl.safetensors"),
-        ..OwnParts::default()
+        ..PartOverrides::default()
     };
     let draws = || {
         let parts = Parts::find_rest(own.clone(), model())?;
@@ -338,7 +342,12 @@ fn the_class_of_the_pipeline_says_what_pictures_are_to_the_model() {
     assert_eq!(role("FluxImg2ImgPipeline"), (None, Role::Start));
     // A request says more.
     let folder = changed(&[("model_index.json", json!({ "_class_name": "FluxKontextPipeline" }))]);
-    let begun = Edit { role: Some(Role::Start), follow: Follow::Picture, mask: None::<Mask>, ..edit.clone() };
+    let begun = Edit {
+        role: Some(Role::Start),
+        follow: ControlPreprocess::Picture,
+        mask: None::<Mask>,
+        ..edit.clone()
+    };
     assert_eq!(open(folder.path()).unwrap().role(&begun).unwrap(), Role::Start);
 }
 

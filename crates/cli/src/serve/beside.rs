@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
-use tch_flux::generation::{Control, Edit, Follow, Pictured, Pipeline, Redux, Request, Role};
+use tch_flux::generation::{
+    Control, ControlPreprocess, Edit, IpAdapterImage, Pipeline, Redux, Request, Role,
+};
 use tch_flux::image::{Image, Mask};
 use tch_flux::sampling::Schedule;
 use tch_flux_server::Abilities;
@@ -101,7 +103,11 @@ pub(super) fn warm(able: &Abilities) -> Request {
     let mut request = Request::new("", side.into(), side.into()).steps(1).schedule(Schedule::Linear);
     if let Some(role) = able.only_role {
         let mask = Mask { width: side, height: side, chosen: vec![255; pixels] };
-        let follow = if able.depth && role == Role::Control { Follow::Depth } else { Follow::Picture };
+        let follow = if able.depth && role == Role::Control {
+            ControlPreprocess::Depth
+        } else {
+            ControlPreprocess::Picture
+        };
         request = request.edit(Edit {
             mask: (role == Role::Fill).then_some(mask),
             follow,
@@ -115,7 +121,7 @@ pub(super) fn warm(able: &Abilities) -> Request {
         request = request.control(Control { net, mode: named.modes.map(|_| 0), ..Control::new(grey()) });
     }
     for adapter in 0..able.ip_adapters.len() {
-        request = request.pictured(Pictured { adapter, ..Pictured::new(grey()) });
+        request = request.pictured(IpAdapterImage { adapter, ..IpAdapterImage::new(grey()) });
     }
     request
 }

@@ -13,7 +13,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tch_flux::generation::{OwnParts, Parts};
+use tch_flux::generation::{PartOverrides, Parts};
 use tch_flux::hub::{Event, Hub, Repository};
 use tch_flux::{Error, HubProblem, Result};
 
@@ -153,7 +153,7 @@ impl Place {
 
 fn fetch(hub: &Hub, name: &str) -> Result<Parts> {
     let repository: Repository = name.parse()?;
-    hub.fetch(&repository, OwnParts::default(), &mut |_| ControlFlow::Continue(()))
+    hub.fetch(&repository, PartOverrides::default(), &mut |_| ControlFlow::Continue(()))
 }
 
 fn problem(result: Result<Parts>) -> HubProblem {
@@ -247,10 +247,10 @@ fn of_a_newer_commit_only_what_changed_is_fetched() {
 #[test]
 fn a_part_that_is_named_is_not_fetched() {
     let place = Place::new();
-    let own = OwnParts {
+    let own = PartOverrides {
         transformer: Some("mine.safetensors".into()),
         t5: Some("mine".into()),
-        ..OwnParts::default()
+        ..PartOverrides::default()
     };
     let repository: Repository = NAME.parse().unwrap();
     let parts = place.hub.fetch(&repository, own, &mut |_| ControlFlow::Continue(())).unwrap();
@@ -358,7 +358,7 @@ fn without_a_network_what_the_cache_holds_is_taken_and_that_is_said() {
     place.hub.endpoint = Some("http://127.0.0.1:9".into());
     let repository: Repository = NAME.parse().unwrap();
     let mut events = Vec::new();
-    let fetched = place.hub.fetch(&repository, OwnParts::default(), &mut |event| {
+    let fetched = place.hub.fetch(&repository, PartOverrides::default(), &mut |event| {
         events.push(format!("{event:?}"));
         ControlFlow::Continue(())
     });
@@ -400,7 +400,7 @@ fn every_file_is_told_from_its_beginning_to_its_end() {
     let place = Place::new();
     let repository: Repository = NAME.parse().unwrap();
     let mut told: BTreeMap<String, Vec<(u64, u64)>> = BTreeMap::new();
-    let fetched = place.hub.fetch(&repository, OwnParts::default(), &mut |event| {
+    let fetched = place.hub.fetch(&repository, PartOverrides::default(), &mut |event| {
         if let Event::File { name, have, size } = event {
             told.entry(name.into()).or_default().push((have, size));
         }
@@ -419,7 +419,7 @@ fn every_file_is_told_from_its_beginning_to_its_end() {
 fn what_came_before_a_cancel_is_gone_on_with() {
     let place = Place::new();
     let repository: Repository = NAME.parse().unwrap();
-    let stopped = place.hub.fetch(&repository, OwnParts::default(), &mut |event| match event {
+    let stopped = place.hub.fetch(&repository, PartOverrides::default(), &mut |event| match event {
         Event::File { name: TRANSFORMER, have: 1.., .. } => ControlFlow::Break(()),
         _ => ControlFlow::Continue(()),
     });

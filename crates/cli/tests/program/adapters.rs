@@ -10,7 +10,7 @@ use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 use tch_flux::Error;
 use tch_flux::checkpoint::{Access, Checkpoint, Family};
-use tch_flux::generation::{Control, Edit, Offload, Parts, Pictured, Pipeline, Request, Settings};
+use tch_flux::generation::{Control, Edit, IpAdapterImage, Offload, Parts, Pipeline, Request, Settings};
 use tch_flux::image::Image;
 use tch_flux::models::flux1::{ControlNet, ControlNetParams, Flux1Params, IpAdapter, IpAdapterParams};
 use tch_flux::models::vision::{ClipVision, ClipVisionConfig};
@@ -160,7 +160,7 @@ fn controlnets_go_with_an_edit_and_an_ip_adapter() {
     let edit = Edit { strength: 0.7, ..Edit::new(vec![stripes(64, 64)]) };
     let edited = circle(2).edit(edit);
     let controlled = edited.clone().control(Control::new(stripes(64, 64)));
-    let liked = controlled.clone().pictured(Pictured::new(stripes(30, 40)));
+    let liked = controlled.clone().pictured(IpAdapterImage::new(stripes(30, 40)));
     let all = [edited, controlled, liked].map(|request| draw(&mut pipeline, &request).remove(0));
     assert!(apart(&all[0], &all[1]) > 1.0 && apart(&all[1], &all[2]) > 1.0);
 }
@@ -216,10 +216,10 @@ fn an_ip_adapter_changes_the_picture_and_its_bits_depend_on_no_batch() {
         let mut pipeline = open(numerics);
         let bare = draw(&mut pipeline, &circle(5)).remove(0);
         pipeline.set_ip_adapters(std::slice::from_ref(&adapter), Some(&encoder)).unwrap();
-        let pictured = Pictured {
+        let pictured = IpAdapterImage {
             images: vec![Arc::new(stripes(50, 40)), Arc::new(stripes(28, 28))],
             scales: vec![1.0, 2.0],
-            ..Pictured::new(stripes(1, 1))
+            ..IpAdapterImage::new(stripes(1, 1))
         };
         let request = circle(5).pictured(pictured.clone()).negative_prompt("a blue square", 2.0);
         let alone = draw(&mut pipeline, &request).remove(0);
@@ -228,9 +228,9 @@ fn an_ip_adapter_changes_the_picture_and_its_bits_depend_on_no_batch() {
         let batch = Request { seed: 3, num_images: 3, ..request.clone() };
         assert_eq!(draw(&mut pipeline, &batch)[2], alone, "{numerics:?}");
 
-        let nothing = circle(5).pictured(Pictured { scales: vec![0.0], ..pictured.clone() });
+        let nothing = circle(5).pictured(IpAdapterImage { scales: vec![0.0], ..pictured.clone() });
         assert_eq!(draw(&mut pipeline, &nothing)[0], bare, "a strength of 0 adds nothing");
-        let three = circle(5).pictured(Pictured { scales: vec![1.0; 3], ..pictured });
+        let three = circle(5).pictured(IpAdapterImage { scales: vec![1.0; 3], ..pictured });
         assert!(refused(&mut pipeline, &three).contains("2 double blocks"));
         pictures.push(alone);
     }
@@ -266,7 +266,7 @@ fn clip_and_the_image_encoder_may_be_the_same_file() {
         let parts = Parts { clip: clip.to_path_buf(), ..Parts::find(model()).unwrap() };
         let mut pipeline = Pipeline::open(parts, settings).unwrap();
         pipeline.set_ip_adapters(std::slice::from_ref(&adapter), Some(encoder)).unwrap();
-        let drawn = draw(&mut pipeline, &circle(6).pictured(Pictured::new(stripes(50, 40))));
+        let drawn = draw(&mut pipeline, &circle(6).pictured(IpAdapterImage::new(stripes(50, 40))));
         (drawn, pipeline.warnings().unwrap())
     };
     let (apart, silent) = drawn(&alone, &encoder);
@@ -289,7 +289,7 @@ fn what_is_offloaded_changes_no_bit() {
     let request = circle(6)
         .control(Control { mode: Some(1), ..Control::new(stripes(64, 64)) })
         .control(Control { net: 1, ..Control::new(stripes(90, 70)) })
-        .pictured(Pictured::new(stripes(50, 40)));
+        .pictured(IpAdapterImage::new(stripes(50, 40)));
     for (kind, numerics) in [(Kind::Float, Numerics::Exact), (Kind::BFloat16, Numerics::Fast)] {
         let drawn = |offload: Offload| {
             let settings = Settings { kind: Some(kind), numerics, offload, ..Settings::default() };
@@ -317,7 +317,8 @@ fn what_is_put_on_counts_in_the_memory() {
     pipeline.set_controlnets(std::slice::from_ref(&net)).unwrap();
     pipeline.set_ip_adapters(&[adapter], Some(&encoder)).unwrap();
     assert_eq!(pipeline.memory(&circle(0)).unwrap(), bare, "what is not asked for is not loaded");
-    let asked = circle(0).control(Control::new(stripes(64, 64))).pictured(Pictured::new(stripes(64, 64)));
+    let asked =
+        circle(0).control(Control::new(stripes(64, 64))).pictured(IpAdapterImage::new(stripes(64, 64)));
     let memory = pipeline.memory(&asked).unwrap();
     // The f32 of the file becomes bf16 of half its size.
     let half = std::fs::metadata(net).unwrap().len() / 2;

@@ -7,7 +7,7 @@ use std::process::Command;
 use tch::nn::VarStore;
 use tch::{Device, Kind};
 use tch_flux::generation::{
-    Edit, Generated, OwnParts, Parts, Pipeline, Redux, ReduxImage, ReduxMix, Request, Settings,
+    Edit, Generated, PartOverrides, Parts, Pipeline, Redux, ReduxImage, ReduxMix, Request, Settings,
 };
 use tch_flux::image::Image;
 use tch_flux::models::vision::{ReduxConfig, ReduxImageEncoder, SiglipConfig, SiglipVision};
@@ -57,7 +57,8 @@ fn embedder(path: &Path, redux_dim: i64, txt_in_features: i64) {
 }
 
 fn parts(folder: &Path) -> Parts {
-    Parts::find_rest(OwnParts { redux: Some(folder.into()), ..OwnParts::default() }, model()).unwrap()
+    Parts::find_rest(PartOverrides { redux: Some(folder.into()), ..PartOverrides::default() }, model())
+        .unwrap()
 }
 
 fn open(folder: &Path, numerics: Numerics) -> Pipeline {
@@ -195,13 +196,13 @@ fn redux_is_found_in_its_own_folder_and_beside_a_transformer() {
     assert_eq!(found.redux, Some(folder.path().join("flux1-redux-dev.safetensors")));
     assert_eq!(found.image_encoder, Some(folder.path().join("image_encoder")));
     // Its name is no transformer's.
-    let own = OwnParts {
+    let own = PartOverrides {
         autoencoder: Some(found.autoencoder.clone()),
         clip: Some(found.clip.clone()),
         t5: Some(found.t5.clone()),
         clip_tokenizer: Some(found.clip_tokenizer.clone()),
         t5_tokenizer: Some(found.t5_tokenizer.clone()),
-        ..OwnParts::default()
+        ..PartOverrides::default()
     };
     let none = Parts::find_rest(own.clone(), folder.path());
     assert!(matches!(none, Err(Error::MissingPart { part: "transformer", .. })), "{none:?}");

@@ -9,7 +9,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use crate::support::judge::{COLOURS, SHAPES, SIZE, Wanted, all, ideal, is_right, nearest_colour};
-use tch_flux::generation::{Edit, OwnParts, Parts, Pipeline, Request, Role, Settings};
+use tch_flux::generation::{Edit, PartOverrides, Parts, Pipeline, Request, Role, Settings};
 use tch_flux::image::{Image, Mask};
 use tch_flux::numerics::Numerics;
 
@@ -112,7 +112,7 @@ fn fixture(path: &str) -> PathBuf {
 }
 
 fn pipeline(transformer: &str) -> Pipeline {
-    let own = OwnParts { transformer: Some(fixture(transformer)), ..OwnParts::default() };
+    let own = PartOverrides { transformer: Some(fixture(transformer)), ..PartOverrides::default() };
     let settings = Settings { keep_text_encoders: true, numerics: Numerics::Fast, ..Settings::default() };
     Pipeline::open(Parts::find_rest(own, fixture("tiny")).unwrap(), settings).unwrap()
 }

@@ -355,8 +355,9 @@ fn every_format_says_how_it_was_drawn() {
         let file = generate(shared(), &request).pictures().remove(0);
         assert_eq!(Format::of_bytes(&file), Some(format));
         let decoded = tch_flux::image::decode(&file, &mut tch_flux::image::within_bounds).unwrap();
-        let recipe = tch_flux::generation::provenance::Recipe::from_texts(&decoded.texts).unwrap().unwrap();
-        assert_eq!(recipe.request.prompts, [CIRCLE], "{format:?}");
+        let provenance =
+            tch_flux::generation::provenance::Provenance::from_texts(&decoded.texts).unwrap().unwrap();
+        assert_eq!(provenance.request.prompts, [CIRCLE], "{format:?}");
     }
 }
 

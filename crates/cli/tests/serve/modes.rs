@@ -10,8 +10,8 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 use tch_flux::generation::{
-    Control, Edit, Follow, OwnParts, Parts, Pictured, Pipeline, Redux, ReduxImage, ReduxMix, Request, Role,
-    Settings,
+    Control, ControlPreprocess, Edit, IpAdapterImage, PartOverrides, Parts, Pipeline, Redux, ReduxImage,
+    ReduxMix, Request, Role, Settings,
 };
 use tch_flux::image::{Image, Mask};
 use tch_flux::models::flux1::StepCache;
@@ -24,7 +24,7 @@ use crate::client::{edit, generate, metric};
 use crate::life::Process;
 use crate::{CIRCLE, Served, shared, small, tiny};
 
-fn open(own: OwnParts) -> (Pipeline, Parts) {
+fn open(own: PartOverrides) -> (Pipeline, Parts) {
     let parts = Parts::find_rest(own, tiny()).unwrap();
     let settings = Settings { numerics: Numerics::Fast, keep_text_encoders: true, ..Settings::default() };
     (Pipeline::open(parts.clone(), settings).unwrap(), parts)
@@ -37,7 +37,7 @@ fn serve((pipeline, parts): (Pipeline, Parts)) -> Served {
 /// A pipeline with all that stands beside the small model, and its parts.
 fn all() -> (Pipeline, Parts) {
     let beside = beside();
-    let own = OwnParts { redux: Some(beside.folder.path().join("redux")), ..OwnParts::default() };
+    let own = PartOverrides { redux: Some(beside.folder.path().join("redux")), ..PartOverrides::default() };
     let (mut pipeline, parts) = open(own);
     pipeline.set_controlnets(&[beside.plain.clone(), beside.union.clone()]).unwrap();
     pipeline.set_ip_adapters(std::slice::from_ref(&beside.adapter), Some(&beside.encoder)).unwrap();
@@ -107,7 +107,7 @@ fn are_the_same(at: SocketAddr, pipeline: &mut Pipeline, all: Vec<(Value, Reques
 
 #[test]
 fn samplers_schedules_caches_weights_and_variations_are_the_pipelines() {
-    let (mut pipeline, _) = open(OwnParts::default());
+    let (mut pipeline, _) = open(PartOverrides::default());
     let eight = || Request { steps: Some(8), ..circle() };
     let of = |more: Value| asked(merged(json!({ "num_inference_steps": 8 }), more));
     let sigmas = vec![1.0, 0.7, 0.3];
@@ -160,7 +160,7 @@ fn controlnets_ip_adapters_and_redux_are_the_pipelines() {
     let served = serve(all());
     let (one, two) = (stripes(90, 70), stripes(30, 40));
     let control = Control { net: 1, mode: Some(2), strength: 0.7, end: 0.5, ..Control::new(one.clone()) };
-    let like = Pictured { scales: vec![0.5, 2.0], ..Pictured::new(two.clone()) };
+    let like = IpAdapterImage { scales: vec![0.5, 2.0], ..IpAdapterImage::new(two.clone()) };
     let seen = |strength, image: &Image| ReduxImage { strength, ..ReduxImage::new(image.clone()) };
     let look =
         Redux { images: vec![seen(0.6, &one), seen(0.5, &two)], mix: ReduxMix::Sum, ..Redux::new(vec![]) };
@@ -217,7 +217,7 @@ fn form<'a>(
 
 #[test]
 fn fill_fills_what_is_transparent() {
-    let own = || OwnParts { transformer: Some(beside().fill.clone()), ..OwnParts::default() };
+    let own = || PartOverrides { transformer: Some(beside().fill.clone()), ..PartOverrides::default() };
     let (mut pipeline, served) = (open(own()).0, serve(open(own())));
     let (image, (mask_file, mask)) = (stripes(64, 64), half(64));
     let picture = file(&image);
@@ -230,16 +230,20 @@ fn fill_fills_what_is_transparent() {
 
 #[test]
 fn edges_and_depths_are_followed() {
-    let own = || OwnParts {
+    let own = || PartOverrides {
         transformer: Some(beside().control.clone()),
         depth: Some(beside().depth.clone()),
-        ..OwnParts::default()
+        ..PartOverrides::default()
     };
     let (mut pipeline, served) = (open(own()).0, serve(open(own())));
     let image = stripes(64, 64);
     let picture = file(&image);
     let mut seen: Vec<Image> = Vec::new();
-    for (field, follow) in [("as", Follow::Picture), ("canny", Follow::Canny), ("depth", Follow::Depth)] {
+    for (field, follow) in [
+        ("as", ControlPreprocess::Picture),
+        ("canny", ControlPreprocess::Canny),
+        ("depth", ControlPreprocess::Depth),
+    ] {
         let value: &[u8] = if field == "as" { b"control" } else { b"true" };
         let drawn = decoded(&edit(served.at, &form(&picture, &[(field, None, value)])).pictures()[0]);
         let request = circle().edit(Edit { follow, ..Edit::new(vec![image.clone()]) });
@@ -252,7 +256,7 @@ fn edges_and_depths_are_followed() {
 
 #[test]
 fn references_are_looked_at_where_a_request_says_so() {
-    let (mut pipeline, _) = open(OwnParts::default());
+    let (mut pipeline, _) = open(PartOverrides::default());
     let images = [stripes(64, 64), stripes(48, 96)];
     let files = images.each_ref().map(file);
     let more =

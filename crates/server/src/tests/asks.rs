@@ -4,7 +4,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 
 use super::*;
-use tch_flux::generation::{Follow, ReduxMix, Role, Variation};
+use tch_flux::generation::{ControlPreprocess, ReduxMix, Role, Variation};
 use tch_flux::models::flux1::StepCache;
 use tch_flux::sampling::{Sampler, Schedule};
 
@@ -267,11 +267,11 @@ fn models_of_one_role_take_their_pictures_and_refuse_the_rest() {
     assert!(error["message"].as_str().unwrap().contains("--depth-model"), "{error}");
     generate(control.at, &request(1)).is_error(400, "image");
     assert_eq!(ask(control.at, &[yes("canny"), ("depth", None, b"false")]).status, 200);
-    assert_eq!(told.recv().unwrap().edit.unwrap().follow, Follow::Canny);
+    assert_eq!(told.recv().unwrap().edit.unwrap().follow, ControlPreprocess::Canny);
 
     let (depth, told) = telling(only(Role::Control, true), Options::default());
     assert_eq!(ask(depth.at, &[yes("depth")]).status, 200);
-    assert_eq!(told.recv().unwrap().edit.unwrap().follow, Follow::Depth);
+    assert_eq!(told.recv().unwrap().edit.unwrap().follow, ControlPreprocess::Depth);
 
     let (text, told) = telling(able_model(), Options::default());
     for role in ["fill", "control"] {
@@ -453,23 +453,23 @@ fn a_picture_says_how_it_was_controlled() {
         "redux_image": encoded(8, 8), "prompt_embeds_scale": 0.7, "sampler": "heun", "cache": "tea-cache",
     });
     let file = generate(served.at, &merged(request(1), asked)).pictures().remove(0);
-    let recipe = recipe_of(&file);
-    let [followed] = &recipe.controls[..] else { panic!("{recipe:?}") };
+    let provenance = recipe_of(&file);
+    let [followed] = &provenance.controls[..] else { panic!("{provenance:?}") };
     assert_eq!((followed.controlnet.to_str(), &followed.image), (Some("union"), &None));
     assert_eq!((followed.mode, followed.end), (Some(4), 0.5));
-    let [liked] = &recipe.pictured[..] else { panic!("{recipe:?}") };
+    let [liked] = &provenance.pictured[..] else { panic!("{provenance:?}") };
     assert_eq!((liked.ip_adapter.to_str(), &liked.scales[..]), (Some("first"), &[0.5][..]));
     assert!(liked.images.is_empty() && liked.image_encoder.is_none());
-    assert_eq!(recipe.redux.unwrap().images[0].strength, 0.7);
+    assert_eq!(provenance.redux.unwrap().images[0].strength, 0.7);
     assert_eq!(
-        (recipe.request.sampler, recipe.request.cache),
+        (provenance.request.sampler, provenance.request.cache),
         (Some(Sampler::Heun), Some(StepCache::TEA_CACHE))
     );
 }
 
 /// What a picture's file says of how it was drawn.
-fn recipe_of(file: &[u8]) -> tch_flux::generation::provenance::Recipe {
+fn recipe_of(file: &[u8]) -> tch_flux::generation::provenance::Provenance {
     let reader = ::png::Decoder::new(std::io::Cursor::new(file)).read_info().unwrap();
     let texts = reader.info().utf8_text.iter().map(|text| (text.keyword.clone(), text.get_text().unwrap()));
-    tch_flux::generation::provenance::Recipe::from_texts(&texts.collect()).unwrap().unwrap()
+    tch_flux::generation::provenance::Provenance::from_texts(&texts.collect()).unwrap().unwrap()
 }

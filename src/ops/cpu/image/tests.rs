@@ -42,11 +42,11 @@ fn builds() -> Vec<Build> {
         .collect()
 }
 
-fn exact_input(x: &Tensor, before: Before) -> Tensor {
+fn exact_input(x: &Tensor, before: Prologue) -> Tensor {
     match before {
-        Before::Nothing => x.shallow_clone(),
-        Before::Doubled => x.upsample_nearest2d_vec(None::<&[i64]>, [2.0, 2.0]),
-        Before::PaddedAfter => x.constant_pad_nd([0, 1, 0, 1]),
+        Prologue::Nothing => x.shallow_clone(),
+        Prologue::Doubled => x.upsample_nearest2d_vec(None::<&[i64]>, [2.0, 2.0]),
+        Prologue::PaddedAfter => x.constant_pad_nd([0, 1, 0, 1]),
     }
 }
 
@@ -54,13 +54,13 @@ fn exact_input(x: &Tensor, before: Before) -> Tensor {
 fn convolutions_match_libtorch_in_every_instruction_set() {
     // Channels in and out, taps, stride, padding, what comes before; sides are odd, two pictures at a time.
     let cases = [
-        (16, 40, 3, 1, 1, Before::Nothing),
-        (3, 32, 3, 1, 1, Before::Nothing),
-        (34, 3, 3, 1, 1, Before::Nothing),
-        (512, 96, 3, 1, 1, Before::Nothing),
-        (32, 48, 1, 1, 0, Before::Nothing),
-        (32, 32, 3, 2, 0, Before::PaddedAfter),
-        (32, 32, 3, 1, 1, Before::Doubled),
+        (16, 40, 3, 1, 1, Prologue::Nothing),
+        (3, 32, 3, 1, 1, Prologue::Nothing),
+        (34, 3, 3, 1, 1, Prologue::Nothing),
+        (512, 96, 3, 1, 1, Prologue::Nothing),
+        (32, 48, 1, 1, 0, Prologue::Nothing),
+        (32, 32, 3, 2, 0, Prologue::PaddedAfter),
+        (32, 32, 3, 1, 1, Prologue::Doubled),
     ];
     for (i, (from, to, taps, stride, padding, before)) in cases.into_iter().enumerate() {
         for (kind, most) in [(Kind::Float, 2e-6), (Kind::BFloat16, 5e-3)] {
@@ -75,7 +75,7 @@ fn convolutions_match_libtorch_in_every_instruction_set() {
             let [input, residual] = [&x, &residual].map(|x| x.permute([0, 2, 3, 1]).contiguous());
             for build in builds() {
                 let out = Tensor::full(residual.size(), f64::NAN, (kind, Device::Cpu));
-                let shift = i32::from(before == Before::Doubled);
+                let shift = i32::from(before == Prologue::Doubled);
                 conv2d_into(build, &conv, &input, shift, Some(&residual), &out);
                 let error = distance(&picture(&out), &expected);
                 assert!(error < most, "case {i}, {kind:?}, {}: {error}", build.name());

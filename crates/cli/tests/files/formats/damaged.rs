@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use tch::Kind;
 use tch_flux::checkpoint::{Access, Checkpoint};
-use tch_flux::generation::{Control, Edit, LoraFile, OwnParts, Parts, Pipeline, Request, Settings};
+use tch_flux::generation::{Control, Edit, LoraFile, PartOverrides, Parts, Pipeline, Request, Settings};
 use tch_flux::image::Image;
 use tch_flux::numerics::{Numerics, Quantize};
 use tch_flux::{Error, FileProblem};
@@ -42,7 +42,7 @@ fn refused(pipeline: &mut Pipeline, request: &Request) -> (PathBuf, FileProblem)
     }
 }
 
-fn pipeline(parts: OwnParts, settings: Settings) -> Pipeline {
+fn pipeline(parts: PartOverrides, settings: Settings) -> Pipeline {
     Pipeline::open(Parts::find_rest(parts, fixture("tiny")).unwrap(), settings).unwrap()
 }
 
@@ -55,10 +55,10 @@ fn nan_in_any_part_is_found_with_its_place() {
     let of = |part: &str, path: &Path| {
         let own = Some(path.to_path_buf());
         match part {
-            "transformer" => OwnParts { transformer: own, ..OwnParts::default() },
-            "autoencoder" => OwnParts { autoencoder: own, ..OwnParts::default() },
-            "clip" => OwnParts { clip: own, ..OwnParts::default() },
-            _ => OwnParts { t5: own, ..OwnParts::default() },
+            "transformer" => PartOverrides { transformer: own, ..PartOverrides::default() },
+            "autoencoder" => PartOverrides { autoencoder: own, ..PartOverrides::default() },
+            "clip" => PartOverrides { clip: own, ..PartOverrides::default() },
+            _ => PartOverrides { t5: own, ..PartOverrides::default() },
         }
     };
     let cases = [
@@ -131,7 +131,7 @@ fn nan_is_found_where_weights_are_kept_or_made_narrow() {
     let mut f32s = tensors("tiny/flux1-schnell.safetensors");
     put(&mut f32s, name, 130, f32::NAN);
     write_file(&path, &f32s);
-    let own = || OwnParts { transformer: Some(path.clone()), ..OwnParts::default() };
+    let own = || PartOverrides { transformer: Some(path.clone()), ..PartOverrides::default() };
     let fast = Settings { numerics: Numerics::Fast, ..f32_settings() };
     let bf16 = Settings { kind: Some(Kind::BFloat16), ..fast };
     for settings in [
@@ -169,7 +169,7 @@ fn nan_in_what_is_put_on_the_transformer_is_found() {
     up[9] = f32::NAN;
     let down = f32s(&format!("{layer}.lora_A.weight"), &[2, 128], &[0.5; 256]);
     write_file(&path, &[down, f32s(&format!("{layer}.lora_B.weight"), &[128, 2], &up)]);
-    let mut with_lora = pipeline(OwnParts::default(), f32_settings());
+    let mut with_lora = pipeline(PartOverrides::default(), f32_settings());
     with_lora.set_loras(&[LoraFile { path: path.clone(), strength: 1.0 }]).unwrap();
     let (file, problem) = refused(&mut with_lora, &request());
     assert_eq!(file, path);
@@ -182,7 +182,7 @@ fn nan_in_what_is_put_on_the_transformer_is_found() {
     put(&mut tensors, "controlnet_x_embedder.weight", 0, f32::INFINITY);
     let path = folder.path().join("net.safetensors");
     write_file(&path, &tensors);
-    let mut with_net = pipeline(OwnParts::default(), f32_settings());
+    let mut with_net = pipeline(PartOverrides::default(), f32_settings());
     with_net.set_controlnets(std::slice::from_ref(&path)).unwrap();
     let image = Image { width: 64, height: 64, rgb: vec![200; 3 * 64 * 64] };
     let request = Request { controls: vec![Control::new(image)], ..request() };
@@ -199,8 +199,10 @@ fn nan_in_the_encoder_is_found_when_a_picture_is_edited() {
     let mut tensors = tensors("tiny/ae.safetensors");
     put(&mut tensors, "encoder.conv_in.bias", 0, f32::NAN);
     write_file(&path, &tensors);
-    let mut pipeline =
-        pipeline(OwnParts { autoencoder: Some(path.clone()), ..OwnParts::default() }, f32_settings());
+    let mut pipeline = pipeline(
+        PartOverrides { autoencoder: Some(path.clone()), ..PartOverrides::default() },
+        f32_settings(),
+    );
     // Without a picture, the encoder has no part in it.
     assert_eq!(pipeline.generate(&request(), &mut |_| ControlFlow::Continue(())).unwrap().len(), 1);
     let image = Image { width: 64, height: 64, rgb: vec![200; 3 * 64 * 64] };
@@ -218,7 +220,7 @@ fn a_weight_that_f16_does_not_hold_is_said_to_be_that() {
     put(&mut tensors, "img_in.weight", 64, 1e5);
     write_file(&path, &tensors);
     let settings = Settings { kind: Some(Kind::Half), ..Settings::default() };
-    let own = OwnParts { transformer: Some(path.clone()), ..OwnParts::default() };
+    let own = PartOverrides { transformer: Some(path.clone()), ..PartOverrides::default() };
     let (file, problem) = refused(&mut pipeline(own, settings), &request());
     assert_eq!(file, path);
     let FileProblem::Overflow { name, first, value, kind } = &problem else { panic!("{problem:?}") };
@@ -231,8 +233,10 @@ fn a_preview_of_nan_names_the_file_too() {
     let mut tensors = tensors("tiny/flux1-schnell.safetensors");
     put(&mut tensors, "final_layer.linear.bias", 1, f32::NAN);
     write_file(&path, &tensors);
-    let mut pipeline =
-        pipeline(OwnParts { transformer: Some(path.clone()), ..OwnParts::default() }, f32_settings());
+    let mut pipeline = pipeline(
+        PartOverrides { transformer: Some(path.clone()), ..PartOverrides::default() },
+        f32_settings(),
+    );
     let (file, problem) = refused(&mut pipeline, &Request { previews: 1, ..request() });
     assert_eq!(file, path);
     assert!(matches!(&problem, FileProblem::NotFinite { name, .. } if name == "final_layer.linear.bias"));

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use tch_flux::checkpoint::{Access, Checkpoint, Family};
 use tch_flux::convert::{Conversion, convert};
-use tch_flux::generation::{OwnParts, Parts, Pipeline, Settings};
+use tch_flux::generation::{PartOverrides, Parts, Pipeline, Settings};
 use tch_flux::{Error, FileProblem};
 
 use super::{report, run};
@@ -380,12 +380,12 @@ fn tiny() -> PathBuf {
 /// What is said of a file in the place of a part of the small model.
 fn said_of(path: &Path, part: &str) -> String {
     let own = |name: &str| (part == name).then(|| path.to_path_buf());
-    let parts = OwnParts {
+    let parts = PartOverrides {
         transformer: own("transformer"),
         autoencoder: own("autoencoder"),
         clip: own("clip"),
         t5: own("t5"),
-        ..OwnParts::default()
+        ..PartOverrides::default()
     };
     let opened = Pipeline::open(Parts::find_rest(parts, tiny()).unwrap(), Settings::default());
     let refused = opened.and_then(|mut pipeline| match part {

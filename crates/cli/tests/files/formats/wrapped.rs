@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use tch::Kind;
 use tch_flux::checkpoint::lora::{Lora, Model};
 use tch_flux::checkpoint::{Access, Checkpoint};
-use tch_flux::generation::{LoraFile, OwnParts, Parts, Pipeline, Request, Settings};
+use tch_flux::generation::{LoraFile, PartOverrides, Parts, Pipeline, Request, Settings};
 use tch_flux::image::Image;
 
 use super::{open, report, run};
@@ -125,7 +125,7 @@ fn wrapped(part: &str, to: &Path, prefix: &str) {
     write_file(to, &checkpoint.names().map(one).collect::<Vec<_>>());
 }
 
-fn draw(parts: OwnParts, loras: &[LoraFile]) -> Image {
+fn draw(parts: PartOverrides, loras: &[LoraFile]) -> Image {
     let mut pipeline =
         Pipeline::open(Parts::find_rest(parts, tiny("")).unwrap(), Settings::default()).unwrap();
     assert!(pipeline.set_loras(loras).unwrap().is_empty());
@@ -146,14 +146,14 @@ fn wrapped_parts_draw_the_picture_of_bare_ones() {
         wrapped(from, &to, prefix);
         Some(to)
     };
-    let parts = OwnParts {
+    let parts = PartOverrides {
         transformer: part("transformer/diffusion_pytorch_model.safetensors", "module._orig_mod."),
         autoencoder: part("ae.safetensors", "state_dict."),
         clip: part("text_encoder/model.safetensors", "module."),
         t5: part("text_encoder_2/model.safetensors", "transformer."),
-        ..OwnParts::default()
+        ..PartOverrides::default()
     };
-    assert!(draw(parts, &[]) == draw(OwnParts::default(), &[]));
+    assert!(draw(parts, &[]) == draw(PartOverrides::default(), &[]));
 }
 
 /// Two matrices for one layer, under names of some maker.
@@ -199,10 +199,10 @@ fn a_wrapped_lora_draws_what_it_draws_bare() {
     let drawn = |module: &str| {
         let path = folder.path().join("lora.safetensors");
         write_file(&path, &lora(&format!("{module}.lora_A.weight"), &format!("{module}.lora_B.weight")));
-        draw(OwnParts::default(), &[LoraFile { path, strength: 1.0 }])
+        draw(PartOverrides::default(), &[LoraFile { path, strength: 1.0 }])
     };
     let right = drawn("double_blocks.0.img_attn.proj");
-    assert_ne!(right, draw(OwnParts::default(), &[]));
+    assert_ne!(right, draw(PartOverrides::default(), &[]));
     assert_eq!(drawn("module.double_blocks.0._orig_mod.img_attn.proj"), right);
 }
 

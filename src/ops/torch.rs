@@ -6,14 +6,14 @@ use std::cell::OnceCell;
 use tch::nn::Module;
 use tch::{Device, Kind, Tensor};
 
-use super::{Activation, End, ParallelBlock, Qkv, ResidualMlp, cuda};
+use super::{Activation, Epilogue, ParallelBlock, Qkv, ResidualMlp, cuda};
 use crate::nn::{LayerNorm, Linear, Weight};
 use crate::numerics::{is_fast, torch_everywhere};
 use crate::quant::Fp8;
 use crate::{math, shim};
 
 /// Whether these tensors are ours: not on the CPU, all of one device and kind, without gradients.
-fn ours<'a>(tensors: impl IntoIterator<Item = &'a Tensor> + Clone) -> bool {
+fn is_supported<'a>(tensors: impl IntoIterator<Item = &'a Tensor> + Clone) -> bool {
     let mut kinds = tensors.clone().into_iter().map(|tensor| (tensor.device(), tensor.kind()));
     let Some(first @ (device, Kind::Float | Kind::BFloat16 | Kind::Half)) = kinds.next() else {
         return false;
@@ -25,9 +25,9 @@ fn ours<'a>(tensors: impl IntoIterator<Item = &'a Tensor> + Clone) -> bool {
 }
 
 /// A linear layer and what follows it, if it is ours.
-pub(super) fn linear(layer: &Linear, x: &Tensor, end: &End) -> Option<Tensor> {
+pub(super) fn linear(layer: &Linear, x: &Tensor, end: &Epilogue) -> Option<Tensor> {
     let bias = layer.bias.iter();
-    if !ours([x, &layer.weight].into_iter().chain(bias).chain(end.tensors()).collect::<Vec<_>>()) {
+    if !is_supported([x, &layer.weight].into_iter().chain(bias).chain(end.tensors()).collect::<Vec<_>>()) {
         return None;
     }
     Some(layer.with(|beside, weight, bias| match (beside, end.activation) {
@@ -37,7 +37,7 @@ pub(super) fn linear(layer: &Linear, x: &Tensor, end: &End) -> Option<Tensor> {
             finish(beside.forward(x, y, &|x| product(x, weight, None)), end)
         }
         (None, Activation::GeluTanh) => {
-            finish(product_gelu(x, weight, bias), &End { activation: Activation::None, ..*end })
+            finish(product_gelu(x, weight, bias), &Epilogue { activation: Activation::None, ..*end })
         }
         (None, _) => finish(product(x, weight, bias), end),
     }))
@@ -93,10 +93,10 @@ fn with_width(x: &Tensor, width: i64) -> Vec<i64> {
     size
 }
 
-fn finish(y: Tensor, end: &End) -> Tensor {
+fn finish(y: Tensor, end: &Epilogue) -> Tensor {
     match *end {
-        End { activation, factor, gate: Some(gate), residual: Some(residual) } => {
-            let y = End { activation, factor, ..End::default() }.apply(y);
+        Epilogue { activation, factor, gate: Some(gate), residual: Some(residual) } => {
+            let y = Epilogue { activation, factor, ..Epilogue::default() }.apply(y);
             gated_residual(residual, gate, &y)
         }
         end => end.apply(y),
@@ -110,7 +110,7 @@ fn gated_residual(x: &Tensor, gate: &Tensor, y: &Tensor) -> Tensor {
 
 /// See [`super::modulate`], if it is ours. For one sample, scale and shift are the norm's own.
 pub(super) fn modulate(norm: &LayerNorm, x: &Tensor, scale: &Tensor, shift: &Tensor) -> Option<Tensor> {
-    let eps = norm.plain_eps().filter(|_| ours([x, scale, shift]))?;
+    let eps = norm.plain_eps().filter(|_| is_supported([x, scale, shift]))?;
     if let Some(out) = cuda::modulate(x, [scale, shift], eps) {
         return Some(out);
     }
@@ -129,7 +129,7 @@ pub(super) fn modulate_linear(
     [scale, shift]: [&Tensor; 2],
     layer: &Linear,
 ) -> Option<Tensor> {
-    let eps = norm.plain_eps().filter(|_| ours([x, scale, shift]))?;
+    let eps = norm.plain_eps().filter(|_| is_supported([x, scale, shift]))?;
     let weight = layer.fp8()?;
     let rows = cuda::modulate_fp8(x, [scale, shift], eps)?;
     Some(product_rows(&rows, &weight, layer.bias.as_ref(), x))
@@ -139,8 +139,8 @@ pub(super) fn modulate_linear(
 pub(super) fn residual_mlp(block: &ResidualMlp, attn: &Tensor, x: &Tensor) -> Option<Tensor> {
     let ResidualMlp { proj, gate, norm, modulation, up, down, mlp_gate } = *block;
     let [scale, shift] = modulation;
-    let eps = norm.plain_eps().filter(|_| ours([x, gate, scale, shift, mlp_gate]))?;
-    let y = linear(proj, attn, &End::default())?;
+    let eps = norm.plain_eps().filter(|_| is_supported([x, gate, scale, shift, mlp_gate]))?;
+    let y = linear(proj, attn, &Epilogue::default())?;
     if let (Some(up8), Some(down8)) = (up.fp8(), down.fp8())
         && let Some((x, rows)) = cuda::gated_modulate_fp8(x, [gate, &y], modulation, eps)
     {
@@ -159,15 +159,15 @@ pub(super) fn residual_mlp(block: &ResidualMlp, attn: &Tensor, x: &Tensor) -> Op
         }
     };
     drop(y);
-    let hidden = linear(up, &x_mod, &End { activation: Activation::GeluTanh, ..End::default() })?;
-    linear(down, &hidden, &End { gate: Some(mlp_gate), residual: Some(&x), ..End::default() })
+    let hidden = linear(up, &x_mod, &Epilogue { activation: Activation::GeluTanh, ..Epilogue::default() })?;
+    linear(down, &hidden, &Epilogue { gate: Some(mlp_gate), residual: Some(&x), ..Epilogue::default() })
 }
 
 /// See [`super::joint_attention`], if it is ours: every stream's q, k and v are written to their place in joint tensors
 /// `[B, S, H, d]`, whose heads attention takes as strided views. `pe` must be rotations.
 pub(super) fn joint_attention(streams: &[Qkv], num_heads: i64, pe: &Tensor) -> Option<Tensor> {
     let scales = streams.iter().flat_map(|s| s.scales);
-    if !ours(streams.iter().map(|s| s.qkv).chain(scales).collect::<Vec<_>>()) || !is_fast([pe]) {
+    if !is_supported(streams.iter().map(|s| s.qkv).chain(scales).collect::<Vec<_>>()) || !is_fast([pe]) {
         return None;
     }
     let first = streams.first()?.qkv;
@@ -258,7 +258,7 @@ pub(super) fn parallel_block(
     x: &Tensor,
 ) -> Option<Tensor> {
     let ParallelBlock { linear1, linear2, .. } = block;
-    if !block.tensors([x_mod, gate, x]).is_some_and(ours) {
+    if !block.tensors([x_mod, gate, x]).is_some_and(is_supported) {
         return None;
     }
     let hidden = block.hidden_size;
@@ -285,7 +285,7 @@ pub(super) fn parallel_block(
     match summed {
         Some(y) => Some(gated_residual(x, gate, &y)),
         None => {
-            let end = End { gate: Some(gate), residual: Some(x), ..End::default() };
+            let end = Epilogue { gate: Some(gate), residual: Some(x), ..Epilogue::default() };
             linear(linear2, &Tensor::cat(&[attn, mlp], 2), &end)
         }
     }

@@ -3,7 +3,7 @@
 use tch::nn::{Module, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_flux::layers::LinearLora;
-use tch_flux::lora::{Beside, Change, Factor, Term, Update, delta, merged, merged_bias};
+use tch_flux::lora::{Change, Factor, LoraBranch, Term, Update, delta, merged, merged_bias};
 
 use crate::{assert_close, wave};
 
@@ -52,7 +52,7 @@ fn terms() -> Vec<Term> {
 fn run(terms: &[Term], weight: &Tensor, bias: Option<&Tensor>, x: &Tensor) -> Tensor {
     let product = |x: &Tensor| x.linear::<&Tensor>(weight, None);
     let dense = || Ok(weight.shallow_clone());
-    let beside = Beside::new(terms, &dense, Device::Cpu, weight.kind()).unwrap();
+    let beside = LoraBranch::new(terms, &dense, Device::Cpu, weight.kind()).unwrap();
     assert_eq!(beside.is_empty(), terms.is_empty());
     beside.forward(x, x.linear(weight, bias), &product)
 }
@@ -155,7 +155,7 @@ fn low_rank_terms_have_the_bits_of_the_official_layer() {
             variable.set_data(&of(&name));
         }
         let dense = || Ok(of("weight"));
-        let beside = Beside::new(&terms, &dense, Device::Cpu, kind).unwrap();
+        let beside = LoraBranch::new(&terms, &dense, Device::Cpu, kind).unwrap();
         let found = beside.forward(&x, linear.forward(&x), &|x| x.linear::<&Tensor>(&of("weight"), None));
         assert!(found == expected, "{kind:?}");
     }

@@ -10,7 +10,7 @@ use crate::math::linear;
 
 /// The terms of one linear layer, ready to run: on its device and in its kind.
 #[derive(Debug)]
-pub struct Beside {
+pub struct LoraBranch {
     parts: Vec<Part>,
 }
 
@@ -57,7 +57,7 @@ struct Stretch {
     of_columns: bool,
 }
 
-impl Beside {
+impl LoraBranch {
     /// `weight` gives the layer's weight, `[out, in]` in any float kind; it is asked for DoRA alone.
     ///
     /// # Errors

@@ -17,7 +17,7 @@ use crate::models::vision::{ClipVision, ClipVisionConfig};
 
 /// Pictures that a drawing shall be like.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Pictured {
+pub struct IpAdapterImage {
     /// Which of the pipeline's IP-Adapters: a place in what [`Pipeline::set_ip_adapters`] was given.
     pub adapter: usize,
     /// Of any size; the image encoder sees the middle of each.
@@ -29,9 +29,9 @@ pub struct Pictured {
 }
 
 /// What must be alike of pictures that are computed together.
-pub(super) type PicturedShape = (usize, usize, usize, Vec<f64>);
+pub(super) type IpAdapterKey = (usize, usize, usize, Vec<f64>);
 
-impl Pictured {
+impl IpAdapterImage {
     /// Like this picture, by the first IP-Adapter, in full.
     pub fn new(image: Image) -> Self {
         Self { adapter: 0, images: vec![Arc::new(image)], negative: Vec::new(), scales: vec![1.0] }
@@ -48,7 +48,7 @@ impl Pictured {
         Ok(())
     }
 
-    pub(super) fn shape(&self) -> PicturedShape {
+    pub(super) fn shape(&self) -> IpAdapterKey {
         (self.adapter, self.images.len(), self.negative.len(), self.scales.clone())
     }
 }
@@ -80,9 +80,9 @@ impl Encoder {
     }
 }
 
-/// What the image encoder says of a request's pictures: for each [`Pictured`], `[1, N, D]` of those and of the negative
+/// What the image encoder says of a request's pictures: for each [`IpAdapterImage`], `[1, N, D]` of those and of the negative
 /// ones.
-pub(super) type Seen = Vec<(Tensor, Option<Tensor>)>;
+pub(super) type ImageEmbeds = Vec<(Tensor, Option<Tensor>)>;
 
 /// What the transformer attends to beside the text: for the prompt, and for the negative one.
 #[derive(Debug, Default)]
@@ -169,7 +169,7 @@ impl Pipeline {
 
     pub(super) fn check_pictured(&self, request: &Request) -> Result<()> {
         let wrong = |text: String| Err(Error::Request(text));
-        for Pictured { adapter, scales, .. } in &request.pictured {
+        for IpAdapterImage { adapter, scales, .. } in &request.pictured {
             let count = self.ip_adapters.len();
             let Some(Adapter { params, .. }) = self.ip_adapters.get(*adapter) else {
                 return wrong(format!("there is no IP-Adapter of number {adapter}: {count} are put on"));
@@ -185,9 +185,9 @@ impl Pipeline {
     }
 
     /// What the image encoder says of a request's pictures.
-    pub(super) fn see(&mut self, request: &Request) -> Result<Seen> {
+    pub(super) fn encode_ip_adapter_images(&mut self, request: &Request) -> Result<ImageEmbeds> {
         if request.pictured.is_empty() {
-            return Ok(Seen::new());
+            return Ok(ImageEmbeds::new());
         }
         let kind = self.text_kind();
         let encoder = self.image_encoder.as_mut().ok_or_else(not_loaded)?;
@@ -209,7 +209,7 @@ impl Pipeline {
             Ok::<_, Error>(Tensor::f_cat(&vectors, 0)?.f_unsqueeze(0)?.f_to_kind(self.kind)?) // [1, N, D]
         };
         let black = Image { width: 1, height: 1, rgb: vec![0; 3] };
-        let pictured = |one: &Pictured| {
+        let pictured = |one: &IpAdapterImage| {
             let own: Vec<&Image> = one.images.iter().map(Arc::as_ref).collect();
             let mut negative: Vec<&Image> = one.negative.iter().map(Arc::as_ref).collect();
             if negative.is_empty() {
@@ -221,7 +221,7 @@ impl Pipeline {
     }
 
     /// What the transformer attends to of what was seen.
-    pub(super) fn image_prompts(&mut self, request: &Request, seen: &Seen) -> Result<ImagePrompts> {
+    pub(super) fn image_prompts(&mut self, request: &Request, seen: &ImageEmbeds) -> Result<ImagePrompts> {
         let mut all = ImagePrompts::default();
         for (one, (own, negative)) in request.pictured.iter().zip(seen) {
             let adapter = self.ip_adapters.get_mut(one.adapter).ok_or_else(not_loaded)?;

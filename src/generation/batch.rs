@@ -2,11 +2,11 @@
 
 use tch::{Kind, Tensor};
 
-use super::control::Led;
-use super::denoise::Course;
+use super::control::ControlNetInput;
+use super::denoise::DenoiseInputs;
 use super::draw::{Drawing, Times};
-use super::edit::{Given, Start};
-use super::pictured::ImagePrompts;
+use super::edit::{EditConditions, InitLatents};
+use super::ip_adapter::ImagePrompts;
 use super::prompts::Encoded;
 use super::{Pipeline, Request, Variation};
 use crate::error::{Error, Result};
@@ -15,7 +15,7 @@ use crate::models::flux1::{Additions, Flux1, StepCache};
 use crate::sampling::{self, NoiseRule, Prepared, get_more_noise, get_noise, prepare};
 
 /// A drawing as the loop has it.
-pub(super) struct Row<'a> {
+pub(super) struct BatchItem<'a> {
     /// Its place among the drawings.
     pub(super) drawing: usize,
     /// What the loop begins with, `[1, L, C]`.
@@ -23,9 +23,9 @@ pub(super) struct Row<'a> {
     noise: Tensor,
     /// What the sampler adds at each step but the last, `[1, steps, L, C]`, where it does.
     more_noise: Option<Tensor>,
-    start: Option<&'a Start>,
-    course: Course,
-    negative: Option<Course>,
+    start: Option<&'a InitLatents>,
+    course: DenoiseInputs,
+    negative: Option<DenoiseInputs>,
     true_cfg_scale: Option<f64>,
     /// What ControlNets follow, with what it is.
     controls: &'a [Tensor],
@@ -33,7 +33,7 @@ pub(super) struct Row<'a> {
     request: &'a Request,
 }
 
-impl<'a> Row<'a> {
+impl<'a> BatchItem<'a> {
     pub(super) fn new(
         pipeline: &Pipeline,
         model: &Flux1,
@@ -46,7 +46,8 @@ impl<'a> Row<'a> {
         let guidance = request.guidance.unwrap_or(0.0);
         let course = |text: &Encoded| {
             let prepared = prepare(&noise, &text.txt, &text.vec)?;
-            let course = Course::new(model, &prepared, &times.timesteps, guidance, &of.given.conditions)?;
+            let course =
+                DenoiseInputs::new(model, &prepared, &times.timesteps, guidance, &of.given.conditions)?;
             Ok::<_, Error>((prepared, course))
         };
         let (Prepared { img: noise, .. }, prompt) = course(&of.text.prompt)?;
@@ -63,7 +64,7 @@ impl<'a> Row<'a> {
         });
         let more_noise = more_noise.transpose()?;
         let true_cfg_scale = request.scale();
-        let Given { controls, image_prompts, .. } = of.given;
+        let EditConditions { controls, image_prompts, .. } = of.given;
         Ok(Self {
             drawing,
             img,
@@ -91,34 +92,35 @@ fn noise(request: &Request, kind: Kind) -> Result<Tensor> {
 }
 
 /// Rows side by side along the batch.
-pub(super) struct Beside<'a> {
+pub(super) struct Batch<'a> {
     pub(super) img: Tensor,
     noise: Tensor,
     more_noise: Option<Tensor>,
-    start: Option<Start>,
-    course: Course,
+    start: Option<InitLatents>,
+    course: DenoiseInputs,
     /// What is led away from, and how far.
-    negative: Option<(Course, f64)>,
+    negative: Option<(DenoiseInputs, f64)>,
     /// What ControlNets add, where there are any.
-    led: Option<Led<'a>>,
+    led: Option<ControlNetInput<'a>>,
     image_prompts: ImagePrompts,
 }
 
-impl<'a> Beside<'a> {
+impl<'a> Batch<'a> {
     /// For a loop of so many steps.
-    pub(super) fn of(pipeline: &'a Pipeline, rows: &[Row<'a>], steps: usize) -> Result<Self> {
-        let cat = |of: for<'r> fn(&'r Row<'a>) -> &'r Tensor| {
+    pub(super) fn of(pipeline: &'a Pipeline, rows: &[BatchItem<'a>], steps: usize) -> Result<Self> {
+        let cat = |of: for<'r> fn(&'r BatchItem<'a>) -> &'r Tensor| {
             math::cat(&rows.iter().map(of).collect::<Vec<_>>(), 0)
         };
         let starts: Option<Vec<_>> = rows.iter().map(|row| row.start).collect();
         let negatives: Option<Vec<_>> = rows.iter().map(|row| row.negative.as_ref()).collect();
-        let negative = negatives.map(|negatives| Course::together(&negatives)).transpose()?;
+        let negative = negatives.map(|negatives| DenoiseInputs::together(&negatives)).transpose()?;
         let more_noise: Option<Vec<_>> = rows.iter().map(|row| row.more_noise.as_ref()).collect();
         let controls = rows.first().map_or(&[][..], |row| &row.request.controls);
         let embedded = |i: usize| rows.iter().filter_map(|row| row.controls.get(i)).collect();
         let embedded: Vec<Vec<&Tensor>> = (0..controls.len()).map(embedded).collect();
-        let led =
-            (!controls.is_empty()).then(|| Led::new(pipeline, controls, &embedded, steps)).transpose()?;
+        let led = (!controls.is_empty())
+            .then(|| ControlNetInput::new(pipeline, controls, &embedded, steps))
+            .transpose()?;
         let image_prompts: Vec<_> = rows.iter().map(|row| row.image_prompts).collect();
         Ok(Self {
             led,
@@ -126,8 +128,8 @@ impl<'a> Beside<'a> {
             img: cat(|row| &row.img)?,
             noise: cat(|row| &row.noise)?,
             more_noise: more_noise.map(|more| math::cat(&more, 0)).transpose()?,
-            start: starts.map(|starts| Start::together(&starts)).transpose()?,
-            course: Course::together(&rows.iter().map(|row| &row.course).collect::<Vec<_>>())?,
+            start: starts.map(|starts| InitLatents::together(&starts)).transpose()?,
+            course: DenoiseInputs::together(&rows.iter().map(|row| &row.course).collect::<Vec<_>>())?,
             negative: negative.zip(rows.first().and_then(|row| row.true_cfg_scale)),
         })
     }
@@ -174,7 +176,7 @@ impl<'a> Beside<'a> {
     pub(super) fn go_on_with(
         &mut self,
         pipeline: &'a Pipeline,
-        rows: &[Row<'a>],
+        rows: &[BatchItem<'a>],
         steps: usize,
         places: &Tensor,
     ) -> Result<()> {

@@ -9,25 +9,25 @@ use crate::error::Result;
 use crate::shim;
 
 /// Where such a weight lies, as a rule a mapped file.
-pub(crate) trait Elsewhere: Debug + Send + Sync {
+pub(crate) trait WeightSource: Debug + Send + Sync {
     /// Its numbers on the CPU, as `kind`. What lies there in that kind is not copied.
     fn numbers(&self, kind: Kind) -> Result<Tensor>;
     /// It will be needed soon.
-    fn bring(&self);
+    fn prefetch(&self);
     /// It will not be needed for a while.
-    fn let_go(&self);
+    fn evict(&self);
 }
 
 /// A linear layer's weight that lies elsewhere.
 #[derive(Debug)]
-pub(super) struct Away {
-    weight: Arc<dyn Elsewhere>,
+pub(super) struct Offloaded {
+    weight: Arc<dyn WeightSource>,
     /// On its device, while its block runs and the one before.
     here: Option<Tensor>,
 }
 
-impl Away {
-    pub(super) fn new(weight: Arc<dyn Elsewhere>) -> Self {
+impl Offloaded {
+    pub(super) fn new(weight: Arc<dyn WeightSource>) -> Self {
         Self { weight, here: None }
     }
 
@@ -38,14 +38,14 @@ impl Away {
         }
     }
 
-    /// Begins to bring it. On CUDA it is copied beside what runs there, and [`arrived`] must be called before it is used.
-    pub(super) fn bring(&mut self, kind: Kind, device: Device) -> Result<()> {
+    /// Begins to prefetch it. On CUDA it is copied beside what runs there, and [`wait_for_copies`] must be called before it is used.
+    pub(super) fn prefetch(&mut self, kind: Kind, device: Device) -> Result<()> {
         match device {
             Device::Cuda(_) if self.here.is_none() => {
-                self.here = Some(shim::copy_aside(&self.weight.numbers(kind)?, device)?);
+                self.here = Some(shim::copy_async(&self.weight.numbers(kind)?, device)?);
             }
             Device::Cuda(_) => {}
-            _ => self.weight.bring(),
+            _ => self.weight.prefetch(),
         }
         Ok(())
     }
@@ -53,20 +53,20 @@ impl Away {
     /// After a product with it.
     pub(super) fn used(&self) {
         if self.here.is_none() {
-            self.weight.let_go();
+            self.weight.evict();
         }
     }
 
     /// After its block.
-    pub(super) fn let_go(&mut self) {
+    pub(super) fn evict(&mut self) {
         self.here = None;
-        self.weight.let_go();
+        self.weight.evict();
     }
 }
 
 /// What is computed from now on waits for the copies that were begun.
-pub(super) fn arrived(device: Device) {
+pub(super) fn wait_for_copies(device: Device) {
     if let Device::Cuda(index) = device {
-        shim::wait_aside(index);
+        shim::wait_for_copies(index);
     }
 }

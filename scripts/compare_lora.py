@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes LoRAs of many makers, and the weights that diffusers and peft make of them, for tests/lora_reference.rs.
+"""Writes LoRAs of many makers, and the weights that diffusers and peft make of them, for tests/numerics/lora_reference.rs.
 
     scripts/with-libtorch --reference python scripts/compare_lora.py FOLDER
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes the small GGUF files of `fixtures/gguf`, for `tests/gguf.rs`, with the package `gguf` of llama.cpp's authors.
+"""Writes the small GGUF files of `fixtures/gguf`, for `tests/files/gguf.rs`, with the package `gguf` of llama.cpp's authors.
 
     scripts/with-libtorch --reference python scripts/export_gguf.py fixtures/gguf
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draws with the small model as the official command line draws, for `tests/official.rs`.
+"""Draws with the small model as the official command line draws, for `tests/numerics/official.rs`.
 
     PYTHONPATH=<black-forest-labs/flux>/src python scripts/export_official_pictures.py fixtures/tiny fixtures/official
 

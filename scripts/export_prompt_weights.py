@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes which tokens with which weights ComfyUI makes of some prompts, for `tests/tokenizer.rs`.
+"""Writes which tokens with which weights ComfyUI makes of some prompts, for `tests/numerics/tokenizer.rs`.
 
     scripts/with-libtorch --reference python scripts/export_prompt_weights.py COMFYUI fixtures/tiny fixtures/prompt_weights.json
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes what transformers' tokenizers make of some texts, for `tests/tokenizer.rs`.
+"""Writes what transformers' tokenizers make of some texts, for `tests/numerics/tokenizer.rs`.
 
     scripts/with-libtorch --reference python scripts/export_tokens.py fixtures/tiny fixtures/tokens.json
 """

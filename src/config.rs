@@ -1,12 +1,15 @@
 //! Configuration files of diffusers and transformers, read key by key, so that each error names the file and the key.
 
+mod other_format;
+
 use std::fmt::{Debug, Display};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use crate::checkpoint::other_format;
 use crate::error::{Error, FileProblem, Result};
+
+pub(crate) use other_format::find as other_format;
 
 /// No configuration file is as large as this; a file that is, is something else.
 const MAX_BYTES: u64 = 16 << 20;

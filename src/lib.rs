@@ -13,7 +13,7 @@
 //! | [`models`] | FLUX.1 with ControlNets and IP-Adapters, the autoencoders, text and image encoders |
 //! | [`sampling`] | noise, positions, schedules, solvers |
 //! | [`image`] | eight-bit pictures, and their files: PNG, JPEG, WebP |
-//! | `config` | configuration files of diffusers and transformers, read key by key |
+//! | `config` | configuration files of diffusers and transformers, read key by key, and what other files are |
 //! | [`layers`] | the layers of the transformer, in the official order |
 //! | [`ops`] | the hot operations: what each means, and how it is done fast |
 //! | [`nn`] | linear, convolution, norms, embedding; parameters that take no memory until they are loaded |
@@ -55,3 +55,7 @@ mod shim;
 #[cfg(feature = "hub")]
 pub use error::HubProblem;
 pub use error::{Error, FileProblem, Mismatch, Result, Unplaced};
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/embedding.md")]
+struct Embedding;

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use memmap2::{Advice, MmapMut, MmapOptions, UncheckedAdvice};
 use tch::{Device, Kind, Tensor};
 
+use super::gguf;
 use super::safetensors::{Entry, Header, MAX_HEADER};
-use super::{gguf, other_format};
+use crate::config::other_format;
 use crate::error::{Error, FileProblem, Result};
 use crate::quant::{Code, Part, Source};
 use crate::shim::{self, Memory};
@@ -220,7 +221,7 @@ fn read_header(file: &File, len: u64, path: &Path) -> Result<(Header, bool)> {
     if start.starts_with(gguf::MAGIC) {
         return Ok((read_gguf_header(file, len, path)?, true));
     }
-    if let Some(kind) = other_format::find(&start[..known]) {
+    if let Some(kind) = other_format(&start[..known]) {
         return Err(Error::file(path)(FileProblem::OtherFormat { kind }));
     }
     if len < 8 {

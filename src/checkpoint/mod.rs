@@ -12,7 +12,6 @@ mod index;
 mod load;
 pub mod lora;
 mod names;
-mod other_format;
 mod quant_state;
 mod safetensors;
 mod select;
@@ -40,7 +39,6 @@ pub use names::{
     FLUX1_DIFFUSERS, FLUX2_DIFFUSERS, NORMS_SPELLED_WEIGHT, Rename, Renames, T5_LLAMA, TAESD_DECODER,
     TAESD_ENCODER,
 };
-pub(crate) use other_format::find as other_format;
 pub(crate) use quant_state::is_embedding;
 pub use safetensors::{Entry, Header};
 

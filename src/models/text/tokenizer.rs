@@ -12,7 +12,7 @@ use tokenizers::normalizers::Precompiled;
 use tokenizers::{AddedToken, NormalizerWrapper, PreTokenizerWrapper};
 
 use super::Weighted;
-use crate::checkpoint::other_format;
+use crate::config::other_format;
 use crate::error::{Error, Result};
 
 /// The tokens of one prompt.

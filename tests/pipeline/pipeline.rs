@@ -274,10 +274,13 @@ fn a_folder_without_a_part_is_refused_with_the_names_that_were_looked_for() {
         Err(Error::MissingPart { part, expected, .. }) => format!("{part}: {expected}"),
         other => panic!("{other:?}"),
     };
-    assert_eq!(refused(folder.path()), "transformer: flux1-*.safetensors or flux1-*.gguf or transformer");
+    assert_eq!(
+        refused(folder.path()),
+        "transformer: flux1-*.safetensors or flux1-*.sft or flux1-*.gguf or transformer"
+    );
     std::fs::copy(model().join("flux1-schnell.safetensors"), folder.path().join("flux1-a.safetensors"))
         .unwrap();
-    assert_eq!(refused(folder.path()), "autoencoder: ae.safetensors or vae");
+    assert_eq!(refused(folder.path()), "autoencoder: ae.safetensors or ae.sft or vae");
     std::fs::write(folder.path().join("flux1-b.safetensors"), b"").unwrap();
     assert!(matches!(Parts::find(folder.path()), Err(Error::File { .. })), "two transformers could be meant");
 }

@@ -301,9 +301,10 @@ fn a_config_that_is_cut_short_is_refused_by_its_name() {
     ] {
         let folder = changed(&[(file, json!({}))]);
         let text = std::fs::read_to_string(folder.path().join(file)).unwrap();
-        for cut in [&text[..text.len() / 2], "", "[]", "<html></html>"] {
+        let cuts = [&text[..text.len() / 2], "", "[]"].map(|cut| (cut, "settings"));
+        for (cut, word) in cuts.into_iter().chain([("<html></html>", "web page")]) {
             std::fs::write(folder.path().join(file), cut).unwrap();
-            refused(folder.path(), file, &["settings"]);
+            refused(folder.path(), file, &[word]);
         }
     }
 }

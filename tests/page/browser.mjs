@@ -65,8 +65,13 @@ export async function drawn(page) {
 
 export async function draw(page, prompt) {
   await page.fill("#prompt", prompt);
-  // Looked for before it begins: a small picture may be there sooner than a question after it.
-  const busy = page.locator("#draw[aria-disabled]").waitFor();
+  // Observed from before it begins: a small picture may be there sooner than anything that asks from time to time.
+  const busy = page.evaluate(() => {
+    const draw = document.querySelector("#draw");
+    return new Promise((resolve) => {
+      new MutationObserver((_, observer) => resolve(observer.disconnect())).observe(draw, { attributeFilter: ["aria-disabled"] });
+    });
+  });
   await page.keyboard.press("Control+Enter");
   await busy;
 }

@@ -610,6 +610,7 @@ for (const colorScheme of ["light", "dark"]) {
     await stepping(page);
     assert.deepEqual(await page.evaluate(faint), []);
     await page.keyboard.press("Escape");
+    await page.locator("#draw:not([aria-disabled])").waitFor();
     await page.selectOption("#size", "auto");
     await page.fill("#steps", "");
     await draw(page, CIRCLE);

@@ -340,7 +340,7 @@ fn offline_opens_no_connection_and_names_what_is_missing() {
     for (name, named) in [
         ("text_encoder_2/model-00002-of-00002.safetensors", "model-00002-of-00002"),
         ("text_encoder/model.safetensors", "text_encoder: *.safetensors"),
-        (TRANSFORMER, "flux1-*.safetensors or flux1-*.gguf or transformer"),
+        (TRANSFORMER, "flux1-*.safetensors or flux1-*.sft or flux1-*.gguf or transformer"),
     ] {
         fs::remove_file(place.snapshot().join(name)).unwrap();
         let error = place.fetch().unwrap_err();

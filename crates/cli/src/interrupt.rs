@@ -1,4 +1,5 @@
-//! Ctrl-C, SIGTERM, and a terminal that is closed (SIGHUP): the first lets what is nearly done be finished, the second ends the process at once.
+//! Ctrl-C, SIGTERM, and a terminal that is closed (SIGHUP): the first lets what is nearly done be finished, the second ends
+//! the process at once.
 
 use std::io;
 use std::process::ExitCode;
@@ -21,8 +22,9 @@ impl Interrupt {
         use signal_hook::iterator::Signals;
 
         let interrupt = Self::default();
-        // A shell that starts a process in the background may have it ignore them.
-        let heard = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|&signal| !is_ignored(signal));
+        // `nohup` starts a process so that it outlives its terminal.
+        let heard =
+            [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|&signal| signal != SIGHUP || !is_ignored(signal));
         let mut signals = Signals::new(heard)?;
         let noted = interrupt.clone();
         let listen = move || {

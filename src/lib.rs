@@ -54,7 +54,7 @@ mod shim;
 
 #[cfg(feature = "hub")]
 pub use error::HubProblem;
-pub use error::{Error, FileProblem, Mismatch, Result, Unplaced};
+pub use error::{Error, FileProblem, Hint, Mismatch, Result, Unplaced};
 
 #[cfg(doctest)]
 #[doc = include_str!("../docs/embedding.md")]

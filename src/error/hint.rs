@@ -4,8 +4,8 @@ use std::fmt;
 
 use super::Error;
 
-/// What would help against an error. The library names it by the field or method that the caller would set; a program and a
-/// server name their own flag or field for it.
+/// What would help against an error, by the setting of the library. An error's own words name no setting, so that a program or a
+/// server can add the flag or the field that it has for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Hint {
@@ -31,28 +31,19 @@ pub enum Hint {
 }
 
 impl fmt::Display for Hint {
-    /// As a sentence, in the library's own names.
+    /// In words that name no setting.
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        match self {
-            Self::Base => f.write_str("name a base to take what is missing from (`PartOverrides::base`)"),
-            Self::PartialLora => {
-                f.write_str("`Settings::allow_partial_lora` applies the rest; is it made for this model?")
-            }
-            Self::Part(part) => write!(f, "name the {part} (`PartOverrides`)"),
-            Self::LargerLimit => f.write_str("a larger limit is needed"),
-            Self::UnquantizedBlocks => {
-                f.write_str("blocks that are not quantised need not all be in memory")
-            }
-            Self::SmallerPicture => f.write_str("a smaller picture takes less memory"),
-            Self::VaeTile => f.write_str("decoding in tiles takes less memory (`Settings::vae_tile`)"),
-            Self::ReleaseTextEncoders => {
-                f.write_str("released text encoders take less memory (`Settings::keep_text_encoders`)")
-            }
-            Self::QuantizedWeights => f.write_str(
-                "quantised weights take less memory (`Settings::quantize`, or `Settings::keep_quantized` with a GGUF \
-                 or fp8 file)",
-            ),
-        }
+        f.write_str(match self {
+            Self::Base => "a base is needed to take what is missing from",
+            Self::PartialLora => "is it made for this model? what fits can be applied without the rest",
+            Self::Part(part) => return write!(f, "the {part} can be named by itself"),
+            Self::LargerLimit => "a larger limit is needed",
+            Self::SmallerPicture => "a smaller picture takes less",
+            Self::VaeTile => "decoding in tiles takes less",
+            Self::ReleaseTextEncoders => "text encoders that are released take less",
+            Self::QuantizedWeights => "quantised weights take less",
+            Self::UnquantizedBlocks => "blocks that are not quantised need not all be in memory",
+        })
     }
 }
 

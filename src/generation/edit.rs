@@ -140,8 +140,8 @@ impl Pipeline {
                 wrong(format!("edges and depths are for a picture as control, not as {role}"))
             }
             _ if edit.follow == ControlPreprocess::Depth && self.parts.depth.is_none() => {
-                let text = "for depths a depth model is needed (depth, --depth-model), such as depth-anything-large-hf";
-                wrong(text.into())
+                let expected = "Depth Anything, such as depth-anything-large-hf";
+                Err(Error::UnnamedPart { purpose: "a drawing by depths", part: "depth model", expected })
             }
             _ => Ok(role),
         }

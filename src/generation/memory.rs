@@ -6,7 +6,7 @@ use tch::Device;
 
 use super::{ControlPreprocess, Edit, Offload, Pipeline, PreviewBy, Request, Settings, Weights, resident};
 use crate::checkpoint::Access;
-use crate::error::{Error, Result};
+use crate::error::{Error, Hint, Result};
 use crate::numerics::{Numerics, Quantize};
 use crate::shim;
 
@@ -183,23 +183,23 @@ impl Pipeline {
         if memory.peak() <= free {
             return Ok(());
         }
-        Err(Error::TooLarge { needed: memory.peak(), free, device, advice: self.advice(&memory, free) })
+        Err(Error::TooLarge { needed: memory.peak(), free, device, hints: self.memory_hints(&memory, free) })
     }
 
     /// What would make it fit.
-    fn advice(&self, memory: &Memory, free: u64) -> String {
+    fn memory_hints(&self, memory: &Memory, free: u64) -> Vec<Hint> {
         let settings = &self.settings;
-        let mut advice = vec!["a smaller picture takes less"];
+        let mut hints = vec![Hint::SmallerPicture];
         if memory.decode > free && settings.vae_tile.is_none() {
-            advice.push("so does decoding in tiles (vae_tile, --vae-tile)");
+            hints.push(Hint::VaeTile);
         }
         if settings.keep_text_encoders {
-            advice.push("so do text encoders that are released (keep_text_encoders)");
+            hints.push(Hint::ReleaseTextEncoders);
         }
         if memory.denoise > free && !settings.keep_quantized && settings.quantize == Quantize::None {
-            advice.push("so do quantised weights (a GGUF or fp8 file with keep_quantized, or quantize)");
+            hints.push(Hint::QuantizedWeights);
         }
-        advice.join(", ")
+        hints
     }
 }
 

@@ -6,7 +6,7 @@ use tch::{Device, Kind};
 
 use super::{Memory, Offload, Pipeline, Request, Settings, resident};
 use crate::checkpoint::Checkpoint;
-use crate::error::{Error, Result};
+use crate::error::{Error, Hint, Result};
 use crate::models::flux1::Flux1;
 use crate::numerics::Quantize;
 use crate::ops;
@@ -87,12 +87,12 @@ impl Pipeline {
                     steps.push(step);
                 }
                 None => {
-                    let mut advice = "a larger figure is needed, or a smaller picture".to_string();
+                    let mut hints = vec![Hint::LargerLimit, Hint::SmallerPicture];
                     if settings.quantize != Quantize::None {
-                        advice += ", or blocks that are not quantised: they need not all be in memory";
+                        hints.push(Hint::UnquantizedBlocks);
                     }
                     let device = self.settings.device;
-                    return Err(Error::TooLarge { needed: expected.peak(), free: limit, device, advice });
+                    return Err(Error::TooLarge { needed: expected.peak(), free: limit, device, hints });
                 }
             }
         }

@@ -43,13 +43,13 @@ impl Parts {
 
     /// What reads the pictures of Redux.
     pub(super) fn open_image_encoder(&self, access: Access) -> Result<Checkpoint> {
-        let path = named(&self.image_encoder, "image encoder", "SigLIP (image_encoder, --image-encoder)")?;
+        let path = named(&self.image_encoder, "image encoder", "SigLIP")?;
         open(path, access, SIGLIP, |f| *f == Family::Siglip)
     }
 
     /// What makes tokens of its states.
     pub(super) fn open_redux(&self, access: Access) -> Result<Checkpoint> {
-        let path = named(&self.redux, "Redux", "flux1-redux-dev.safetensors (redux, --redux-model)")?;
+        let path = named(&self.redux, "Redux model", "flux1-redux-dev.safetensors")?;
         open(path, access, REDUX, |f| *f == Family::Redux)
     }
 
@@ -182,10 +182,8 @@ pub(super) fn load_depth(settings: &Settings, path: &Path) -> Result<Resident<De
 }
 
 /// A part that only some requests need.
-fn named<'a>(path: &'a Option<PathBuf>, part: &str, what: &str) -> Result<&'a Path> {
-    path.as_deref().ok_or_else(|| {
-        Error::Config(format!("pictures for Redux need its {part}, and none is named: {what}"))
-    })
+fn named<'a>(path: &'a Option<PathBuf>, part: &'static str, expected: &'static str) -> Result<&'a Path> {
+    path.as_deref().ok_or(Error::UnnamedPart { purpose: "Redux", part, expected })
 }
 
 /// Opens a part under its official names, if the file holds one.

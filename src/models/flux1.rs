@@ -108,9 +108,9 @@ impl Flux1Params {
         let matrix = |name: &str| match shape(name).as_deref() {
             Some(&[rows, columns]) => Ok((rows, columns)),
             Some(other) => Err(Error::Config(format!("{name} must be a matrix, but its shape is {other:?}"))),
-            None if shape("double_blocks.0.img_attn.qkv.weight").is_some() => Err(Error::Config(format!(
-                "{name} is missing: a finetune without it needs a base (--base) to take it from"
-            ))),
+            None if shape("double_blocks.0.img_attn.qkv.weight").is_some() => {
+                Err(Error::MissingTensor { name: name.into() })
+            }
             None => Err(Error::Config(format!("this is no FLUX.1 {what}: {name} is missing"))),
         };
         let blocks = |prefix: &str, of: &str| {

@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde_json::json;
 use tch::{Kind, Tensor};
 use tch_flux::Error;
+use tch_flux::models::Model;
 use tch_flux::models::autoencoder::{AutoEncoder, AutoEncoderParams};
 
 use super::measure::Measure;

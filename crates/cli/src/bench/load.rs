@@ -12,6 +12,7 @@ use serde_json::json;
 use tch::nn::VarStore;
 use tch::{Device, Kind};
 use tch_flux::checkpoint::{Checkpoint, Contained, Family, LoadOptions, Loaded};
+use tch_flux::models::Model;
 use tch_flux::models::autoencoder::{AutoEncoder, AutoEncoderParams, TinyAutoEncoder, TinyAutoEncoderParams};
 use tch_flux::models::flux1::{Flux1, Flux1Params};
 use tch_flux::models::text::{ClipConfig, ClipText, T5Config, T5Encoder};

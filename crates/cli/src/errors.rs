@@ -8,27 +8,27 @@ use std::process::ExitCode;
 use serde_json::{Value, json};
 use tch_flux::Error;
 
-use super::print_json;
+use super::output::print_json;
 
 /// An error of a command that had done a part of its work.
 #[derive(Debug)]
-pub(super) struct Unfinished {
+pub(super) struct PartialFailure {
     pub(super) error: anyhow::Error,
     /// Fields beside `error`: what was done, and what was not.
     pub(super) report: Value,
 }
 
-impl fmt::Display for Unfinished {
+impl fmt::Display for PartialFailure {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str(&in_full(&self.error))
     }
 }
 
-impl std::error::Error for Unfinished {}
+impl std::error::Error for PartialFailure {}
 
 /// What went wrong, whatever was done before.
 fn cause(error: &anyhow::Error) -> &anyhow::Error {
-    error.downcast_ref().map_or(error, |unfinished: &Unfinished| &unfinished.error)
+    error.downcast_ref().map_or(error, |failure: &PartialFailure| &failure.error)
 }
 
 /// Whether a call asks for JSON, as far as it can be told of one that may be wrong.
@@ -41,7 +41,7 @@ pub(super) fn report(error: &anyhow::Error, json: bool) -> ExitCode {
     let kind = kind(error);
     if json {
         let mut object = json!({ "error": { "kind": kind, "message": in_full(error) } });
-        if let Some(Unfinished { report: Value::Object(fields), .. }) = error.downcast_ref()
+        if let Some(PartialFailure { report: Value::Object(fields), .. }) = error.downcast_ref()
             && let Some(object) = object.as_object_mut()
         {
             object.extend(fields.clone());
@@ -111,9 +111,9 @@ mod tests {
     #[test]
     fn a_part_of_the_work_done_changes_neither_kind_nor_words() {
         let error = anyhow::Error::from(Error::Request("no".into())).context("x");
-        let unfinished = anyhow::Error::from(Unfinished { error, report: Value::Null });
-        assert_eq!(kind(&unfinished), "request");
-        assert_eq!(in_full(&unfinished), "x: no");
+        let failure = anyhow::Error::from(PartialFailure { error, report: Value::Null });
+        assert_eq!(kind(&failure), "request");
+        assert_eq!(in_full(&failure), "x: no");
     }
 
     #[test]

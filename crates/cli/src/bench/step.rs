@@ -13,7 +13,7 @@ use tch_flux::sampling::image_ids;
 
 use super::measure::Measure;
 use super::random;
-use crate::QuantizeArg;
+use crate::device::QuantizeArg;
 
 #[derive(Args)]
 pub(crate) struct Step {

@@ -124,7 +124,7 @@ pub enum Error {
     },
 
     /// A request needs a part that is none of a folder's, and none is named.
-    #[error("{purpose} needs a {part}, and none is named: {expected}")]
+    #[error("{purpose} needs its {part}, and none is named: {expected}")]
     UnnamedPart {
         /// What needs it.
         purpose: &'static str,

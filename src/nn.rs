@@ -1,10 +1,9 @@
-//! The layers under the layers: parameters that cost nothing until they are filled, and what PyTorch's `nn` has of
-//! linear, convolution, norm and embedding, with its names (`weight`, `bias`) and its order of operations.
+//! The basic layers: linear, convolution, norms and embedding with the names (`weight`, `bias`) and the order of operations
+//! of PyTorch's `nn`, over parameters that take no memory until they are filled.
 
 mod linear;
 mod offload;
-
-use std::cell::{Cell, RefCell};
+mod parameters;
 
 use tch::nn::{Module, Path, VarStore};
 use tch::{Kind, Tensor};
@@ -12,19 +11,18 @@ use tch::{Kind, Tensor};
 pub(crate) use linear::{Block, Weight};
 pub use linear::{Linear, Linears};
 pub(crate) use offload::WeightSource;
+pub use parameters::Parameters;
 
 use crate::error::{Error, Result};
-use crate::numerics;
 use crate::shim;
-use linear::Slot;
 
 /// Declares the parameter `name` of the shape `size` in the variable store, without memory and without values.
 ///
-/// A placeholder is one NaN, seen through strides of zero. A checkpoint or [`init`] replaces it in place, so every
+/// A placeholder is a single NaN, seen through strides of zero. A checkpoint or [`init`] replaces it in place, so every
 /// layer that holds it sees the values. It is trainable: freeze the store for inference.
 pub fn declare(vs: &Path, name: &str, size: &[i64]) -> Tensor {
     let parameter = vs.add(name, placeholder(vs.kind(), vs.device(), size), true);
-    collect(|mine| mine.parameters.push((vs.path(name), parameter.shallow_clone())));
+    parameters::collect(|declared| declared.parameters.push((vs.path(name), parameter.shallow_clone())));
     parameter
 }
 
@@ -32,7 +30,7 @@ fn placeholder(kind: Kind, device: tch::Device, size: &[i64]) -> Tensor {
     Tensor::full([1], f64::NAN, (kind, device)).expand(size, false)
 }
 
-/// [`Error::Config`] unless every size is one that a model can have: 1 to 2²².
+/// Returns [`Error::Config`] unless every size is one that a model can have: 1 to 2²².
 pub(crate) fn check_sizes(sizes: &[(&str, i64)]) -> Result<()> {
     match sizes.iter().find(|(_, size)| !(1..=1 << 22).contains(size)) {
         Some((name, size)) => {
@@ -42,7 +40,7 @@ pub(crate) fn check_sizes(sizes: &[(&str, i64)]) -> Result<()> {
     }
 }
 
-/// [`Error::Kind`] unless a tensor that becomes `kind` fits a layer's weights. Under autocast libtorch casts.
+/// Returns [`Error::Kind`] unless a tensor that becomes `kind` fits a layer's weights. Under autocast libtorch casts.
 pub(crate) fn check_kind(what: &'static str, x: &Tensor, kind: Kind, weight: &Tensor) -> Result<()> {
     let (expected, found) = ((weight.kind(), weight.device()), (kind, x.device()));
     if expected == found || (expected.1 == found.1 && shim::autocast_is_enabled(found.1)) {
@@ -51,14 +49,15 @@ pub(crate) fn check_kind(what: &'static str, x: &Tensor, kind: Kind, weight: &Te
     Err(Error::Kind { what, expected, found })
 }
 
-/// Whether a parameter is still the placeholder that [`declare`] made.
+/// Returns whether a parameter is still the placeholder that [`declare`] made.
 pub fn is_placeholder(parameter: &Tensor) -> bool {
-    let alone = parameter.size().into_iter().zip(parameter.stride()).all(|(n, stride)| n == 1 || stride == 0);
+    let is_expanded =
+        parameter.size().into_iter().zip(parameter.stride()).all(|(n, stride)| n == 1 || stride == 0);
     match parameter.numel() {
         0 => false,
-        // One value has no strides to tell it by.
+        // The strides of a single value say nothing.
         1 => parameter.dim() > 0 && f64::try_from(parameter.flatten(0, -1).get(0)).is_ok_and(f64::is_nan),
-        _ => alone,
+        _ => is_expanded,
     }
 }
 
@@ -66,7 +65,7 @@ pub fn is_placeholder(parameter: &Tensor) -> bool {
 /// weights and biases, 1 for the scales of norms, 0 for their biases. The same seed gives the same values.
 ///
 /// # Errors
-/// [`Error::Tch`] where the memory is not to be had.
+/// [`Error::Tch`] where memory runs out.
 pub fn init(vs: &VarStore, seed: u64) -> Result<()> {
     let _no_grad = tch::no_grad_guard();
     let variables = vs.variables();
@@ -80,14 +79,14 @@ pub fn init(vs: &VarStore, seed: u64) -> Result<()> {
         let size = parameter.size();
         let weight = name.strip_suffix("bias").and_then(|layer| variables.get(&format!("{layer}weight")));
         let value = match (size.len(), weight.map(Tensor::size)) {
-            // A vector without a matrix beside it scales or shifts a norm.
+            // A vector without a weight of the same layer is the scale of a norm.
             (1, None) => Tensor::f_ones(&size, (Kind::Float, tch::Device::Cpu))?,
             (1, Some(weight)) if weight.len() == 1 => {
                 Tensor::f_zeros(&size, (Kind::Float, tch::Device::Cpu))?
             }
             (_, weight) => {
                 let fan_in: i64 = weight.unwrap_or_else(|| size.clone())[1..].iter().product();
-                // A uniform value from a normal one, through the normal's distribution.
+                // The distribution function of the normal makes a uniform value of a normal one.
                 let uniform = (shim::randn(&size, seed.wrapping_add(i as u64))? / 2f64.sqrt()).erf();
                 uniform / (fan_in as f64).sqrt()
             }
@@ -95,89 +94,6 @@ pub fn init(vs: &VarStore, seed: u64) -> Result<()> {
         parameter.f_set_data(&value.f_to_kind(vs.kind())?.f_to_device(vs.device())?)?;
     }
     Ok(())
-}
-
-thread_local! {
-    /// The models that are being built on this thread, the innermost last.
-    static COLLECTORS: RefCell<Vec<Collected>> = const { RefCell::new(Vec::new()) };
-}
-
-/// What a constructor declares.
-#[derive(Default)]
-struct Collected {
-    parameters: Vec<(String, Tensor)>,
-    linears: Vec<(String, Slot, Tensor)>,
-}
-
-fn collect(add: impl FnOnce(&mut Collected)) {
-    COLLECTORS.with_borrow_mut(|open| {
-        if let Some(mine) = open.last_mut() {
-            add(mine);
-        }
-    });
-}
-
-/// The parameters of a model, until all of them have values, and its linear layers.
-#[derive(Debug, Default)]
-pub(crate) struct Parameters {
-    waiting: RefCell<Vec<(String, Tensor)>>,
-    filled: Cell<bool>,
-    linears: Linears,
-    ops: numerics::NumericsSetting,
-}
-
-impl Parameters {
-    /// Runs the constructor of a model that lies at `vs`, and keeps every parameter that it declares.
-    pub(crate) fn of<T>(vs: &Path, build: impl FnOnce() -> Result<T>) -> Result<(T, Parameters)> {
-        COLLECTORS.with_borrow_mut(|open| open.push(Collected::default()));
-        let built = build();
-        let mine = COLLECTORS.with_borrow_mut(|open| open.pop().unwrap_or_default());
-        collect(|outer| {
-            outer
-                .parameters
-                .extend(mine.parameters.iter().map(|(name, p)| (name.clone(), p.shallow_clone())));
-            let linears = mine.linears.iter();
-            outer
-                .linears
-                .extend(linears.map(|(name, slot, w)| (name.clone(), slot.clone(), w.shallow_clone())));
-        });
-        let parameters = Parameters {
-            waiting: RefCell::new(mine.parameters),
-            filled: Cell::new(false),
-            linears: Linears::new(vs, mine.linears),
-            ops: numerics::NumericsSetting::default(),
-        };
-        Ok((built?, parameters))
-    }
-
-    /// Says which blocks the model has, in the order in which they run.
-    pub(crate) fn set_blocks(&mut self, blocks: Vec<Block>) {
-        self.linears.set_blocks(blocks);
-    }
-
-    /// [`Error::Unfilled`] while any parameter is a placeholder, unless its values are kept quantised.
-    pub(crate) fn check(&self) -> Result<()> {
-        if self.filled.get() {
-            return Ok(());
-        }
-        let mut waiting = self.waiting.borrow_mut();
-        waiting.retain(|(name, parameter)| is_placeholder(parameter) && !self.linears.is_stored(name));
-        if let Some((example, _)) = waiting.first() {
-            return Err(Error::Unfilled { count: waiting.len(), example: example.clone() });
-        }
-        self.filled.set(true);
-        Ok(())
-    }
-
-    /// The linear layers.
-    pub(crate) fn linears(&self) -> &Linears {
-        &self.linears
-    }
-
-    /// Which form of the operations the model runs, and the memory that its steps share.
-    pub(crate) fn ops(&self) -> &numerics::NumericsSetting {
-        &self.ops
-    }
 }
 
 /// `torch.nn.Conv2d` with a square kernel: `[B, C, H, W]`.
@@ -199,8 +115,8 @@ impl Conv2d {
         stride: i64,
         padding: i64,
     ) -> Self {
-        let bare = Self::without_bias(&vs, in_channels, out_channels, kernel_size, stride, padding);
-        Self { bias: Some(declare(&vs, "bias", &[out_channels])), ..bare }
+        let conv = Self::without_bias(&vs, in_channels, out_channels, kernel_size, stride, padding);
+        Self { bias: Some(declare(&vs, "bias", &[out_channels])), ..conv }
     }
 
     /// Declares `weight` alone (`bias=False`).
@@ -216,7 +132,7 @@ impl Conv2d {
         Self { weight, bias: None, stride, padding }
     }
 
-    /// The kernels.
+    /// Returns the kernels.
     pub(crate) fn weight(&self) -> &Tensor {
         &self.weight
     }
@@ -241,7 +157,7 @@ impl Module for Conv2d {
     }
 }
 
-/// `torch.nn.ConvTranspose2d` whose kernel is as wide as its stride, so that each pixel becomes a square of its own:
+/// `torch.nn.ConvTranspose2d` whose kernel is as wide as its stride, so that no two pixels write to the same place:
 /// `[B, C, H, W]` to `[B, C', H·stride, W·stride]`.
 #[derive(Debug)]
 pub struct ConvTranspose2d {
@@ -283,7 +199,7 @@ impl GroupNorm {
         Self { weight: declare(&vs, "weight", &[num_channels]), bias: declare(&vs, "bias", &[num_channels]) }
     }
 
-    /// Weight and bias.
+    /// Returns weight and bias.
     pub(crate) fn affine(&self) -> [&Tensor; 2] {
         [&self.weight, &self.bias]
     }
@@ -315,7 +231,7 @@ impl LayerNorm {
         Self { affine: None, width, eps }
     }
 
-    /// What is added to the variance, where there are no parameters.
+    /// Returns what is added to the variance, where there are no parameters.
     pub(crate) fn plain_eps(&self) -> Option<f64> {
         self.affine.is_none().then_some(self.eps)
     }

@@ -14,8 +14,8 @@ pub(crate) use parallel::par_for;
 #[cfg(test)]
 pub(crate) use scope::torch_only;
 pub(crate) use scope::{
-    NumericsSetting, at_least_f32, check_cancelled, fitting, is_fast, torch_everywhere, with_reference_f64,
-    workspace,
+    Guard, NumericsSetting, at_least_f32, check_cancelled, fitting, is_fast, torch_everywhere,
+    with_reference_f64, workspace,
 };
 pub use scope::{with_cancel, with_numerics};
 pub(crate) use workspace::Block as WorkspaceBlock;

@@ -65,7 +65,7 @@ impl InFile {
 }
 
 impl WeightSource for InFile {
-    fn numbers(&self, kind: Kind) -> Result<Tensor> {
+    fn load(&self, kind: Kind) -> Result<Tensor> {
         self.checkpoint.tensor_as(&self.name, kind)
     }
 

@@ -163,7 +163,8 @@ impl Shared {
         if waiting >= self.options.queue + idle {
             self.refused.fetch_add(1, Ordering::Relaxed);
             debug!(waiting, monotonic_counter.tch_flux_refused = 1u64, "refused: the queue is full");
-            return Err(Error::Full { waiting, queue: self.options.queue });
+            // Those that an idle worker is about to take do not wait.
+            return Err(Error::Full { waiting: waiting - idle, queue: self.options.queue });
         }
         let id = state.next;
         state.next += 1;

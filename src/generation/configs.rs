@@ -131,7 +131,7 @@ pub(super) fn autoencoder(
         && sibling.is_file()
     {
         let config = ConfigFile::read(&sibling)?.of_weights(weights);
-        if Kind::AUTOENCODER.is_of(&config)? && params.has_sizes_of(&config)? {
+        if Kind::AUTOENCODER.is_of(&config)? && params.matches_config(&config)? {
             return params.with_config(&config);
         }
     }

@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tch::nn::VarStore;
 use tch::{Kind, Tensor};
 
 use super::edit::CANNY;
@@ -13,6 +12,7 @@ use crate::checkpoint::{Access, Checkpoint, Family};
 use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::math;
+use crate::models::Model;
 use crate::models::flux1::{ControlNet, ControlNetParams, Flux1Input, Residuals};
 
 /// A picture that a ControlNet follows.
@@ -263,8 +263,7 @@ fn load(
     params: &ControlNetParams,
 ) -> Result<Resident<ControlNet>> {
     let checkpoint = open(path, settings.access)?;
-    let build = |vs: &VarStore| ControlNet::new(vs.root(), params);
-    Resident::fill(settings, kind, checkpoint, build, Some(ControlNet::linears), ControlNet::set_numerics)
+    Resident::load(settings, kind, checkpoint, |vs| ControlNet::new(vs, params))
 }
 
 #[cfg(test)]

@@ -7,7 +7,9 @@ use tch::Tensor;
 use super::control::ControlNetInput;
 use crate::error::Result;
 use crate::math;
-use crate::models::flux1::{Additions, CachedSteps, Flux1, Flux1Input, Residuals, StepCache, Steps};
+use crate::models::flux1::{
+    Additions, CachedSteps, Flux1, Flux1Input, Flux1Options, Residuals, StepCache, Steps,
+};
 use crate::sampling::{self, Prepared};
 
 /// What a picture is drawn from beside text.
@@ -113,7 +115,7 @@ impl DenoiseInputs {
             guidance: cat(|course| &course.guidance)?,
             img_cond: cat_some(|course| course.img_cond.as_ref())?,
             img_cond_seq: cat_some(|course| course.img_cond_seq.as_ref())?,
-            steps: steps.map(|steps| Steps::together(&steps)).transpose()?,
+            steps: steps.map(|steps| Steps::cat(&steps)).transpose()?,
             cached: None,
         })
     }
@@ -139,11 +141,13 @@ impl DenoiseInputs {
     ) -> Result<Tensor> {
         let img_input = self.beside(img)?;
         let input = self.input(&img_input, t_vec);
-        let prepared = self.steps.as_ref().map(|steps| (steps, step));
-        let pred = match &self.cached {
-            Some(cached) => model.forward_cached(&input, prepared, additions, &mut cached.borrow_mut())?,
-            None => model.forward_with(&input, prepared, additions)?,
+        let mut cached = self.cached.as_ref().map(|cached| cached.borrow_mut());
+        let options = Flux1Options {
+            prepared: self.steps.as_ref().map(|steps| (steps, step)),
+            additions: *additions,
+            cache: cached.as_deref_mut(),
         };
+        let pred = model.forward(&input, options)?;
         Ok(pred.f_narrow(1, 0, img.size()[1])?)
     }
 

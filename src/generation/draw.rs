@@ -20,6 +20,7 @@ use super::{
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::image::Image;
+use crate::models::Model;
 use crate::models::autoencoder::AnyAutoEncoder;
 use crate::models::flux1::StepCache;
 use crate::numerics::{self, Numerics};

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tch::Tensor;
-use tch::nn::VarStore;
 
 use super::draw::not_loaded;
 use super::resident::{self, Resident};
@@ -98,7 +97,7 @@ impl ImagePrompts {
             let count = all.first().map_or(0, |first| of(first).len());
             let prompt = |i: usize| {
                 let prompts: Vec<_> = all.iter().filter_map(|one| of(one).get(i)).collect();
-                ImagePrompt::together(&prompts)
+                ImagePrompt::cat(&prompts)
             };
             (0..count).map(prompt).collect::<Result<Vec<_>>>()
         };
@@ -193,10 +192,8 @@ impl Pipeline {
         let encoder = self.image_encoder.as_mut().ok_or_else(not_loaded)?;
         if encoder.model.is_none() {
             let checkpoint = open_encoder(&encoder.path, self.settings.access)?;
-            let build = |vs: &VarStore| ClipVision::new(vs.root(), &encoder.config);
-            let set_numerics = ClipVision::set_numerics;
-            let model = Resident::fill(&self.settings, kind, checkpoint, build, None, set_numerics)?;
-            encoder.model = Some(model);
+            let build = |vs: tch::nn::Path| ClipVision::new(vs, &encoder.config);
+            encoder.model = Some(Resident::load(&self.settings, kind, checkpoint, build)?);
         }
         let resident = encoder.model.as_ref().ok_or_else(not_loaded)?;
         resident.checkpoint.check_unchanged()?;
@@ -227,12 +224,8 @@ impl Pipeline {
             let adapter = self.ip_adapters.get_mut(one.adapter).ok_or_else(not_loaded)?;
             if adapter.model.is_none() {
                 let checkpoint = open_adapter(&adapter.path, self.settings.access)?;
-                let build = |vs: &VarStore| IpAdapter::new(vs.root(), &adapter.params);
-                let (linears, set_numerics) = (IpAdapter::linears, IpAdapter::set_numerics);
-                let settings = &self.settings;
-                let model =
-                    Resident::fill(settings, self.kind, checkpoint, build, Some(linears), set_numerics)?;
-                adapter.model = Some(model);
+                let build = |vs: tch::nn::Path| IpAdapter::new(vs, &adapter.params);
+                adapter.model = Some(Resident::load(&self.settings, self.kind, checkpoint, build)?);
             }
             let resident = adapter.model.as_ref().ok_or_else(not_loaded)?;
             resident.checkpoint.check_unchanged()?;

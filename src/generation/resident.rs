@@ -9,14 +9,13 @@ use super::{Offload, Parts, Settings, configs};
 use crate::checkpoint::lora::Terms;
 use crate::checkpoint::{Access, Checkpoint, Contained, Family, LoadOptions};
 use crate::error::{Error, FileProblem, Result};
+use crate::models::Model;
 use crate::models::autoencoder::{AnyAutoEncoder, AutoEncoder, TinyAutoEncoder};
 use crate::models::flux1::{Flux1, Flux1Params};
 use crate::models::text::{ClipText, T5Encoder};
 use crate::models::vision::{
     DepthAnything, DepthConfig, ReduxConfig, ReduxImageEncoder, SiglipConfig, SiglipVision,
 };
-use crate::nn::Linears;
-use crate::numerics::Numerics;
 
 impl Parts {
     /// The transformer's file under the official names, and what was taken from the base.
@@ -69,17 +68,13 @@ impl Parts {
     ) -> Result<Resident<SiglipVision>> {
         let checkpoint = self.open_image_encoder(settings.access)?;
         let config = self.siglip_config(&checkpoint)?;
-        let build = |vs: &VarStore| SiglipVision::new(vs.root(), &config);
-        let (linears, numerics) = (SiglipVision::linears, SiglipVision::set_numerics);
-        Resident::fill(settings, kind, checkpoint, build, Some(linears), numerics)
+        Resident::load(settings, kind, checkpoint, |vs| SiglipVision::new(vs, &config))
     }
 
     pub(super) fn load_redux(&self, settings: &Settings, kind: Kind) -> Result<Resident<ReduxImageEncoder>> {
         let checkpoint = self.open_redux(settings.access)?;
         let config = ReduxConfig::from_shapes(|name| checkpoint.shape(name))?;
-        let build = |vs: &VarStore| ReduxImageEncoder::new(vs.root(), &config);
-        let (linears, numerics) = (ReduxImageEncoder::linears, ReduxImageEncoder::set_numerics);
-        Resident::fill(settings, kind, checkpoint, build, Some(linears), numerics)
+        Resident::load(settings, kind, checkpoint, |vs| ReduxImageEncoder::new(vs, &config))
     }
 
     pub(super) fn load_transformer(
@@ -90,28 +85,19 @@ impl Parts {
     ) -> Result<Resident<Flux1>> {
         let (checkpoint, _) = self.open_transformer(settings.access)?;
         let checkpoint = checkpoint.widened("img_in.weight", params.in_channels);
-        Resident::fill(
-            settings,
-            kind,
-            checkpoint,
-            |vs| Flux1::new(vs.root(), params),
-            Some(Flux1::linears),
-            Flux1::set_numerics,
-        )
+        Resident::load(settings, kind, checkpoint, |vs| Flux1::new(vs, params))
     }
 
     pub(super) fn load_clip(&self, settings: &Settings, kind: Kind) -> Result<Resident<ClipText>> {
         let checkpoint = self.open_clip(settings.access)?;
         let config = configs::clip(&self.clip, &checkpoint)?;
-        let build = |vs: &VarStore| ClipText::new(vs.root(), &config);
-        Resident::fill(settings, kind, checkpoint, build, Some(ClipText::linears), ClipText::set_numerics)
+        Resident::load(settings, kind, checkpoint, |vs| ClipText::new(vs, &config))
     }
 
     pub(super) fn load_t5(&self, settings: &Settings, kind: Kind) -> Result<Resident<T5Encoder>> {
         let checkpoint = self.open_t5(settings.access)?;
         let config = configs::t5(&self.t5, &checkpoint)?;
-        let build = |vs: &VarStore| T5Encoder::new(vs.root(), &config);
-        Resident::fill(settings, kind, checkpoint, build, Some(T5Encoder::linears), T5Encoder::set_numerics)
+        Resident::load(settings, kind, checkpoint, |vs| T5Encoder::new(vs, &config))
     }
 }
 
@@ -147,16 +133,15 @@ pub(super) fn load_autoencoder(
     checkpoint: Checkpoint,
 ) -> Result<Resident<AnyAutoEncoder>> {
     let names = checkpoint.clone();
-    let build = |vs: &VarStore| {
+    Resident::load(settings, kind, checkpoint, |vs| {
         Ok(if is_tiny(&names) {
             let (params, _) = configs::tiny_autoencoder(path, &names)?;
-            AnyAutoEncoder::Tiny(Box::new(TinyAutoEncoder::new(vs.root(), &params)?))
+            AnyAutoEncoder::Tiny(Box::new(TinyAutoEncoder::new(vs, &params)?))
         } else {
             let (params, _) = configs::autoencoder(path, &names)?;
-            AnyAutoEncoder::Full(Box::new(AutoEncoder::new(vs.root(), &params)?))
+            AnyAutoEncoder::Full(Box::new(AutoEncoder::new(vs, &params)?))
         })
-    };
-    Resident::fill(settings, kind, checkpoint, build, None, AnyAutoEncoder::set_numerics)
+    })
 }
 
 pub(super) fn open_depth(path: &Path, access: Access) -> Result<Checkpoint> {
@@ -176,9 +161,7 @@ pub(super) fn load_depth(settings: &Settings, path: &Path) -> Result<Resident<De
         });
     };
     let config = DepthConfig::read(config)?;
-    let build = |vs: &VarStore| DepthAnything::new(vs.root(), &config);
-    let (linears, set_numerics) = (Some(DepthAnything::linears as fn(&_) -> &_), DepthAnything::set_numerics);
-    Resident::fill(settings, Kind::Float, checkpoint, build, linears, set_numerics)
+    Resident::load(settings, Kind::Float, checkpoint, |vs| DepthAnything::new(vs, &config))
 }
 
 /// A part that only some requests need.
@@ -251,41 +234,37 @@ pub(super) const CONTROLNET: &str = "FLUX.1 ControlNet";
 pub(super) const IP_ADAPTER: &str = "IP-Adapter of FLUX.1";
 pub(super) const CLIP_VISION: &str = "CLIP vision model";
 
-/// A model that is loaded, with what it lies on.
+/// A loaded model with its variables and its checkpoint.
 #[derive(Debug)]
 pub(super) struct Resident<M> {
     pub(super) model: M,
     pub(super) kind: Kind,
     pub(super) checkpoint: Checkpoint,
     vs: VarStore,
-    linears: Option<fn(&M) -> &Linears>,
 }
 
-impl<M> Resident<M> {
-    /// Builds a model and fills it, without gradients. Where it has linear layers, they may be kept quantised.
-    pub(super) fn fill(
+impl<M: Model> Resident<M> {
+    /// Builds a model and loads its weights, without gradients. The settings say whether its linear layers keep quantised
+    /// weights, and whether the weights of its blocks are offloaded.
+    pub(super) fn load(
         settings: &Settings,
         kind: Kind,
         checkpoint: Checkpoint,
-        build: impl FnOnce(&VarStore) -> Result<M>,
-        linears: Option<fn(&M) -> &Linears>,
-        set_numerics: fn(&M, Numerics),
+        build: impl FnOnce(tch::nn::Path) -> Result<M>,
     ) -> Result<Self> {
         let mut vs = VarStore::new(settings.device);
-        let model = build(&vs)?;
-        let keep_quantized = linears.filter(|_| settings.keep_quantized).map(|linears| linears(&model));
-        let offload = linears.filter(|_| settings.offload == Offload::Blocks).map(|linears| linears(&model));
+        let model = build(vs.root())?;
+        let keep_quantized = settings.keep_quantized.then(|| model.linears());
+        let offload = (settings.offload == Offload::Blocks).then(|| model.linears());
         checkpoint.load(&vs, LoadOptions { kind: Some(kind), keep_quantized, offload })?;
         vs.freeze();
-        set_numerics(&model, settings.numerics);
-        Ok(Self { model, kind, checkpoint, vs, linears })
+        model.set_numerics(settings.numerics);
+        Ok(Self { model, kind, checkpoint, vs })
     }
 
-    /// Puts LoRAs on the model, in place of those that were on it.
+    /// Applies LoRAs to the model, and removes those that were applied before.
     pub(super) fn adapt(self, terms: &Terms) -> Result<Self> {
-        if let Some(linears) = self.linears {
-            terms.put_on(&self.vs, linears(&self.model))?;
-        }
+        terms.put_on(&self.vs, self.model.linears())?;
         Ok(self)
     }
 }

@@ -4,194 +4,25 @@
 //! −1..1, latents `[B, z_channels, H/8, W/8]`.
 
 mod any;
+mod params;
 mod tiles;
 mod tiny;
 
-use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use tch::nn::{Module, Path};
 
-use crate::config::ConfigFile;
 use crate::error::{Error, Result};
+use crate::models::Model;
 use crate::nn::{Conv2d, GroupNorm, Parameters, check_kind, check_sizes};
-use crate::numerics::{self, Numerics};
+use crate::numerics;
 use crate::ops::{self, Prologue};
 use tiles::Scale;
 
 pub(crate) use any::AnyAutoEncoder;
+pub use params::AutoEncoderParams;
 pub use tiny::{TinyAutoEncoder, TinyAutoEncoderParams};
 
-/// The sizes of an autoencoder, in the official names.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct AutoEncoderParams {
-    /// Side of the pictures that it was trained on; nothing depends on it.
-    pub resolution: i64,
-    /// Channels of a picture.
-    pub in_channels: i64,
-    /// Channels of the first level.
-    pub ch: i64,
-    /// Channels of a decoded picture.
-    pub out_ch: i64,
-    /// Channels of each level over `ch`; every level but the last halves the sides.
-    pub ch_mult: Vec<i64>,
-    /// Residual blocks of a level of the encoder; the decoder has one more.
-    pub num_res_blocks: usize,
-    /// Channels of a latent.
-    pub z_channels: i64,
-    /// Latents are multiplied by this…
-    pub scale_factor: f64,
-    /// …after this was taken off.
-    pub shift_factor: f64,
-}
-
-/// The scaling and the shift of Stable Diffusion 3's autoencoder. Its tensors have FLUX.1's names and shapes, so that only
-/// its settings tell the two.
-const STABLE_DIFFUSION_3: (f64, f64) = (1.5305, 0.0609);
-
-impl AutoEncoderParams {
-    /// The autoencoder of every FLUX.1.
-    pub fn flux1() -> Self {
-        Self {
-            resolution: 256,
-            in_channels: 3,
-            ch: 128,
-            out_ch: 3,
-            ch_mult: vec![1, 2, 4, 4],
-            num_res_blocks: 2,
-            z_channels: 16,
-            scale_factor: 0.3611,
-            shift_factor: 0.1159,
-        }
-    }
-
-    /// Reads every size from the tensors' shapes, by their official names; `shape` gives `None` for a name that the
-    /// file does not hold. The factors are FLUX.1's, since no tensor says them.
-    ///
-    /// # Errors
-    /// [`Error::Config`] names the first tensor that is missing or has a shape that no autoencoder has.
-    pub fn from_shapes(shape: impl Fn(&str) -> Option<Vec<i64>>) -> Result<Self> {
-        let conv = |name: &str| match shape(name).as_deref() {
-            Some(&[out, into, _, _]) => Ok((out, into)),
-            Some(other) => Err(Error::Config(format!("{name} must be a kernel, but its shape is {other:?}"))),
-            None => Err(Error::Config(format!("this is no FLUX.1 autoencoder: {name} is missing"))),
-        };
-        let (ch, in_channels) = conv("encoder.conv_in.weight")?;
-        let (out_ch, _) = conv("decoder.conv_out.weight")?;
-        let (_, z_channels) = conv("decoder.conv_in.weight")?;
-        let block = |level: usize, i: usize| format!("encoder.down.{level}.block.{i}.conv1.weight");
-        let levels = (0..).take_while(|&level| shape(&block(level, 0)).is_some()).count();
-        let num_res_blocks = (0..).take_while(|&i| shape(&block(0, i)).is_some()).count();
-        let ch_mult =
-            (0..levels).map(|level| Ok(conv(&block(level, 0))?.0 / ch.max(1))).collect::<Result<Vec<_>>>()?;
-        if ch <= 0 || ch_mult.is_empty() || ch_mult.contains(&0) {
-            return Err(Error::Config("this is no FLUX.1 autoencoder: the encoder has no levels".into()));
-        }
-        Ok(Self { in_channels, ch, out_ch, ch_mult, num_res_blocks, z_channels, ..Self::flux1() })
-    }
-
-    /// Whether diffusers' `config.json` says the sizes of these weights.
-    pub(crate) fn has_sizes_of(&self, config: &ConfigFile) -> Result<bool> {
-        let channels: Vec<i64> = self.ch_mult.iter().map(|mult| mult * self.ch).collect();
-        let same = |key: &str, found: i64| Ok::<_, Error>(config.int(key)?.is_none_or(|said| said == found));
-        Ok(config.ints("block_out_channels")?.is_none_or(|said| said == channels)
-            && same("latent_channels", self.z_channels)?
-            && same("layers_per_block", self.num_res_blocks as i64)?)
-    }
-
-    /// The factors that diffusers' `config.json` says, and the sizes of the weights, with which it must agree. The second
-    /// is what it says that is not obeyed, in words.
-    ///
-    /// # Errors
-    /// [`Error::File`] with the key of what disagrees, is of another type, or is not built here.
-    pub(crate) fn with_config(self, config: &ConfigFile) -> Result<(Self, Vec<String>)> {
-        config.check_class(&["AutoencoderKL"])?;
-        let int = |key: &str, found: i64| match config.int(key)? {
-            Some(said) => config.agree(key, said, found),
-            None => Ok(()),
-        };
-        int("in_channels", self.in_channels)?;
-        int("out_channels", self.out_ch)?;
-        int("latent_channels", self.z_channels)?;
-        int("layers_per_block", self.num_res_blocks as i64)?;
-        let channels: Vec<i64> = self.ch_mult.iter().map(|mult| mult * self.ch).collect();
-        if let Some(said) = config.ints("block_out_channels")? {
-            config.agree("block_out_channels", said, channels)?;
-        }
-        for (key, known) in
-            [("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")]
-        {
-            for block in config.texts(key)?.unwrap_or_default() {
-                config.only(key, Some(block), known)?;
-            }
-        }
-        let act_fn = config.text("act_fn")?.filter(|name| *name != "swish");
-        config.only("act_fn", act_fn, "silu")?;
-        config.only("norm_num_groups", config.int("norm_num_groups")?, 32)?;
-        config.only("mid_block_add_attention", config.flag("mid_block_add_attention")?, true)?;
-        config.only("use_quant_conv", config.flag("use_quant_conv")?, false)?;
-        config.only("use_post_quant_conv", config.flag("use_post_quant_conv")?, false)?;
-        let mut warnings = Vec::new();
-        let mut factor = |key: &str, official: f64| match config.float(key)? {
-            Some(factor) => Ok::<_, Error>(factor),
-            None => {
-                let path = config.path().display();
-                warnings.push(format!("{path}: there is no {key}: FLUX.1's, {official}, is taken"));
-                Ok(official)
-            }
-        };
-        let (scale_factor, shift_factor) =
-            (factor("scaling_factor", self.scale_factor)?, factor("shift_factor", self.shift_factor)?);
-        if (scale_factor, shift_factor) == STABLE_DIFFUSION_3 {
-            warnings.push(format!(
-                "{}: {scale_factor} and {shift_factor} are the factors of Stable Diffusion 3's autoencoder, which has the \
-                 tensors of FLUX.1's: its pictures of FLUX.1's latents are none; take ae.safetensors, or diffusers' vae/",
-                config.path().display()
-            ));
-        }
-        if scale_factor == 0.0 {
-            return Err(config.wrong("scaling_factor", "is 0, by which no latent can be divided"));
-        }
-        for key in ["latents_mean", "latents_std"] {
-            if config.has(key) {
-                let path = config.path().display();
-                warnings
-                    .push(format!("{path}: {key} is not obeyed, as FLUX.1's pipelines in diffusers do not"));
-            }
-        }
-        let unknown: Vec<&str> = config.unknown_keys(&[
-            "act_fn",
-            "block_out_channels",
-            "down_block_types",
-            // Decoding is in the kind that the pipeline computes in, as in FLUX.1's pipelines of diffusers.
-            "force_upcast",
-            "in_channels",
-            "latent_channels",
-            "latents_mean",
-            "latents_std",
-            "layers_per_block",
-            "mid_block_add_attention",
-            "norm_num_groups",
-            "out_channels",
-            "sample_size",
-            "scaling_factor",
-            "shift_factor",
-            "up_block_types",
-            "use_post_quant_conv",
-            "use_quant_conv",
-        ]);
-        if !unknown.is_empty() {
-            warnings.push(config.unknown(&unknown));
-        }
-        Ok((Self { scale_factor, shift_factor, ..self }, warnings))
-    }
-
-    /// Pixels to a side of a latent.
-    pub fn downsampling(&self) -> i64 {
-        1 << (self.ch_mult.len() - 1)
-    }
-}
-
-/// Attention over the pixels of the smallest level, with one head. Source: `autoencoder.py` lines 24–53.
+/// Attention over the pixels of the smallest level, with a single head. Source: `autoencoder.py` lines 24–53.
 #[derive(Debug)]
 pub struct AttnBlock {
     norm: GroupNorm,
@@ -202,7 +33,7 @@ pub struct AttnBlock {
 }
 
 impl AttnBlock {
-    /// `in_channels` is a multiple of the 32 groups.
+    /// Declares the norm and four convolutions. `in_channels` must be a multiple of the 32 groups.
     pub fn new(vs: Path, in_channels: i64) -> Self {
         let conv = |name: &str| Conv2d::new(&vs / name, in_channels, in_channels, 1, 1, 0);
         Self {
@@ -236,7 +67,7 @@ pub struct ResnetBlock {
 }
 
 impl ResnetBlock {
-    /// The shortcut has weights where the widths differ.
+    /// Declares the layers. The shortcut has weights where the widths differ.
     pub fn new(vs: Path, in_channels: i64, out_channels: i64) -> Self {
         Self {
             norm1: GroupNorm::new(&vs / "norm1", in_channels),
@@ -306,16 +137,16 @@ impl Mid {
 
     fn forward(&self, h: &Tensor) -> Result<Tensor> {
         let layers: [&dyn Module; 3] = [&self.block_1, &self.attn_1, &self.block_2];
-        one_by_one(h.shallow_clone(), layers)
+        run_layers(h.shallow_clone(), layers)
     }
 }
 
-/// Layer after layer, as long as the result is wanted.
-fn one_by_one<'a>(h: Tensor, layers: impl IntoIterator<Item = &'a dyn Module>) -> Result<Tensor> {
+/// Runs layers one after the other, until the run is cancelled.
+fn run_layers<'a>(h: Tensor, layers: impl IntoIterator<Item = &'a dyn Module>) -> Result<Tensor> {
     layers.into_iter().try_fold(h, |h, layer| numerics::check_cancelled(&h).map(|()| layer.forward(&h)))
 }
 
-/// One level: its blocks, then the change of size.
+/// A level: its blocks, then the change of size.
 #[derive(Debug)]
 struct Level<R> {
     block: Vec<ResnetBlock>,
@@ -331,7 +162,7 @@ impl<R: Module> Level<R> {
 
     fn forward(&self, h: &Tensor) -> Result<Tensor> {
         let layers = self.block.iter().map(|block| block as &dyn Module);
-        one_by_one(
+        run_layers(
             h.shallow_clone(),
             layers.chain(self.resample.iter().map(|resample| resample as &dyn Module)),
         )
@@ -448,6 +279,12 @@ pub struct AutoEncoder {
     parameters: Parameters,
 }
 
+impl Model for AutoEncoder {
+    fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+}
+
 impl AutoEncoder {
     /// Declares every parameter under its official name.
     ///
@@ -471,61 +308,54 @@ impl AutoEncoder {
                 params.ch, params.ch_mult
             )));
         }
-        let ((encoder, decoder), parameters) = Parameters::of(&vs, || {
-            Ok((Encoder::new(&vs / "encoder", params), Decoder::new(&vs / "decoder", params)))
-        })?;
-        Ok(Self { encoder, decoder, params: params.clone(), parameters })
+        let collector = Parameters::collect(&vs);
+        Ok(Self {
+            encoder: Encoder::new(&vs / "encoder", params),
+            decoder: Decoder::new(&vs / "decoder", params),
+            params: params.clone(),
+            parameters: collector.finish(),
+        })
     }
 
-    /// The sizes that it was built with.
+    /// Returns the sizes that the model was built with.
     pub fn params(&self) -> &AutoEncoderParams {
         &self.params
     }
 
-    /// The kind of its weights, which its inputs must have.
+    /// Returns the kind of the weights, which the inputs must have.
     pub fn kind(&self) -> tch::Kind {
         self.decoder.conv_in.weight().kind()
     }
 
-    /// Chooses between the official bits and speed; see [`Numerics`].
-    pub fn set_numerics(&self, numerics: Numerics) {
-        self.parameters.ops().set(numerics);
-    }
-
-    /// Gives back the memory that fast runs keep for the next one.
-    pub fn release_workspace(&self) {
-        self.parameters.ops().release();
-    }
-
-    /// Pictures `[B, 3, H, W]` in −1..1 to latents `[B, z_channels, H/8, W/8]`, scaled and shifted.
+    /// Encodes pictures `[B, 3, H, W]` in −1..1 to latents `[B, z_channels, H/8, W/8]`, scaled and shifted.
     ///
     /// # Errors
     /// [`Error::Shape`] where the channels are wrong, [`Error::Kind`], [`Error::Unfilled`] before a checkpoint was loaded.
     pub fn encode(&self, x: &Tensor) -> Result<Tensor> {
         self.check("x", x, self.params.in_channels)?;
-        let _ops = self.parameters.ops().enter();
+        let _scope = self.parameters.enter()?;
         let mean = self.encoder.forward(x)?.chunk(2, 1).swap_remove(0);
         Ok((mean - self.params.shift_factor) * self.params.scale_factor)
     }
 
-    /// Latents to pictures, which may leave −1..1 a little.
+    /// Decodes latents to pictures, which may leave −1..1 a little.
     ///
     /// # Errors
     /// As [`AutoEncoder::encode`].
     pub fn decode(&self, z: &Tensor) -> Result<Tensor> {
         self.check("z", z, self.params.z_channels)?;
-        let _ops = self.parameters.ops().enter();
+        let _scope = self.parameters.enter()?;
         let z = z / self.params.scale_factor + self.params.shift_factor;
         self.decoder.forward(&z)
     }
 
-    /// As [`AutoEncoder::encode`], in tiles of `tile` × `tile` pixels, neighbours of which share `overlap` pixels and
-    /// fade into each other: for memory's sake, since attention and norms then see a tile each. What one tile holds is
-    /// as `encode` has it.
+    /// Encodes pictures as [`AutoEncoder::encode`] does, in tiles of `tile` × `tile` pixels. Neighbours share `overlap` pixels
+    /// and fade into each other. This saves memory, since attention and norms see a single tile at a time. A picture of a
+    /// single tile has the bits of `encode`.
     ///
     /// # Errors
     /// As [`AutoEncoder::encode`]; [`Error::Config`] where a tile overlaps another by more than a half, [`Error::Shape`]
-    /// where a side of the picture is not whole latents.
+    /// where a side of the picture is no multiple of the pixels of a latent.
     pub fn encode_tiled(&self, x: &Tensor, tile: i64, overlap: i64) -> Result<Tensor> {
         self.check("x", x, self.params.in_channels)?;
         let side = self.params.downsampling();
@@ -537,7 +367,7 @@ impl AutoEncoder {
         tiles::tiled(x, tile, overlap, Scale::Down(side), |x| self.encode(x))
     }
 
-    /// As [`AutoEncoder::decode`], in tiles; see [`AutoEncoder::encode_tiled`].
+    /// Decodes latents as [`AutoEncoder::decode`] does, in tiles; see [`AutoEncoder::encode_tiled`].
     ///
     /// # Errors
     /// As [`AutoEncoder::encode_tiled`].
@@ -547,7 +377,7 @@ impl AutoEncoder {
         tiles::tiled(z, tile / side, overlap / side, Scale::Up(side), |z| self.decode(z))
     }
 
-    /// Pictures through a latent and back.
+    /// Encodes pictures and decodes their latents.
     ///
     /// # Errors
     /// As [`AutoEncoder::encode`].
@@ -556,7 +386,7 @@ impl AutoEncoder {
     }
 
     fn check(&self, what: &'static str, x: &Tensor, channels: i64) -> Result<()> {
-        self.parameters.check()?;
+        self.parameters.check_filled()?;
         match x.size()[..] {
             [_, c, h, w] if c == channels && h > 0 && w > 0 => {
                 check_kind(what, x, x.kind(), self.decoder.conv_in.weight())

@@ -1,4 +1,4 @@
-//! Weights that lie elsewhere while nothing is computed with them.
+//! Offloaded weights: they stay at their source, and are loaded when they are needed.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -8,63 +8,65 @@ use tch::{Device, Kind, Tensor};
 use crate::error::Result;
 use crate::shim;
 
-/// Where such a weight lies, as a rule a mapped file.
+/// The source of an offloaded weight, as a rule a mapped file.
 pub(crate) trait WeightSource: Debug + Send + Sync {
-    /// Its numbers on the CPU, as `kind`. What lies there in that kind is not copied.
-    fn numbers(&self, kind: Kind) -> Result<Tensor>;
-    /// It will be needed soon.
+    /// Returns the weight on the CPU as `kind`, without a copy where the source has that kind.
+    fn load(&self, kind: Kind) -> Result<Tensor>;
+    /// Prepares for a load that follows soon.
     fn prefetch(&self);
-    /// It will not be needed for a while.
+    /// Frees what a load has left in memory: the next one is not near.
     fn evict(&self);
 }
 
-/// A linear layer's weight that lies elsewhere.
+/// The offloaded weight of a linear layer.
 #[derive(Debug)]
 pub(super) struct Offloaded {
-    weight: Arc<dyn WeightSource>,
-    /// On its device, while its block runs and the one before.
-    here: Option<Tensor>,
+    source: Arc<dyn WeightSource>,
+    /// The weight on its device, while its block and the block before it run.
+    loaded: Option<Tensor>,
 }
 
 impl Offloaded {
-    pub(super) fn new(weight: Arc<dyn WeightSource>) -> Self {
-        Self { weight, here: None }
+    pub(super) fn new(source: Arc<dyn WeightSource>) -> Self {
+        Self { source, loaded: None }
     }
 
-    pub(super) fn numbers(&self, kind: Kind, device: Device) -> Result<Tensor> {
-        match &self.here {
-            Some(here) => Ok(here.shallow_clone()),
-            None => Ok(self.weight.numbers(kind)?.f_to_device(device)?),
+    /// Returns the weight as `kind` on `device`.
+    pub(super) fn load(&self, kind: Kind, device: Device) -> Result<Tensor> {
+        match &self.loaded {
+            Some(loaded) => Ok(loaded.shallow_clone()),
+            None => Ok(self.source.load(kind)?.f_to_device(device)?),
         }
     }
 
-    /// Begins to prefetch it. On CUDA it is copied beside what runs there, and [`wait_for_copies`] must be called before it is used.
+    /// Begins to load the weight. On CUDA the copy runs asynchronously, and [`wait_for_copies`] must be called before the
+    /// weight is used.
     pub(super) fn prefetch(&mut self, kind: Kind, device: Device) -> Result<()> {
         match device {
-            Device::Cuda(_) if self.here.is_none() => {
-                self.here = Some(shim::copy_async(&self.weight.numbers(kind)?, device)?);
+            Device::Cuda(_) if self.loaded.is_none() => {
+                self.loaded = Some(shim::copy_async(&self.source.load(kind)?, device)?);
             }
             Device::Cuda(_) => {}
-            _ => self.weight.prefetch(),
+            _ => self.source.prefetch(),
         }
         Ok(())
     }
 
-    /// After a product with it.
-    pub(super) fn used(&self) {
-        if self.here.is_none() {
-            self.weight.evict();
+    /// Frees the weight after a product, unless its block keeps it loaded.
+    pub(super) fn after_use(&self) {
+        if self.loaded.is_none() {
+            self.source.evict();
         }
     }
 
-    /// After its block.
+    /// Frees the weight after its block.
     pub(super) fn evict(&mut self) {
-        self.here = None;
-        self.weight.evict();
+        self.loaded = None;
+        self.source.evict();
     }
 }
 
-/// What is computed from now on waits for the copies that were begun.
+/// Makes later kernels on the device wait for the copies that were begun.
 pub(super) fn wait_for_copies(device: Device) {
     if let Device::Cuda(index) = device {
         shim::wait_for_copies(index);

@@ -89,7 +89,7 @@ impl Case {
             adapter.prompt(&self.input(&format!("image_embeds.{i}"))?, params.num_heads, scales)
         };
         let prompts = p.scales.iter().enumerate().map(prompt).collect::<Result<Vec<_>>>()?;
-        self.run_flux(&model, &Additions { image_prompts: &prompts, ..Additions::default() })
+        self.run_flux(&model, Additions { image_prompts: &prompts, ..Additions::default() })
     }
 
     /// What the case adds to the transformer; nothing, where it has none.

@@ -14,8 +14,9 @@ use crate::checkpoint::{Checkpoint, LoadOptions};
 use crate::error::Result;
 use crate::generation::{Conditions, denoise};
 use crate::image::Image;
+use crate::models::Model as _;
 use crate::models::autoencoder::{AutoEncoder, AutoEncoderParams, TinyAutoEncoder, TinyAutoEncoderParams};
-use crate::models::flux1::{Additions, Flux1, Flux1Input, Flux1Params};
+use crate::models::flux1::{Additions, Flux1, Flux1Input, Flux1Options, Flux1Params};
 use crate::models::text::{ClipConfig, ClipText, T5Config, T5Encoder};
 use crate::models::vision::dpt::{pixel_values, resize_bicubic};
 use crate::models::vision::{
@@ -106,10 +107,11 @@ impl Case {
             "transformers.Dinov2Backbone" => {
                 let vs = self.store();
                 let config: Dinov2Config = self.params()?;
-                let (model, parameters) = Parameters::of(&vs.root(), || Dinov2::new(vs.root(), &config))?;
+                let collector = Parameters::collect(&vs.root());
+                let model = Dinov2::new(vs.root(), &config)?;
+                let parameters = collector.finish();
                 self.load(&vs)?;
-                parameters.check()?;
-                let _ops = parameters.ops().enter();
+                let _scope = parameters.enter()?;
                 let states = model.forward(&self.input("pixel_values")?)?;
                 Ok(Some(states.into_iter().enumerate().map(|(i, x)| (i.to_string(), x)).collect()))
             }
@@ -143,7 +145,7 @@ impl Case {
         let model = Flux1::new(vs.root(), params)?;
         self.load(&vs)?;
         let residuals = self.residuals()?;
-        self.run_flux(&model, &Additions { residuals: &residuals, ..Additions::default() })
+        self.run_flux(&model, Additions { residuals: &residuals, ..Additions::default() })
     }
 
     /// The official code keeps its LoRA in the model; ours lie under `w.lora.`, as its files have them.
@@ -158,10 +160,10 @@ impl Case {
         let shapes = vs.variables();
         let shape = |_: Model, name: &str| Some(shapes.get(name)?.size());
         lora.place(&shape, params.lora_scale, false)?.transformer.put_on(&vs, model.linears())?;
-        self.run_flux(&model, &Additions::default())
+        self.run_flux(&model, Additions::default())
     }
 
-    pub(super) fn run_flux(&self, model: &Flux1, additions: &Additions) -> Result<Tensor> {
+    pub(super) fn run_flux(&self, model: &Flux1, additions: Additions) -> Result<Tensor> {
         let guidance = self.optional("guidance")?;
         let input = Flux1Input {
             img: &self.input("img")?,
@@ -172,7 +174,7 @@ impl Case {
             y: &self.input("y")?,
             guidance: guidance.as_ref(),
         };
-        model.forward_with(&input, None, additions)
+        model.forward(&input, Flux1Options { additions, ..Flux1Options::default() })
     }
 
     fn autoencoder(

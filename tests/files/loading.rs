@@ -10,8 +10,9 @@ use tch_flux::checkpoint::lora::Terms;
 use tch_flux::checkpoint::{Access, Checkpoint, LoadOptions};
 use tch_flux::layers::{EmbedNd, SelfAttention, SingleStreamBlock};
 use tch_flux::lora::{Change, Term, Update};
+use tch_flux::models::Model;
 use tch_flux::models::autoencoder::{AutoEncoder, AutoEncoderParams};
-use tch_flux::models::flux1::{Flux1, Flux1Input, Flux1Params};
+use tch_flux::models::flux1::{Flux1, Flux1Input, Flux1Options, Flux1Params};
 use tch_flux::models::text::{ClipConfig, ClipText, T5Config, T5Encoder};
 use tch_flux::nn::{init, is_placeholder};
 use tch_flux::{Error, FileProblem};
@@ -86,7 +87,7 @@ impl Batch {
     }
 
     fn run(&self, model: &Flux1) -> Tensor {
-        model.forward(&self.input()).unwrap()
+        model.forward(&self.input(), Flux1Options::default()).unwrap()
     }
 }
 
@@ -289,7 +290,7 @@ fn assert_unfilled<T: std::fmt::Debug>(result: tch_flux::Result<T>, vs: &VarStor
 fn flux1_before_loading_is_refused_with_the_count_of_its_parameters() {
     let params = tiny();
     let (model, vs) = unfilled(&params);
-    assert_unfilled(model.forward(&Batch::new(&params).input()), &vs);
+    assert_unfilled(model.forward(&Batch::new(&params).input(), Flux1Options::default()), &vs);
 }
 
 #[test]
@@ -315,7 +316,7 @@ fn a_model_that_is_filled_in_part_is_refused_with_the_count_of_the_rest() {
     let (model, vs) = unfilled(&params);
     let mut weight = variables(&vs)["img_in.weight"].shallow_clone();
     weight.set_data(&Tensor::zeros(weight.size(), (Kind::Float, Device::Cpu)));
-    match model.forward(&Batch::new(&params).input()) {
+    match model.forward(&Batch::new(&params).input(), Flux1Options::default()) {
         Err(Error::Unfilled { count, .. }) => assert_eq!(count, vs.len() - 1),
         other => panic!("{other:?}"),
     }
@@ -345,7 +346,7 @@ fn a_load_that_is_refused_fills_nothing() {
         let checkpoint = Checkpoint::open(&path, Access::Map).unwrap();
         assert!(matches!(checkpoint.load(&vs, LoadOptions::default()), Err(Error::Mismatch(_))));
         assert!(variables(&vs).values().all(is_placeholder));
-        assert_unfilled(model.forward(&Batch::new(&params).input()), &vs);
+        assert_unfilled(model.forward(&Batch::new(&params).input(), Flux1Options::default()), &vs);
     }
 }
 
@@ -611,17 +612,17 @@ fn a_lora_on_a_model_at_a_sub_path_does_what_it_does_at_the_root() {
     assert_eq!((at_root.linears().root(), below.linears().root()), ("", "inner.model."));
     let batch = Batch::new(&params);
     let _no_grad = tch::no_grad_guard();
-    let bare = below.forward(&batch.input()).unwrap();
-    assert!(bare.equal(&at_root.forward(&batch.input()).unwrap()));
+    let bare = below.forward(&batch.input(), Flux1Options::default()).unwrap();
+    assert!(bare.equal(&at_root.forward(&batch.input(), Flux1Options::default()).unwrap()));
 
     terms().put_on(&root, at_root.linears()).unwrap();
     terms().put_on(&vs, below.linears()).unwrap();
-    let changed = below.forward(&batch.input()).unwrap();
+    let changed = below.forward(&batch.input(), Flux1Options::default()).unwrap();
     assert!(!changed.equal(&bare));
-    assert!(changed.equal(&at_root.forward(&batch.input()).unwrap()));
+    assert!(changed.equal(&at_root.forward(&batch.input(), Flux1Options::default()).unwrap()));
     // Without terms it is as it was loaded.
     Terms::default().put_on(&vs, below.linears()).unwrap();
-    assert!(below.forward(&batch.input()).unwrap().equal(&bare));
+    assert!(below.forward(&batch.input(), Flux1Options::default()).unwrap().equal(&bare));
 }
 
 #[test]
@@ -636,14 +637,17 @@ fn terms_without_a_layer_of_their_shape_are_errors_and_change_nothing() {
         let batch = Batch::new(&params);
         let _no_grad = tch::no_grad_guard();
         terms().put_on(&vs, model.linears()).unwrap();
-        let before = model.forward(&batch.input()).unwrap();
+        let before = model.forward(&batch.input(), Flux1Options::default()).unwrap();
         let refused = |change: &dyn Fn(&mut Terms), store: &VarStore| {
             let mut wrong = terms();
             change(&mut wrong);
             let error = wrong.put_on(store, model.linears()).unwrap_err();
             let Error::Lora(unplaced) = &error else { panic!("{error}") };
             assert!(error.to_string().contains("none was applied"), "{error}");
-            assert!(model.forward(&batch.input()).unwrap().equal(&before), "the terms from before stay");
+            assert!(
+                model.forward(&batch.input(), Flux1Options::default()).unwrap().equal(&before),
+                "the terms from before stay"
+            );
             *unplaced.clone()
         };
         let renamed = |from: &'static str, to: &'static str| {
@@ -842,7 +846,7 @@ fn pictures_and_texts_that_are_not_3_dimensional_are_refused() {
             } else {
                 input.txt = &bad
             }
-            match model.forward(&input) {
+            match model.forward(&input, Flux1Options::default()) {
                 Err(Error::Shape { what: named, expected, found }) => {
                     assert_eq!((named, &expected[..], found), (what, "3-dimensional", bad.size()));
                 }
@@ -857,9 +861,9 @@ fn a_distilled_model_without_guidance_is_refused_and_schnell_does_not_ask() {
     let batch = Batch::new(&tiny());
     let without = Flux1Input { guidance: None, ..batch.input() };
     let (model, _vs) = filled(&tiny(), 1);
-    assert!(matches!(model.forward(&without), Err(Error::MissingGuidance)));
+    assert!(matches!(model.forward(&without, Flux1Options::default()), Err(Error::MissingGuidance)));
     let (model, _vs) = filled(&Flux1Params { guidance_embed: false, ..tiny() }, 1);
-    let out = model.forward(&without).unwrap();
+    let out = model.forward(&without, Flux1Options::default()).unwrap();
     assert!(out.equal(&batch.run(&model)), "schnell reads no guidance");
 }
 
@@ -890,7 +894,7 @@ fn inputs_that_do_not_fit_are_refused_by_name() {
                 "y" => input.y = &bad,
                 _ => input.guidance = Some(&bad),
             }
-            match model.forward(&input) {
+            match model.forward(&input, Flux1Options::default()) {
                 Err(Error::Shape { what: named, found, .. }) => {
                     assert_eq!((named, &found[..]), (what, *size))
                 }

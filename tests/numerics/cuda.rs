@@ -13,6 +13,7 @@ use tch::{Cuda, Device, Kind, Tensor};
 use tch_flux::Error;
 use tch_flux::engine::{Engine, Event, Options};
 use tch_flux::generation::{Conditions, Generated, Parts, Phase, Pipeline, Request, Settings, denoise};
+use tch_flux::models::Model;
 use tch_flux::models::flux1::{Flux1, Flux1Params};
 use tch_flux::numerics::{Numerics, with_cancel};
 use tch_flux::sampling::{get_noise, prepare};

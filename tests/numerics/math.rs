@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 use tch_flux::layers::{DoubleStreamBlock, EmbedNd, LinearLora, timestep_embedding};
 use tch_flux::math::{apply_rope, rope};
 use tch_flux::models::autoencoder::{AutoEncoder, AutoEncoderParams};
-use tch_flux::models::flux1::{Flux1, Flux1Input, Flux1Params};
+use tch_flux::models::flux1::{Flux1, Flux1Input, Flux1Options, Flux1Params};
 use tch_flux::sampling::{NoiseRule, get_noise, get_schedule, latent_size, pack, unpack};
 use tch_flux::{Error, nn};
 
@@ -154,7 +154,7 @@ fn inputs_of_another_kind_than_the_weights_are_refused_and_not_a_panic() {
     nn::init(&vs, 1).unwrap();
     let ids = |len| Tensor::zeros([1, len, 3], (Kind::Float, Device::Cpu));
     let run = |img: Kind, times: Kind| {
-        model.forward(&Flux1Input {
+        let input = Flux1Input {
             img: &randn(&[1, 4, 64], img),
             img_ids: &ids(4),
             txt: &randn(&[1, 3, 8], Kind::Float),
@@ -162,7 +162,8 @@ fn inputs_of_another_kind_than_the_weights_are_refused_and_not_a_panic() {
             timesteps: &Tensor::ones([1], (times, Device::Cpu)),
             y: &randn(&[1, 8], Kind::Float),
             guidance: None,
-        })
+        };
+        model.forward(&input, Flux1Options::default())
     };
     assert_eq!(run(Kind::Float, Kind::Float).unwrap().size(), [1, 4, 64]);
     assert!(run(Kind::Float, Kind::Int64).is_ok(), "whole times are embedded in f32");

@@ -7,8 +7,6 @@ mod random;
 mod step;
 mod text;
 
-pub(super) use measure::peak_bytes;
-
 use std::process::ExitCode;
 
 use clap::Subcommand;

@@ -10,7 +10,7 @@ use tch_flux::ops::cpu;
 use tch_flux::ops::cuda::{self, Arithmetic};
 use tch_flux::parity::Machine;
 
-use super::print_json;
+use super::output::print_json;
 
 #[derive(Args)]
 pub(super) struct Doctor {
@@ -54,7 +54,7 @@ impl Doctor {
 
 impl Findings {
     fn gather() -> Self {
-        cuda::set_cache(super::kernel_cache());
+        cuda::set_cache(super::cache::kernels());
         let built_with = option_env!("TCH_FLUX_LIBTORCH_LIB");
         let linked = linked_libraries();
         let machine = Machine::here();

@@ -7,11 +7,8 @@ use clap::{Args, ValueEnum};
 use tch_flux::Error;
 use tch_flux::generation::provenance::EditRecord;
 use tch_flux::generation::{self, ControlPreprocess, Role};
-use tch_flux::image::{Image, Mask};
 
-use super::generate::{Begin, Generate};
-pub(super) use super::pictures::read;
-use super::pictures::read_mask;
+use super::generate::{EditInput, Generate, MAX_SIDE};
 
 #[derive(Args)]
 pub(super) struct Edit {
@@ -46,9 +43,6 @@ pub(super) struct Edit {
     generate: Generate,
 }
 
-/// No side of a picture is longer.
-const LONGEST: u32 = 16_384;
-
 /// Pixels around a picture: left, top, right, bottom.
 #[derive(Clone, Copy)]
 struct Pad([u32; 4]);
@@ -78,75 +72,57 @@ impl From<RoleArg> for Role {
 
 impl Edit {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
-        if self.image.is_empty() && !self.generate.repeats() {
+        if self.image.is_empty() && !self.generate.has_from_image() {
             let text = "an edit is drawn from a picture: give --image FILE; from the prompt alone draws `tch-flux generate`";
             return Err(Error::Request(text.into()).into());
         }
         let before = self.generate.provenance()?.and_then(|provenance| provenance.edit);
-        let begun = self.begun(before);
-        if begun.images.is_empty() {
+        let record = self.record(before);
+        if record.images.is_empty() {
             let text = "that picture does not say by name which ones it was begun with: give --image";
             return Err(Error::Request(text.into()).into());
         }
-        let mut only = Vec::new();
+        let mut role_flags = Vec::new();
         if self.strength.is_some() {
-            only.push(("--strength", Role::Start));
+            role_flags.push(("--strength", Role::Start));
         }
         if self.keep_size {
-            only.push(("--keep-size", Role::Reference));
+            role_flags.push(("--keep-size", Role::Reference));
         }
-        self.generate.run_from(Some(Begin { begun, only }))
+        self.generate.run_with(Some(EditInput { record, role_flags }))
     }
 
-    /// What is asked for, and the rest as it was before.
-    fn begun(&self, before: Option<EditRecord>) -> EditRecord {
-        let mut begun = before.unwrap_or_else(|| EditRecord {
+    /// Returns what the flags ask for; the rest stays as it was before.
+    fn record(&self, before: Option<EditRecord>) -> EditRecord {
+        let mut record = before.unwrap_or_else(|| EditRecord {
             images: Vec::new(),
             mask: None,
             pad: None,
             strength: generation::Edit::STRENGTH,
-            role: self.generate.names().find_map(|name| Role::of_model(&name.to_string_lossy())),
+            role: self.generate.model_names().find_map(|name| Role::of_model(&name.to_string_lossy())),
             keep_size: false,
             follow: ControlPreprocess::Picture,
         });
         if !self.image.is_empty() {
-            begun.images = self.image.clone();
+            record.images = self.image.clone();
         }
         if self.mask.is_some() || self.pad.is_some() {
-            (begun.mask, begun.pad) = (self.mask.clone(), self.pad.map(|pad| pad.0));
+            (record.mask, record.pad) = (self.mask.clone(), self.pad.map(|pad| pad.0));
         }
-        begun.strength = self.strength.unwrap_or(begun.strength);
-        begun.role = self.role.map(Role::from).or(begun.role);
-        begun.keep_size |= self.keep_size;
+        record.strength = self.strength.unwrap_or(record.strength);
+        record.role = self.role.map(Role::from).or(record.role);
+        record.keep_size |= self.keep_size;
         if self.canny {
-            begun.follow = ControlPreprocess::Canny;
+            record.follow = ControlPreprocess::Canny;
         } else if self.depth {
-            begun.follow = ControlPreprocess::Depth;
+            record.follow = ControlPreprocess::Depth;
         }
-        begun
+        record
     }
-}
-
-/// The pictures that an edit begins with, read.
-pub(super) fn pictures(begun: &EditRecord) -> anyhow::Result<generation::Edit> {
-    let mut images = begun.images.iter().map(|path| read(path)).collect::<anyhow::Result<Vec<_>>>()?;
-    let mut mask = begun.mask.as_deref().map(read_mask).transpose()?;
-    if let (Some(pad @ [left, top, right, bottom]), Some(first)) = (begun.pad, images.first_mut()) {
-        let (width, height) = (left + first.width + right, top + first.height + bottom);
-        if width.max(height) > LONGEST {
-            let text = format!("with --pad the picture is {width}x{height}: more than {LONGEST} a side");
-            return Err(Error::Request(text).into());
-        }
-        let (picture, around): (Image, Mask) = first.pad(pad);
-        *first = picture;
-        mask = Some(around);
-    }
-    let EditRecord { strength, role, keep_size, follow, .. } = *begun;
-    Ok(generation::Edit { images, mask, strength, role, keep_size, follow })
 }
 
 fn parse_pad(text: &str) -> Result<Pad, String> {
-    let side = |text: &str| text.trim().parse::<u32>().ok().filter(|pixels| *pixels <= LONGEST);
+    let side = |text: &str| text.trim().parse::<u32>().ok().filter(|pixels| *pixels <= MAX_SIDE);
     let sides: Option<Vec<u32>> = text.split(',').map(side).collect();
     let sides = sides.and_then(|sides| <[u32; 4]>::try_from(sides).ok());
     let pad = sides.ok_or("expected four numbers of pixels: left,top,right,bottom")?;

@@ -8,27 +8,28 @@ use std::process::ExitCode;
 use serde_json::{Value, json};
 use tch_flux::Error;
 
-use super::print_json;
+use super::hints;
+use super::output::print_json;
 
 /// An error of a command that had done a part of its work.
 #[derive(Debug)]
-pub(super) struct Unfinished {
+pub(super) struct PartialFailure {
     pub(super) error: anyhow::Error,
     /// Fields beside `error`: what was done, and what was not.
     pub(super) report: Value,
 }
 
-impl fmt::Display for Unfinished {
+impl fmt::Display for PartialFailure {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str(&in_full(&self.error))
     }
 }
 
-impl std::error::Error for Unfinished {}
+impl std::error::Error for PartialFailure {}
 
 /// What went wrong, whatever was done before.
 fn cause(error: &anyhow::Error) -> &anyhow::Error {
-    error.downcast_ref().map_or(error, |unfinished: &Unfinished| &unfinished.error)
+    error.downcast_ref().map_or(error, |failure: &PartialFailure| &failure.error)
 }
 
 /// Whether a call asks for JSON, as far as it can be told of one that may be wrong.
@@ -41,7 +42,7 @@ pub(super) fn report(error: &anyhow::Error, json: bool) -> ExitCode {
     let kind = kind(error);
     if json {
         let mut object = json!({ "error": { "kind": kind, "message": in_full(error) } });
-        if let Some(Unfinished { report: Value::Object(fields), .. }) = error.downcast_ref()
+        if let Some(PartialFailure { report: Value::Object(fields), .. }) = error.downcast_ref()
             && let Some(object) = object.as_object_mut()
         {
             object.extend(fields.clone());
@@ -81,13 +82,13 @@ fn kind(error: &anyhow::Error) -> &'static str {
             "file"
         }
         Some(Error::Lora(_)) => "lora",
-        Some(Error::MissingPart { .. }) => "missing_part",
+        Some(Error::MissingPart { .. } | Error::UnnamedPart { .. }) => "missing_part",
         Some(Error::Hub { .. }) => "hub",
         Some(Error::Cancelled) => "cancelled",
         Some(Error::TooLarge { .. } | Error::OutOfMemory(_)) => "out_of_memory",
         Some(Error::DeviceLost { .. }) => "device_lost",
         Some(Error::NotFinite { .. }) => "not_finite",
-        Some(Error::Config(_)) => "config",
+        Some(Error::Config(_) | Error::MissingTensor { .. }) => "config",
         Some(Error::Case(_)) => "parity_case",
         Some(_) => "other",
         None if error.chain().any(|cause| cause.is::<std::io::Error>()) => "io",
@@ -95,8 +96,16 @@ fn kind(error: &anyhow::Error) -> &'static str {
     }
 }
 
-/// An error with its causes, but for those that it has said itself.
+/// An error with its causes, but for those that it has said itself, and with the flags that would help.
 pub(super) fn in_full(error: &anyhow::Error) -> String {
+    let text = with_causes(error);
+    let library = cause(error).chain().find_map(|cause| cause.downcast_ref::<Error>());
+    let flags = library.map_or(Vec::new(), hints::flags);
+    let flags: Vec<&str> = flags.into_iter().filter(|flag| !text.contains(flag)).collect();
+    if flags.is_empty() { text } else { format!("{text} (see {})", flags.join(", ")) }
+}
+
+fn with_causes(error: &anyhow::Error) -> String {
     cause(error).chain().map(ToString::to_string).fold(String::new(), |said, cause| match said.as_str() {
         "" => cause,
         said if said.ends_with(&cause) => said.to_string(),
@@ -111,9 +120,9 @@ mod tests {
     #[test]
     fn a_part_of_the_work_done_changes_neither_kind_nor_words() {
         let error = anyhow::Error::from(Error::Request("no".into())).context("x");
-        let unfinished = anyhow::Error::from(Unfinished { error, report: Value::Null });
-        assert_eq!(kind(&unfinished), "request");
-        assert_eq!(in_full(&unfinished), "x: no");
+        let failure = anyhow::Error::from(PartialFailure { error, report: Value::Null });
+        assert_eq!(kind(&failure), "request");
+        assert_eq!(in_full(&failure), "x: no");
     }
 
     #[test]

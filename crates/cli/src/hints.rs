@@ -2,40 +2,47 @@
 
 use tch_flux::{Error, Hint};
 
-/// The flags that would help against an error, as the end of its message.
-pub(super) fn hints(error: &Error) -> String {
-    let flags: Vec<String> = error.hints().into_iter().filter_map(flag).collect();
-    if flags.is_empty() { String::new() } else { format!("\n  see {}", flags.join(", ")) }
+/// The flags that would help against an error.
+pub(super) fn flags(error: &Error) -> Vec<&'static str> {
+    error.hints().into_iter().flat_map(flags_of).copied().collect()
 }
 
-/// The flag for a setting of the library, if there is one.
-fn flag(hint: Hint) -> Option<String> {
-    let flag = match hint {
-        Hint::Base => "--base FILE",
-        Hint::PartialLora => "--allow-partial-lora",
-        Hint::Part(part) => return part_flag(part).map(|flag| format!("{flag} PATH")),
-        Hint::LargerLimit => "--max-memory",
-        Hint::SmallerPicture => "--width and --height",
-        Hint::VaeTile => "--vae-tile",
-        Hint::ReleaseTextEncoders => "--keep-text-encoders",
-        Hint::QuantizedWeights => "--quantize, --keep-quantized",
-        _ => return None,
-    };
-    Some(flag.into())
+/// The flags for a setting of the library.
+fn flags_of(hint: Hint) -> &'static [&'static str] {
+    match hint {
+        Hint::Base => &["--base"],
+        Hint::PartialLora => &["--allow-partial-lora"],
+        Hint::Part("transformer") => &["--transformer"],
+        Hint::Part("autoencoder") => &["--autoencoder"],
+        Hint::Part("CLIP" | "CLIP text model") => &["--clip"],
+        Hint::Part("T5" | "T5 encoder") => &["--t5"],
+        Hint::Part("CLIP tokenizer") => &["--clip-tokenizer"],
+        Hint::Part("T5 tokenizer") => &["--t5-tokenizer"],
+        Hint::Part("depth model") => &["--depth-model"],
+        Hint::Part("image encoder") => &["--image-encoder"],
+        Hint::Part("Redux model") => &["--redux-model"],
+        Hint::LargerLimit => &["--max-memory"],
+        Hint::SmallerPicture => &["--width", "--height"],
+        Hint::VaeTile => &["--vae-tile"],
+        Hint::ReleaseTextEncoders => &["--keep-text-encoders"],
+        Hint::QuantizedWeights => &["--quantize", "--keep-quantized"],
+        _ => &[],
+    }
 }
 
-/// The flag that names a part of a model.
-pub(super) fn part_flag(part: &str) -> Option<&'static str> {
-    Some(match part {
-        "transformer" => "--transformer",
-        "autoencoder" => "--autoencoder",
-        "CLIP" | "CLIP text model" => "--clip",
-        "T5" | "T5 encoder" => "--t5",
-        "CLIP tokenizer" => "--clip-tokenizer",
-        "T5 tokenizer" => "--t5-tokenizer",
-        "depth model" => "--depth-model",
-        "image encoder" => "--image-encoder",
-        "Redux model" => "--redux-model",
-        _ => return None,
-    })
+/// The flag that names a part of a model, or a word for one that is not known.
+pub(super) fn part_flag(part: &'static str) -> &'static str {
+    flags_of(Hint::Part(part)).first().copied().unwrap_or("its flag")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_part_that_a_folder_may_lack_has_a_flag() {
+        for (part, _) in tch_flux::generation::Parts::look(std::path::Path::new(".")).unwrap_or_default() {
+            assert_ne!(part_flag(part), "its flag", "{part}");
+        }
+    }
 }

@@ -9,15 +9,15 @@ use tch_flux::generation::{PartOverrides, Parts};
 use tch_flux::hub::{Event, Hub, Repository};
 use tch_flux::{Error, HubProblem};
 
-use super::Saying;
+use super::progress::Verbosity;
 
 /// The parts of the repository that `model` names, which is no folder here.
-pub(super) fn parts(model: &Path, own: PartOverrides, saying: Saying) -> anyhow::Result<Parts> {
+pub(super) fn parts(model: &Path, overrides: PartOverrides, verbosity: Verbosity) -> anyhow::Result<Parts> {
     let name = model.to_string_lossy();
     let repository: Repository =
         name.parse().context("there is no such folder, nor is it a name on the hub")?;
-    let mut bars = Bars { saying, name: String::new(), bar: None };
-    match Hub::from_env()?.fetch(&repository, own, &mut |event| bars.show(event)) {
+    let mut progress = DownloadProgress { verbosity, name: String::new(), bar: None };
+    match Hub::from_env()?.fetch(&repository, overrides, &mut |event| progress.show(event)) {
         Err(error @ Error::Hub { problem: HubProblem::NotFound { .. }, .. }) => {
             Err(error).context("there is no such folder here")
         }
@@ -26,12 +26,12 @@ pub(super) fn parts(model: &Path, own: PartOverrides, saying: Saying) -> anyhow:
 }
 
 /// What reads pictures for Redux, of the repository that `model` names.
-pub(super) fn redux(model: &Path, saying: Saying) -> anyhow::Result<PartOverrides> {
+pub(super) fn redux(model: &Path, verbosity: Verbosity) -> anyhow::Result<PartOverrides> {
     let name = model.to_string_lossy();
     let repository: Repository =
         name.parse().context("there is no such file or folder, nor is it a name on the hub")?;
-    let mut bars = Bars { saying, name: String::new(), bar: None };
-    match Hub::from_env()?.fetch_redux(&repository, &mut |event| bars.show(event)) {
+    let mut progress = DownloadProgress { verbosity, name: String::new(), bar: None };
+    match Hub::from_env()?.fetch_redux(&repository, &mut |event| progress.show(event)) {
         Err(error @ Error::Hub { problem: HubProblem::NotFound { .. }, .. }) => {
             Err(error).context("there is no such file or folder here")
         }
@@ -40,16 +40,16 @@ pub(super) fn redux(model: &Path, saying: Saying) -> anyhow::Result<PartOverride
 }
 
 /// A bar for each file that is fetched.
-struct Bars {
-    saying: Saying,
+struct DownloadProgress {
+    verbosity: Verbosity,
     name: String,
     bar: Option<ProgressBar>,
 }
 
-impl Bars {
+impl DownloadProgress {
     fn show(&mut self, event: Event) -> ControlFlow<()> {
         match event {
-            Event::File { name, have, size } => self.file(name, have, size),
+            Event::File { name, have: fetched, size } => self.file(name, fetched, size),
             Event::Waiting { name } => self.warn(&format!("{name}: another process is fetching it; waiting")),
             Event::Retry { reason, wait } => {
                 self.warn(&format!("{reason}; trying again in {} s", wait.as_secs_f32()));
@@ -60,8 +60,8 @@ impl Bars {
         ControlFlow::Continue(())
     }
 
-    fn file(&mut self, name: &str, have: u64, size: u64) {
-        if !self.saying.bars {
+    fn file(&mut self, name: &str, fetched: u64, size: u64) {
+        if !self.verbosity.bars {
             return;
         }
         if self.name != name {
@@ -74,8 +74,8 @@ impl Bars {
             (self.name, self.bar) = (name.to_string(), Some(bar));
         }
         if let Some(bar) = &self.bar {
-            bar.set_position(have);
-            if have == size {
+            bar.set_position(fetched);
+            if fetched == size {
                 bar.finish();
             }
         }
@@ -83,7 +83,7 @@ impl Bars {
 
     fn warn(&self, text: &str) {
         match &self.bar {
-            _ if !self.saying.warnings => {}
+            _ if !self.verbosity.warnings => {}
             Some(bar) => bar.suspend(|| eprintln!("warning: {text}")),
             None => eprintln!("warning: {text}"),
         }

@@ -19,7 +19,8 @@ use tch_flux::models::flux1::{ControlNetParams, Flux1Params, IpAdapterParams};
 use tch_flux::models::text::{ClipConfig, T5Config};
 use tch_flux::models::vision::{ClipVisionConfig, ReduxConfig, SiglipConfig};
 
-use super::{human_bytes, print_json};
+use super::bytes::human_bytes;
+use super::output::print_json;
 
 #[derive(Args)]
 pub(super) struct Inspect {
@@ -109,8 +110,8 @@ impl Inspect {
         }
         if !self.json {
             reports.iter().for_each(Report::print);
-        } else if let ([one], false) = (&reports[..], is_a_model) {
-            print_json(one)?;
+        } else if let ([report], false) = (&reports[..], is_a_model) {
+            print_json(report)?;
         } else {
             print_json(&reports)?;
         }

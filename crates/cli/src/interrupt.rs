@@ -30,7 +30,7 @@ impl Interrupt {
         let listen = move || {
             for signal in signals.forever() {
                 if noted.stop.load(Ordering::SeqCst) {
-                    super::output::remove_unfinished();
+                    super::targets::remove_unfinished();
                     signal_hook::low_level::exit(128 + signal);
                 }
                 noted.signal.store(signal, Ordering::SeqCst);

@@ -7,7 +7,7 @@ use clap::Args;
 use clap_complete::Shell;
 use clap_mangen::Man as Page;
 
-use super::output::{self, Target};
+use super::targets::{self, Target};
 
 #[derive(Args)]
 pub(super) struct Completions {
@@ -47,10 +47,10 @@ impl Man {
         all_pages(&command, &mut pages)?;
         let target = |(name, _): &(String, _)| Target { path: folder.join(name), flag: "DIR" };
         let targets: Vec<_> = pages.iter().map(target).collect();
-        output::check(&targets, &[], self.force)?;
-        output::make_folders(&targets)?;
+        targets::check(&targets, &[], self.force)?;
+        targets::make_folders(&targets)?;
         for (target, (_, text)) in targets.iter().zip(&pages) {
-            println!("{}", output::save(&target.path, text, self.force)?.display());
+            println!("{}", targets::save(&target.path, text, self.force)?.display());
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -4,9 +4,8 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 use tch_flux::generation::{Offload, Pipeline, Plan, Request};
 
-use super::bench::peak_bytes;
-use super::convert::parse_size;
-use super::human_bytes;
+use super::bytes::{human_bytes, parse_size};
+use super::peak_memory::peak_bytes;
 
 #[derive(Args)]
 pub(super) struct MemoryArgs {
@@ -53,16 +52,16 @@ impl MemoryArgs {
         &self,
         pipeline: &mut Pipeline,
         request: &Request,
-    ) -> Result<Option<Fitted>, tch_flux::Error> {
+    ) -> Result<Option<MemoryReport>, tch_flux::Error> {
         let plan =
             self.max_memory.map(|limit| pipeline.fit(request, limit, self.may_quantize)).transpose()?;
-        Ok(plan.map(Fitted::from))
+        Ok(plan.map(MemoryReport::from))
     }
 }
 
 /// A plan, and what came of it.
 #[derive(Serialize)]
-pub(super) struct Fitted {
+pub(super) struct MemoryReport {
     limit: u64,
     expected: u64,
     steps: Vec<String>,
@@ -71,14 +70,14 @@ pub(super) struct Fitted {
     pub(super) peak: Option<u64>,
 }
 
-impl From<Plan> for Fitted {
+impl From<Plan> for MemoryReport {
     fn from(plan: Plan) -> Self {
         let Plan { limit, expected, steps, quantized_fits } = plan;
         Self { limit, expected: expected.peak(), steps, quantized_fits, peak: None }
     }
 }
 
-impl Fitted {
+impl MemoryReport {
     /// What is done, before it is.
     pub(super) fn lines(&self) -> Vec<String> {
         let Self { limit, expected, steps, .. } = self;

@@ -9,7 +9,8 @@ use serde_json::json;
 use tch::Device;
 use tch_flux::parity::{Accuracy, Case, Comparison, MODULES, Module};
 
-use super::{NumericsArg, ThreadsArg, parse_device, print_json};
+use super::device::{NumericsArg, ThreadsArg, parse_device};
+use super::output::print_json;
 
 #[derive(Args)]
 pub(super) struct Parity {

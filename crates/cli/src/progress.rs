@@ -7,6 +7,15 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use tch_flux::generation::{Phase, Progress};
 
+/// What the terminal shows of work that takes long.
+#[derive(Clone, Copy)]
+pub(super) struct Verbosity {
+    /// A bar for each file that is fetched.
+    pub(super) bars: bool,
+    /// What went wrong, and whether it is tried again.
+    pub(super) warnings: bool,
+}
+
 /// What is done of all pictures, and how long the rest takes. Pictures may go step by step together, or one after the other:
 /// a step of any of them is a unit of work, and so is its decoding.
 #[derive(Debug, Default)]
@@ -24,7 +33,7 @@ struct Work {
 
 impl Work {
     /// `now` is the time since any moment.
-    fn hear(&mut self, progress: &Progress, now: Duration) {
+    fn update(&mut self, progress: &Progress, now: Duration) {
         match progress {
             Progress::Step { images, steps, .. } => {
                 (self.images, self.steps) = (*images, *steps);
@@ -60,7 +69,7 @@ impl Work {
 }
 
 /// A line for what goes before the first step, and then one bar for all pictures, which only grows.
-pub(super) struct Bars {
+pub(super) struct GenerationProgress {
     shown: bool,
     begun: Instant,
     work: Work,
@@ -70,7 +79,7 @@ pub(super) struct Bars {
     end: Arc<Mutex<Option<Instant>>>,
 }
 
-impl Bars {
+impl GenerationProgress {
     pub(super) fn new(shown: bool) -> Self {
         let (begun, end) = (Instant::now(), Arc::default());
         Self { shown, begun, work: Work::default(), spinner: None, bar: None, end }
@@ -80,7 +89,7 @@ impl Bars {
         if !self.shown {
             return;
         }
-        self.work.hear(progress, self.begun.elapsed());
+        self.work.update(progress, self.begun.elapsed());
         match progress {
             Progress::Phase(phase) => {
                 let text = match phase {
@@ -207,7 +216,7 @@ mod tests {
         for (images, steps, group) in [(1, 4, 1), (5, 4, 2), (60, 3, 7), (3, 1, 3)] {
             let (mut work, mut before) = (Work::default(), 0);
             for (event, now) in drawing(images, steps, group) {
-                work.hear(&event, now);
+                work.update(&event, now);
                 let (done, all) = work.position();
                 assert!(
                     done >= before && (all == 0 || done <= all),
@@ -226,7 +235,7 @@ mod tests {
         let events = drawing(6, 10, 2);
         // After the first group: 2 × 10 steps of 1 s each, 2 decodings of 5 s; four pictures are left.
         let first = events.iter().position(|(event, _)| *event == picture(1, 6)).unwrap();
-        events[..=first].iter().for_each(|(event, now)| work.hear(event, *now));
+        events[..=first].iter().for_each(|(event, now)| work.update(event, *now));
         assert_eq!(work.left(), Some(Duration::from_secs(4 * 10 + 4 * 5)));
         assert_eq!(Work::default().left(), None);
     }

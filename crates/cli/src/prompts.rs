@@ -11,11 +11,11 @@ pub(super) const STDIN: &str = "-";
 
 /// The prompts of a call, of which one at most can be what standard input holds.
 #[derive(Default)]
-pub(super) struct Given {
+pub(super) struct PromptReader {
     stdin_was_read: bool,
 }
 
-impl Given {
+impl PromptReader {
     /// The prompts as they are given, where `-` is what standard input holds, as one prompt.
     pub(super) fn read(&mut self, prompts: &[String]) -> anyhow::Result<Vec<String>> {
         prompts
@@ -28,12 +28,12 @@ impl Given {
     }
 
     /// The same of a prompt that may be left out.
-    pub(super) fn one(&mut self, prompt: Option<&String>) -> anyhow::Result<Option<String>> {
+    pub(super) fn read_optional(&mut self, prompt: Option<&String>) -> anyhow::Result<Option<String>> {
         Ok(self.read(prompt.map(std::slice::from_ref).unwrap_or_default())?.pop())
     }
 
     /// The prompts of a file, or of standard input where its name is `-`: one on each line.
-    pub(super) fn file(&mut self, path: &Path) -> anyhow::Result<Vec<String>> {
+    pub(super) fn read_file(&mut self, path: &Path) -> anyhow::Result<Vec<String>> {
         if path == Path::new(STDIN) {
             self.stdin_once()?;
         }

@@ -8,15 +8,16 @@ use tch_flux::Error;
 use tch_flux::generation::provenance::{ReduxImageRecord, ReduxRecord};
 use tch_flux::generation::{PartOverrides, Parts, Redux, ReduxImage, ReduxMix};
 
-use super::output::Input;
-use super::{Saying, edit};
+use super::progress::Verbosity;
+use super::targets::Input;
+use super::{hub, input_images};
 
 #[derive(Args)]
 pub(super) struct ReduxArgs {
     /// A picture that the drawing shall look like, PNG, JPEG or WebP; may be given several times. What Redux sees of it is
     /// multiplied by STRENGTH, and of a sum the pooled text by POOLED; without a PROMPT it is drawn from pictures alone.
     #[arg(long, value_name = "FILE[=STRENGTH[,POOLED]]", value_parser = parse_image, hide_short_help = true)]
-    redux: Vec<Look>,
+    redux: Vec<ReduxImageArg>,
     /// How several pictures come together. [default: append]
     #[arg(long, value_enum, hide_short_help = true)]
     redux_mix: Option<MixArg>,
@@ -29,7 +30,7 @@ pub(super) struct ReduxArgs {
 
 /// A picture, and its strength and multiple of the pooled text where they are said.
 #[derive(Clone, Debug, PartialEq)]
-struct Look {
+struct ReduxImageArg {
     file: PathBuf,
     numbers: Option<(f64, f64)>,
 }
@@ -63,9 +64,9 @@ impl ReduxModelArgs {
     }
 
     /// The parts with those that are named here.
-    pub(super) fn parts(&self, parts: Parts, saying: Saying) -> anyhow::Result<Parts> {
+    pub(super) fn parts(&self, parts: Parts, verbosity: Verbosity) -> anyhow::Result<Parts> {
         let PartOverrides { redux, image_encoder, .. } = match &self.redux_model {
-            Some(model) if !model.exists() => super::hub::redux(model, saying)?,
+            Some(model) if !model.exists() => hub::redux(model, verbosity)?,
             // The image encoder of another Redux is not meant.
             Some(model) => PartOverrides { redux: Some(model.clone()), ..PartOverrides::default() },
             None => PartOverrides {
@@ -81,13 +82,13 @@ impl ReduxModelArgs {
 
 impl ReduxArgs {
     /// The parts with those that are named here.
-    pub(super) fn parts(&self, parts: Parts, saying: Saying) -> anyhow::Result<Parts> {
-        self.model.parts(parts, saying)
+    pub(super) fn parts(&self, parts: Parts, verbosity: Verbosity) -> anyhow::Result<Parts> {
+        self.model.parts(parts, verbosity)
     }
 
     /// The files that are named.
     pub(super) fn inputs(&self) -> Vec<Input> {
-        let pictures = self.redux.iter().map(|look| Input::new("--redux", &look.file));
+        let pictures = self.redux.iter().map(|image| Input::new("--redux", &image.file));
         pictures.chain(self.model.inputs()).collect()
     }
 
@@ -96,53 +97,53 @@ impl ReduxArgs {
         !self.redux.is_empty()
     }
 
-    /// What is asked for, and the rest as it was before.
-    pub(super) fn seen(&self, before: Option<ReduxRecord>) -> anyhow::Result<Option<ReduxRecord>> {
-        let mut seen = before.unwrap_or_default();
+    /// Returns what the flags ask for; the rest stays as it was before.
+    pub(super) fn record(&self, before: Option<ReduxRecord>) -> anyhow::Result<Option<ReduxRecord>> {
+        let mut record = before.unwrap_or_default();
         if self.has_pictures() {
             // Of a picture that came from a server, which does not know their files.
-            let unnamed =
-                self.redux.len() == seen.images.len() && seen.images.iter().any(|image| image.file.is_none());
-            let before = if unnamed { std::mem::take(&mut seen.images) } else { Vec::new() };
-            let one = |(i, Look { file, numbers }): (usize, &Look)| {
+            let unnamed = self.redux.len() == record.images.len()
+                && record.images.iter().any(|image| image.file.is_none());
+            let before = if unnamed { std::mem::take(&mut record.images) } else { Vec::new() };
+            let image_record = |(i, ReduxImageArg { file, numbers }): (usize, &ReduxImageArg)| {
                 let before = before.get(i).map_or((1.0, 1.0), |before| (before.strength, before.pooled));
                 let (strength, pooled) = numbers.unwrap_or(before);
                 ReduxImageRecord { file: Some(file.clone()), strength, pooled }
             };
-            seen.images = self.redux.iter().enumerate().map(one).collect();
+            record.images = self.redux.iter().enumerate().map(image_record).collect();
         }
         match self.redux_mix {
-            Some(MixArg::Append) => seen.mix = ReduxMix::Append,
-            Some(MixArg::Sum) => seen.mix = ReduxMix::Sum,
+            Some(MixArg::Append) => record.mix = ReduxMix::Append,
+            Some(MixArg::Sum) => record.mix = ReduxMix::Sum,
             None => {}
         }
-        seen.without_text |= self.redux_without_text;
-        if seen.images.is_empty() && seen != ReduxRecord::default() {
+        record.without_text |= self.redux_without_text;
+        if record.images.is_empty() && record != ReduxRecord::default() {
             return Err(Error::Request("nothing to look at: name a picture by --redux".into()).into());
         }
-        Ok(Some(seen).filter(|seen| !seen.images.is_empty()))
+        Ok(Some(record).filter(|record| !record.images.is_empty()))
     }
 }
 
-/// The pictures themselves.
-pub(super) fn read(seen: &ReduxRecord) -> anyhow::Result<Redux> {
+/// Reads the pictures that a record names.
+pub(super) fn read_images(record: &ReduxRecord) -> anyhow::Result<Redux> {
     let image = |ReduxImageRecord { file, strength, pooled }: &ReduxImageRecord| {
         let Some(file) = file else {
             let text = "that picture does not say by name which ones it was made to look like: give --redux";
             return Err(Error::Request(text.into()).into());
         };
-        Ok(ReduxImage { image: edit::read(file)?, strength: *strength, pooled: *pooled })
+        Ok(ReduxImage { image: input_images::read(file)?, strength: *strength, pooled: *pooled })
     };
     Ok(Redux {
-        images: seen.images.iter().map(image).collect::<anyhow::Result<_>>()?,
-        mix: seen.mix,
-        without_text: seen.without_text,
+        images: record.images.iter().map(image).collect::<anyhow::Result<_>>()?,
+        mix: record.mix,
+        without_text: record.without_text,
     })
 }
 
 /// `FILE`, `FILE=STRENGTH` or `FILE=STRENGTH,POOLED`. An equals sign may also be part of the file's name.
-fn parse_image(text: &str) -> Result<Look, String> {
-    let whole = Look { file: text.into(), numbers: None };
+fn parse_image(text: &str) -> Result<ReduxImageArg, String> {
+    let whole = ReduxImageArg { file: text.into(), numbers: None };
     let Some((file, numbers)) = text.rsplit_once('=').filter(|(file, _)| !file.is_empty()) else {
         return Ok(whole);
     };
@@ -153,7 +154,7 @@ fn parse_image(text: &str) -> Result<Look, String> {
     if !strength.is_finite() || !pooled.is_finite() {
         return Err(format!("{numbers} are no finite numbers"));
     }
-    Ok(Look { file: file.into(), numbers: Some((strength, pooled)) })
+    Ok(ReduxImageArg { file: file.into(), numbers: Some((strength, pooled)) })
 }
 
 #[cfg(test)]
@@ -163,7 +164,7 @@ mod tests {
     #[test]
     fn a_picture_is_named_with_its_strengths_or_alone() {
         let parsed = |text: &str| {
-            let Look { file, numbers } = parse_image(text).unwrap();
+            let ReduxImageArg { file, numbers } = parse_image(text).unwrap();
             (file.to_string_lossy().into_owned(), numbers)
         };
         assert_eq!(parsed("a.png"), ("a.png".into(), None));

@@ -1,46 +1,50 @@
 //! `serve`: the OpenAI Images dialect over HTTP.
 
-mod beside;
+mod addons;
 mod checks;
 mod config;
-mod said;
+mod help;
+mod loader;
+mod signals;
+mod sources;
+mod suggestions;
 mod units;
+mod usage_errors;
+mod validate;
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
-use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use rustix::process::{Resource, getpid, getrlimit, kill_process, setrlimit};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tch::Device;
 use tch_flux::Error;
-use tch_flux::engine::{self, Engine};
-use tch_flux::generation::{LoraFile, Offload, Parts, Pipeline, Role, Settings};
+use tch_flux::engine;
+use tch_flux::generation::{Offload, Settings};
 use tch_flux::numerics::{self, Numerics, Quantize};
-use tch_flux::ops::cuda;
-use tch_flux_server::{Abilities, Model, Options, Server};
+use tch_flux_server::{Options, Server};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tracing::level_filters::LevelFilter;
 use tracing::{info, warn};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::prelude::*;
 
-use beside::Beside;
+use addons::Addons;
 pub(super) use config::{Serve, with_environment};
-pub(super) use said::named_by_variable;
-
+pub(super) use help::with_heading;
+use loader::ModelLoader;
+use signals::Signals;
 use units::{Size, Time};
+pub(super) use usage_errors::explain_usage_error;
 
-use super::generate::{default_size, parse_lora};
-use super::{Saying, access, parse_device};
+use super::device::{access, parse_device};
+use super::model_args::parse_lora;
 
 /// Threads that wait for sockets; the cores are the engine's.
 const SOCKET_THREADS: usize = 2;
@@ -48,28 +52,13 @@ const SOCKET_THREADS: usize = 2;
 const SIDE_THREADS: usize = 8;
 /// Descriptors beside the connections': files, pipes, the listener.
 const OTHER_DESCRIPTORS: u64 = 64;
-/// What comes so soon after a signal is the same one once more.
-const SAME_SIGNAL: Duration = Duration::from_secs(1);
 /// How often it is looked whether a load has ended.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
-
-/// What is loaded, and how.
-struct Plan {
-    model: super::ModelArgs,
-    redux: super::redux::ReduxModelArgs,
-    beside: Beside,
-    name: Option<String>,
-    aliases: Option<Vec<String>>,
-    devices: Vec<Device>,
-    loras: Vec<LoraFile>,
-    settings: Settings,
-    queue: usize,
-}
 
 impl Serve {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let print = self.print_config;
-        said::check_variables()?;
+        usage_errors::check_variables()?;
         let config = self.effective()?;
         config.check()?;
         if print {
@@ -107,9 +96,9 @@ impl Serve {
     }
 
     async fn serve(self) -> anyhow::Result<()> {
-        let begun = Instant::now();
-        let (plan, options, address) = (self.plan()?, self.options()?, self.address()?);
-        self.check_files(&plan)?;
+        let started = Instant::now();
+        let (loader, options, address) = (self.loader()?, self.options()?, self.address()?);
+        self.check_files(&loader)?;
         if let Some(threads) = self.threads {
             tch::set_num_threads(self.checked("threads", checks::threads(threads))?);
         }
@@ -128,7 +117,7 @@ impl Serve {
         let cancelled = cancel.clone();
         let load = std::thread::Builder::new().name("tch-flux load".into());
         let load = load.spawn(move || {
-            let load = || numerics::with_cancel(&cancelled, || plan.load(&cancelled));
+            let load = || numerics::with_cancel(&cancelled, || loader.load(&cancelled));
             // A server whose load has failed ends, whatever the reason.
             let loaded = catch_unwind(AssertUnwindSafe(load)).unwrap_or_else(|panic| {
                 let text = panic.downcast_ref::<&str>().map(|text| text.to_string());
@@ -139,14 +128,14 @@ impl Serve {
                 Ok((engine, model)) => {
                     let name = model.name.clone();
                     loading.ready(engine, model);
-                    info!(model = name, seconds = begun.elapsed().as_secs_f64(), "ready");
+                    info!(model = name, seconds = started.elapsed().as_secs_f64(), "ready");
                 }
                 // Who waits for it may have stopped.
                 Err(problem) => drop(failed.send(problem)),
             }
         })?;
         let (stop, stopped) = oneshot::channel();
-        tokio::spawn(signals.heed(stop));
+        tokio::spawn(signals.handle(stop));
         let mut failure = None;
         let end = async {
             tokio::select! {
@@ -186,15 +175,15 @@ impl Serve {
             io::ErrorKind::AddrNotAvailable => ("host", "it is no address of this machine"),
             _ => ("host", "there cannot be listened"),
         };
-        anyhow::Error::from(problem).context(format!("{}: {address}: {hint}", self.said.of(name)))
+        anyhow::Error::from(problem).context(format!("{}: {address}: {hint}", self.sources.name(name)))
     }
 
     /// Whether what is to be loaded is there: what is not is said by its setting, before anybody is told to come.
-    fn check_files(&self, plan: &Plan) -> anyhow::Result<()> {
-        let inputs = [plan.model.inputs(), plan.redux.inputs()].concat();
+    fn check_files(&self, loader: &ModelLoader) -> anyhow::Result<()> {
+        let inputs = [loader.model.inputs(), loader.redux.inputs()].concat();
         let named = inputs.iter().map(|input| (input.flag.trim_start_matches("--"), input.path.as_path()));
-        let named = named.chain(plan.beside.files());
-        for (name, path) in named.chain(plan.loras.iter().map(|lora| ("lora", lora.path.as_path()))) {
+        let named = named.chain(loader.addons.files());
+        for (name, path) in named.chain(loader.loras.iter().map(|lora| ("lora", lora.path.as_path()))) {
             if path.as_os_str().is_empty() {
                 self.checked(name, Err::<(), _>("it names no file".to_string()))?;
             }
@@ -203,12 +192,12 @@ impl Serve {
                 self.checked(name, checks::on_the_hub(&text))?;
                 continue;
             }
-            std::fs::metadata(path).with_context(|| format!("{}: {text}", self.said.of(name)))?;
+            std::fs::metadata(path).with_context(|| format!("{}: {text}", self.sources.name(name)))?;
         }
         Ok(())
     }
 
-    fn plan(&self) -> anyhow::Result<Plan> {
+    fn loader(&self) -> anyhow::Result<ModelLoader> {
         let parse = |text: &String| {
             self.checked("device", parse_device(text).map_err(|problem| format!("{text}: {problem}")))
         };
@@ -232,10 +221,10 @@ impl Serve {
             allow_partial_lora: self.allow_partial_lora.unwrap_or(false),
             vae_tile: self.vae_tile,
         };
-        Ok(Plan {
+        Ok(ModelLoader {
             model: self.model.clone(),
             redux: self.redux.clone(),
-            beside: Beside::of(self),
+            addons: Addons::new(self),
             name: self.model_name.clone(),
             aliases: self.model_alias.clone(),
             devices,
@@ -280,124 +269,20 @@ impl Serve {
     }
 }
 
-impl Plan {
-    /// Opens the model for each device and draws once with each, so that nothing is left to be loaded.
-    fn load(self, cancelled: &AtomicBool) -> anyhow::Result<(Engine, Model)> {
-        cuda::set_cache(super::kernel_cache());
-        let saying = Saying { bars: false, warnings: true };
-        let parts = self.redux.parts(self.model.parts(saying)?, saying)?;
-        let open = |device: &Device| -> anyhow::Result<Pipeline> {
-            let settings = Settings { device: *device, ..self.settings };
-            let mut pipeline = Pipeline::open(parts.clone(), settings)?;
-            for left_out in pipeline.set_loras(&self.loras)? {
-                warn!("{left_out}");
-            }
-            self.beside.put_on(&mut pipeline)?;
-            pipeline.check_previews()?;
-            pipeline.warnings()?.iter().for_each(|warning| warn!("{warning}"));
-            if parts.redux.is_some() || parts.image_encoder.is_some() {
-                pipeline.check_vision()?;
-            }
-            let able = Abilities::of(&pipeline, parts.depth.is_some());
-            pipeline.generate(&beside::warm(&able), &mut |_| {
-                if cancelled.load(Ordering::Relaxed) {
-                    ControlFlow::Break(())
-                } else {
-                    ControlFlow::Continue(())
-                }
-            })?;
-            Ok(pipeline)
-        };
-        let pipelines = self.devices.iter().map(open).collect::<anyhow::Result<Vec<_>>>()?;
-        let side = default_size(&parts.autoencoder);
-        let mut model = Model::of(&pipelines[0], &parts, self.name(&parts), side);
-        model.devices = self.devices.clone();
-        // By their names alone: where they lie is the server's own business.
-        model.means.loras = self
-            .loras
-            .iter()
-            .map(|lora| LoraFile { path: lora.path.file_name().unwrap_or_default().into(), ..*lora })
-            .collect();
-        self.beside.name(&mut model.able)?;
-        if model.able.depth && model.able.only_role != Some(Role::Control) {
-            warn!("the depth model is of no use: this model follows no pictures");
-        }
-        if let Some(aliases) = self.aliases {
-            model.aliases = aliases;
-        }
-        Ok((Engine::start(pipelines, engine::Options { queue: self.queue })?, model))
-    }
-
-    /// The name that clients ask for: the hub's, the folder's, or the file's.
-    fn name(&self, parts: &Parts) -> String {
-        let stem = |path: &PathBuf| path.file_stem().map(|name| name.to_string_lossy().into_owned());
-        let name = match (&self.name, &self.model.model) {
-            (Some(name), _) => Some(name.clone()),
-            (None, Some(model)) if model.is_file() => stem(model),
-            (None, Some(model)) if model.is_dir() => model
-                .canonicalize()
-                .ok()
-                .and_then(|folder| Some(folder.file_name()?.to_string_lossy().into_owned())),
-            (None, Some(model)) => {
-                Some(model.to_string_lossy().split('@').next().unwrap_or_default().to_string())
-            }
-            (None, None) if self.model.transformer.is_none() => Some("tiny".into()),
-            (None, None) => None,
-        };
-        name.or_else(|| stem(&parts.transformer)).unwrap_or_else(|| "flux".into())
-    }
-}
-
-/// What asks for an end.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    /// From here on the process does not end by itself.
-    fn listen() -> anyhow::Result<Self> {
-        let listen = |kind| signal(kind).context("signals cannot be heard");
-        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
-
-    /// The first asks for an end, and a later one is one. Who sends signals may send them twice in a row (a shell and its
-    /// terminal, an orchestrator and its hook), and means one end.
-    async fn heed(mut self, stop: oneshot::Sender<()>) {
-        self.next().await;
-        let first = Instant::now();
-        // The server may have ended by itself.
-        let _ = stop.send(());
-        loop {
-            self.next().await;
-            if first.elapsed() >= SAME_SIGNAL {
-                break;
-            }
-            info!("stopping already; a signal that comes later ends what is left at once");
-        }
-        warn!("a second signal: what is left is not finished");
-        // No destructor may keep it.
-        let _ = kill_process(getpid(), rustix::process::Signal::KILL);
-    }
-}
-
 /// As many descriptors as the connections take.
 fn raise_descriptors(connections: usize) -> anyhow::Result<()> {
     let mut limit = getrlimit(Resource::Nofile);
-    let wanted = connections as u64 + OTHER_DESCRIPTORS;
-    if limit.current.is_none_or(|now| now >= wanted) {
+    let needed = connections as u64 + OTHER_DESCRIPTORS;
+    if limit.current.is_none_or(|now| now >= needed) {
         return Ok(());
     }
-    limit.current = Some(limit.maximum.map_or(wanted, |most| most.min(wanted)));
-    if limit.current < Some(wanted) {
-        warn!(wanted, limit = limit.current, "the system gives fewer descriptors than connections may take");
+    limit.current = Some(limit.maximum.map_or(needed, |most| most.min(needed)));
+    if limit.current < Some(needed) {
+        warn!(
+            wanted = needed,
+            limit = limit.current,
+            "the system gives fewer descriptors than connections may take"
+        );
     }
     setrlimit(Resource::Nofile, limit).context("raising the number of open files")
 }

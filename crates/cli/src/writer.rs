@@ -10,14 +10,11 @@ use tch_flux::generation::provenance::{
 use tch_flux::generation::{Generated, Request};
 use tch_flux::image::{Format, Image};
 
-use super::formats;
-use super::names;
-use super::output;
-use super::pictures;
+use super::{file_names, image_format, input_images, targets};
 
 /// A picture that was written, or that was not drawn.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Written {
+pub(super) struct PictureFile {
     file: PathBuf,
     prompt: String,
     seed: u64,
@@ -30,7 +27,7 @@ pub(super) struct Written {
     warnings: Vec<String>,
 }
 
-impl Written {
+impl PictureFile {
     /// One of the pictures of a request.
     fn planned(request: &Request, image: usize, file: PathBuf) -> Self {
         let images = request.num_images.max(1);
@@ -61,30 +58,30 @@ impl Written {
 }
 
 /// What pictures say of how they were drawn, beside their requests.
-pub(super) struct Sources<'a> {
-    pub(super) means: &'a ModelRecord,
-    pub(super) begun: Option<&'a EditRecord>,
-    pub(super) seen: Option<&'a ReduxRecord>,
-    pub(super) followed: &'a [ControlRecord],
-    pub(super) liked: &'a [IpAdapterRecord],
+pub(super) struct Records<'a> {
+    pub(super) model: &'a ModelRecord,
+    pub(super) edit: Option<&'a EditRecord>,
+    pub(super) redux: Option<&'a ReduxRecord>,
+    pub(super) controls: &'a [ControlRecord],
+    pub(super) ip_adapters: &'a [IpAdapterRecord],
 }
 
-impl Sources<'_> {
+impl Records<'_> {
     fn provenance(&self, picture: &Generated) -> Provenance {
-        let mut provenance = Provenance::new(self.means, picture);
-        if let Some(begun) = self.begun {
-            provenance.edit = Some(begun.clone());
+        let mut provenance = Provenance::new(self.model, picture);
+        if let Some(edit) = self.edit {
+            provenance.edit = Some(edit.clone());
         }
-        provenance.redux = self.seen.cloned();
-        (provenance.controls, provenance.pictured) = (self.followed.to_vec(), self.liked.to_vec());
-        provenance.inputs = pictures::seen();
+        provenance.redux = self.redux.cloned();
+        (provenance.controls, provenance.pictured) = (self.controls.to_vec(), self.ip_adapters.to_vec());
+        provenance.inputs = input_images::checksums();
         provenance
     }
 }
 
 /// How files are written.
 #[derive(Clone, Copy)]
-pub(super) struct Saving {
+pub(super) struct SaveOptions {
     /// Of a JPEG or WebP.
     pub(super) quality: u8,
     /// Whether one that stands there is replaced.
@@ -93,23 +90,28 @@ pub(super) struct Saving {
 
 /// The pictures of a request on their way to their files.
 pub(super) struct Writer<'a> {
-    sources: Sources<'a>,
-    saving: Saving,
+    records: Records<'a>,
+    options: SaveOptions,
     /// What each picture is, and whether it is written.
-    pictures: Vec<(Written, bool)>,
+    pictures: Vec<(PictureFile, bool)>,
 }
 
 impl<'a> Writer<'a> {
-    pub(super) fn new(sources: Sources<'a>, request: &Request, files: Vec<PathBuf>, saving: Saving) -> Self {
-        let planned = |(image, file)| (Written::planned(request, image, file), false);
-        Self { sources, saving, pictures: files.into_iter().enumerate().map(planned).collect() }
+    pub(super) fn new(
+        records: Records<'a>,
+        request: &Request,
+        files: Vec<PathBuf>,
+        options: SaveOptions,
+    ) -> Self {
+        let planned = |(image, file)| (PictureFile::planned(request, image, file), false);
+        Self { records, options, pictures: files.into_iter().enumerate().map(planned).collect() }
     }
 
     /// Writes a picture, and returns what there is to say of it.
-    pub(super) fn write(&mut self, image: usize, picture: &Generated) -> anyhow::Result<Written> {
-        let texts = self.sources.provenance(picture).texts()?;
+    pub(super) fn write(&mut self, image: usize, picture: &Generated) -> anyhow::Result<PictureFile> {
+        let texts = self.records.provenance(picture).texts()?;
         let (written, done) = &mut self.pictures[image];
-        let file = save(&written.file, &picture.image, &texts, self.saving)?;
+        let file = save(&written.file, &picture.image, &texts, self.options)?;
         written.warnings.clone_from(&picture.warnings);
         if file != written.file {
             let (meant, file) = (written.file.display(), file.display());
@@ -120,15 +122,15 @@ impl<'a> Writer<'a> {
     }
 
     pub(super) fn write_preview(&self, image: usize, step: usize, picture: &Image) -> anyhow::Result<()> {
-        let file = names::preview(&self.pictures[image].0.file, step);
-        save(&file, picture, &BTreeMap::new(), self.saving).map(|_| ())
+        let file = file_names::preview(&self.pictures[image].0.file, step);
+        save(&file, picture, &BTreeMap::new(), self.options).map(|_| ())
     }
 
-    pub(super) fn written(&self) -> Vec<&Written> {
+    pub(super) fn written(&self) -> Vec<&PictureFile> {
         self.pictures.iter().filter(|(_, done)| *done).map(|(picture, _)| picture).collect()
     }
 
-    pub(super) fn undrawn(&self) -> Vec<&Written> {
+    pub(super) fn undrawn(&self) -> Vec<&PictureFile> {
         self.pictures.iter().filter(|(_, done)| !done).map(|(picture, _)| picture).collect()
     }
 
@@ -148,7 +150,7 @@ impl<'a> Writer<'a> {
             false => &white,
         });
         let cells: Vec<_> = cells.collect();
-        save(file, &Image::grid(&cells, columns(request))?, &BTreeMap::new(), self.saving)
+        save(file, &Image::grid(&cells, columns(request))?, &BTreeMap::new(), self.options)
     }
 }
 
@@ -175,9 +177,9 @@ fn save(
     file: &Path,
     picture: &Image,
     texts: &BTreeMap<String, String>,
-    Saving { quality, force }: Saving,
+    SaveOptions { quality, force }: SaveOptions,
 ) -> anyhow::Result<PathBuf> {
-    let bytes = match formats::format(file)? {
+    let bytes = match image_format::format(file)? {
         Format::Png => {
             let mut bytes = Vec::new();
             let written = picture.write_png_to(&mut bytes, texts);
@@ -186,17 +188,17 @@ fn save(
         }
         format => picture.encode(format, quality, texts)?,
     };
-    output::save(file, &bytes, force)
+    targets::save(file, &bytes, force)
 }
 
 /// A line for each prompt of which pictures were not drawn: how many, and with which seeds they can be.
-pub(super) fn undrawn_lines(undrawn: &[&Written]) -> Vec<String> {
+pub(super) fn undrawn_lines(undrawn: &[&PictureFile]) -> Vec<String> {
     let mut lines = Vec::new();
     let mut rest = undrawn;
     while let Some(first) = rest.first() {
         let same = rest.iter().take_while(|picture| picture.prompt == first.prompt).count();
         let (these, others) = rest.split_at(same);
-        let seed = |picture: &Written| picture.variation_seed.unwrap_or(picture.seed);
+        let seed = |picture: &PictureFile| picture.variation_seed.unwrap_or(picture.seed);
         let name = if first.variation_seed.is_some() { "variation seed" } else { "seed" };
         let seeds = match (seed(first), these.last().map(|last| seed(last))) {
             (first, Some(last)) if first != last => format!("{name}s {first} to {last}"),

@@ -174,8 +174,8 @@ fn after_memory_has_run_out_the_next_request_succeeds() {
 #[test]
 fn what_cannot_fit_is_refused_with_the_numbers() {
     let too_large = || {
-        let advice = "tiles".to_string();
-        Err(Error::TooLarge { needed: 9_000_000_000, free: 4_000_000_000, device: Device::Cpu, advice })
+        let hints = vec![tch_flux::Hint::VaeTile];
+        Err(Error::TooLarge { needed: 9_000_000_000, free: 4_000_000_000, device: Device::Cpu, hints })
     };
     let error = generate(once(too_large).at, &request(1)).is_error(400, "size");
     let text = error["message"].as_str().unwrap();

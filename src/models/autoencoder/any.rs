@@ -1,10 +1,11 @@
-//! An autoencoder of either form.
+//! A full or a tiny autoencoder.
 
 use tch::Tensor;
 
 use super::{AutoEncoder, TinyAutoEncoder};
 use crate::error::Result;
-use crate::numerics::Numerics;
+use crate::models::Model;
+use crate::nn::Parameters;
 
 /// FLUX.1's autoencoder, or a tiny one in its place.
 #[derive(Debug)]
@@ -13,22 +14,17 @@ pub(crate) enum AnyAutoEncoder {
     Tiny(Box<TinyAutoEncoder>),
 }
 
+impl Model for AnyAutoEncoder {
+    fn parameters(&self) -> &Parameters {
+        match self {
+            Self::Full(model) => model.parameters(),
+            Self::Tiny(model) => model.parameters(),
+        }
+    }
+}
+
 impl AnyAutoEncoder {
-    pub(crate) fn set_numerics(&self, numerics: Numerics) {
-        match self {
-            Self::Full(model) => model.set_numerics(numerics),
-            Self::Tiny(model) => model.set_numerics(numerics),
-        }
-    }
-
-    pub(crate) fn release_workspace(&self) {
-        match self {
-            Self::Full(model) => model.release_workspace(),
-            Self::Tiny(model) => model.release_workspace(),
-        }
-    }
-
-    /// Pictures to latents, in tiles of so many pixels a side where that is said, which share a quarter.
+    /// Encodes pictures to latents. A `tile` is the side of tiles in pixels, which overlap by a quarter.
     pub(crate) fn encode(&self, x: &Tensor, tile: Option<i64>) -> Result<Tensor> {
         match (self, tile) {
             (Self::Full(model), None) => model.encode(x),
@@ -38,7 +34,7 @@ impl AnyAutoEncoder {
         }
     }
 
-    /// Latents to pictures, likewise.
+    /// Decodes latents to pictures, with tiles as in [`AnyAutoEncoder::encode`].
     pub(crate) fn decode(&self, z: &Tensor, tile: Option<i64>) -> Result<Tensor> {
         match (self, tile) {
             (Self::Full(model), None) => model.decode(z),

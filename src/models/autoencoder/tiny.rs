@@ -11,8 +11,9 @@ use tch::nn::{Module, Path};
 use super::tiles::{self, Scale};
 use crate::config::ConfigFile;
 use crate::error::{Error, Result};
+use crate::models::Model;
 use crate::nn::{Conv2d, Parameters, check_kind, check_sizes};
-use crate::numerics::{self, Numerics};
+use crate::numerics;
 use crate::ops::{self, Prologue};
 
 /// The sizes of a tiny autoencoder, in the names of diffusers' `config.json`.
@@ -28,16 +29,16 @@ pub struct TinyAutoEncoderParams {
     pub block_out_channels: i64,
     /// Blocks of each stage of the encoder; every stage but the first halves the sides. Empty where there is no encoder.
     pub num_encoder_blocks: Vec<usize>,
-    /// The same of the decoder, where every stage but the last doubles the sides. Empty where there is no decoder.
+    /// Blocks of each stage of the decoder, where every stage but the last doubles the sides. Empty where there is no decoder.
     pub num_decoder_blocks: Vec<usize>,
-    /// Latents are multiplied by this…
+    /// What latents are multiplied by, after the shift.
     pub scaling_factor: f64,
-    /// …after this was taken off.
+    /// What is subtracted from latents before they are scaled.
     pub shift_factor: f64,
 }
 
 impl TinyAutoEncoderParams {
-    /// TAEF1, which takes FLUX.1's latents as the transformer has them.
+    /// Returns the sizes of TAEF1, which takes FLUX.1's latents as the transformer has them.
     pub fn taef1() -> Self {
         Self {
             in_channels: 3,
@@ -58,24 +59,24 @@ impl TinyAutoEncoderParams {
     /// [`Error::Config`] where the layers are not those of a tiny autoencoder.
     pub fn from_shapes(shape: impl Fn(&str) -> Option<Vec<i64>>) -> Result<Self> {
         let mut params = Self { num_encoder_blocks: vec![], num_decoder_blocks: vec![], ..Self::taef1() };
-        if let Some(Layers { blocks, first, last }) = Layers::of("encoder", &shape)? {
+        if let Some(Layers { blocks, first, last }) = Layers::from_shapes("encoder", &shape)? {
             params.num_encoder_blocks = blocks;
             (params.in_channels, params.block_out_channels, params.latent_channels) =
                 (first.1, first.0, last.0);
         }
-        if let Some(Layers { blocks, first, last }) = Layers::of("decoder", &shape)? {
+        if let Some(Layers { blocks, first, last }) = Layers::from_shapes("decoder", &shape)? {
             params.num_decoder_blocks = blocks;
             (params.latent_channels, params.block_out_channels, params.out_channels) =
                 (first.1, first.0, last.0);
         }
         match params.num_encoder_blocks.is_empty() && params.num_decoder_blocks.is_empty() {
-            true => Err(no_layers("neither encoder.layers.0 nor decoder.layers.0 is there")),
+            true => Err(not_tiny("neither encoder.layers.0 nor decoder.layers.0 is there")),
             false => Ok(params),
         }
     }
 
-    /// The factors that diffusers' `config.json` says, and the sizes of the weights, with which it must agree. The second
-    /// is what it says that is not obeyed, in words.
+    /// Takes the factors from diffusers' `config.json`, whose sizes must agree with those of the weights. Returns warnings about
+    /// settings that are not obeyed, too.
     ///
     /// # Errors
     /// [`Error::File`] with the key of what disagrees, is of another type, or is not built here.
@@ -108,7 +109,7 @@ impl TinyAutoEncoderParams {
         let shift_factor = config.float("shift_factor")?.unwrap_or(self.shift_factor);
         let unknown: Vec<&str> = config.unknown_keys(&[
             "act_fn",
-            // Of the name of the same that its first version had.
+            // The name of these widths in the first version.
             "block_out_channels",
             "decoder_block_out_channels",
             "encoder_block_out_channels",
@@ -130,19 +131,19 @@ impl TinyAutoEncoderParams {
         Ok((Self { scaling_factor, shift_factor, ..self }, warnings))
     }
 
-    /// Pixels to a side of a latent.
+    /// Returns the count of pixels to a side of a latent.
     pub fn downsampling(&self) -> i64 {
         1 << (self.num_decoder_blocks.len().max(self.num_encoder_blocks.len()).max(1) - 1)
     }
 }
 
-fn no_layers(text: &str) -> Error {
+fn not_tiny(text: &str) -> Error {
     Error::Config(format!("this is no tiny autoencoder: {text}"))
 }
 
-/// What the names of one half say.
+/// The layers of a half, as the names of its tensors tell them.
 struct Layers {
-    /// How many blocks stand behind each of its convolutions but the last.
+    /// Count of blocks after each of its convolutions but the last.
     blocks: Vec<usize>,
     /// Rows and columns of the first convolution.
     first: (i64, i64),
@@ -151,12 +152,12 @@ struct Layers {
 }
 
 impl Layers {
-    /// `None` where there is no such half.
-    fn of(half: &str, shape: impl Fn(&str) -> Option<Vec<i64>>) -> Result<Option<Self>> {
+    /// Returns `None` where there is no such half.
+    fn from_shapes(half: &str, shape: impl Fn(&str) -> Option<Vec<i64>>) -> Result<Option<Self>> {
         let conv = |i: usize| match shape(&format!("{half}.layers.{i}.weight")).as_deref() {
             Some(&[out, into, 3, 3]) => Ok(Some((out, into))),
             Some(other) => {
-                Err(no_layers(&format!("{half}.layers.{i}.weight is no kernel of 3 × 3, but {other:?}")))
+                Err(not_tiny(&format!("{half}.layers.{i}.weight is no kernel of 3 × 3, but {other:?}")))
             }
             None => Ok(None),
         };
@@ -176,7 +177,7 @@ impl Layers {
             i += 1;
         }
         match blocks.is_empty() || count > 0 {
-            true => Err(no_layers(&format!("the {half} does not end with a convolution"))),
+            true => Err(not_tiny(&format!("the {half} does not end with a convolution"))),
             false => Ok(Some(Self { blocks, first, last })),
         }
     }
@@ -203,13 +204,13 @@ impl Module for Block {
     }
 }
 
-/// What stands in one of the two lists of layers.
+/// A layer of the encoder or of the decoder.
 #[derive(Debug)]
 enum Layer {
     Conv(Conv2d),
     Relu,
     Block(Block),
-    /// Doubles the sides, and convolves.
+    /// A convolution that doubles the sides first.
     Upsample(Conv2d),
 }
 
@@ -231,7 +232,7 @@ struct Sequence {
 }
 
 impl Sequence {
-    /// A picture to a latent: `EncoderTiny`.
+    /// Declares `EncoderTiny`, which makes a latent of a picture.
     fn encoder(vs: Path, p: &TinyAutoEncoderParams) -> Self {
         let (vs, width) = (&vs / "layers", p.block_out_channels);
         let (mut layers, mut at) = (Vec::new(), 0);
@@ -247,7 +248,7 @@ impl Sequence {
         Self { layers }
     }
 
-    /// A latent to a picture: `DecoderTiny`.
+    /// Declares `DecoderTiny`, which makes a picture of a latent.
     fn decoder(vs: Path, p: &TinyAutoEncoderParams) -> Self {
         let (vs, width) = (&vs / "layers", p.block_out_channels);
         let first = Conv2d::new(&vs / 0, p.latent_channels, width, 3, 1, 1);
@@ -256,7 +257,7 @@ impl Sequence {
             layers.extend((at..at + blocks).map(|i| Layer::Block(Block::new(&vs / i, width))));
             at += blocks;
             if stage + 1 < p.num_decoder_blocks.len() {
-                // The change of size has a place in the list, too.
+                // The change of size has an index in the list, too.
                 layers.push(Layer::Upsample(Conv2d::without_bias(&(&vs / (at + 1)), width, width, 3, 1, 1)));
                 at += 2;
             }
@@ -265,7 +266,7 @@ impl Sequence {
         Self { layers }
     }
 
-    /// The kernel of the first layer, which says the kind of all of them.
+    /// Returns the kernel of the first layer, whose kind is that of all layers.
     fn weight(&self) -> Option<&Tensor> {
         match self.layers.first() {
             Some(Layer::Conv(conv)) => Some(conv.weight()),
@@ -283,8 +284,8 @@ impl Sequence {
     }
 }
 
-/// diffusers' `AutoencoderTiny` with the scale and shift of its `config.json`. A file of the original names holds one of
-/// its halves alone.
+/// The `AutoencoderTiny` of diffusers with the scale and shift of its `config.json`. A file in the original names holds
+/// only one half.
 #[derive(Debug)]
 #[doc(alias = "AutoencoderTiny")]
 #[doc(alias = "TAESD")]
@@ -293,6 +294,12 @@ pub struct TinyAutoEncoder {
     decoder: Option<Sequence>,
     params: TinyAutoEncoderParams,
     parameters: Parameters,
+}
+
+impl Model for TinyAutoEncoder {
+    fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
 }
 
 impl TinyAutoEncoder {
@@ -314,62 +321,51 @@ impl TinyAutoEncoder {
             let text = format!("no tiny autoencoder has {:?} and {:?} blocks", halves[0], halves[1]);
             return Err(Error::Config(text));
         }
-        let ((encoder, decoder), parameters) = Parameters::of(&vs, || {
-            let [encodes, decodes] = halves.map(|blocks| !blocks.is_empty());
-            Ok((
-                encodes.then(|| Sequence::encoder(&vs / "encoder", params)),
-                decodes.then(|| Sequence::decoder(&vs / "decoder", params)),
-            ))
-        })?;
-        Ok(Self { encoder, decoder, params: params.clone(), parameters })
+        let [encodes, decodes] = halves.map(|blocks| !blocks.is_empty());
+        let collector = Parameters::collect(&vs);
+        Ok(Self {
+            encoder: encodes.then(|| Sequence::encoder(&vs / "encoder", params)),
+            decoder: decodes.then(|| Sequence::decoder(&vs / "decoder", params)),
+            params: params.clone(),
+            parameters: collector.finish(),
+        })
     }
 
-    /// The sizes that it was built with.
+    /// Returns the sizes that the model was built with.
     pub fn params(&self) -> &TinyAutoEncoderParams {
         &self.params
     }
 
-    /// Chooses between the reference's bits and speed; see [`Numerics`].
-    pub fn set_numerics(&self, numerics: Numerics) {
-        self.parameters.ops().set(numerics);
-    }
-
-    /// Gives back the memory that fast runs keep for the next one.
-    pub fn release_workspace(&self) {
-        self.parameters.ops().release();
-    }
-
-    /// Pictures `[B, 3, H, W]` in −1..1 to latents `[B, latent_channels, H/8, W/8]`, as a transformer has them.
+    /// Encodes pictures `[B, 3, H, W]` in −1..1 to latents `[B, latent_channels, H/8, W/8]`, as a transformer reads them.
     ///
     /// # Errors
     /// [`Error::Config`] where there is no encoder; [`Error::Shape`], [`Error::Kind`], [`Error::Unfilled`].
     pub fn encode(&self, x: &Tensor) -> Result<Tensor> {
         let encoder = half(&self.encoder, "encoder")?;
         self.check("x", x, self.params.in_channels, encoder)?;
-        let _ops = self.parameters.ops().enter();
-        // Between its layers white is 1 and black 0.
+        let _scope = self.parameters.enter()?;
+        // The layers compute with pixels in 0..1.
         let z = encoder.forward(&((x + 1.0) / 2.0))?;
         Ok((z - self.params.shift_factor) * self.params.scaling_factor)
     }
 
-    /// Latents to pictures, which may leave −1..1 a little.
+    /// Decodes latents to pictures, which may leave −1..1 a little.
     ///
     /// # Errors
     /// As [`TinyAutoEncoder::encode`], of the decoder.
     pub fn decode(&self, z: &Tensor) -> Result<Tensor> {
         let decoder = half(&self.decoder, "decoder")?;
         self.check("z", z, self.params.latent_channels, decoder)?;
-        let _ops = self.parameters.ops().enter();
+        let _scope = self.parameters.enter()?;
         let z = z / self.params.scaling_factor + self.params.shift_factor;
         let z = (z / 3.0).tanh() * 3.0;
         Ok(decoder.forward(&z)? * 2.0 - 1.0)
     }
 
-    /// As [`TinyAutoEncoder::encode`], in tiles, as [`AutoEncoder::encode_tiled`](super::AutoEncoder::encode_tiled) has
-    /// them.
+    /// Encodes pictures in tiles, as [`AutoEncoder::encode_tiled`](super::AutoEncoder::encode_tiled) does.
     ///
     /// # Errors
-    /// Those of both.
+    /// As [`TinyAutoEncoder::encode`] and [`AutoEncoder::encode_tiled`](super::AutoEncoder::encode_tiled).
     pub fn encode_tiled(&self, x: &Tensor, tile: i64, overlap: i64) -> Result<Tensor> {
         self.check("x", x, self.params.in_channels, half(&self.encoder, "encoder")?)?;
         let side = self.params.downsampling();
@@ -381,7 +377,7 @@ impl TinyAutoEncoder {
         tiles::tiled(x, tile, overlap, Scale::Down(side), |x| self.encode(x))
     }
 
-    /// As [`TinyAutoEncoder::decode`], in tiles.
+    /// Decodes latents in tiles.
     ///
     /// # Errors
     /// As [`TinyAutoEncoder::encode_tiled`].
@@ -392,7 +388,7 @@ impl TinyAutoEncoder {
     }
 
     fn check(&self, what: &'static str, x: &Tensor, channels: i64, half: &Sequence) -> Result<()> {
-        self.parameters.check()?;
+        self.parameters.check_filled()?;
         match (&x.size()[..], half.weight()) {
             (&[_, c, h, w], Some(weight)) if c == channels && h > 0 && w > 0 => {
                 check_kind(what, x, x.kind(), weight)
@@ -405,7 +401,7 @@ impl TinyAutoEncoder {
     }
 }
 
-/// The half that is asked for.
+/// Returns the half, or an error that says how to get it.
 fn half<'a>(half: &'a Option<Sequence>, name: &str) -> Result<&'a Sequence> {
     half.as_ref().ok_or_else(|| {
         let text = format!(

@@ -5,61 +5,61 @@ use tch::Tensor;
 use super::{Flux1Input, Flux1Params, ImagePrompt};
 use crate::error::{Error, Result};
 
-/// What is added after the blocks; by default nothing.
+/// What other models add after the blocks. By default nothing is added.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Additions<'a> {
-    /// ControlNets' residuals: after each block, one after the other.
+    /// The residuals of ControlNets, which are added after each block, one after the other.
     pub residuals: &'a [Residuals],
-    /// What IP-Adapters have made of pictures: their attention is added after each double block.
+    /// The image prompts of IP-Adapters, whose attention is added after each double block.
     pub image_prompts: &'a [ImagePrompt],
 }
 
-/// What a ControlNet says of one step: tensors `[B, L, D]`, which are added to the first `L` tokens of the picture after
+/// The output of a ControlNet for a step: tensors `[B, L, D]`, which are added to the first `L` tokens of the picture after
 /// the blocks. There may be fewer of them than blocks.
 #[derive(Debug)]
 pub struct Residuals {
-    /// For the double blocks; none where the ControlNet says nothing of these.
+    /// For the double blocks; empty where the ControlNet has no such blocks.
     pub double: Vec<Tensor>,
-    /// For the single blocks, likewise.
+    /// For the single blocks; empty where the ControlNet has no such blocks.
     pub single: Vec<Tensor>,
-    /// Whether the double blocks take them in turn, as with XLabs' ControlNets; otherwise each is for so many blocks that
-    /// follow one another.
+    /// Whether the double blocks take them in turn, as with XLabs' ControlNets. Otherwise each tensor is for several blocks
+    /// that follow one another.
     pub repeat: bool,
 }
 
 impl Residuals {
-    /// The one that the block `i` of `depth` takes.
+    /// Returns the tensor that the block `i` of `depth` takes.
     ///
     /// Source: diffusers 0.42.1, `models/transformers/transformer_flux.py` lines 781–813.
-    fn of(all: &[Tensor], i: usize, depth: usize, repeat: bool) -> Option<&Tensor> {
+    fn for_block(all: &[Tensor], i: usize, depth: usize, repeat: bool) -> Option<&Tensor> {
         let len = all.len().max(1);
         let place = if repeat { i % len } else { i / depth.div_ceil(len).max(1) };
         all.get(place)
     }
 
-    /// Those of several ControlNets: what is alike is summed, in this order, as diffusers does it; the rest stays beside.
+    /// Sums the residuals of several ControlNets that have as many tensors for the same blocks, in this order, as diffusers
+    /// does. Others stay apart.
     ///
     /// Source: diffusers 0.42.1, `models/controlnets/controlnet_flux.py`, `FluxMultiControlNetModel`.
     ///
     /// # Errors
-    /// [`Error::Tch`] where shapes differ or the memory is not to be had.
+    /// [`Error::Tch`] where shapes differ or memory runs out.
     pub fn sum(all: Vec<Self>) -> Result<Vec<Self>> {
         let mut sums: Vec<Self> = Vec::new();
-        for one in all {
-            let alike = |sum: &&mut Self| {
+        for residuals in all {
+            let is_alike = |sum: &&mut Self| {
                 (sum.double.len(), sum.single.len(), sum.repeat)
-                    == (one.double.len(), one.single.len(), one.repeat)
+                    == (residuals.double.len(), residuals.single.len(), residuals.repeat)
             };
-            match sums.iter_mut().find(alike) {
+            match sums.iter_mut().find(is_alike) {
                 Some(sum) => {
-                    let mut mine = sum.double.iter_mut().chain(&mut sum.single);
-                    let mut theirs = one.double.iter().chain(&one.single);
-                    mine.by_ref().zip(theirs.by_ref()).try_for_each(|(mine, theirs)| {
-                        *mine = mine.f_add(theirs)?;
-                        Ok::<_, Error>(())
-                    })?;
+                    let sums = sum.double.iter_mut().chain(&mut sum.single);
+                    let terms = residuals.double.iter().chain(&residuals.single);
+                    for (sum, term) in sums.zip(terms) {
+                        *sum = sum.f_add(term)?;
+                    }
                 }
-                None => sums.push(one),
+                None => sums.push(residuals),
             }
         }
         Ok(sums)
@@ -67,10 +67,10 @@ impl Residuals {
 }
 
 impl Additions<'_> {
-    /// [`Error::Shape`] for what is no part of these inputs' picture.
+    /// Returns [`Error::Shape`] for residuals that do not fit the input, and [`Error::Config`] for such image prompts.
     pub(super) fn check(&self, input: &Flux1Input, params: &Flux1Params) -> Result<()> {
         let (b, most, d) = (input.img.size()[0], input.img.size()[1], params.hidden_size);
-        for tensor in self.residuals.iter().flat_map(|one| one.double.iter().chain(&one.single)) {
+        for tensor in self.residuals.iter().flat_map(|all| all.double.iter().chain(&all.single)) {
             let found = tensor.size();
             let fits = matches!(found[..], [batch, len, width] if (batch, width) == (b, d) && len <= most);
             if !fits {
@@ -84,30 +84,30 @@ impl Additions<'_> {
         Err(Error::Config(format!("an image prompt is for another transformer, or not for {b} pictures")))
     }
 
-    /// What image prompts add to the picture's tokens after the double block `i`, of its queries.
+    /// Returns what the image prompts add to the picture's tokens after the double block `i` with these queries.
     pub(super) fn attend(&self, i: usize, query: &Tensor) -> Option<Tensor> {
         let all = self.image_prompts.iter().filter_map(|prompt| prompt.attend(i, query));
         all.reduce(|sum, more| sum + more)
     }
 
-    /// To the picture's tokens `[B, Li, D]` after the double block `i` of `depth`.
+    /// Adds the residuals to the picture's tokens `[B, Li, D]` after the double block `i` of `depth`.
     pub(super) fn add_double(&self, img: &mut Tensor, i: usize, depth: usize) -> Result<()> {
-        for one in self.residuals {
-            add(img, Residuals::of(&one.double, i, depth, one.repeat))?;
+        for residuals in self.residuals {
+            add(img, Residuals::for_block(&residuals.double, i, depth, residuals.repeat))?;
         }
         Ok(())
     }
 
-    /// The same after a single block.
+    /// Adds the residuals after a single block.
     pub(super) fn add_single(&self, img: &mut Tensor, i: usize, depth: usize) -> Result<()> {
-        for one in self.residuals {
-            add(img, Residuals::of(&one.single, i, depth, false))?;
+        for residuals in self.residuals {
+            add(img, Residuals::for_block(&residuals.single, i, depth, false))?;
         }
         Ok(())
     }
 }
 
-/// In place: a block's output is read by nobody else.
+/// Adds in place, since nothing else reads the output of a block.
 fn add(img: &mut Tensor, residual: Option<&Tensor>) -> Result<()> {
     if let Some(residual) = residual {
         let _ = img.f_narrow(1, 0, residual.size()[1])?.f_add_(residual)?;
@@ -126,7 +126,7 @@ mod tests {
     }
 
     fn taken(all: &[Tensor], depth: usize, repeat: bool) -> Vec<Option<f64>> {
-        let value = |i| Residuals::of(all, i, depth, repeat).map(|x| x.double_value(&[0, 0, 0]));
+        let value = |i| Residuals::for_block(all, i, depth, repeat).map(|x| x.double_value(&[0, 0, 0]));
         (0..depth).map(value).collect()
     }
 
@@ -149,7 +149,7 @@ mod tests {
             residuals(2, 1, true),
         ])
         .unwrap();
-        let sizes: Vec<_> = sums.iter().map(|one| (one.double.len(), one.single.len(), one.repeat)).collect();
+        let sizes: Vec<_> = sums.iter().map(|sum| (sum.double.len(), sum.single.len(), sum.repeat)).collect();
         assert_eq!(sizes, [(2, 1, false), (1, 0, true), (2, 1, true)]);
         assert_eq!(sums[0].double[1].double_value(&[0, 0, 0]), 2.0);
     }

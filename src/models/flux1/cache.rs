@@ -1,4 +1,4 @@
-//! Steps that are not computed whole, but from what the steps before left.
+//! Step caches: a part of a step is skipped, and what earlier steps have left replaces it.
 
 use std::str::FromStr;
 
@@ -7,36 +7,36 @@ use tch::{Kind, Tensor};
 
 use crate::error::{Error, Result};
 
-/// Which steps are skipped, and what stands for them. Each is a trade of likeness for time; none is the default.
+/// Which steps are skipped, and what replaces them. Each saves time at the cost of quality; none is the default.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StepCache {
-    /// Where the first block changes the patches almost as it did when last all blocks ran, the others are taken to change
-    /// them as they did then.
+    /// Where the first block changes the patches almost as it did when all blocks last ran, the change that the other blocks
+    /// made then is reused.
     ///
     /// Source: diffusers 0.42.1, `hooks/first_block_cache.py`.
     FirstBlock {
-        /// Of the mean change between both, relative: 0.05 to 0.2 are usual, more skips more.
+        /// The largest relative mean difference between both changes: 0.05 to 0.2 are usual, and more skips more.
         threshold: f64,
     },
-    /// Where the modulated input of the first block has changed little since all blocks ran, as a polynomial that was
-    /// fitted to FLUX.1 weighs it, all blocks are taken to change the patches as they did then. The first and the last
-    /// step are computed.
+    /// Where the modulated input of the first block has changed little since all blocks last ran, by the measure of a
+    /// polynomial that was fitted to FLUX.1, the change that all blocks made then is reused. The first and the last step are
+    /// computed.
     ///
     /// Source: `ali-vilab/TeaCache`, `TeaCache4FLUX/teacache_flux.py`.
     TeaCache {
-        /// Of the sum of the changes since: 0.25 to 0.8 are usual, more skips more.
+        /// The limit of the sum of the changes since then: 0.25 to 0.8 are usual, and more skips more.
         threshold: f64,
     },
-    /// Velocities between computed steps are continued as a polynomial of the steps.
+    /// Velocities between computed steps are extrapolated by a polynomial of the steps.
     ///
     /// Source: diffusers 0.42.1, `hooks/taylorseer_cache.py` in its lite mode, with factors in f32.
     TaylorSeer {
-        /// One of so many steps is computed.
+        /// A step is computed, then `interval - 1` steps are predicted.
         interval: usize,
-        /// Of the polynomial.
+        /// Order of the polynomial.
         order: usize,
-        /// So many steps at the start are all computed.
+        /// Count of steps at the start that are all computed.
         warmup: usize,
     },
 }
@@ -49,8 +49,10 @@ impl StepCache {
     /// With diffusers' defaults.
     pub const TAYLOR_SEER: Self = Self::TaylorSeer { interval: 5, order: 1, warmup: 3 };
 
+    /// Checks the settings.
+    ///
     /// # Errors
-    /// [`Error::Request`] for a threshold below 0 and an interval of 0.
+    /// [`Error::Request`] for a threshold below 0, an interval of 0 and an order above 8.
     pub fn check(self) -> Result<()> {
         match self {
             Self::FirstBlock { threshold } | Self::TeaCache { threshold }
@@ -68,8 +70,8 @@ impl StepCache {
     }
 }
 
-/// `first-block[:THRESHOLD]`, `tea-cache[:THRESHOLD]` or `taylor-seer[:INTERVAL[,ORDER[,WARMUP]]]`; what is left out is as
-/// in the constants.
+/// Reads `first-block[:THRESHOLD]`, `tea-cache[:THRESHOLD]` or `taylor-seer[:INTERVAL[,ORDER[,WARMUP]]]`. What is left out
+/// is as in the constants.
 impl FromStr for StepCache {
     type Err = Error;
 
@@ -80,7 +82,7 @@ impl FromStr for StepCache {
         let wrong = |expected: &str| Error::Request(format!("expected {expected}, not {text:?}"));
         let threshold = |form: fn(f64) -> Self, usual: Self| match numbers[..] {
             [] => Ok(usual),
-            [one] => one.parse().map(form).map_err(|_| wrong(&format!("{name}:THRESHOLD"))),
+            [number] => number.parse().map(form).map_err(|_| wrong(&format!("{name}:THRESHOLD"))),
             _ => Err(wrong(&format!("{name}:THRESHOLD"))),
         };
         let cache = match name {
@@ -106,53 +108,54 @@ impl FromStr for StepCache {
     }
 }
 
-/// Weighs a change of the modulated input: the highest power first.
+/// The coefficients of the polynomial that weighs a change of the modulated input, those of the highest power first.
 ///
 /// Source: `ali-vilab/TeaCache`, `TeaCache4FLUX/teacache_flux.py`.
-const TEA_CACHE_WEIGHTS: [f64; 5] =
+const TEA_CACHE_COEFFICIENTS: [f64; 5] =
     [4.98651651e+02, -2.83781631e+02, 5.58554382e+01, -3.82021401e+00, 2.64230861e-01];
 
-/// What the steps of one picture leave for the next.
+/// The state of a step cache: what the steps of a picture leave for the next step.
 #[derive(Debug)]
 pub struct CachedSteps {
     cache: StepCache,
-    /// How many calls of the model there will be.
+    /// How many calls of the model the picture takes.
     calls: usize,
     done: usize,
     skipped: usize,
-    /// The first block's change of the patches, or its modulated input.
-    seen: Option<Tensor>,
-    /// How far the inputs have gone since all blocks ran.
+    /// How the first block has changed the patches, or its modulated input.
+    first_block: Option<Tensor>,
+    /// The sum of the weighed changes of the inputs since all blocks last ran.
     distance: f64,
-    /// What the other blocks change.
-    rest: Option<Tensor>,
-    /// The velocity and its differences, each divided by the steps between.
+    /// How the skipped blocks have changed the patches.
+    residual: Option<Tensor>,
+    /// The velocity and its differences, each divided by the count of steps between.
     factors: Vec<Tensor>,
+    /// The last call that was computed whole.
     computed: Option<usize>,
 }
 
 impl CachedSteps {
-    /// For so many calls of the model.
+    /// The state before the first of `calls` calls of the model.
     pub fn new(cache: StepCache, calls: usize) -> Self {
         Self {
             cache,
             calls,
             done: 0,
             skipped: 0,
-            seen: None,
+            first_block: None,
             distance: 0.0,
-            rest: None,
+            residual: None,
             factors: Vec::new(),
             computed: None,
         }
     }
 
-    /// Calls that were not computed whole, and all.
+    /// Returns the count of calls that were not computed whole, and the count of all calls.
     pub fn skipped(&self) -> (usize, usize) {
         (self.skipped, self.done)
     }
 
-    /// Before a call: its velocity, where it follows from those before.
+    /// Begins a call. Returns its velocity, where it is extrapolated from those before.
     pub(super) fn predicted(&mut self) -> Result<Option<Tensor>> {
         let call = self.done;
         self.done += 1;
@@ -171,7 +174,7 @@ impl CachedSteps {
         Ok(Some(velocity))
     }
 
-    /// The patches after all blocks, where the modulated input of the first one says that they need not run.
+    /// Returns the patches after all blocks, where the modulated input of the first block allows skipping them.
     pub(super) fn after_input(
         &mut self,
         img: &Tensor,
@@ -179,43 +182,45 @@ impl CachedSteps {
     ) -> Result<Option<Tensor>> {
         let StepCache::TeaCache { threshold } = self.cache else { return Ok(None) };
         let modulated = modulated();
-        let change = self.seen.as_ref().map(|seen| change(&modulated, seen)).transpose()?;
-        self.seen = Some(modulated);
-        let ends = self.done == 1 || self.done == self.calls;
-        if let (Some(change), Some(rest), false) = (change, &self.rest, ends) {
-            self.distance += TEA_CACHE_WEIGHTS.iter().fold(0.0, |sum, weight| sum * change + weight);
+        let change = self.first_block.as_ref().map(|before| change(&modulated, before)).transpose()?;
+        self.first_block = Some(modulated);
+        let is_first_or_last = self.done == 1 || self.done == self.calls;
+        if let (Some(change), Some(residual), false) = (change, &self.residual, is_first_or_last) {
+            self.distance +=
+                TEA_CACHE_COEFFICIENTS.iter().fold(0.0, |sum, coefficient| sum * change + coefficient);
             if self.distance < threshold {
                 self.skipped += 1;
-                return Ok(Some(img.f_add(rest)?));
+                return Ok(Some(img.f_add(residual)?));
             }
         }
         self.distance = 0.0;
         Ok(None)
     }
 
-    /// The patches after all blocks, where the first one's change of them says that the others need not run.
+    /// Returns the patches after all blocks, where the change that the first block made allows skipping the others.
     pub(super) fn after_first_block(&mut self, before: &Tensor, img: &Tensor) -> Result<Option<Tensor>> {
         let StepCache::FirstBlock { threshold } = self.cache else { return Ok(None) };
         let changed = img.f_sub(before)?;
-        if let (Some(seen), Some(rest)) = (&self.seen, &self.rest)
-            && change(&changed, seen)? <= threshold
+        if let (Some(before), Some(residual)) = (&self.first_block, &self.residual)
+            && change(&changed, before)? <= threshold
         {
             self.skipped += 1;
-            return Ok(Some(img.f_add(rest)?));
+            return Ok(Some(img.f_add(residual)?));
         }
-        self.seen = Some(changed);
+        self.first_block = Some(changed);
         Ok(None)
     }
 
-    /// Whether what may be skipped begins after the first block.
+    /// Returns whether the blocks that may be skipped begin after the first block.
     pub(super) fn begins_after_first_block(&self) -> bool {
         matches!(self.cache, StepCache::FirstBlock { .. })
     }
 
-    /// After a call that was computed whole: the patches before what may be skipped and after it, and the velocity.
+    /// Keeps the result of a call that was computed whole: the patches before and after the blocks that may be skipped, and
+    /// the velocity.
     pub(super) fn keep(&mut self, before: &Tensor, after: &Tensor, velocity: &Tensor) -> Result<()> {
         let StepCache::TaylorSeer { order, .. } = self.cache else {
-            self.rest = Some(after.f_sub(before)?);
+            self.residual = Some(after.f_sub(before)?);
             return Ok(());
         };
         let call = self.done - 1;
@@ -235,7 +240,7 @@ impl CachedSteps {
     }
 }
 
-/// The mean of what has changed, relative to the mean of what was.
+/// Returns the mean absolute change relative to the mean absolute value before.
 fn change(now: &Tensor, before: &Tensor) -> Result<f64> {
     let mean = |x: &Tensor| Ok::<_, Error>(f64::try_from(x.f_abs()?.f_mean(Kind::Float)?)?);
     Ok(mean(&now.f_sub(before)?)? / mean(before)?)

@@ -1,4 +1,4 @@
-//! ControlNets of FLUX.1: a few of the transformer's blocks that read a picture beside the noisy one.
+//! ControlNets of FLUX.1: a few of the transformer's blocks that read a control picture together with the noisy one.
 //!
 //! Source: diffusers 0.42.1, `models/controlnets/controlnet_flux.py` (InstantX' and Shakker's, and XLabs'), and
 //! `XLabs-AI/x-flux` at 4749542, `src/flux/controlnet.py`, whose names these are.
@@ -7,53 +7,55 @@ use serde::{Deserialize, Serialize};
 use tch::nn::{Module, Path};
 use tch::{Kind, Tensor};
 
+use super::params::TRUNK_KEYS;
 use super::trunk::Trunk;
-use super::{Flux1Input, Flux1Params, Residuals, TRUNK_KEYS};
+use super::{Flux1Input, Flux1Params, Residuals};
 use crate::config::ConfigFile;
 use crate::error::{Error, Result};
-use crate::nn::{Block, Conv2d, Embedding, Linear, Linears, Parameters, check_kind, check_sizes};
-use crate::numerics::{self, Numerics};
+use crate::models::Model;
+use crate::nn::{Block, Conv2d, Embedding, Linear, Parameters, check_kind, check_sizes};
+use crate::numerics;
 use crate::ops;
 use crate::sampling;
 
-/// What the modes of a union ControlNet are, by their number.
+/// The modes of a union ControlNet, by their number.
 ///
 /// Source: the model cards of InstantX's `FLUX.1-dev-Controlnet-Union` and Shakker's `FLUX.1-dev-ControlNet-Union-Pro`.
 pub const MODES: [&str; 7] = ["canny", "tile", "depth", "blur", "pose", "gray", "low-quality"];
 
-/// Pixels to a side of what the hint's convolutions make of a picture.
+/// Pixels to a side of an output of the hint's convolutions.
 const HINT: i64 = 8;
 
 /// The sizes of a ControlNet.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[doc(alias = "FluxControlNetModel")]
 pub struct ControlNetParams {
-    /// Those of its blocks and embedders; it draws nothing, and `out_channels` says nothing.
+    /// Sizes of its blocks and embedders. It has no last layer, and `out_channels` has no meaning.
     #[serde(flatten)]
     pub flux: Flux1Params,
-    /// Modes of a union, which says with each picture what it is.
+    /// Count of modes of a union, which is told the mode of each picture.
     pub num_mode: Option<i64>,
-    /// Channels that convolutions make of the picture's pixels, as XLabs' ControlNets have it; without them the picture
-    /// comes encoded by the autoencoder.
+    /// Channels that convolutions make of the picture's pixels, in XLabs' ControlNets. Others read pictures that the
+    /// autoencoder has encoded.
     pub conditioning_embedding_channels: Option<i64>,
 }
 
 impl ControlNetParams {
-    /// Reads every size from the tensors' shapes, by XLabs' names, as [`Flux1Params::from_shapes`] does it.
+    /// Reads every size from the tensors' shapes, by XLabs' names, as [`Flux1Params::from_shapes`] does.
     ///
     /// # Errors
     /// [`Error::Config`] names the first tensor that is missing or has a shape that no ControlNet has.
     pub fn from_shapes(shape: impl Fn(&str) -> Option<Vec<i64>>) -> Result<Self> {
         let rows = |name: &str| shape(name)?.first().copied();
         Ok(Self {
-            flux: Flux1Params::of_trunk(&shape, "ControlNet", None)?,
+            flux: Flux1Params::trunk_from_shapes(&shape, "ControlNet", None)?,
             num_mode: rows("controlnet_mode_embedder.weight"),
             conditioning_embedding_channels: rows("input_hint_block.14.weight"),
         })
     }
 
-    /// The axes that diffusers' `config.json` says, and the sizes of the weights, with which it must agree. The second is
-    /// what it says that is not obeyed, in words.
+    /// Takes the axes from diffusers' `config.json`, whose other sizes must agree with those of the weights. Returns warnings
+    /// about settings that are not obeyed, too.
     ///
     /// # Errors
     /// [`Error::File`] with the key of what disagrees, is of another type, or is not built here.
@@ -75,7 +77,7 @@ impl ControlNetParams {
         Ok((Self { flux, ..self }, warnings))
     }
 
-    /// `union`, `XLabs`, or `InstantX` for one of a single kind of picture that the autoencoder encodes.
+    /// Returns `union`, `XLabs`, or `InstantX` for a ControlNet that reads a single kind of picture from the autoencoder.
     pub fn variant(&self) -> &'static str {
         match (self.num_mode, self.conditioning_embedding_channels) {
             (Some(_), _) => "union",
@@ -84,34 +86,33 @@ impl ControlNetParams {
         }
     }
 
-    /// Whether the residuals fit a transformer of these sizes, and it the inputs.
+    /// Checks that the ControlNet fits a transformer of these sizes.
     ///
     /// # Errors
     /// [`Error::Config`] with the first size that differs.
     pub fn check_fits(&self, transformer: &Flux1Params) -> Result<()> {
-        let (own, theirs) = (&self.flux, transformer);
         let sizes = [
-            ("hidden_size", own.hidden_size, theirs.hidden_size),
-            ("in_channels", own.in_channels, theirs.out_channels),
-            ("context_in_dim", own.context_in_dim, theirs.context_in_dim),
-            ("vec_in_dim", own.vec_in_dim, theirs.vec_in_dim),
+            ("hidden_size", self.flux.hidden_size, transformer.hidden_size),
+            ("in_channels", self.flux.in_channels, transformer.out_channels),
+            ("context_in_dim", self.flux.context_in_dim, transformer.context_in_dim),
+            ("vec_in_dim", self.flux.vec_in_dim, transformer.vec_in_dim),
         ];
-        match sizes.iter().find(|(_, own, theirs)| own != theirs) {
-            Some((name, own, theirs)) => Err(Error::Config(format!(
-                "the ControlNet is for another transformer: its {name} is {own}, and that of the transformer asks for \
-                 {theirs}"
+        match sizes.iter().find(|(_, found, expected)| found != expected) {
+            Some((name, found, expected)) => Err(Error::Config(format!(
+                "the ControlNet is for another transformer: its {name} is {found}, and that of the transformer asks for \
+                 {expected}"
             ))),
             None => Ok(()),
         }
     }
 }
 
-/// Convolutions with SiLU between, three of which halve the sides: pixels to what is packed into patches.
+/// Convolutions with SiLU between them, three of which halve the sides: pixels to what is packed into patches.
 #[derive(Debug)]
 struct Hint(Vec<Conv2d>);
 
 impl Hint {
-    /// `torch.nn.Sequential`'s children 0, 2, … 14.
+    /// Declares the children 0, 2, … 14 of the `torch.nn.Sequential`.
     fn new(vs: &Path, channels: i64) -> Self {
         let conv = |i: i64| {
             let stride = if i > 0 && i < 7 && i % 2 == 0 { 2 } else { 1 };
@@ -133,7 +134,7 @@ impl Module for Hint {
     }
 }
 
-/// A ControlNet: the noisy patches, the text and a picture to what is added to the transformer's streams.
+/// A ControlNet: it makes of the noisy patches, the text and a picture what is added to the transformer's streams.
 ///
 /// Building it allocates no weights; fill it with [`Checkpoint::load`](crate::checkpoint::Checkpoint::load).
 /// Source: `controlnet_flux.py` lines 44–340.
@@ -148,6 +149,12 @@ pub struct ControlNet {
     controlnet_single_blocks: Vec<Linear>,
     params: ControlNetParams,
     parameters: Parameters,
+}
+
+impl Model for ControlNet {
+    fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
 }
 
 impl ControlNet {
@@ -170,62 +177,43 @@ impl ControlNet {
                 params.conditioning_embedding_channels
             )));
         }
-        let (mut model, mut parameters) = Parameters::of(&vs, || {
-            let zero = |name: &str, i: usize| Linear::new(&vs / name / i, hidden_size, hidden_size, true);
-            Ok(Self {
-                trunk: Trunk::new(&vs, &params.flux)?,
-                controlnet_mode_embedder: params
-                    .num_mode
-                    .map(|modes| Embedding::new(&vs / "controlnet_mode_embedder", modes, hidden_size)),
-                input_hint_block: params
-                    .conditioning_embedding_channels
-                    .map(|channels| Hint::new(&(&vs / "input_hint_block"), channels)),
-                pos_embed_input: Linear::new(&vs / "pos_embed_input", in_channels, hidden_size, true),
-                controlnet_blocks: (0..depth).map(|i| zero("controlnet_blocks", i)).collect(),
-                controlnet_single_blocks: (0..depth_single_blocks)
-                    .map(|i| zero("controlnet_single_blocks", i))
-                    .collect(),
-                params: params.clone(),
-                parameters: Parameters::default(),
-            })
-        })?;
         let block =
             |i: usize, names: [&str; 2]| Block::new(names.map(|name| (&vs / name).path(&i.to_string())));
         let double = (0..depth).map(|i| block(i, ["double_blocks", "controlnet_blocks"]));
         let single =
             (0..depth_single_blocks).map(|i| block(i, ["single_blocks", "controlnet_single_blocks"]));
-        parameters.set_blocks(double.chain(single).collect());
-        model.parameters = parameters;
-        Ok(model)
+        let zero = |name: &str, i: usize| Linear::new(&vs / name / i, hidden_size, hidden_size, true);
+        let collector = Parameters::collect(&vs);
+        Ok(Self {
+            trunk: Trunk::new(&vs, &params.flux)?,
+            controlnet_mode_embedder: params
+                .num_mode
+                .map(|modes| Embedding::new(&vs / "controlnet_mode_embedder", modes, hidden_size)),
+            input_hint_block: params
+                .conditioning_embedding_channels
+                .map(|channels| Hint::new(&(&vs / "input_hint_block"), channels)),
+            pos_embed_input: Linear::new(&vs / "pos_embed_input", in_channels, hidden_size, true),
+            controlnet_blocks: (0..depth).map(|i| zero("controlnet_blocks", i)).collect(),
+            controlnet_single_blocks: (0..depth_single_blocks)
+                .map(|i| zero("controlnet_single_blocks", i))
+                .collect(),
+            params: params.clone(),
+            parameters: collector.finish().with_blocks(double.chain(single)),
+        })
     }
 
-    /// The linear layers, where quantised weights are kept.
-    pub fn linears(&self) -> &Linears {
-        self.parameters.linears()
-    }
-
-    /// The sizes that the model was built with.
+    /// Returns the sizes that the model was built with.
     pub fn params(&self) -> &ControlNetParams {
         &self.params
     }
 
-    /// As [`Flux1::set_numerics`](super::Flux1::set_numerics).
-    pub fn set_numerics(&self, numerics: Numerics) {
-        self.parameters.ops().set(numerics);
-    }
-
-    /// As [`Flux1::release_workspace`](super::Flux1::release_workspace).
-    pub fn release_workspace(&self) {
-        self.parameters.ops().release();
-    }
-
-    /// The picture as all steps read it, `[B, Li, D]`: of pixels `[B, 3, H, W]` in −1..1 where the ControlNet has a hint
-    /// block, else of the encoded picture's patches `[B, Li, in_channels]`.
+    /// Embeds the picture as all steps read it, `[B, Li, D]`. It takes pixels `[B, 3, H, W]` in −1..1 where the ControlNet has a
+    /// hint block, else the patches of the encoded picture `[B, Li, in_channels]`.
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::Kind`], [`Error::Unfilled`].
     pub fn embed(&self, controlnet_cond: &Tensor) -> Result<Tensor> {
-        self.parameters.check()?;
+        let _scope = self.parameters.enter()?;
         let (size, channels) = (controlnet_cond.size(), self.params.flux.in_channels);
         let fits = match (&self.input_hint_block, &size[..]) {
             (Some(_), &[_, 3, h, w]) => h > 0 && w > 0 && h % (2 * HINT) == 0 && w % (2 * HINT) == 0,
@@ -241,7 +229,6 @@ impl ControlNet {
         }
         let weight = &self.pos_embed_input.weight;
         check_kind("controlnet_cond", controlnet_cond, controlnet_cond.kind(), weight)?;
-        let _ops = self.parameters.ops().enter();
         let patches = match &self.input_hint_block {
             Some(hint) => sampling::pack(&hint.forward(controlnet_cond))?,
             None => controlnet_cond.shallow_clone(),
@@ -249,12 +236,11 @@ impl ControlNet {
         Ok(ops::linear(&self.pos_embed_input, &patches, ops::Epilogue::default()))
     }
 
-    /// What is added to the transformer's streams in a step, times `conditioning_scale`. `embedded` is
-    /// [`ControlNet::embed`]'s; `controlnet_mode` says to a union, and to no other, what the picture is.
+    /// Returns what is added to the transformer's streams in a step, times `conditioning_scale`. `embedded` is the output of
+    /// [`ControlNet::embed`]. `controlnet_mode` tells a union, and no other ControlNet, what the picture is.
     ///
     /// # Errors
-    /// As [`Flux1::forward`](super::Flux1::forward); [`Error::Request`] for a mode that is missing, not there, or not
-    /// asked for.
+    /// As [`Flux1::forward`](super::Flux1::forward); [`Error::Request`] as [`ControlNet::check_mode`].
     pub fn forward(
         &self,
         input: &Flux1Input,
@@ -262,7 +248,7 @@ impl ControlNet {
         controlnet_mode: Option<i64>,
         conditioning_scale: f64,
     ) -> Result<Residuals> {
-        self.parameters.check()?;
+        let _scope = self.parameters.enter()?;
         self.trunk.check(input)?;
         self.check_mode(controlnet_mode)?;
         let Trunk { img_in, txt_in, double_blocks, single_blocks, params, .. } = &self.trunk;
@@ -272,7 +258,6 @@ impl ControlNet {
             let (expected, found) = (format!("{expected:?}"), embedded.size());
             return Err(Error::Shape { what: "the embedded controlnet_cond", expected, found });
         }
-        let _ops = self.parameters.ops().enter();
 
         let mut img = ops::linear(img_in, input.img, ops::Epilogue::default()) + embedded;
         let vec = self.trunk.vec(input.timesteps, input.guidance, input.y)?;
@@ -293,7 +278,7 @@ impl ControlNet {
         for (i, (block, controlnet_block)) in double_blocks.iter().zip(&self.controlnet_blocks).enumerate() {
             numerics::check_cancelled(&img)?;
             let sample;
-            (img, txt, sample) = self.linears().in_block(i, || {
+            (img, txt, sample) = self.linears().run_block(i, || {
                 let (img, txt) = block.run(&img, &txt, &block.modulation(&vec), &pe);
                 let sample = scaled(controlnet_block, &img);
                 (img, txt, sample)
@@ -311,7 +296,7 @@ impl ControlNet {
                 numerics::check_cancelled(&x)?;
                 let from = if i + 1 == depth { txt_len } else { 0 };
                 let sample;
-                (x, sample) = self.linears().in_block(double_blocks.len() + i, || {
+                (x, sample) = self.linears().run_block(double_blocks.len() + i, || {
                     let x = block.run(&x, &block.modulation(&vec), &pe, from);
                     let sample = scaled(controlnet_block, &x.narrow(1, x.size()[1] - img_len, img_len));
                     (x, sample)
@@ -322,10 +307,10 @@ impl ControlNet {
         Ok(Residuals { double, single, repeat: self.input_hint_block.is_some() })
     }
 
-    /// Whether the mode is one of a union's, and none where there is no union.
+    /// Checks that the mode is one of those of a union, and that there is none for another ControlNet.
     ///
     /// # Errors
-    /// [`Error::Request`] where it is not.
+    /// [`Error::Request`] where it is not so.
     pub fn check_mode(&self, controlnet_mode: Option<i64>) -> Result<()> {
         self.params.check_mode(controlnet_mode)
     }
@@ -358,7 +343,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_but_what_stands_before_the_blocks_is_in_one() {
+    fn all_linears_but_the_embedders_are_in_a_block() {
         let flux = Flux1Params {
             hidden_size: 16,
             num_heads: 1,

@@ -1,4 +1,4 @@
-//! IP-Adapters of FLUX.1: pictures as prompts, which the double blocks attend to beside the text.
+//! IP-Adapters of FLUX.1: pictures as prompts, which the double blocks attend to in addition to the text.
 //!
 //! Source: `XLabs-AI/x-flux` at 4749542, `src/flux/modules/layers.py` (`ImageProjModel`, `IPDoubleStreamBlockProcessor`),
 //! whose names these are, and diffusers 0.42.1, `models/transformers/transformer_flux.py`
@@ -11,8 +11,8 @@ use tch::nn::{Module, Path};
 use super::Flux1Params;
 use crate::error::{Error, Result};
 use crate::math;
-use crate::nn::{Block, LayerNorm, Linear, Linears, Parameters, check_sizes};
-use crate::numerics::Numerics;
+use crate::models::Model;
+use crate::nn::{Block, LayerNorm, Linear, Parameters, check_sizes};
 use crate::ops::{self, Epilogue};
 
 /// The sizes of an IP-Adapter.
@@ -20,13 +20,13 @@ use crate::ops::{self, Epilogue};
 pub struct IpAdapterParams {
     /// Width of the vector that the image encoder makes of a picture.
     pub clip_embeddings_dim: i64,
-    /// Width of the tokens that become of it.
+    /// Width of the tokens that are made of this vector.
     pub cross_attention_dim: i64,
-    /// How many of these a picture becomes.
+    /// Count of tokens of a picture.
     pub clip_extra_context_tokens: i64,
     /// Width of the transformer.
     pub hidden_size: i64,
-    /// Its double blocks.
+    /// Double blocks of the transformer.
     pub depth: usize,
 }
 
@@ -61,7 +61,7 @@ impl IpAdapterParams {
         })
     }
 
-    /// Whether it is for a transformer of these sizes.
+    /// Checks that the IP-Adapter fits a transformer of these sizes.
     ///
     /// # Errors
     /// [`Error::Config`] with the first size that differs.
@@ -70,9 +70,9 @@ impl IpAdapterParams {
             ("width", self.hidden_size, transformer.hidden_size),
             ("number of double blocks", self.depth as i64, transformer.depth as i64),
         ];
-        match sizes.iter().find(|(_, own, theirs)| own != theirs) {
-            Some((name, own, theirs)) => Err(Error::Config(format!(
-                "the IP-Adapter is for another transformer: its {name} is {own}, and that of the transformer {theirs}"
+        match sizes.iter().find(|(_, found, expected)| found != expected) {
+            Some((name, found, expected)) => Err(Error::Config(format!(
+                "the IP-Adapter is for another transformer: its {name} is {found}, and that of the transformer {expected}"
             ))),
             None => Ok(()),
         }
@@ -83,7 +83,7 @@ fn key(block: usize) -> String {
     format!("double_blocks.{block}.processor.ip_adapter_double_stream_k_proj.weight")
 }
 
-/// An IP-Adapter: the image encoder's vectors to keys and values for each double block.
+/// An IP-Adapter: it makes of the image encoder's vectors the keys and values for each double block.
 ///
 /// Building it allocates no weights; fill it with [`Checkpoint::load`](crate::checkpoint::Checkpoint::load).
 #[derive(Debug)]
@@ -93,6 +93,12 @@ pub struct IpAdapter {
     blocks: Vec<[Linear; 2]>,
     params: IpAdapterParams,
     parameters: Parameters,
+}
+
+impl Model for IpAdapter {
+    fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
 }
 
 impl IpAdapter {
@@ -109,56 +115,39 @@ impl IpAdapter {
             ("clip_extra_context_tokens", tokens),
             ("hidden_size", hidden_size),
         ])?;
-        let (mut model, mut parameters) = Parameters::of(&vs, || {
-            let projection = &vs / "ip_adapter_proj_model";
-            let block = |i: usize| {
-                let vs = &vs / "double_blocks" / i / "processor";
-                ["k", "v"].map(|which| {
-                    let name = format!("ip_adapter_double_stream_{which}_proj");
-                    Linear::new(&vs / name, cross_attention_dim, hidden_size, true)
-                })
-            };
-            Ok(Self {
-                proj: Linear::new(
-                    &projection / "proj",
-                    clip_embeddings_dim,
-                    tokens * cross_attention_dim,
-                    true,
-                ),
-                norm: LayerNorm::new(&projection / "norm", cross_attention_dim, 1e-5),
-                blocks: (0..params.depth).map(block).collect(),
-                params: params.clone(),
-                parameters: Parameters::default(),
+        let projection = &vs / "ip_adapter_proj_model";
+        let block = |i: usize| {
+            let vs = &vs / "double_blocks" / i / "processor";
+            ["k", "v"].map(|which| {
+                let name = format!("ip_adapter_double_stream_{which}_proj");
+                Linear::new(&vs / name, cross_attention_dim, hidden_size, true)
             })
-        })?;
+        };
         let blocks = &vs / "double_blocks";
-        parameters.set_blocks((0..params.depth).map(|i| Block::new([blocks.path(&i.to_string())])).collect());
-        model.parameters = parameters;
-        Ok(model)
+        let offload_blocks = (0..params.depth).map(|i| Block::new([blocks.path(&i.to_string())]));
+        let collector = Parameters::collect(&vs);
+        Ok(Self {
+            proj: Linear::new(&projection / "proj", clip_embeddings_dim, tokens * cross_attention_dim, true),
+            norm: LayerNorm::new(&projection / "norm", cross_attention_dim, 1e-5),
+            blocks: (0..params.depth).map(block).collect(),
+            params: params.clone(),
+            parameters: collector.finish().with_blocks(offload_blocks),
+        })
     }
 
-    /// The linear layers, where quantised weights are kept.
-    pub fn linears(&self) -> &Linears {
-        self.parameters.linears()
-    }
-
-    /// The sizes that the model was built with.
+    /// Returns the sizes that the model was built with.
     pub fn params(&self) -> &IpAdapterParams {
         &self.params
     }
 
-    /// As [`Flux1::set_numerics`](super::Flux1::set_numerics).
-    pub fn set_numerics(&self, numerics: Numerics) {
-        self.parameters.ops().set(numerics);
-    }
-
-    /// What the double blocks attend to in every step, of pictures' vectors `[B, N, clip_embeddings_dim]`: `N` pictures
-    /// for each of `B` drawings. `scales`: how much of each block's attention is added, one for all blocks or one for each.
+    /// Returns what the double blocks attend to in every step, from vectors `[B, N, clip_embeddings_dim]` of `N` prompt
+    /// pictures for each of the `B` pictures of the batch. `scales` says how much of the attention is added: a single scale
+    /// for all blocks, or a scale for each block.
     ///
     /// # Errors
-    /// [`Error::Shape`], [`Error::Unfilled`], [`Error::Request`] for as many scales as there are no blocks.
+    /// [`Error::Shape`], [`Error::Unfilled`], [`Error::Request`] where the scales are neither one nor as many as the blocks.
     pub fn prompt(&self, image_embeds: &Tensor, num_heads: i64, scales: &[f64]) -> Result<ImagePrompt> {
-        self.parameters.check()?;
+        let _scope = self.parameters.enter()?;
         let (size, width) = (image_embeds.size(), self.params.clip_embeddings_dim);
         let &[b, n, found] = &size[..] else {
             let expected = format!("[B, N, {width}]");
@@ -175,7 +164,6 @@ impl IpAdapter {
                 "{count} scales for {blocks} double blocks: one for all of them, or one for each"
             )));
         }
-        let _ops = self.parameters.ops().enter();
         let tokens = n * self.params.clip_extra_context_tokens;
         let x = ops::linear(&self.proj, &image_embeds.f_flatten(0, 1)?, Epilogue::default());
         let x = x.f_reshape([b * n, -1, self.params.cross_attention_dim])?;
@@ -183,55 +171,56 @@ impl IpAdapter {
         let blocks = self.blocks.iter().enumerate().map(|(i, layers)| {
             let heads =
                 |layer: &Linear| math::split_heads(&ops::linear(layer, &x, Epilogue::default()), num_heads);
-            let [key, value] = self.linears().in_block(i, || layers.each_ref().map(heads))?; // [B, H, N·tokens, d]
-            Ok(Attended { key, value, scale: scales[if scales.len() == 1 { 0 } else { i }] })
+            let [key, value] = self.linears().run_block(i, || layers.each_ref().map(heads))?; // [B, H, N·tokens, d]
+            Ok(KeyValue { key, value, scale: scales[if scales.len() == 1 { 0 } else { i }] })
         });
         Ok(ImagePrompt { blocks: blocks.collect::<Result<_>>()? })
     }
 }
 
-/// What a double block attends to.
+/// The keys and values `[B, H, N·tokens, d]` that a double block attends to.
 #[derive(Debug)]
-struct Attended {
+struct KeyValue {
     key: Tensor,
     value: Tensor,
     scale: f64,
 }
 
-/// Pictures as a prompt: see [`IpAdapter::prompt`].
+/// Pictures as a prompt, from [`IpAdapter::prompt`].
 #[derive(Debug)]
 pub struct ImagePrompt {
-    blocks: Vec<Attended>,
+    blocks: Vec<KeyValue>,
 }
 
 impl ImagePrompt {
-    /// Those of several drawings, side by side along the batch, with the scales of the first.
+    /// Concatenates the prompts of several pictures along the batch, with the scales of the first.
     ///
     /// # Errors
-    /// [`Error::Config`] where there are none, [`Error::Tch`] where they are not alike.
-    pub fn together(all: &[&Self]) -> Result<Self> {
+    /// [`Error::Config`] where there are none, [`Error::Tch`] where their shapes differ.
+    pub fn cat(all: &[&Self]) -> Result<Self> {
         let Some(first) = all.first() else { return Err(Error::Config("no image prompts".into())) };
-        let block = |(i, block): (usize, &Attended)| {
-            let of = |of: fn(&Attended) -> &Tensor| {
-                let tensors: Option<Vec<_>> = all.iter().map(|one| one.blocks.get(i).map(of)).collect();
+        let block = |(i, block): (usize, &KeyValue)| {
+            let cat = |tensor: fn(&KeyValue) -> &Tensor| {
+                let tensors: Option<Vec<_>> =
+                    all.iter().map(|prompt| prompt.blocks.get(i).map(tensor)).collect();
                 let tensors =
                     tensors.ok_or_else(|| Error::Config("image prompts of different models".into()))?;
                 math::cat(&tensors, 0)
             };
-            Ok(Attended { key: of(|b| &b.key)?, value: of(|b| &b.value)?, scale: block.scale })
+            Ok(KeyValue { key: cat(|b| &b.key)?, value: cat(|b| &b.value)?, scale: block.scale })
         };
         Ok(Self { blocks: first.blocks.iter().enumerate().map(block).collect::<Result<_>>()? })
     }
 
-    /// What is added to the picture's tokens after the double block `i`, of its queries `[B, H, L, d]`, which are
-    /// normalised and not rotated.
+    /// Returns what is added to the picture's tokens after the double block `i`, whose queries `[B, H, L, d]` are normalised
+    /// and not rotated.
     pub(super) fn attend(&self, i: usize, query: &Tensor) -> Option<Tensor> {
-        let Attended { key, value, scale } = self.blocks.get(i)?;
+        let KeyValue { key, value, scale } = self.blocks.get(i)?;
         let attn = math::scaled_dot_product_attention(query, key, value, None, false, None);
         Some(math::merge_heads(&attn) * *scale)
     }
 
-    /// Whether it is for so many drawings and blocks, and for heads of this number and width.
+    /// Returns whether the prompt is for a batch of `b` pictures and for a transformer of these sizes.
     pub(super) fn fits(&self, b: i64, params: &Flux1Params) -> bool {
         let (heads, width) = (params.num_heads, params.hidden_size / params.num_heads);
         let fits =

@@ -1,4 +1,4 @@
-//! What the transformer and its ControlNets are both made of.
+//! What the transformer and its ControlNets have in common.
 
 use tch::Tensor;
 use tch::nn::{Module, Path};
@@ -64,7 +64,7 @@ impl Trunk {
         })
     }
 
-    /// The conditioning vector `[B, D]`.
+    /// Computes the conditioning vector `[B, D]`.
     pub(super) fn vec(&self, timesteps: &Tensor, guidance: Option<&Tensor>, y: &Tensor) -> Result<Tensor> {
         let vec = self.time_in.forward(&timestep_embedding(timesteps, 256, 1e4, 1e3));
         let vec = match &self.guidance_in {
@@ -77,12 +77,12 @@ impl Trunk {
         Ok(vec + self.vector_in.forward(y))
     }
 
-    /// The rotations of text and picture, the text first.
+    /// Computes the rotations of text and picture, the text first.
     pub(super) fn pe(&self, txt_ids: &Tensor, img_ids: &Tensor) -> Tensor {
         self.pe_embedder.forward(&Tensor::cat(&[txt_ids, img_ids], 1))
     }
 
-    /// Whether the inputs fit the sizes and each other.
+    /// Checks that the inputs fit the sizes and each other.
     pub(super) fn check(&self, input: &Flux1Input) -> Result<()> {
         let size = input.img.size();
         let (&[b, li, _], &[_, lt, _]) = (&size[..], &input.txt.size()[..]) else {
@@ -91,7 +91,7 @@ impl Trunk {
             return Err(Error::Shape { what, expected: "3-dimensional".into(), found });
         };
         let p = &self.params;
-        let mut wanted = vec![
+        let mut inputs = vec![
             ("img", input.img, vec![b, li, p.in_channels]),
             ("img_ids", input.img_ids, vec![b, li, 3]),
             ("txt", input.txt, vec![b, lt, p.context_in_dim]),
@@ -100,9 +100,9 @@ impl Trunk {
             ("y", input.y, vec![b, p.vec_in_dim]),
         ];
         if let (Some(guidance), true) = (input.guidance, p.guidance_embed) {
-            wanted.push(("guidance", guidance, vec![b]));
+            inputs.push(("guidance", guidance, vec![b]));
         }
-        for (what, tensor, expected) in wanted {
+        for (what, tensor, expected) in inputs {
             if tensor.size() != expected {
                 return Err(Error::Shape { what, expected: format!("{expected:?}"), found: tensor.size() });
             }

@@ -10,8 +10,9 @@ use tch::{Kind, Tensor};
 use crate::config::ConfigFile;
 use crate::error::{Error, Result};
 use crate::math::{merge_heads, scaled_dot_product_attention, split_heads};
-use crate::nn::{Embedding, LayerNorm, Linear, Linears, Parameters, check_sizes};
-use crate::numerics::{self, Numerics};
+use crate::models::Model;
+use crate::nn::{Embedding, LayerNorm, Linear, Parameters, check_sizes};
+use crate::numerics;
 use crate::ops::{self, Activation, Epilogue};
 
 /// The sizes of a CLIP text model, in the names of its `config.json`.
@@ -103,16 +104,16 @@ impl ClipConfig {
         Self::from_config(&ConfigFile::read(path.as_ref())?, None)
     }
 
-    /// The same, where the sizes that the tensors' shapes say are known, too: both must say the same, and the shapes say
-    /// what the file leaves out.
+    /// Reads the settings, where the sizes of the tensors may be known, too: both must agree, and the sizes of the tensors
+    /// stand for what the file leaves out.
     pub(crate) fn from_config(config: &ConfigFile, shapes: Option<&Self>) -> Result<Self> {
         config.check_model_type(&["clip", "clip_text_model"])?;
         let section = config.section("text_config")?;
         let config = section.as_ref().unwrap_or(config);
         // What the settings of the whole CLIP leave out is as in `transformers`' `CLIPTextConfig`.
-        let size = |key: &str, of: fn(&Self) -> i64, usual: i64| match (shapes, config.int(key)?) {
-            (None, None) if section.is_some() => Ok(usual),
-            _ => config.size(key, shapes.map(of)),
+        let size = |key: &str, field: fn(&Self) -> i64, default: i64| match (shapes, config.int(key)?) {
+            (None, None) if section.is_some() => Ok(default),
+            _ => config.size(key, shapes.map(field)),
         };
         let hidden_act = config.text("hidden_act")?.unwrap_or("quick_gelu");
         if activation(hidden_act).is_err() {
@@ -145,7 +146,7 @@ impl ClipConfig {
     }
 }
 
-/// The MLP's activation, by its name in a configuration.
+/// Returns the MLP's activation, by its name in a configuration.
 fn activation(name: &str) -> Result<Activation> {
     match name {
         "quick_gelu" => Ok(Activation::QuickGelu),
@@ -154,14 +155,14 @@ fn activation(name: &str) -> Result<Activation> {
     }
 }
 
-/// The sizes of a layer of either of CLIP's models.
+/// The sizes of a layer of CLIP's text model or of its vision model.
 pub(crate) struct LayerSizes<'a> {
     pub(crate) hidden_size: i64,
     pub(crate) intermediate_size: i64,
     pub(crate) num_attention_heads: i64,
     pub(crate) hidden_act: &'a str,
     pub(crate) layer_norm_eps: f64,
-    /// Whether each state attends to those before it alone, as those of text do.
+    /// Whether each state attends only to itself and to those before it, as those of text do.
     pub(crate) causal: bool,
 }
 
@@ -200,7 +201,7 @@ impl Module for ClipAttention {
     }
 }
 
-/// A layer of either of CLIP's models.
+/// A layer of CLIP's text model or of its vision model.
 #[derive(Debug)]
 pub(crate) struct ClipLayer {
     layer_norm1: LayerNorm,
@@ -212,7 +213,7 @@ pub(crate) struct ClipLayer {
 }
 
 impl ClipLayer {
-    /// [`Error::Config`] where the heads do not divide the width, or the activation is unknown.
+    /// Returns [`Error::Config`] where the heads do not divide the width, or the activation is unknown.
     pub(crate) fn new(vs: Path, sizes: &LayerSizes) -> Result<Self> {
         let (width, inner, heads) = (sizes.hidden_size, sizes.intermediate_size, sizes.num_attention_heads);
         if width % heads != 0 {
@@ -232,13 +233,13 @@ impl ClipLayer {
 impl Module for ClipLayer {
     fn forward(&self, x: &Tensor) -> Tensor {
         let x = x + self.self_attn.forward(&self.layer_norm1.forward(x));
-        let activated = Epilogue { activation: self.activation, ..Epilogue::default() };
-        let hidden = ops::linear(&self.fc1, &self.layer_norm2.forward(&x), activated);
+        let activation = Epilogue { activation: self.activation, ..Epilogue::default() };
+        let hidden = ops::linear(&self.fc1, &self.layer_norm2.forward(&x), activation);
         ops::linear(&self.fc2, &hidden, Epilogue { residual: Some(&x), ..Epilogue::default() })
     }
 }
 
-/// What the text model gives.
+/// The outputs of the text model.
 #[derive(Debug)]
 pub struct ClipOutput {
     /// `[B, L, hidden_size]`.
@@ -257,6 +258,12 @@ pub struct ClipText {
     final_layer_norm: LayerNorm,
     config: ClipConfig,
     parameters: Parameters,
+}
+
+impl Model for ClipText {
+    fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
 }
 
 impl ClipText {
@@ -280,52 +287,34 @@ impl ClipText {
             layer_norm_eps: config.layer_norm_eps,
             causal: true,
         };
-        let ((token_embedding, position_embedding, layers, final_layer_norm), parameters) =
-            Parameters::of(&vs, || {
-                let vs = &vs / "text_model";
-                let (embeddings, layers) = (&vs / "embeddings", &vs / "encoder" / "layers");
-                let width = config.hidden_size;
-                Ok((
-                    Embedding::new(&embeddings / "token_embedding", config.vocab_size, width),
-                    Embedding::new(&embeddings / "position_embedding", config.max_position_embeddings, width),
-                    (0..config.num_hidden_layers)
-                        .map(|i| ClipLayer::new(&layers / i, &sizes))
-                        .collect::<Result<_>>()?,
-                    LayerNorm::new(&vs / "final_layer_norm", width, config.layer_norm_eps),
-                ))
-            })?;
-        let config = config.clone();
-        Ok(Self { token_embedding, position_embedding, layers, final_layer_norm, config, parameters })
+        let collector = Parameters::collect(&vs);
+        let vs = &vs / "text_model";
+        let (embeddings, layers) = (&vs / "embeddings", &vs / "encoder" / "layers");
+        let (width, positions) = (config.hidden_size, config.max_position_embeddings);
+        Ok(Self {
+            token_embedding: Embedding::new(&embeddings / "token_embedding", config.vocab_size, width),
+            position_embedding: Embedding::new(&embeddings / "position_embedding", positions, width),
+            layers: (0..config.num_hidden_layers)
+                .map(|i| ClipLayer::new(&layers / i, &sizes))
+                .collect::<Result<_>>()?,
+            final_layer_norm: LayerNorm::new(&vs / "final_layer_norm", width, config.layer_norm_eps),
+            config: config.clone(),
+            parameters: collector.finish(),
+        })
     }
 
-    /// Chooses between the reference's bits and speed; see [`Numerics`].
-    pub fn set_numerics(&self, numerics: Numerics) {
-        self.parameters.ops().set(numerics);
-    }
-
-    /// Gives back the memory that fast runs keep for the next one.
-    pub fn release_workspace(&self) {
-        self.parameters.ops().release();
-    }
-
-    /// The linear layers, where quantised weights are kept and LoRAs are put on.
-    pub fn linears(&self) -> &Linears {
-        self.parameters.linears()
-    }
-
-    /// The sizes that it was built with.
+    /// Returns the sizes that the model was built with.
     pub fn config(&self) -> &ClipConfig {
         &self.config
     }
 
-    /// Tokens `[B, L]` (int64), at most `max_position_embeddings` of them.
+    /// Encodes tokens `[B, L]` (int64), at most `max_position_embeddings` of them.
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::Unfilled`], [`Error::Request`] for a token outside the vocabulary.
     pub fn forward(&self, input_ids: &Tensor) -> Result<ClipOutput> {
-        self.parameters.check()?;
+        let _scope = self.parameters.enter()?;
         check_tokens(input_ids, self.config.vocab_size, self.config.max_position_embeddings)?;
-        let _ops = self.parameters.ops().enter();
         let (b, l) = (input_ids.size()[0], input_ids.size()[1]);
         let position_ids = Tensor::arange(l, (Kind::Int64, input_ids.device())).unsqueeze(0);
         let x = self.token_embedding.forward(input_ids) + self.position_embedding.forward(&position_ids);
@@ -345,8 +334,8 @@ impl ClipText {
     }
 }
 
-/// Tokens must be `[B, L]`, not too many, and of the vocabulary: libtorch reads past a table without a word on some
-/// devices.
+/// Checks that tokens are `[B, L]`, not too many, and of the vocabulary: on some devices libtorch reads past the end of a
+/// table without an error.
 pub(super) fn check_tokens(input_ids: &Tensor, vocab_size: i64, max_len: i64) -> Result<()> {
     let size = input_ids.size();
     if size.len() != 2 || size[1] == 0 || size[1] > max_len {

@@ -11,8 +11,9 @@ use tch::{Device, Kind, Tensor};
 use crate::config::ConfigFile;
 use crate::error::{Error, Result};
 use crate::math::{merge_heads, split_heads};
-use crate::nn::{Block, Embedding, Linear, Linears, Parameters, check_sizes, declare};
-use crate::numerics::{self, Numerics};
+use crate::models::Model;
+use crate::nn::{Block, Embedding, Linear, Parameters, check_sizes, declare};
+use crate::numerics;
 use crate::ops::{self, Activation, Epilogue};
 
 /// The sizes of a T5 encoder, in the names of its `config.json`.
@@ -108,11 +109,11 @@ impl T5Config {
         Self::from_config(&ConfigFile::read(path.as_ref())?, None)
     }
 
-    /// The same, where the sizes that the tensors' shapes say are known, too: both must say the same, and the shapes say
-    /// what the file leaves out.
+    /// Reads the settings, where the sizes of the tensors may be known, too: both must agree, and the sizes of the tensors
+    /// stand for what the file leaves out.
     pub(crate) fn from_config(config: &ConfigFile, shapes: Option<&Self>) -> Result<Self> {
         config.check_model_type(&["t5", "mt5"])?;
-        let size = |key: &str, of: fn(&Self) -> i64| config.size(key, shapes.map(of));
+        let size = |key: &str, field: fn(&Self) -> i64| config.size(key, shapes.map(field));
         // What a file leaves out is as in `transformers`' `T5Config`, whose usual MLP is that of the first T5.
         let feed_forward_proj = match config.text("feed_forward_proj")? {
             Some("gated-gelu" | "gated-gelu_new") => "gated-gelu".to_string(),
@@ -147,7 +148,7 @@ impl T5Config {
     }
 }
 
-/// Scales by the root mean square, without a bias.
+/// A norm by the root mean square, without a bias.
 #[derive(Debug)]
 struct T5LayerNorm {
     weight: Tensor,
@@ -187,7 +188,7 @@ impl T5Attention {
         }
     }
 
-    /// `residual` and the attention over `x`.
+    /// Returns `residual` plus the attention over `x`.
     fn forward(&self, x: &Tensor, position_bias: &Tensor, residual: &Tensor) -> Tensor {
         let project = |layer: &Linear| ops::linear(layer, x, Epilogue::default());
         let heads = |layer: &Linear| split_heads(&project(layer), self.num_heads); // [B, H, L, d]
@@ -219,7 +220,7 @@ impl T5DenseGatedActDense {
 }
 
 impl T5DenseGatedActDense {
-    /// `residual` and the MLP over `x`.
+    /// Returns `residual` plus the MLP of `x`.
     fn forward(&self, x: &Tensor, residual: &Tensor) -> Tensor {
         let hidden_linear = ops::linear(&self.wi_1, x, Epilogue::default());
         let gelu =
@@ -229,7 +230,7 @@ impl T5DenseGatedActDense {
     }
 }
 
-/// One layer: attention and MLP, each behind its norm.
+/// A layer: attention and MLP, each behind its norm.
 #[derive(Debug)]
 struct T5Block {
     attention_norm: T5LayerNorm,
@@ -267,6 +268,12 @@ pub struct T5Encoder {
     parameters: Parameters,
 }
 
+impl Model for T5Encoder {
+    fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+}
+
 impl T5Encoder {
     /// Declares every parameter; the embedding is `shared`.
     ///
@@ -294,64 +301,44 @@ impl T5Encoder {
                 "relative_attention_num_buckets must be at least 4, not {buckets}"
             )));
         }
-        let ((shared, relative_attention_bias, block, final_layer_norm), mut parameters) =
-            Parameters::of(&vs, || {
-                let encoder = &vs / "encoder";
-                let blocks = &encoder / "block";
-                Ok((
-                    Embedding::new(&vs / "shared", config.vocab_size, config.d_model),
-                    Embedding::new(
-                        &blocks / 0 / "layer" / 0 / "SelfAttention" / "relative_attention_bias",
-                        config.relative_attention_num_buckets,
-                        config.num_heads,
-                    ),
-                    (0..config.num_layers).map(|i| T5Block::new(&blocks / i, config)).collect(),
-                    T5LayerNorm::new(&encoder / "final_layer_norm", config),
-                ))
-            })?;
-        let blocks = &vs / "encoder" / "block";
-        parameters
-            .set_blocks((0..config.num_layers).map(|i| Block::new([blocks.path(&i.to_string())])).collect());
-        let config = config.clone();
-        Ok(Self { shared, relative_attention_bias, block, final_layer_norm, config, parameters })
+        let encoder = &vs / "encoder";
+        let blocks = &encoder / "block";
+        let offload_blocks = (0..config.num_layers).map(|i| Block::new([blocks.path(&i.to_string())]));
+        let collector = Parameters::collect(&vs);
+        Ok(Self {
+            shared: Embedding::new(&vs / "shared", config.vocab_size, config.d_model),
+            relative_attention_bias: Embedding::new(
+                &blocks / 0 / "layer" / 0 / "SelfAttention" / "relative_attention_bias",
+                config.relative_attention_num_buckets,
+                config.num_heads,
+            ),
+            block: (0..config.num_layers).map(|i| T5Block::new(&blocks / i, config)).collect(),
+            final_layer_norm: T5LayerNorm::new(&encoder / "final_layer_norm", config),
+            config: config.clone(),
+            parameters: collector.finish().with_blocks(offload_blocks),
+        })
     }
 
-    /// The linear layers, where quantised weights are kept and LoRAs are put on.
-    pub fn linears(&self) -> &Linears {
-        self.parameters.linears()
-    }
-
-    /// Chooses between the reference's bits and speed; see [`Numerics`].
-    pub fn set_numerics(&self, numerics: Numerics) {
-        self.parameters.ops().set(numerics);
-    }
-
-    /// Gives back the memory that fast runs keep for the next one.
-    pub fn release_workspace(&self) {
-        self.parameters.ops().release();
-    }
-
-    /// Tokens `[B, L]` (int64) to the last hidden states `[B, L, d_model]`.
+    /// Encodes tokens `[B, L]` (int64) to the last hidden states `[B, L, d_model]`.
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::Unfilled`], [`Error::Tch`] for a token outside the vocabulary.
     pub fn forward(&self, input_ids: &Tensor) -> Result<Tensor> {
-        self.parameters.check()?;
+        let _scope = self.parameters.enter()?;
         super::clip::check_tokens(input_ids, self.config.vocab_size, i64::MAX)?;
-        let _ops = self.parameters.ops().enter();
         let position_bias = self.position_bias(input_ids.size()[1], input_ids.device());
         let x = self.shared.forward(input_ids);
         let x = self.block.iter().enumerate().try_fold(x, |x, (i, block)| {
             numerics::check_cancelled(&x)?;
-            self.linears().in_block(i, || block.forward(&x, &position_bias))
+            self.linears().run_block(i, || block.forward(&x, &position_bias))
         })?;
         Ok(self.final_layer_norm.forward(&x))
     }
 
-    /// `[1, H, L, L]`: the first layer's, which all share.
+    /// Returns the bias `[1, H, L, L]` of the first layer, which all layers share.
     fn position_bias(&self, len: i64, device: Device) -> Tensor {
-        // From a query's key the bias depends on the distance alone, of which there are 2L − 1: the row of the last query
-        // begins with the first of them, and each row before it one further on.
+        // The bias depends only on the distance of query and key, of which there are 2L − 1. The row of the last query begins
+        // with the first of them, and each earlier row begins one later.
         let relative_position = Tensor::arange_start(1 - len, len, (Kind::Int64, device));
         let bias = self.relative_attention_bias.forward(&self.bucket(&relative_position)); // [2L − 1, H]
         let bias = bias.tr().contiguous();
@@ -359,8 +346,8 @@ impl T5Encoder {
         rows.flip([1]).unsqueeze(0)
     }
 
-    /// Half of the buckets for each direction; of these, half for single distances, the others growing with the
-    /// logarithm.
+    /// Returns the bucket of each distance. Half of the buckets are for each direction. Of these, half are for a single
+    /// distance each, and the others grow with the logarithm.
     fn bucket(&self, relative_position: &Tensor) -> Tensor {
         let buckets = self.config.relative_attention_num_buckets / 2;
         let max_exact = buckets / 2;

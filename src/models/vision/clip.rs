@@ -1,4 +1,4 @@
-//! CLIP's vision model: a picture to one vector.
+//! CLIP's vision model: a picture to a vector.
 //!
 //! Source: `transformers` 5.23.0, `models/clip/modeling_clip.py`, with the attention that it takes by default
 //! (`scaled_dot_product_attention`), and `models/clip/image_processing_clip.py`.
@@ -9,15 +9,16 @@ use tch::{Kind, Tensor};
 
 use crate::error::{Error, Result};
 use crate::image::Image;
+use crate::models::Model;
 use crate::models::text::clip::{ClipLayer, LayerSizes};
 use crate::models::text::{matrix, read_config, read_nested_config};
 use crate::nn::{Embedding, LayerNorm, Linear, Parameters, check_sizes, declare};
-use crate::numerics::{self, Numerics};
+use crate::numerics;
 use crate::ops::{self, Epilogue};
 
-/// Of the pictures that CLIP was trained on, in 0..1.
+/// The mean of each channel of the pictures that CLIP was trained on, in 0..1.
 const MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
-/// Likewise.
+/// The standard deviation of each channel.
 const STD: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
 
 /// The sizes of a CLIP vision model, in the names of its `config.json`.
@@ -27,7 +28,7 @@ pub struct ClipVisionConfig {
     pub hidden_size: i64,
     /// Width of the MLP.
     pub intermediate_size: i64,
-    /// Width of the vector that it gives.
+    /// Width of the vector of a picture.
     pub projection_dim: i64,
     /// Layers.
     pub num_hidden_layers: usize,
@@ -127,6 +128,12 @@ pub struct ClipVision {
     parameters: Parameters,
 }
 
+impl Model for ClipVision {
+    fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+}
+
 impl ClipVision {
     /// Declares every parameter.
     ///
@@ -155,54 +162,42 @@ impl ClipVision {
             layer_norm_eps,
             causal: false,
         };
-        let (mut model, parameters) = Parameters::of(&vs, || {
-            let root = &vs;
-            let vs = &vs / "vision_model";
-            let (embeddings, layers) = (&vs / "embeddings", &vs / "encoder" / "layers");
-            let positions = (image_size / patch_size).pow(2) + 1;
-            let kernel = [hidden_size, 3, patch_size, patch_size];
-            Ok(Self {
-                class_embedding: declare(&embeddings, "class_embedding", &[hidden_size]),
-                patch_embedding: declare(&(&embeddings / "patch_embedding"), "weight", &kernel),
-                position_embedding: Embedding::new(
-                    &embeddings / "position_embedding",
-                    positions,
-                    hidden_size,
-                ),
-                pre_layrnorm: LayerNorm::new(&vs / "pre_layrnorm", hidden_size, layer_norm_eps),
-                layers: (0..config.num_hidden_layers)
-                    .map(|i| ClipLayer::new(&layers / i, &sizes))
-                    .collect::<Result<_>>()?,
-                post_layernorm: LayerNorm::new(&vs / "post_layernorm", hidden_size, layer_norm_eps),
-                visual_projection: Linear::new(
-                    root / "visual_projection",
-                    hidden_size,
-                    config.projection_dim,
-                    false,
-                ),
-                config: config.clone(),
-                parameters: Parameters::default(),
-            })
-        })?;
-        model.parameters = parameters;
-        Ok(model)
+        let collector = Parameters::collect(&vs);
+        let root = &vs;
+        let vs = root / "vision_model";
+        let (embeddings, layers) = (&vs / "embeddings", &vs / "encoder" / "layers");
+        let positions = (image_size / patch_size).pow(2) + 1;
+        let kernel = [hidden_size, 3, patch_size, patch_size];
+        Ok(Self {
+            class_embedding: declare(&embeddings, "class_embedding", &[hidden_size]),
+            patch_embedding: declare(&(&embeddings / "patch_embedding"), "weight", &kernel),
+            position_embedding: Embedding::new(&embeddings / "position_embedding", positions, hidden_size),
+            pre_layrnorm: LayerNorm::new(&vs / "pre_layrnorm", hidden_size, layer_norm_eps),
+            layers: (0..config.num_hidden_layers)
+                .map(|i| ClipLayer::new(&layers / i, &sizes))
+                .collect::<Result<_>>()?,
+            post_layernorm: LayerNorm::new(&vs / "post_layernorm", hidden_size, layer_norm_eps),
+            visual_projection: Linear::new(
+                root / "visual_projection",
+                hidden_size,
+                config.projection_dim,
+                false,
+            ),
+            config: config.clone(),
+            parameters: collector.finish(),
+        })
     }
 
-    /// Chooses between the reference's bits and speed; see [`Numerics`].
-    pub fn set_numerics(&self, numerics: Numerics) {
-        self.parameters.ops().set(numerics);
-    }
-
-    /// The sizes that it was built with.
+    /// Returns the sizes that the model was built with.
     pub fn config(&self) -> &ClipVisionConfig {
         &self.config
     }
 
-    /// A picture as [`ClipVision::forward`] takes it, `[1, 3, S, S]` in f32: its shorter side resized to `S` with Pillow's
-    /// `BICUBIC`, the middle of it, and each channel normalised.
+    /// Returns the picture as [`ClipVision::forward`] takes it, `[1, 3, S, S]` in f32: its shorter side is resized to `S` with
+    /// Pillow's `BICUBIC`, the longer side is cropped to the middle, and each channel is normalised.
     ///
     /// # Errors
-    /// [`Error::Tch`] where the memory is not to be had.
+    /// [`Error::Tch`] where memory runs out.
     pub fn preprocess(&self, image: &Image) -> Result<Tensor> {
         let side = self.config.image_size as u32;
         let (short, long) = (image.width.min(image.height).max(1), image.width.max(image.height));
@@ -214,24 +209,23 @@ impl ClipVision {
         let size = [1, i64::from(height), i64::from(width), 3];
         let pixels = Tensor::f_from_slice(&resized.rgb)?.f_reshape(size)?.permute([0, 3, 1, 2]);
         let pixels = pixels.f_narrow(2, top, side.into())?.f_narrow(3, left, side.into())?;
-        let of_bytes = |values: [f64; 3]| {
+        let in_bytes = |values: [f64; 3]| {
             Tensor::from_slice(&values.map(|value| (value * 255.0) as f32)).reshape([1, 3, 1, 1])
         };
-        Ok(pixels.f_to_kind(Kind::Float)?.f_sub(&of_bytes(MEAN))?.f_div(&of_bytes(STD))?)
+        Ok(pixels.f_to_kind(Kind::Float)?.f_sub(&in_bytes(MEAN))?.f_div(&in_bytes(STD))?)
     }
 
-    /// `image_embeds` `[B, projection_dim]` of pictures `[B, 3, S, S]`.
+    /// Returns `image_embeds` `[B, projection_dim]` of pictures `[B, 3, S, S]`.
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::Unfilled`], [`Error::Cancelled`] within [`numerics::with_cancel`].
     pub fn forward(&self, pixel_values: &Tensor) -> Result<Tensor> {
-        self.parameters.check()?;
+        let _scope = self.parameters.enter()?;
         let (size, side) = (pixel_values.size(), self.config.image_size);
         if !matches!(size[..], [_, 3, h, w] if h == side && w == side) {
             let expected = format!("[B, 3, {side}, {side}]");
             return Err(Error::Shape { what: "pixel_values", expected, found: size });
         }
-        let _ops = self.parameters.ops().enter();
         let (b, patch) = (size[0], [self.config.patch_size; 2]);
         let pixels = pixel_values.f_to_kind(self.patch_embedding.kind())?;
         let patches = pixels.f_conv2d(&self.patch_embedding, None::<&Tensor>, patch, [0, 0], [1, 1], 1)?; // [B, D, h, w]

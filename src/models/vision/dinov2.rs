@@ -29,7 +29,7 @@ pub struct Dinov2Config {
     pub hidden_act: String,
     /// Added to the variance.
     pub layer_norm_eps: f64,
-    /// Side of the pictures that it was trained on, whose patches have positions of their own.
+    /// Side of the pictures that it was trained on, for whose patches there are positions.
     pub image_size: i64,
     /// Pixels to a side of a patch.
     pub patch_size: i64,
@@ -37,14 +37,15 @@ pub struct Dinov2Config {
     pub num_channels: i64,
     /// Whether queries, keys and values have biases.
     pub qkv_bias: bool,
-    /// Whether the MLP is gated, as in the giant model: not known here.
+    /// Whether the MLP is gated, as in the giant model, which is not supported.
     pub use_swiglu_ffn: bool,
-    /// Which states are given, by their numbers: 0 is what goes into the first layer, `n` what comes out of the `n`-th;
-    /// below 0 they count from the end.
+    /// Which states are returned, by their numbers: 0 is the input of the first layer, `n` the output of the `n`-th; numbers
+    /// below 0 count from the end.
     pub out_indices: Option<Vec<i64>>,
-    /// The same by their names (`stem`, `stage1`, …), where there are no numbers. The last, where there is neither.
+    /// Which states are returned, by their names (`stem`, `stage1`, …), where there are no numbers. Without both it is the
+    /// last state.
     pub out_features: Option<Vec<String>>,
-    /// Whether the states that are given go through the last norm.
+    /// Whether the states that are returned go through the last norm.
     pub apply_layernorm: bool,
 }
 
@@ -70,7 +71,7 @@ impl Default for Dinov2Config {
 }
 
 impl Dinov2Config {
-    /// The numbers of the states that are given, from the first layer on.
+    /// Returns the numbers of the states that the backbone returns, from the first layer on.
     ///
     /// # Errors
     /// [`Error::Config`] for a state that it does not have.
@@ -80,14 +81,14 @@ impl Dinov2Config {
             Some(number) => number.parse().ok(),
             None => (name == "stem").then_some(0),
         };
-        let wanted: Vec<Option<i64>> = match (&self.out_indices, &self.out_features) {
+        let indices: Vec<Option<i64>> = match (&self.out_indices, &self.out_features) {
             (Some(indices), _) => {
                 indices.iter().map(|&i| Some(if i < 0 { i + last + 1 } else { i })).collect()
             }
             (None, Some(names)) => names.iter().map(by_name).collect(),
             (None, None) => vec![Some(last)],
         };
-        let states: Option<Vec<usize>> = wanted
+        let states: Option<Vec<usize>> = indices
             .into_iter()
             .map(|state| state.filter(|state| (0..=last).contains(state)).map(|state| state as usize))
             .collect();
@@ -100,7 +101,7 @@ impl Dinov2Config {
         Ok(states)
     }
 
-    /// Patches to a side of the pictures that it was trained on.
+    /// Returns the count of patches to a side of the pictures that it was trained on.
     fn grid(&self) -> i64 {
         self.image_size / self.patch_size
     }
@@ -157,15 +158,15 @@ impl Attention {
         }
     }
 
-    /// `x + scale * attention(hidden)`: `[B, L, D]`, `scale` `[B, 1, D]`.
+    /// Returns `x + scale * attention(hidden)`: `[B, L, D]` with `scale` `[B, 1, D]`.
     fn forward(&self, hidden: &Tensor, scale: &Tensor, x: &Tensor) -> Tensor {
         let project = |layer: &Linear| ops::linear(layer, hidden, Epilogue::default());
         let heads = |layer: &Linear| split_heads(&project(layer), self.num_heads); // [B, H, L, d]
         let (q, k, v) = (heads(&self.query), heads(&self.key), heads(&self.value));
         let scaling = (q.size()[3] as f64).powf(-0.5);
         let attn = scaled_dot_product_attention(&q, &k, &v, None, false, Some(scaling));
-        let end = Epilogue { gate: Some(scale), residual: Some(x), ..Epilogue::default() };
-        ops::linear(&self.dense, &merge_heads(&attn), end)
+        let epilogue = Epilogue { gate: Some(scale), residual: Some(x), ..Epilogue::default() };
+        ops::linear(&self.dense, &merge_heads(&attn), epilogue)
     }
 }
 
@@ -197,13 +198,13 @@ impl Layer {
 
 impl Module for Layer {
     fn forward(&self, x: &Tensor) -> Tensor {
-        let of_each = |scale: &Tensor| scale.view([1, 1, -1]).repeat([x.size()[0], 1, 1]); // [B, 1, D]
-        let scale = of_each(&self.layer_scale1);
+        let per_batch = |scale: &Tensor| scale.view([1, 1, -1]).repeat([x.size()[0], 1, 1]); // [B, 1, D]
+        let scale = per_batch(&self.layer_scale1);
         let x = &self.attention.forward(&self.norm1.forward(x), &scale, x);
 
-        let activated = Epilogue { activation: Activation::GeluErf, ..Epilogue::default() };
-        let hidden = ops::linear(&self.fc1, &self.norm2.forward(x), activated);
-        let scale = of_each(&self.layer_scale2);
+        let activation = Epilogue { activation: Activation::GeluErf, ..Epilogue::default() };
+        let hidden = ops::linear(&self.fc1, &self.norm2.forward(x), activation);
+        let scale = per_batch(&self.layer_scale2);
         ops::linear(
             &self.fc2,
             &hidden,
@@ -212,7 +213,7 @@ impl Module for Layer {
     }
 }
 
-/// DINOv2 in the names of `transformers.Dinov2Backbone`: one part of a depth model, which checks that it is filled.
+/// DINOv2 in the names of `transformers.Dinov2Backbone`. It is a part of a depth model, which checks that it is filled.
 #[derive(Debug)]
 #[doc(alias = "Dinov2Backbone")]
 pub struct Dinov2 {
@@ -226,7 +227,7 @@ pub struct Dinov2 {
 }
 
 impl Dinov2 {
-    /// Declares every parameter but the token that stood for hidden patches in training.
+    /// Declares every parameter but the mask token, which only training uses.
     ///
     /// # Errors
     /// [`Error::Config`] where the heads do not divide the width, or what is asked for is not known.
@@ -247,13 +248,13 @@ impl Dinov2 {
         })
     }
 
-    /// The kind of its weights.
+    /// Returns the kind of the weights.
     pub(super) fn kind(&self) -> Kind {
         self.projection.weight().kind()
     }
 
-    /// Pictures `[B, C, H, W]` to the states that the configuration names, the first layer's first: `[B, 1 + L, D]`, where
-    /// the first is of the whole picture and the others of its `L` patches.
+    /// Returns the states `[B, 1 + L, D]` of pictures `[B, C, H, W]` that the configuration names, in the order of the layers.
+    /// The first token is that of the whole picture, and the others are those of its `L` patches.
     ///
     /// # Errors
     /// [`Error::Shape`] where the channels are wrong, or the sides no multiples of a patch's.
@@ -267,25 +268,25 @@ impl Dinov2 {
                 return Err(Error::Shape { what: "pixel_values", expected, found: pixel_values.size() });
             }
         }
-        let give = |x: &Tensor| match self.config.apply_layernorm {
+        let normalize = |x: &Tensor| match self.config.apply_layernorm {
             true => self.layernorm.forward(x),
             false => x.shallow_clone(),
         };
         let mut x = self.embed(pixel_values)?;
-        let mut given = Vec::new();
+        let mut outputs = Vec::new();
         for (state, layer) in self.layers.iter().map(Some).chain([None]).enumerate() {
             if self.outputs.contains(&state) {
-                given.push(give(&x));
+                outputs.push(normalize(&x));
             }
             if let Some(layer) = layer {
                 numerics::check_cancelled(&x)?;
                 x = layer.forward(&x);
             }
         }
-        Ok(given)
+        Ok(outputs)
     }
 
-    /// The patches with the token of the whole picture before them, and their positions.
+    /// Embeds the patches behind the token of the whole picture, and adds their positions.
     fn embed(&self, pixel_values: &Tensor) -> Result<Tensor> {
         let (b, height, width) = (pixel_values.size()[0], pixel_values.size()[2], pixel_values.size()[3]);
         let pixel_values = pixel_values.f_to_kind(self.kind())?;
@@ -295,7 +296,7 @@ impl Dinov2 {
         Ok(embeddings.f_add(&self.positions(height, width)?)?)
     }
 
-    /// The positions of a picture's patches: those that were trained, or between them by bicubic interpolation in f32.
+    /// Returns the positions of a picture's patches: the trained ones, or their bicubic interpolation in f32.
     fn positions(&self, height: i64, width: i64) -> Result<Tensor> {
         let (grid, patch) = (self.config.grid(), self.config.patch_size);
         let (down, across) = (height / patch, width / patch);

@@ -10,25 +10,25 @@ use tch::{Kind, Tensor};
 use super::dinov2::{Dinov2, Dinov2Config};
 use crate::error::{Error, Result};
 use crate::image::Image;
+use crate::models::Model;
 use crate::models::text::read_config;
-use crate::nn::{Conv2d, ConvTranspose2d, Linears, Parameters, check_sizes};
-use crate::numerics::Numerics;
+use crate::nn::{Conv2d, ConvTranspose2d, Parameters, check_sizes};
 
 /// The sizes of a depth model, in the names of its `config.json`; what may be left out there is as in the small one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DepthConfig {
-    /// The backbone's.
+    /// Sizes of the backbone.
     pub backbone_config: Dinov2Config,
     /// Pixels to a side of the backbone's patch.
     pub patch_size: i64,
     /// Width of the backbone's states.
     pub reassemble_hidden_size: i64,
-    /// How many times as large each of these becomes: 4, 2, 1, and 0.5 for half.
+    /// By which factor each of these states is enlarged: 4, 2, 1, and 0.5 for half.
     pub reassemble_factors: Vec<f64>,
-    /// Channels of each of them then.
+    /// Channels of each state after that.
     pub neck_hidden_sizes: Vec<i64>,
-    /// Channels of their sum.
+    /// Channels of the sums of the states.
     pub fusion_hidden_size: i64,
     /// Which of the sums the head reads; below 0 they count from the end.
     pub head_in_index: i64,
@@ -36,7 +36,7 @@ pub struct DepthConfig {
     pub head_hidden_size: i64,
     /// `relative`: near is large, and 0 is far; `metric`: metres.
     pub depth_estimation_type: String,
-    /// What the depth is multiplied by; nothing is 1.
+    /// What the depth is multiplied by; `None` stands for 1.
     pub max_depth: Option<f64>,
 }
 
@@ -64,8 +64,8 @@ impl Default for DepthConfig {
 }
 
 impl DepthConfig {
-    /// The large one of the first version (`LiheYoung/depth-anything-large-hf`), which the official code runs. The second
-    /// version's reads other states.
+    /// Returns the sizes of the large model of the first version (`LiheYoung/depth-anything-large-hf`), which the official code
+    /// runs. The large model of the second version reads other states.
     pub fn large() -> Self {
         Self {
             backbone_config: Dinov2Config {
@@ -112,13 +112,14 @@ impl DepthConfig {
         if self.head_index().is_none() {
             return wrong(format!("head_in_index {} is none of the neck's {sizes} sums", self.head_in_index));
         }
-        if let Some(factor) = self.reassemble_factors.iter().find(|&&factor| resizing(factor).is_none()) {
+        if let Some(factor) = self.reassemble_factors.iter().find(|&&factor| resize_factor(factor).is_none())
+        {
             return wrong(format!(
                 "reassemble_factors: {factor} is no whole number, nor one over a whole number"
             ));
         }
-        let (own, backbone) = (self.reassemble_hidden_size, self.backbone_config.hidden_size);
-        if own != backbone || self.patch_size != self.backbone_config.patch_size {
+        let backbone = &self.backbone_config;
+        if self.reassemble_hidden_size != backbone.hidden_size || self.patch_size != backbone.patch_size {
             return wrong(
                 "the neck was made for another backbone: another width, or another size of patch".into(),
             );
@@ -129,7 +130,7 @@ impl DepthConfig {
         }
     }
 
-    /// Which of the sums the head reads, from the first.
+    /// Returns the index of the sum that the head reads.
     fn head_index(&self) -> Option<usize> {
         let sums = self.neck_hidden_sizes.len() as i64;
         let index = if self.head_in_index < 0 { self.head_in_index + sums } else { self.head_in_index };
@@ -138,18 +139,18 @@ impl DepthConfig {
 }
 
 /// How the neck changes the sides of a state.
-enum Resizing {
+enum ResizeFactor {
     Up(i64),
     Same,
     Down(i64),
 }
 
-fn resizing(factor: f64) -> Option<Resizing> {
+fn resize_factor(factor: f64) -> Option<ResizeFactor> {
     let whole = |times: f64| (times.fract() == 0.0 && (2.0..=64.0).contains(&times)).then_some(times as i64);
     match factor {
-        1.0 => Some(Resizing::Same),
-        factor if factor > 1.0 => whole(factor).map(Resizing::Up),
-        factor => whole(1.0 / factor).map(Resizing::Down),
+        1.0 => Some(ResizeFactor::Same),
+        factor if factor > 1.0 => whole(factor).map(ResizeFactor::Up),
+        factor => whole(1.0 / factor).map(ResizeFactor::Down),
     }
 }
 
@@ -170,14 +171,14 @@ impl Reassemble {
     fn new(vs: Path, hidden: i64, channels: i64, factor: f64) -> Self {
         Self {
             projection: Conv2d::new(&vs / "projection", hidden, channels, 1, 1, 0),
-            resize: match resizing(factor) {
-                Some(Resizing::Up(times)) => {
+            resize: match resize_factor(factor) {
+                Some(ResizeFactor::Up(times)) => {
                     Some(Resize::Up(ConvTranspose2d::new(&vs / "resize", channels, channels, times)))
                 }
-                Some(Resizing::Down(times)) => {
+                Some(ResizeFactor::Down(times)) => {
                     Some(Resize::Down(Conv2d::new(&vs / "resize", channels, channels, 3, times, 1)))
                 }
-                Some(Resizing::Same) | None => None,
+                Some(ResizeFactor::Same) | None => None,
             },
         }
     }
@@ -232,7 +233,7 @@ impl Fusion {
         }
     }
 
-    /// The sum so far, the state that is added, and the sides of the result, which otherwise are doubled.
+    /// Adds `state` to the sum of the states before it. The result has the sides `size`, or sides twice as long.
     fn forward(&self, sum: &Tensor, state: Option<&Tensor>, size: Option<[i64; 2]>) -> Tensor {
         let sum = match state {
             Some(state) if state.size() == sum.size() => sum + self.residual_layer1.forward(state),
@@ -276,7 +277,7 @@ impl Neck {
         }
     }
 
-    /// States `[B, 1 + L, D]` of `down` × `across` patches to sums `[B, C, H, W]`, the smallest first.
+    /// Returns the sums `[B, C, H, W]`, the smallest first, of states `[B, 1 + L, D]` of `down` × `across` patches.
     fn forward(&self, states: &[Tensor], [down, across]: [i64; 2]) -> Result<Vec<Tensor>> {
         let mut features = Vec::new();
         for ((state, reassemble), conv) in states.iter().zip(&self.reassemble).zip(&self.convs) {
@@ -320,7 +321,7 @@ impl Head {
         }
     }
 
-    /// `[B, C, h, w]` to `[B, H, W]`.
+    /// Returns depths `[B, H, W]` of a sum `[B, C, h, w]`.
     fn forward(&self, sum: &Tensor, sides: [i64; 2]) -> Tensor {
         let x = self.conv1.forward(sum).upsample_bilinear2d(sides, true, None, None);
         let x = self.conv3.forward(&self.conv2.forward(&x).relu());
@@ -342,6 +343,12 @@ pub struct DepthAnything {
     parameters: Parameters,
 }
 
+impl Model for DepthAnything {
+    fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+}
+
 impl DepthAnything {
     /// Declares every parameter.
     ///
@@ -349,40 +356,29 @@ impl DepthAnything {
     /// [`Error::Config`] for sizes that do not fit each other.
     pub fn new(vs: Path, config: &DepthConfig) -> Result<Self> {
         config.check()?;
-        let ((backbone, neck, head), parameters) = Parameters::of(&vs, || {
-            Ok((
-                Dinov2::new(&vs / "backbone", &config.backbone_config)?,
-                Neck::new(&vs / "neck", config),
-                Head::new(&vs / "head", config),
-            ))
-        })?;
-        let head_index = config.head_index().unwrap_or_default();
-        Ok(Self { backbone, neck, head, head_index, config: config.clone(), parameters })
+        let collector = Parameters::collect(&vs);
+        Ok(Self {
+            backbone: Dinov2::new(&vs / "backbone", &config.backbone_config)?,
+            neck: Neck::new(&vs / "neck", config),
+            head: Head::new(&vs / "head", config),
+            head_index: config.head_index().unwrap_or_default(),
+            config: config.clone(),
+            parameters: collector.finish(),
+        })
     }
 
-    /// The sizes that it was built with.
+    /// Returns the sizes that the model was built with.
     pub fn config(&self) -> &DepthConfig {
         &self.config
     }
 
-    /// Chooses between the reference's bits and speed; see [`Numerics`].
-    pub fn set_numerics(&self, numerics: Numerics) {
-        self.parameters.ops().set(numerics);
-    }
-
-    /// The linear layers, where quantised weights are kept.
-    pub fn linears(&self) -> &Linears {
-        self.parameters.linears()
-    }
-
-    /// Pictures `[B, 3, H, W]` as [`pixel_values`] makes them to depths `[B, H, W]`; near is large where the model is
-    /// `relative`.
+    /// Returns the depths `[B, H, W]` of pictures `[B, 3, H, W]`, as [`pixel_values`] makes them; near is large where the model
+    /// is `relative`.
     ///
     /// # Errors
     /// [`Error::Shape`] where the sides are no multiples of a patch's; [`Error::Unfilled`].
     pub fn forward(&self, pixel_values: &Tensor) -> Result<Tensor> {
-        self.parameters.check()?;
-        let _ops = self.parameters.ops().enter();
+        let _scope = self.parameters.enter()?;
         let states = self.backbone.forward(pixel_values)?;
         let patch = self.config.patch_size;
         let patches = [2, 3].map(|axis| pixel_values.size()[axis] / patch);
@@ -390,8 +386,8 @@ impl DepthAnything {
         Ok(self.head.forward(&sums[self.head_index], patches.map(|side| side * patch)))
     }
 
-    /// The depths of a picture as FLUX.1's Depth was trained to follow them, `[1, 3, H, W]` in the picture's own size:
-    /// the model's numbers over 127.5, minus 1, as if they were bytes.
+    /// Returns the depths of a picture as FLUX.1 Depth was trained on them, `[1, 3, H, W]` in the size of the picture: the
+    /// output of the model over 127.5, minus 1, as if it were bytes.
     ///
     /// Source: `black-forest-labs/flux` at 802fb47, `src/flux/modules/image_embedders.py`, `DepthImageEncoder`.
     ///
@@ -399,7 +395,7 @@ impl DepthAnything {
     /// As [`DepthAnything::forward`].
     pub fn map(&self, picture: &Image) -> Result<Tensor> {
         let device = self.head.conv3.weight().device();
-        let pixels = pixel_values(&bytes_again(picture))?.f_to_device(device)?;
+        let pixels = pixel_values(&requantize_bytes(picture))?.f_to_device(device)?;
         let depth = self.forward(&pixels)?.f_to_kind(Kind::Float)?;
         let depth = depth.f_unsqueeze(1)?.f_expand([-1, 3, -1, -1], false)?;
         let depth = resize_bicubic(&depth, [i64::from(picture.height), i64::from(picture.width)])?;
@@ -407,22 +403,22 @@ impl DepthAnything {
     }
 }
 
-/// The picture as the official code gives it on: it was −1..1 in between, and becoming bytes again cuts off what is a last
-/// bit short of a whole number.
-fn bytes_again(picture: &Image) -> Image {
-    let again = |byte: &u8| ((f32::from(*byte) / 127.5 - 1.0 + 1.0) * 127.5) as u8;
-    Image { rgb: picture.rgb.iter().map(again).collect(), ..*picture }
+/// Returns the picture as the official code passes it on: it was in −1..1 in between, and the conversion back to bytes cuts
+/// off values that are a last bit short of a whole number.
+fn requantize_bytes(picture: &Image) -> Image {
+    let requantize = |byte: &u8| ((f32::from(*byte) / 127.5 - 1.0 + 1.0) * 127.5) as u8;
+    Image { rgb: picture.rgb.iter().map(requantize).collect(), ..*picture }
 }
 
-/// `torch.nn.functional.interpolate(x, size, mode="bicubic", antialias=True)`, and its bits: `[B, C, H, W]`.
+/// Resizes `[B, C, H, W]` with the bits of `torch.nn.functional.interpolate(x, size, mode="bicubic", antialias=True)`.
 ///
 /// # Errors
-/// [`Error::Tch`] for what has not four axes.
+/// [`Error::Tch`] for a tensor that does not have four axes.
 pub fn resize_bicubic(x: &Tensor, [height, width]: [i64; 2]) -> Result<Tensor> {
     Ok(x.f_internal_upsample_bicubic2d_aa([height, width], false, None, None)?)
 }
 
-/// The side that a picture is brought near to, and what its sides are multiples of; what becomes of its colours.
+/// The side that a picture is resized to, what its sides are multiples of, and how its channels are normalised.
 ///
 /// Source: `preprocessor_config.json` of `LiheYoung/depth-anything-large-hf`, and of the other sizes and versions.
 const SIDE: f64 = 518.0;
@@ -430,8 +426,8 @@ const MULTIPLE: f64 = 14.0;
 const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
 const STD: [f32; 3] = [0.229, 0.224, 0.225];
 
-/// The size that a picture is resized to: that of the two sides which changes less becomes 518, the other keeps the
-/// shape, and both are rounded to patches, of which there is at least one.
+/// Returns the size that a picture is resized to: the side that changes less becomes 518, the other keeps the aspect ratio,
+/// and both are rounded to whole patches, of which there is at least one.
 ///
 /// Source: `transformers` 5.23.0, `models/dpt/image_processing_pil_dpt.py`, `get_resize_output_image_size`.
 fn size_for(width: u32, height: u32) -> (u32, u32) {
@@ -442,13 +438,13 @@ fn size_for(width: u32, height: u32) -> (u32, u32) {
     (rounded(width), rounded(height))
 }
 
-/// A picture as the depth models read it, `[1, 3, H, W]`: resized with Pillow's `BICUBIC`, its colours brought to the mean
-/// and spread of ImageNet's.
+/// Returns a picture as the depth models read it, `[1, 3, H, W]`: resized with Pillow's `BICUBIC`, and each channel normalised
+/// by the mean and the standard deviation of ImageNet.
 ///
 /// Source: `transformers` 5.23.0, `DPTImageProcessorPil` with the settings of `LiheYoung/depth-anything-large-hf`.
 ///
 /// # Errors
-/// [`Error::Tch`] where the memory is not to be had.
+/// [`Error::Tch`] where memory runs out.
 pub fn pixel_values(picture: &Image) -> Result<Tensor> {
     let (width, height) = size_for(picture.width, picture.height);
     let picture = picture.resize_bicubic(width, height);
@@ -472,7 +468,7 @@ mod tests {
     #[test]
     fn small_bytes_lose_one_on_their_way_as_officially() {
         let picture = Image { width: 256, height: 1, rgb: (0..=255).flat_map(|byte| [byte; 3]).collect() };
-        for (before, after) in picture.rgb.iter().zip(&bytes_again(&picture).rgb) {
+        for (before, after) in picture.rgb.iter().zip(&requantize_bytes(&picture).rgb) {
             let lost = u8::from((1..64).contains(before));
             assert_eq!(*after, before - lost, "{before}");
         }

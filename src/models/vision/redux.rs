@@ -1,4 +1,4 @@
-//! Redux: SigLIP's states to tokens that stand behind T5's.
+//! Redux: SigLIP's states to tokens that follow those of T5.
 //!
 //! Source: `black-forest-labs/flux` at 802fb47, `src/flux/modules/image_embedders.py`, `ReduxImageEncoder`; the same under
 //! the same names is diffusers 0.42.1, `pipelines/flux/modeling_flux.py`.
@@ -8,9 +8,9 @@ use tch::Tensor;
 use tch::nn::Path;
 
 use crate::error::{Error, Result};
+use crate::models::Model;
 use crate::models::text::matrix;
-use crate::nn::{Linear, Linears, Parameters, check_kind, check_sizes};
-use crate::numerics::Numerics;
+use crate::nn::{Linear, Parameters, check_kind, check_sizes};
 use crate::ops::{self, Activation, Epilogue};
 
 /// The sizes of a Redux embedder, in the names of its arguments.
@@ -19,12 +19,12 @@ use crate::ops::{self, Activation, Epilogue};
 pub struct ReduxConfig {
     /// Width of SigLIP's states.
     pub redux_dim: i64,
-    /// Width of T5's.
+    /// Width of T5's states.
     pub txt_in_features: i64,
 }
 
 impl Default for ReduxConfig {
-    /// Those of FLUX.1-Redux-dev.
+    /// Returns the sizes of FLUX.1-Redux-dev.
     fn default() -> Self {
         Self { redux_dim: 1152, txt_in_features: 4096 }
     }
@@ -52,6 +52,12 @@ pub struct ReduxImageEncoder {
     parameters: Parameters,
 }
 
+impl Model for ReduxImageEncoder {
+    fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+}
+
 impl ReduxImageEncoder {
     /// Declares every parameter.
     ///
@@ -61,44 +67,33 @@ impl ReduxImageEncoder {
         let ReduxConfig { redux_dim, txt_in_features } = *config;
         check_sizes(&[("redux_dim", redux_dim), ("txt_in_features", txt_in_features)])?;
         let inner = 3 * txt_in_features;
-        let ((redux_up, redux_down), parameters) = Parameters::of(&vs, || {
-            Ok((
-                Linear::new(&vs / "redux_up", redux_dim, inner, true),
-                Linear::new(&vs / "redux_down", inner, txt_in_features, true),
-            ))
-        })?;
-        Ok(Self { redux_up, redux_down, config: *config, parameters })
+        let collector = Parameters::collect(&vs);
+        Ok(Self {
+            redux_up: Linear::new(&vs / "redux_up", redux_dim, inner, true),
+            redux_down: Linear::new(&vs / "redux_down", inner, txt_in_features, true),
+            config: *config,
+            parameters: collector.finish(),
+        })
     }
 
-    /// Chooses between the reference's bits and speed; see [`Numerics`].
-    pub fn set_numerics(&self, numerics: Numerics) {
-        self.parameters.ops().set(numerics);
-    }
-
-    /// The linear layers, where quantised weights are kept.
-    pub fn linears(&self) -> &Linears {
-        self.parameters.linears()
-    }
-
-    /// The sizes that it was built with.
+    /// Returns the sizes that the model was built with.
     pub fn config(&self) -> &ReduxConfig {
         &self.config
     }
 
-    /// States of SigLIP `[B, L, redux_dim]` to tokens `[B, L, txt_in_features]`.
+    /// Projects states of SigLIP `[B, L, redux_dim]` to tokens `[B, L, txt_in_features]`.
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::Kind`], [`Error::Unfilled`].
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.parameters.check()?;
+        let _scope = self.parameters.enter()?;
         if x.dim() != 3 || x.size()[2] != self.config.redux_dim {
             let expected = format!("[B, L, {}]", self.config.redux_dim);
             return Err(Error::Shape { what: "x", expected, found: x.size() });
         }
         check_kind("x", x, x.kind(), &self.redux_up.weight)?;
-        let _ops = self.parameters.ops().enter();
-        let activated = Epilogue { activation: Activation::Silu, ..Epilogue::default() };
-        let hidden = ops::linear(&self.redux_up, x, activated);
+        let activation = Epilogue { activation: Activation::Silu, ..Epilogue::default() };
+        let hidden = ops::linear(&self.redux_up, x, activation);
         Ok(ops::linear(&self.redux_down, &hidden, Epilogue::default()))
     }
 }

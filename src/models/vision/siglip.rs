@@ -10,9 +10,10 @@ use tch::{Kind, Tensor};
 use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::math::{merge_heads, scaled_dot_product_attention, split_heads};
+use crate::models::Model;
 use crate::models::text::{matrix, read_config};
-use crate::nn::{Conv2d, Embedding, LayerNorm, Linear, Linears, Parameters, check_kind, check_sizes};
-use crate::numerics::{self, Numerics};
+use crate::nn::{Conv2d, Embedding, LayerNorm, Linear, Parameters, check_kind, check_sizes};
+use crate::numerics;
 use crate::ops::{self, Activation, Epilogue};
 
 /// The sizes of a SigLIP vision tower, in the names of its `config.json`. What that file leaves out is as in
@@ -148,7 +149,7 @@ impl SiglipConfig {
     /// (`PilBackend`) and `image_transforms.py`: bytes become f64 and are scaled, then f32 and shifted.
     ///
     /// # Errors
-    /// [`Error::Tch`] where the memory is not to be had.
+    /// [`Error::Tch`] where memory runs out.
     pub fn preprocess(&self, image: &Image) -> Result<Tensor> {
         let side = self.image_size as u32;
         let image = image.resize_bicubic(side, side);
@@ -230,8 +231,8 @@ impl SiglipLayer {
 impl Module for SiglipLayer {
     fn forward(&self, x: &Tensor) -> Tensor {
         let x = x + self.self_attn.forward(&self.layer_norm1.forward(x));
-        let activated = Epilogue { activation: self.activation, ..Epilogue::default() };
-        let hidden = ops::linear(&self.fc1, &self.layer_norm2.forward(&x), activated);
+        let activation = Epilogue { activation: self.activation, ..Epilogue::default() };
+        let hidden = ops::linear(&self.fc1, &self.layer_norm2.forward(&x), activation);
         ops::linear(&self.fc2, &hidden, Epilogue { residual: Some(&x), ..Epilogue::default() })
     }
 }
@@ -246,6 +247,12 @@ pub struct SiglipVision {
     post_layernorm: LayerNorm,
     config: SiglipConfig,
     parameters: Parameters,
+}
+
+impl Model for SiglipVision {
+    fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
 }
 
 impl SiglipVision {
@@ -269,47 +276,35 @@ impl SiglipVision {
                 config.num_attention_heads, config.hidden_size
             )));
         }
-        let ((patch_embedding, position_embedding, layers, post_layernorm), parameters) =
-            Parameters::of(&vs, || {
-                let vs = &vs / "vision_model";
-                let (embeddings, layers) = (&vs / "embeddings", &vs / "encoder" / "layers");
-                let (width, patch) = (config.hidden_size, config.patch_size);
-                let patches = &embeddings / "patch_embedding";
-                Ok((
-                    Conv2d::new(patches, config.num_channels, width, patch, patch, 0),
-                    Embedding::new(&embeddings / "position_embedding", config.patches(), width),
-                    (0..config.num_hidden_layers)
-                        .map(|i| SiglipLayer::new(&layers / i, config))
-                        .collect::<Result<_>>()?,
-                    LayerNorm::new(&vs / "post_layernorm", width, config.layer_norm_eps),
-                ))
-            })?;
-        let config = config.clone();
-        Ok(Self { patch_embedding, position_embedding, layers, post_layernorm, config, parameters })
+        let collector = Parameters::collect(&vs);
+        let vs = &vs / "vision_model";
+        let (embeddings, layers) = (&vs / "embeddings", &vs / "encoder" / "layers");
+        let (width, patch) = (config.hidden_size, config.patch_size);
+        let patches = &embeddings / "patch_embedding";
+        Ok(Self {
+            patch_embedding: Conv2d::new(patches, config.num_channels, width, patch, patch, 0),
+            position_embedding: Embedding::new(&embeddings / "position_embedding", config.patches(), width),
+            layers: (0..config.num_hidden_layers)
+                .map(|i| SiglipLayer::new(&layers / i, config))
+                .collect::<Result<_>>()?,
+            post_layernorm: LayerNorm::new(&vs / "post_layernorm", width, config.layer_norm_eps),
+            config: config.clone(),
+            parameters: collector.finish(),
+        })
     }
 
-    /// Chooses between the reference's bits and speed; see [`Numerics`].
-    pub fn set_numerics(&self, numerics: Numerics) {
-        self.parameters.ops().set(numerics);
-    }
-
-    /// The linear layers, where quantised weights are kept.
-    pub fn linears(&self) -> &Linears {
-        self.parameters.linears()
-    }
-
-    /// The sizes that it was built with.
+    /// Returns the sizes that the model was built with.
     pub fn config(&self) -> &SiglipConfig {
         &self.config
     }
 
-    /// Pictures `[B, C, image_size, image_size]`, as [`SiglipConfig::preprocess`] makes them, to the states of their
+    /// Encodes pictures `[B, C, image_size, image_size]`, as [`SiglipConfig::preprocess`] makes them, to the states of their
     /// patches `[B, patches, hidden_size]` (`last_hidden_state`). The pixels become the kind of the weights.
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::Kind`] on another device, [`Error::Unfilled`].
     pub fn forward(&self, pixel_values: &Tensor) -> Result<Tensor> {
-        self.parameters.check()?;
+        let _scope = self.parameters.enter()?;
         let SiglipConfig { num_channels, image_size, .. } = self.config;
         if pixel_values.dim() != 4 || pixel_values.size()[1..] != [num_channels, image_size, image_size] {
             let expected = format!("[B, {num_channels}, {image_size}, {image_size}]");
@@ -317,7 +312,6 @@ impl SiglipVision {
         }
         let weight = self.patch_embedding.weight();
         check_kind("pixel_values", pixel_values, weight.kind(), weight)?;
-        let _ops = self.parameters.ops().enter();
         let x = self.patch_embedding.forward(&pixel_values.to_kind(weight.kind())); // [B, D, h, w]
         let x = x.flatten(2, -1).transpose(1, 2); // [B, h·w, D]
         let position_ids = Tensor::arange(self.config.patches(), (Kind::Int64, x.device())).unsqueeze(0);

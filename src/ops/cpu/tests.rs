@@ -7,8 +7,9 @@ use tch::nn::{Module, VarStore};
 
 use super::*;
 use crate::layers::{DoubleStreamBlock, SingleStreamBlock};
+use crate::models::Model;
 use crate::models::autoencoder::{AttnBlock, ResnetBlock};
-use crate::models::flux1::{Flux1, Flux1Input, Flux1Params};
+use crate::models::flux1::{Flux1, Flux1Input, Flux1Options, Flux1Params};
 use crate::numerics::{Numerics, with_numerics, with_reference_f64, workspace};
 use crate::quant::Int8;
 
@@ -282,7 +283,7 @@ fn step(model: &Flux1, params: &Flux1Params, img_len: i64, txt_len: i64) -> Tens
         y: &random(&[1, params.vec_in_dim], 3),
         guidance: Some(&one),
     };
-    model.forward(&input).unwrap()
+    model.forward(&input, Flux1Options::default()).unwrap()
 }
 
 /// A regression in speed that needs no clock: calls of libtorch's operators, and blocks of memory from the system.

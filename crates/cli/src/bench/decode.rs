@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde_json::json;
 use tch::{Kind, Tensor};
 use tch_flux::Error;
+use tch_flux::models::Model;
 use tch_flux::models::autoencoder::{AutoEncoder, AutoEncoderParams};
 
 use super::measure::Measure;
@@ -54,31 +55,33 @@ impl Decode {
             None => model.decode(&latent),
         };
         let measured = measure.run(random::bytes(&vs, None), || Ok(()), |(), _| decode(vae_tile))?;
-        let apart = difference.then(|| apart(&decode(vae_tile)?, &decode(None)?)).transpose()?;
+        let difference =
+            difference.then(|| picture_difference(&decode(vae_tile)?, &decode(None)?)).transpose()?;
         let mut title = format!("FLUX.1's autoencoder, a picture of {width} × {height}");
         if let Some(tile) = vae_tile {
             title += &format!(", in tiles of {tile}");
         }
-        if let Some(Apart { largest, psnr }) = &apart {
+        if let Some(PictureDifference { largest, psnr }) = &difference {
             title += &format!(": {largest:.4} at most from the one without, of 2, {psnr:.1} dB");
         }
-        let setting = json!({ "width": width, "height": height, "vae_tile": vae_tile, "difference": apart });
+        let setting =
+            json!({ "width": width, "height": height, "vae_tile": vae_tile, "difference": difference });
         measure.report(&title, setting, &measured)
     }
 }
 
 /// How far two pictures lie apart, whose values are between -1 and 1; what is beyond is cut off, as in a picture.
 #[derive(Serialize)]
-struct Apart {
+struct PictureDifference {
     largest: f64,
     psnr: f64,
 }
 
-fn apart(one: &Tensor, other: &Tensor) -> tch_flux::Result<Apart> {
+fn picture_difference(first: &Tensor, second: &Tensor) -> tch_flux::Result<PictureDifference> {
     let _no_grad = tch::no_grad_guard();
     let cut = |x: &Tensor| x.f_to_kind(Kind::Float)?.f_clamp(-1.0, 1.0);
-    let apart = cut(one)?.f_sub(&cut(other)?)?;
-    let largest = f64::try_from(apart.f_abs()?.f_max()?)?;
-    let squares = f64::try_from(apart.f_square()?.f_mean(Kind::Float)?)?;
-    Ok(Apart { largest, psnr: 10.0 * (4.0 / squares).log10() })
+    let difference = cut(first)?.f_sub(&cut(second)?)?;
+    let largest = f64::try_from(difference.f_abs()?.f_max()?)?;
+    let squares = f64::try_from(difference.f_square()?.f_mean(Kind::Float)?)?;
+    Ok(PictureDifference { largest, psnr: 10.0 * (4.0 / squares).log10() })
 }

@@ -12,6 +12,7 @@ use serde_json::json;
 use tch::nn::VarStore;
 use tch::{Device, Kind};
 use tch_flux::checkpoint::{Checkpoint, Contained, Family, LoadOptions, Loaded};
+use tch_flux::models::Model;
 use tch_flux::models::autoencoder::{AutoEncoder, AutoEncoderParams, TinyAutoEncoder, TinyAutoEncoderParams};
 use tch_flux::models::flux1::{Flux1, Flux1Params};
 use tch_flux::models::text::{ClipConfig, ClipText, T5Config, T5Encoder};
@@ -19,8 +20,11 @@ use tch_flux::models::vision::{ReduxConfig, ReduxImageEncoder, SiglipConfig, Sig
 use tch_flux::nn::Linears;
 use tch_flux::numerics;
 
-use super::super::{KindArg, access, human_bytes, kind_name, parse_device, print_json};
-use super::measure::{peak_bytes, synchronize};
+use super::measure::synchronize;
+use crate::bytes::human_bytes;
+use crate::device::{KindArg, access, kind_name, parse_device};
+use crate::output::print_json;
+use crate::peak_memory::peak_bytes;
 
 #[derive(Args)]
 pub(crate) struct Load {

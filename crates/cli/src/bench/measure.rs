@@ -13,7 +13,10 @@ use tch_flux::numerics::Numerics;
 use tch_flux::ops::cpu;
 use tch_flux::parity::Machine;
 
-use super::super::{KindArg, ThreadsArg, human_bytes, kind_name, parse_device, print_json};
+use crate::bytes::human_bytes;
+use crate::device::{KindArg, ThreadsArg, kind_name, parse_device};
+use crate::output::print_json;
+use crate::peak_memory::{forget_peak, peak_bytes};
 
 #[derive(Args)]
 pub(super) struct Measure {
@@ -218,22 +221,4 @@ pub(super) fn synchronize(device: Device) {
     if let Device::Cuda(index) = device {
         tch::Cuda::synchronize(index as i64);
     }
-}
-
-/// The most memory that the process ever held, or since [`forget_peak`], where the system says it.
-pub(crate) fn peak_bytes() -> Option<u64> {
-    status_bytes("VmHWM:")
-}
-
-/// Lets [`peak_bytes`] start anew, and says what the process holds now.
-fn forget_peak() -> Option<u64> {
-    std::fs::write("/proc/self/clear_refs", "5").ok()?;
-    status_bytes("VmRSS:")
-}
-
-fn status_bytes(field: &str) -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with(field))?;
-    let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kilobytes * 1024)
 }

@@ -7,12 +7,13 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 use tch_flux::Error;
-use tch_flux::models::flux1::{Flux1, Flux1Input, Flux1Params};
+use tch_flux::models::Model;
+use tch_flux::models::flux1::{Flux1, Flux1Input, Flux1Options, Flux1Params};
 use tch_flux::sampling::image_ids;
 
 use super::measure::Measure;
 use super::random;
-use crate::QuantizeArg;
+use crate::device::QuantizeArg;
 
 #[derive(Args)]
 pub(crate) struct Step {
@@ -113,9 +114,9 @@ impl Step {
         let measured = self.measure.run(
             random::bytes(&vs, Some(model.linears())),
             || model.prepare_steps(&input, &times),
-            |steps, i| match steps {
-                Some(steps) => model.forward_step(&input, steps, i),
-                None => model.forward(&input),
+            |steps, i| {
+                let prepared = steps.as_ref().map(|steps| (steps, i));
+                model.forward(&input, Flux1Options { prepared, ..Flux1Options::default() })
             },
         )?;
 

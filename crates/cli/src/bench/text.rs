@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 use tch::{Kind, Tensor};
 use tch_flux::Error;
+use tch_flux::models::Model;
 use tch_flux::models::text::{ClipConfig, ClipText, T5Config, T5Encoder};
 
 use super::measure::Measure;

@@ -8,7 +8,7 @@ use serde::Serialize;
 use tch::{Kind, Tensor};
 use tch_flux::checkpoint::{Access, Checkpoint};
 
-use super::super::print_json;
+use crate::output::print_json;
 
 /// What differs between two files.
 #[derive(Debug, Default, Serialize)]

@@ -348,9 +348,9 @@ mod tests {
     use super::*;
 
     fn refused(check: fn(&str) -> Result<(), String>, cases: &[(&str, &str)]) {
-        for (text, wanted) in cases {
+        for (text, expected) in cases {
             let said = check(text).expect_err(text);
-            assert!(said.contains(wanted), "{text:?}: {said}");
+            assert!(said.contains(expected), "{text:?}: {said}");
         }
     }
 
@@ -426,7 +426,7 @@ mod tests {
 
     #[test]
     fn an_address_is_one_of_this_machine() {
-        for (host, wanted) in [
+        for (host, expected) in [
             ("127.0.0.1", "127.0.0.1:8000"),
             ("localhost", "127.0.0.1:8000"),
             ("0.0.0.0", "0.0.0.0:8000"),
@@ -434,9 +434,9 @@ mod tests {
             ("[::1]", "[::1]:8000"),
             ("::", "[::]:8000"),
         ] {
-            assert_eq!(address(host, 8000).unwrap().to_string(), wanted);
+            assert_eq!(address(host, 8000).unwrap().to_string(), expected);
         }
-        for (host, wanted) in [
+        for (host, expected) in [
             ("http://127.0.0.1", "127.0.0.1 is"),
             ("127.0.0.1:9000", "port 9000"),
             ("[::1]:9000", "port 9000"),
@@ -449,7 +449,7 @@ mod tests {
             ("[127.0.0.1]", "127.0.0.1 is"),
         ] {
             let said = address(host, 8000).expect_err(host);
-            assert!(said.contains(wanted), "{host:?}: {said}");
+            assert!(said.contains(expected), "{host:?}: {said}");
         }
     }
 

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -10,26 +9,16 @@ use serde::{Deserialize, Serialize};
 use tch_flux::Error;
 use toml::{Spanned, Table};
 
-use super::super::memory::OffloadArg;
-use super::super::redux::ReduxModelArgs;
-use super::super::{KindArg, ModelArgs, NumericsArg, QuantizeArg};
-use super::checks;
-use super::said::{PREFIX, Said, is_no_setting};
+use super::sources::{PREFIX, SettingSources};
+use super::suggestions::is_no_setting;
 use super::units::{Pixels, Size, Time, port, whole};
+use crate::device::{KindArg, NumericsArg, QuantizeArg};
+use crate::memory::OffloadArg;
+use crate::model_args::ModelArgs;
+use crate::redux::ReduxModelArgs;
 
 /// In place of a key that is printed.
 const REDACTED: &str = "redacted";
-/// A prompt of a few words.
-const LEAST_JSON: usize = 64;
-/// A small picture.
-const LEAST_BODY: usize = 1024;
-/// A piece of an answer.
-const LEAST_ANSWERS: usize = 64 << 10;
-/// The least picture that is drawn has as many.
-const LEAST_PIXELS: u64 = 64 * 64;
-/// In less, nothing can come in time.
-const LEAST_TIME: Duration = Duration::from_millis(1);
-
 /// Every setting is a flag, a variable `TCH_FLUX_SERVE_…`, and a key of the file, in that order.
 #[derive(Args, Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -188,10 +177,10 @@ pub(crate) struct Serve {
     /// Log in JSON.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(super) log_json: Option<bool>,
-    /// Where each setting was said.
+    /// Where each setting comes from.
     #[arg(skip)]
     #[serde(skip)]
-    pub(super) said: Said,
+    pub(super) sources: SettingSources,
 }
 
 /// Gives every flag its variable.
@@ -209,121 +198,26 @@ pub(crate) fn with_environment(command: clap::Command) -> clap::Command {
 }
 
 impl Serve {
-    /// With where the command line and the environment have said what.
-    pub(crate) fn said_in(self, matches: &clap::ArgMatches) -> Self {
-        Self { said: Said::in_matches(matches), ..self }
+    /// Adds where the command line and the environment set what.
+    pub(crate) fn with_sources(self, matches: &clap::ArgMatches) -> Self {
+        Self { sources: SettingSources::from_matches(matches), ..self }
     }
 
     /// With what the file says where flags and environment say nothing.
     pub(super) fn effective(mut self) -> anyhow::Result<Self> {
         let Some(path) = self.config.clone() else { return Ok(self) };
-        let named = || format!("{}: {}", self.said.of("config"), path.display());
+        let named = || format!("{}: {}", self.sources.name("config"), path.display());
         let text = std::fs::read_to_string(&path).with_context(named)?;
-        let own = Table::try_from(&self).context("the settings of the flags")?;
-        let table = over(&text, own, &path, &mut self.said)?;
+        let flags = Table::try_from(&self).context("the settings of the flags")?;
+        let table = merge_file(&text, flags, &path, &mut self.sources)?;
         let mut all: Self = table.try_into().with_context(|| path.display().to_string())?;
-        all.said = self.said;
+        all.sources = self.sources;
         Ok(all)
-    }
-
-    /// Refuses what could never take effect.
-    pub(super) fn check(&self) -> anyhow::Result<()> {
-        self.address()?;
-        self.log_filter()?;
-        self.key()?;
-        self.threads
-            .map_or(Ok(()), |threads| self.checked("threads", checks::threads(threads)).map(|_| ()))?;
-        self.each("cors-origin", &self.cors_origin, checks::origin)?;
-        self.each("allowed-host", &self.allowed_host, checks::host)?;
-        self.each("public-url", &self.public_url, checks::public_url)?;
-        self.each("model-name", &self.model_name, checks::name)?;
-        self.each("model-alias", &self.model_alias, checks::name)?;
-        self.checked("cors-origin", checks::origins(self.cors_origin.as_deref().unwrap_or_default()))?;
-        let tile = self.vae_tile.filter(|tile| *tile < 64);
-        tile.map_or(Ok(()), |tile| {
-            self.checked("vae-tile", Err(format!("{tile} pixels: at least 64 are needed")))
-        })?;
-        let most = 1 << 20;
-        let counts = [
-            ("max-connections", self.max_connections, 1),
-            ("queue", self.queue, 0),
-            ("url-count", self.url_count, 0),
-        ];
-        for (name, count, least) in counts {
-            if let Some(count) = count.filter(|count| !(least..=most).contains(count)) {
-                self.checked(name, Err::<(), _>(format!("{count} is not from {least} to {most}")))?;
-            }
-        }
-        let times = [
-            ("header-timeout", self.header_timeout),
-            ("body-timeout", self.body_timeout),
-            ("body-pause", self.body_pause),
-            ("write-timeout", self.write_timeout),
-            ("job-timeout", self.job_timeout),
-            ("stream-keep-alive", self.stream_keep_alive),
-            ("url-lifetime", self.url_lifetime),
-        ];
-        for (name, time) in times {
-            if time.is_some_and(|time| time.0 < LEAST_TIME) {
-                self.checked(name, Err::<(), _>("no time at all: nothing could ever be in time".into()))?;
-            }
-        }
-        self.check_sizes()
-    }
-
-    /// Refuses what no request is as small as, and what another setting keeps from ever being reached.
-    fn check_sizes(&self) -> anyhow::Result<()> {
-        let sizes = [
-            ("max-json-bytes", self.max_json_bytes, LEAST_JSON),
-            ("max-edit-bytes", self.max_edit_bytes, LEAST_BODY),
-            ("max-image-bytes", self.max_image_bytes, LEAST_BODY),
-            ("max-upload-bytes", self.max_upload_bytes, LEAST_BODY),
-            ("max-answer-bytes", self.max_answer_bytes, LEAST_ANSWERS),
-            ("url-bytes", self.url_bytes, LEAST_BODY),
-        ];
-        for (name, size, least) in sizes {
-            if let Some(Size(size)) = size.filter(|size| size.0 < least) {
-                self.checked(name, Err::<(), _>(format!("{size} bytes: at least {least} are needed")))?;
-            }
-        }
-        if let Some(Pixels(pixels)) = self.max_image_pixels.filter(|pixels| pixels.0 < LEAST_PIXELS) {
-            let text = format!("{pixels} pixels: at least {LEAST_PIXELS} are needed, a picture of 64 by 64");
-            self.checked("max-image-pixels", Err::<(), _>(text))?;
-        }
-        let d = tch_flux_server::Options::default();
-        let size = |size: Option<Size>, default: usize| size.map_or(default, |size| size.0);
-        let (edit, upload) =
-            (size(self.max_edit_bytes, d.edit_bytes), size(self.max_upload_bytes, d.upload_bytes));
-        let within = [
-            ("max-image-bytes", self.max_image_bytes, "max-edit-bytes", edit, "a body with one"),
-            ("max-edit-bytes", self.max_edit_bytes, "max-upload-bytes", upload, "all uploads together"),
-            ("max-json-bytes", self.max_json_bytes, "max-upload-bytes", upload, "all uploads together"),
-        ];
-        for (name, size, other, most, what) in within {
-            if let Some(Size(size)) = size.filter(|size| size.0 > most) {
-                let text = format!("{size} bytes can never come: {what} may have {most}, which {other} says");
-                self.checked(name, Err::<(), _>(text))?;
-            }
-        }
-        Ok(())
-    }
-
-    fn each<'a, T>(
-        &self,
-        name: &str,
-        texts: &'a Option<T>,
-        check: impl Fn(&str) -> Result<(), String>,
-    ) -> anyhow::Result<()>
-    where
-        &'a T: Texts<'a>,
-    {
-        let texts = texts.as_ref().map(Texts::texts).unwrap_or_default();
-        texts.into_iter().try_for_each(|text| self.checked(name, check(text)))
     }
 
     /// The value, or the error that names the flag, the variable or the key that it came from.
     pub(super) fn checked<T>(&self, name: &str, value: Result<T, String>) -> anyhow::Result<T> {
-        value.map_err(|wrong| Error::Request(format!("{}: {wrong}", self.said.of(name))).into())
+        value.map_err(|wrong| Error::Request(format!("{}: {wrong}", self.sources.name(name))).into())
     }
 
     /// As TOML, with what is built in said where it can be.
@@ -334,53 +228,14 @@ impl Serve {
         table.extend(Table::try_from(&shown).context("writing the settings")?);
         toml::to_string(&table).context("writing the settings")
     }
-
-    pub(super) fn key(&self) -> anyhow::Result<Option<String>> {
-        let (name, key) = match (&self.api_key, &self.api_key_file) {
-            (Some(key), _) => ("api-key", key.clone()),
-            (None, Some(path)) => {
-                ("api-key-file", read_key(path).with_context(|| self.said.of("api-key-file"))?)
-            }
-            (None, None) => return Ok(None),
-        };
-        self.checked(name, checks::key(&key))?;
-        Ok(Some(key))
-    }
-}
-
-/// A text, or several.
-trait Texts<'a> {
-    fn texts(self) -> Vec<&'a str>;
-}
-
-impl<'a> Texts<'a> for &'a String {
-    fn texts(self) -> Vec<&'a str> {
-        vec![self]
-    }
-}
-
-impl<'a> Texts<'a> for &'a Vec<String> {
-    fn texts(self) -> Vec<&'a str> {
-        self.iter().map(String::as_str).collect()
-    }
-}
-
-fn read_key(path: &Path) -> anyhow::Result<String> {
-    let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
-    // Some editors begin a file with a mark that is no part of its text.
-    let text = std::str::from_utf8(bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes));
-    let text = text.map_err(|_| {
-        Error::Request(format!("{}: it is no text in UTF-8, as which a key is to be saved", path.display()))
-    })?;
-    Ok(text.trim().to_string())
 }
 
 /// A file's settings, with others over them. A key is wrong, not ignored, where there is no such setting, and so is a value
 /// that its setting cannot have.
-fn over(text: &str, own: Table, path: &Path, said: &mut Said) -> anyhow::Result<Table> {
+fn merge_file(text: &str, flags: Table, path: &Path, sources: &mut SettingSources) -> anyhow::Result<Table> {
     let file: BTreeMap<String, Spanned<toml::Value>> =
         toml::from_str(text).with_context(|| path.display().to_string())?;
-    let names = names();
+    let names = setting_names();
     let mut table = Table::new();
     for (key, value) in file {
         let line = text[..value.span().start].matches('\n').count() + 1;
@@ -397,19 +252,19 @@ fn over(text: &str, own: Table, path: &Path, said: &mut Said) -> anyhow::Result<
             // Its other lines show where in a text that is not the file's.
             Error::Request(format!("{at}: {}", in_words(wrong.message(), &key, &value)))
         })?;
-        said.in_file(&key, at);
+        sources.add_file(&key, at);
         table.insert(key, value);
     }
     if table.contains_key("api-key") && table.contains_key("api-key-file") {
-        let (key, file) = (said.of("api-key"), said.of("api-key-file"));
+        let (key, file) = (sources.name("api-key"), sources.name("api-key-file"));
         bail!(Error::Request(format!("{key} and {file}: of these two one alone can hold")));
     }
     // Of the two ways to give a key, the one that is nearer counts alone.
-    if own.contains_key("api-key") || own.contains_key("api-key-file") {
+    if flags.contains_key("api-key") || flags.contains_key("api-key-file") {
         table.remove("api-key");
         table.remove("api-key-file");
     }
-    table.extend(own);
+    table.extend(flags);
     Ok(table)
 }
 
@@ -433,7 +288,7 @@ fn in_words(message: &str, key: &str, value: &toml::Value) -> String {
 }
 
 /// What a file may set.
-pub(super) fn names() -> Vec<String> {
+pub(super) fn setting_names() -> Vec<String> {
     let command = Serve::augment_args(clap::Command::new("serve"));
     let flags = command.get_arguments().filter_map(|flag| flag.get_long());
     let all = flags.filter(|name| !["config", "print-config"].contains(name));

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::de::{Deserializer, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::super::convert::parse_size;
+use crate::bytes::parse_size;
 
 /// The longest time: what is longer means for ever, and no clock of the system counts so far.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
@@ -218,14 +218,15 @@ mod tests {
             time: Time,
             pixels: Pixels,
         }
-        let wanted = All { size: Size(1 << 20), time: Time(Duration::from_millis(1500)), pixels: Pixels(5) };
+        let expected =
+            All { size: Size(1 << 20), time: Time(Duration::from_millis(1500)), pixels: Pixels(5) };
         for text in [
             "size = 1048576\ntime = 1.5\npixels = 5\n",
             "size = \"1MiB\"\ntime = \"1s500ms\"\npixels = \"5\"\n",
         ] {
-            assert_eq!(toml::from_str::<All>(text).unwrap(), wanted);
+            assert_eq!(toml::from_str::<All>(text).unwrap(), expected);
         }
-        assert_eq!(toml::from_str::<All>(&toml::to_string(&wanted).unwrap()).unwrap(), wanted);
+        assert_eq!(toml::from_str::<All>(&toml::to_string(&expected).unwrap()).unwrap(), expected);
         let wrong = toml::from_str::<All>("size = \"much\"\ntime = 1\npixels = 1").unwrap_err().to_string();
         assert!(wrong.contains("much") && wrong.contains("5GB"), "{wrong}");
     }

@@ -1,6 +1,7 @@
 //! The binary as a user runs it.
 
 mod adapters;
+mod demo_edit;
 mod documents;
 mod help;
 mod inspect;
@@ -11,7 +12,6 @@ mod pictures;
 mod redux;
 #[path = "../../../../tests/support/mod.rs"]
 mod support;
-mod tiny_edit;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -169,15 +169,15 @@ fn what_cannot_be_read_is_refused_and_the_pipeline_still_draws() {
         let mut pipeline = Pipeline::open(parts, Settings::default()).unwrap();
         let request = circle().redux(Redux::new(vec![picture(1, 64, 48)]));
         let text = match pipeline.generate(&request, &mut |_| ControlFlow::Continue(())) {
-            Err(error @ (Error::Config(_) | Error::File { .. })) => error.to_string(),
+            Err(error @ (Error::UnnamedPart { .. } | Error::File { .. })) => error.to_string(),
             other => panic!("{other:?}"),
         };
         assert_eq!(draw(&mut pipeline, &circle()).len(), 1);
         text
     };
     let good = || parts(folder.path());
-    assert!(refused(Parts { redux: None, ..good() }).contains("--redux-model"));
-    assert!(refused(Parts { image_encoder: None, ..good() }).contains("--image-encoder"));
+    assert!(refused(Parts { redux: None, ..good() }).contains("needs its Redux model"));
+    assert!(refused(Parts { image_encoder: None, ..good() }).contains("needs its image encoder"));
     let text = refused(Parts { redux: good().image_encoder, ..good() });
     assert!(text.contains("no Redux embedder") && text.contains("SigLIP"), "{text}");
     let text = refused(Parts { image_encoder: Some(model().join("text_encoder")), ..good() });

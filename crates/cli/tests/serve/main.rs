@@ -2,7 +2,7 @@
 //! process that matters. What needs an engine that does as it is told is in `crates/server/src/tests.rs`.
 #![cfg(unix)]
 
-mod beside;
+mod addons;
 mod bodies;
 #[path = "../../../../tests/support/http_client.rs"]
 mod client;

@@ -19,7 +19,7 @@ use tch_flux::numerics::Numerics;
 use tch_flux::sampling::{Sampler, Schedule};
 use tch_flux_server::Options;
 
-use crate::beside::beside;
+use crate::addons::addon_models;
 use crate::client::{edit, generate, metric};
 use crate::life::Process;
 use crate::{CIRCLE, Served, shared, small, tiny};
@@ -36,11 +36,11 @@ fn serve((pipeline, parts): (Pipeline, Parts)) -> Served {
 
 /// A pipeline with all that stands beside the small model, and its parts.
 fn all() -> (Pipeline, Parts) {
-    let beside = beside();
-    let own = PartOverrides { redux: Some(beside.folder.path().join("redux")), ..PartOverrides::default() };
+    let addons = addon_models();
+    let own = PartOverrides { redux: Some(addons.folder.path().join("redux")), ..PartOverrides::default() };
     let (mut pipeline, parts) = open(own);
-    pipeline.set_controlnets(&[beside.plain.clone(), beside.union.clone()]).unwrap();
-    pipeline.set_ip_adapters(std::slice::from_ref(&beside.adapter), Some(&beside.encoder)).unwrap();
+    pipeline.set_controlnets(&[addons.plain.clone(), addons.union.clone()]).unwrap();
+    pipeline.set_ip_adapters(std::slice::from_ref(&addons.adapter), Some(&addons.encoder)).unwrap();
     (pipeline, parts)
 }
 
@@ -217,7 +217,7 @@ fn form<'a>(
 
 #[test]
 fn fill_fills_what_is_transparent() {
-    let own = || PartOverrides { transformer: Some(beside().fill.clone()), ..PartOverrides::default() };
+    let own = || PartOverrides { transformer: Some(addon_models().fill.clone()), ..PartOverrides::default() };
     let (mut pipeline, served) = (open(own()).0, serve(open(own())));
     let (image, (mask_file, mask)) = (stripes(64, 64), half(64));
     let picture = file(&image);
@@ -231,8 +231,8 @@ fn fill_fills_what_is_transparent() {
 #[test]
 fn edges_and_depths_are_followed() {
     let own = || PartOverrides {
-        transformer: Some(beside().control.clone()),
-        depth: Some(beside().depth.clone()),
+        transformer: Some(addon_models().control.clone()),
+        depth: Some(addon_models().depth.clone()),
         ..PartOverrides::default()
     };
     let (mut pipeline, served) = (open(own()).0, serve(open(own())));
@@ -287,7 +287,7 @@ fn repeat(folder: &Path, command: &str, flags: &[&str]) -> (Option<i32>, String,
 
 #[test]
 fn the_binary_serves_all_of_it_and_its_pictures_can_be_repeated() {
-    let folder = beside().folder.path();
+    let folder = addon_models().folder.path();
     let process = Process::ready_in(
         folder,
         &[
@@ -336,7 +336,7 @@ fn the_binary_serves_all_of_it_and_its_pictures_can_be_repeated() {
 #[test]
 fn the_binary_serves_models_that_draw_from_pictures_alone() {
     let folder = tempfile::tempdir().unwrap();
-    let fill = Process::ready(&["--transformer", beside().fill.to_str().unwrap()]);
+    let fill = Process::ready(&["--transformer", addon_models().fill.to_str().unwrap()]);
     let (picture, (mask, _)) = (file(&stripes(64, 64)), half(64));
     edit(fill.at, &form(&picture, &[])).is_error(400, "mask");
     let served = edit(fill.at, &form(&picture, &[("mask", Some("m.png"), &mask)])).pictures().remove(0);
@@ -350,24 +350,24 @@ fn the_binary_serves_models_that_draw_from_pictures_alone() {
         "--model",
         model.to_str().unwrap(),
         "--transformer",
-        beside().fill.to_str().unwrap(),
+        addon_models().fill.to_str().unwrap(),
         "--image=one.png",
         "--mask=mask.png",
     ];
     let (code, said, image) = repeat(folder.path(), "edit", &named);
     assert!(code == Some(0) && image == decoded(&served), "{said}");
 
-    let flags = ["--transformer", beside().control.to_str().unwrap(), "--depth-model"];
-    let depth = Process::ready(&[&flags[..], &[beside().depth.to_str().unwrap()]].concat());
+    let flags = ["--transformer", addon_models().control.to_str().unwrap(), "--depth-model"];
+    let depth = Process::ready(&[&flags[..], &[addon_models().depth.to_str().unwrap()]].concat());
     let served = edit(depth.at, &form(&picture, &[("depth", None, b"true")])).pictures().remove(0);
     std::fs::write(folder.path().join("served.png"), &served).unwrap();
     let named = [
         "--model",
         model.to_str().unwrap(),
         "--transformer",
-        beside().control.to_str().unwrap(),
+        addon_models().control.to_str().unwrap(),
         "--depth-model",
-        beside().depth.to_str().unwrap(),
+        addon_models().depth.to_str().unwrap(),
         "--image=one.png",
     ];
     let (code, said, image) = repeat(folder.path(), "edit", &named);
@@ -376,7 +376,7 @@ fn the_binary_serves_models_that_draw_from_pictures_alone() {
 
 #[test]
 fn what_cannot_stand_beside_the_model_is_said_at_the_start() {
-    let folder = beside().folder.path();
+    let folder = addon_models().folder.path();
     let refused = |flags: &[&str]| {
         let mut process = Process::start_in(folder, flags);
         assert!(!process.ended().success());

@@ -5,6 +5,7 @@ use tch::nn::{Module, VarStore};
 use tch::{Device, Kind, Tensor};
 
 use super::*;
+use crate::models::Model;
 use crate::models::autoencoder::{AttnBlock, AutoEncoder, AutoEncoderParams, ResnetBlock};
 use crate::numerics::{self, Numerics, with_numerics};
 

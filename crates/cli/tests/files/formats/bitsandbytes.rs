@@ -3,6 +3,7 @@
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 use tch_flux::checkpoint::{Checkpoint, Family, LoadOptions};
+use tch_flux::models::Model;
 use tch_flux::models::flux1::Flux1Params;
 use tch_flux::models::text::{T5Config, T5Encoder};
 

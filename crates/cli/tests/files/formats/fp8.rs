@@ -3,6 +3,7 @@
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 use tch_flux::checkpoint::{Checkpoint, LoadOptions};
+use tch_flux::models::Model;
 use tch_flux::models::flux1::Flux1Params;
 use tch_flux::nn::init;
 use tch_flux::{Error, FileProblem};

@@ -21,7 +21,8 @@ use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 use tch_flux::checkpoint::{Access, Checkpoint, LoadOptions, Loaded};
 
-use tch_flux::models::flux1::{Flux1, Flux1Input, Flux1Params};
+use tch_flux::models::Model;
+use tch_flux::models::flux1::{Flux1, Flux1Input, Flux1Options, Flux1Params};
 use tch_flux::nn::declare;
 use tch_flux::{Error, FileProblem, Mismatch};
 
@@ -156,7 +157,7 @@ fn velocity(model: &Flux1, kind: Kind) -> tch_flux::Result<Tensor> {
         (Tensor::arange(count, (Kind::Float, Device::Cpu)) * 0.7).sin().view(size).to_kind(kind)
     };
     let _no_grad = tch::no_grad_guard();
-    model.forward(&Flux1Input {
+    let input = Flux1Input {
         img: &wave(&[1, 6, p.in_channels]),
         img_ids: &Tensor::arange(18, (Kind::Float, Device::Cpu)).view([1, 6, 3]).fmod(3),
         txt: &wave(&[1, 5, p.context_in_dim]),
@@ -164,7 +165,8 @@ fn velocity(model: &Flux1, kind: Kind) -> tch_flux::Result<Tensor> {
         timesteps: &Tensor::from_slice(&[0.4f32]).to_kind(kind),
         y: &wave(&[1, p.vec_in_dim]),
         guidance: Some(&Tensor::from_slice(&[2.5f32]).to_kind(kind)),
-    })
+    };
+    model.forward(&input, Flux1Options::default())
 }
 
 /// That a model whose weights are kept as they are stored gives the bits of one that was filled with numbers.

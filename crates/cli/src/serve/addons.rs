@@ -1,4 +1,4 @@
-//! What a server has beside its model, ControlNets and IP-Adapters, and the picture that loads all of it.
+//! The ControlNets and IP-Adapters of a server, and the picture that loads all of them.
 
 use std::path::{Path, PathBuf};
 
@@ -10,27 +10,27 @@ use tch_flux::image::{Image, Mask};
 use tch_flux::sampling::Schedule;
 use tch_flux_server::Abilities;
 
-use super::Serve;
+use super::config::Serve;
 
 /// The side of the picture that is drawn so that every weight is there before the first client.
 const SIDE: u32 = 64;
 
-/// Files, with the names that clients have for them.
+/// Files of ControlNets and IP-Adapters, with the names that clients have for them.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Beside {
-    controlnets: Vec<Named>,
-    ip_adapters: Vec<Named>,
+pub(super) struct Addons {
+    controlnets: Vec<NamedFile>,
+    ip_adapters: Vec<NamedFile>,
     image_encoder: Option<PathBuf>,
 }
 
 /// `NAME=PATH`, or `PATH`, which has a name in it.
 #[derive(Debug, Clone, PartialEq)]
-struct Named {
+struct NamedFile {
     name: Option<String>,
     path: PathBuf,
 }
 
-impl Named {
+impl NamedFile {
     fn parse(text: &String) -> Self {
         match text.split_once('=') {
             Some((name, path)) if !name.is_empty() && !Path::new(text).exists() => {
@@ -41,9 +41,9 @@ impl Named {
     }
 }
 
-impl Beside {
-    pub(super) fn of(serve: &Serve) -> Self {
-        let named = |texts: &Option<Vec<String>>| texts.iter().flatten().map(Named::parse).collect();
+impl Addons {
+    pub(super) fn new(serve: &Serve) -> Self {
+        let named = |texts: &Option<Vec<String>>| texts.iter().flatten().map(NamedFile::parse).collect();
         Self {
             controlnets: named(&serve.controlnet),
             ip_adapters: named(&serve.ip_adapter),
@@ -59,44 +59,44 @@ impl Beside {
         nets.chain(adapters).chain(encoder)
     }
 
-    pub(super) fn put_on(&self, pipeline: &mut Pipeline) -> tch_flux::Result<()> {
-        let paths = |all: &[Named]| all.iter().map(|one| one.path.clone()).collect::<Vec<_>>();
+    pub(super) fn load(&self, pipeline: &mut Pipeline) -> tch_flux::Result<()> {
+        let paths = |all: &[NamedFile]| all.iter().map(|file| file.path.clone()).collect::<Vec<_>>();
         pipeline.set_controlnets(&paths(&self.controlnets))?;
         pipeline.set_ip_adapters(&paths(&self.ip_adapters), self.image_encoder.as_deref())
     }
 
     /// Gives each the name that was chosen for it.
-    pub(super) fn name(&self, able: &mut Abilities) -> anyhow::Result<()> {
+    pub(super) fn set_names(&self, able: &mut Abilities) -> anyhow::Result<()> {
         let nets = able.controlnets.iter_mut().map(|net| &mut net.name);
-        name_all(&self.controlnets, nets, "controlnet")?;
+        assign_names(&self.controlnets, nets, "controlnet")?;
         let adapters = able.ip_adapters.iter_mut().map(|adapter| &mut adapter.name);
-        name_all(&self.ip_adapters, adapters, "ip-adapter")
+        assign_names(&self.ip_adapters, adapters, "ip-adapter")
     }
 }
 
-fn name_all<'a>(
-    chosen: &[Named],
+fn assign_names<'a>(
+    chosen: &[NamedFile],
     names: impl Iterator<Item = &'a mut String>,
     flag: &str,
 ) -> anyhow::Result<()> {
     let mut taken: Vec<&String> = Vec::new();
-    for (Named { name, path }, own) in chosen.iter().zip(names) {
+    for (NamedFile { name, path }, current) in chosen.iter().zip(names) {
         if let Some(name) = name {
-            own.clone_from(name);
+            current.clone_from(name);
         }
-        if taken.contains(&&*own) {
+        if taken.contains(&&*current) {
             bail!(
-                "{flag}: two are called {own:?}; {flag} NAME={} gives this one another name",
+                "{flag}: two are called {current:?}; {flag} NAME={} gives this one another name",
                 path.display()
             );
         }
-        taken.push(own);
+        taken.push(current);
     }
     Ok(())
 }
 
-/// One picture, for which all is loaded that requests may ask for.
-pub(super) fn warm(able: &Abilities) -> Request {
+/// Returns a request of one small picture, for which all is loaded that requests may ask for.
+pub(super) fn warm_up_request(able: &Abilities) -> Request {
     let (side, pixels) = (SIDE, (SIDE * SIDE) as usize);
     let grey = || Image { width: side, height: side, rgb: vec![128; 3 * pixels] };
     // Of one step: not every schedule that a model's folder may have has so few.
@@ -133,7 +133,7 @@ mod tests {
     #[test]
     fn a_file_has_the_name_before_the_equals_sign() {
         let parsed = |text: &str| {
-            let Named { name, path } = Named::parse(&text.to_string());
+            let NamedFile { name, path } = NamedFile::parse(&text.to_string());
             (name, path.to_string_lossy().into_owned())
         };
         assert_eq!(parsed("pose=a/b.safetensors"), (Some("pose".into()), "a/b.safetensors".into()));

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use tch_flux::generation::{LoraFile, Memory, Request, Weights};
 use tch_flux::sampling::Schedule;
 
-use super::human_bytes;
+use super::bytes::human_bytes;
 
 /// What would be drawn, with what, and where to.
-pub(super) struct Plan<'a> {
+pub(super) struct DryRun<'a> {
     pub(super) request: &'a Request,
     pub(super) model: &'a str,
     /// The arithmetic: `bf16, fast numerics, on cpu`.
@@ -26,7 +26,7 @@ pub(super) struct Plan<'a> {
     pub(super) strength: Option<f64>,
 }
 
-impl Plan<'_> {
+impl DryRun<'_> {
     pub(super) fn lines(&self) -> Vec<String> {
         let Self { request, model, arithmetic, memory, .. } = self;
         let images = request.prompts.len() * request.num_images;

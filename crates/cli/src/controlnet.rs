@@ -1,4 +1,4 @@
-//! What ControlNets follow, as a call says it.
+//! ControlNets and their control images, as flags.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,8 +9,8 @@ use tch_flux::generation::provenance::ControlRecord;
 use tch_flux::generation::{Control, Pipeline};
 use tch_flux::models::flux1::MODES;
 
-use super::edit::read;
-use super::output::Input;
+use super::input_images::read;
+use super::targets::Input;
 
 #[derive(Args)]
 pub(super) struct ControlArgs {
@@ -46,14 +46,14 @@ impl ControlArgs {
         nets.chain(self.control_image.iter().map(|path| Input::new("--control-image", path))).collect()
     }
 
-    /// What is asked for, and else what a picture was drawn with before.
-    pub(super) fn followed(&self, before: Vec<ControlRecord>) -> anyhow::Result<Vec<ControlRecord>> {
+    /// Returns what the flags ask for, and without them what a picture was drawn with before.
+    pub(super) fn records(&self, before: Vec<ControlRecord>) -> anyhow::Result<Vec<ControlRecord>> {
         let (nets, pictures) = (self.controlnet.len(), self.control_image.len());
         if pictures == 0 && nets == 0 {
-            return self.changed(before);
+            return self.with_settings(before);
         }
-        if pictures == before.len() && before.iter().any(|one| one.image.is_none()) {
-            return self.changed(self.named(before)?);
+        if pictures == before.len() && before.iter().any(|record| record.image.is_none()) {
+            return self.with_settings(self.with_files(before)?);
         }
         if pictures == 0 || nets == 0 || (nets != 1 && nets != pictures) {
             let text = format!(
@@ -61,7 +61,7 @@ impl ControlArgs {
             );
             return Err(Error::Request(text).into());
         }
-        let one = |i: usize| ControlRecord {
+        let record = |i: usize| ControlRecord {
             controlnet: self.controlnet[if nets == 1 { 0 } else { i }].clone(),
             image: Some(self.control_image[i].clone()),
             strength: 1.0,
@@ -70,27 +70,27 @@ impl ControlArgs {
             end: 1.0,
             canny: false,
         };
-        self.changed((0..pictures).map(one).collect())
+        self.with_settings((0..pictures).map(record).collect())
     }
 
-    /// Those of a picture that came from a server, which does not know their files.
-    fn named(&self, mut before: Vec<ControlRecord>) -> anyhow::Result<Vec<ControlRecord>> {
+    /// Names the files in the records of a picture that came from a server, which does not know them.
+    fn with_files(&self, mut before: Vec<ControlRecord>) -> anyhow::Result<Vec<ControlRecord>> {
         let nets = self.controlnet.len();
         if nets > 1 && nets != before.len() {
             let text = format!("{nets} --controlnet for {} --control-image", before.len());
             return Err(Error::Request(text).into());
         }
-        for ((i, one), image) in before.iter_mut().enumerate().zip(&self.control_image) {
-            one.image = Some(image.clone());
+        for ((i, record), image) in before.iter_mut().enumerate().zip(&self.control_image) {
+            record.image = Some(image.clone());
             if let Some(net) = self.controlnet.get(if nets == 1 { 0 } else { i }) {
-                one.controlnet.clone_from(net);
+                record.controlnet.clone_from(net);
             }
         }
         Ok(before)
     }
 
-    /// With what the other flags say.
-    fn changed(&self, mut all: Vec<ControlRecord>) -> anyhow::Result<Vec<ControlRecord>> {
+    /// Applies what the other flags say to all records.
+    fn with_settings(&self, mut all: Vec<ControlRecord>) -> anyhow::Result<Vec<ControlRecord>> {
         let pictures = all.len();
         let given = [
             ("--control-strength", self.control_strength.len()),
@@ -109,46 +109,46 @@ impl ControlArgs {
             let text = "no picture is followed: give --controlnet and --control-image";
             return Err(Error::Request(text.into()).into());
         }
-        for (i, one) in all.iter_mut().enumerate() {
-            one.strength = pick(&self.control_strength, i).unwrap_or(one.strength);
-            one.mode = pick(&self.control_mode, i).or(one.mode);
-            one.start = pick(&self.control_start, i).unwrap_or(one.start);
-            one.end = pick(&self.control_end, i).unwrap_or(one.end);
-            one.canny |= self.control_canny;
+        for (i, record) in all.iter_mut().enumerate() {
+            record.strength = pick(&self.control_strength, i).unwrap_or(record.strength);
+            record.mode = pick(&self.control_mode, i).or(record.mode);
+            record.start = pick(&self.control_start, i).unwrap_or(record.start);
+            record.end = pick(&self.control_end, i).unwrap_or(record.end);
+            record.canny |= self.control_canny;
         }
         Ok(all)
     }
 }
 
-/// Puts the ControlNets on, each once, and reads the pictures.
-pub(super) fn put_on(pipeline: &mut Pipeline, followed: &[ControlRecord]) -> anyhow::Result<Vec<Control>> {
-    let files = followed.iter().map(|one| one.image.as_deref()).collect::<Option<Vec<_>>>();
+/// Loads the ControlNets into the pipeline, each once, and reads their control images.
+pub(super) fn load(pipeline: &mut Pipeline, records: &[ControlRecord]) -> anyhow::Result<Vec<Control>> {
+    let files = records.iter().map(|record| record.image.as_deref()).collect::<Option<Vec<_>>>();
     let Some(files) = files else {
         let text = format!(
             "that picture does not say by name which {} its ControlNets followed: give --controlnet and --control-image",
-            followed.len()
+            records.len()
         );
         return Err(Error::Request(text).into());
     };
-    let mut nets: Vec<PathBuf> = followed.iter().map(|one| one.controlnet.clone()).collect();
+    let mut nets: Vec<PathBuf> = records.iter().map(|record| record.controlnet.clone()).collect();
     nets.sort();
     nets.dedup();
     pipeline.set_controlnets(&nets)?;
-    let control = |(one, file): (&ControlRecord, &Path)| {
+    let control = |(record, file): (&ControlRecord, &Path)| {
         Ok(Control {
-            net: nets.iter().position(|net| *net == one.controlnet).unwrap_or_default(),
+            net: nets.iter().position(|net| *net == record.controlnet).unwrap_or_default(),
             image: Arc::new(read(file)?),
-            strength: one.strength,
-            mode: one.mode,
-            start: one.start,
-            end: one.end,
-            canny: one.canny,
+            strength: record.strength,
+            mode: record.mode,
+            start: record.start,
+            end: record.end,
+            canny: record.canny,
         })
     };
-    followed.iter().zip(files).map(control).collect()
+    records.iter().zip(files).map(control).collect()
 }
 
-/// The one for all, or that of its picture.
+/// Returns the value for all pictures, or that of picture `i`.
 fn pick<T: Copy>(values: &[T], i: usize) -> Option<T> {
     values.get(if values.len() == 1 { 0 } else { i }).copied()
 }

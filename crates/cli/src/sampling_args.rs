@@ -1,18 +1,13 @@
-//! How the way from noise to picture is walked, as flags.
-
-use std::fmt::{self, Display, Formatter};
-use std::ops::ControlFlow;
-use std::time::Instant;
+//! How a picture is sampled from noise, as flags.
 
 use clap::{Args, ValueEnum};
-use serde::Serialize;
 use tch_flux::Error;
-use tch_flux::generation::{Generated, Pipeline, Request, Variation};
+use tch_flux::generation::{Request, Variation};
 use tch_flux::models::flux1::StepCache;
 use tch_flux::sampling::{FlowMatch, Sampler, Schedule};
 
 #[derive(Args)]
-pub(super) struct Walk {
+pub(super) struct SamplingArgs {
     /// Steps from noise to picture. [default: schnell 4, dev 50]
     #[arg(long, visible_alias = "num-steps")]
     steps: Option<usize>,
@@ -36,7 +31,7 @@ pub(super) struct Walk {
     cache: Option<CacheArg>,
     /// Draws each picture without the cache, too, and says how far it lies from it.
     #[arg(long, requires = "cache", hide_short_help = true)]
-    compare_cache: bool,
+    pub(super) compare_cache: bool,
     /// Leads the noise towards that of another seed so far, from 0 to 1; several pictures then vary one seed's.
     #[arg(long, value_name = "STRENGTH", hide_short_help = true)]
     variation_strength: Option<f64>,
@@ -64,9 +59,9 @@ enum ScheduleArg {
     Shifted,
 }
 
-impl Walk {
+impl SamplingArgs {
     /// What is asked for, over what the request says already.
-    pub(super) fn put_on(&self, request: &mut Request) -> Result<(), Error> {
+    pub(super) fn apply(&self, request: &mut Request) -> Result<(), Error> {
         let schedule = match (self.schedule, &self.shift, &self.sigmas[..]) {
             (Some(ScheduleArg::Linear), Some(_), _) => {
                 return Err(Error::Request("a linear schedule has no shift".into()));
@@ -77,14 +72,14 @@ impl Walk {
             (None, None, []) => None,
             (None, None, sigmas) => Some(Schedule::Sigmas(sigmas.to_vec())),
         };
-        // Times of one's own are as many as they are, whatever was before.
-        if let Some(own) = schedule.as_ref().and_then(Schedule::steps) {
-            request.steps = Some(own);
+        // Explicit sigmas say how many steps there are, whatever the request said before.
+        if let Some(steps) = schedule.as_ref().and_then(Schedule::steps) {
+            request.steps = Some(steps);
         }
         request.steps = self.steps.or(request.steps);
         if let (Some(steps), Some(before)) = (self.steps, &request.schedule)
             && schedule.is_none()
-            && before.steps().is_some_and(|own| own != steps)
+            && before.steps().is_some_and(|scheduled| scheduled != steps)
         {
             request.schedule = None;
         }
@@ -99,66 +94,6 @@ impl Walk {
             request.variation = Some(Variation { seed, strength });
         }
         Ok(())
-    }
-}
-
-/// What a step cache did.
-#[derive(Serialize)]
-pub(super) struct CacheReport {
-    /// Calls of the transformer that were not computed whole.
-    skipped: usize,
-    calls: usize,
-    seconds: f64,
-    /// Beside the same pictures without it.
-    without: Option<Without>,
-}
-
-#[derive(Serialize)]
-struct Without {
-    seconds: f64,
-    /// The least of all pictures; none where they are the same.
-    psnr: Option<f64>,
-    /// Of 255.
-    largest_difference: u8,
-}
-
-impl Walk {
-    /// How much the cache skipped, and where that is asked for, how far the pictures lie from those without it.
-    pub(super) fn cache_report(
-        &self,
-        pipeline: &mut Pipeline,
-        request: &Request,
-        generated: &[Generated],
-        seconds: f64,
-    ) -> anyhow::Result<CacheReport> {
-        let sum = |of: fn(&Generated) -> usize| generated.iter().map(of).sum();
-        let (skipped, calls) = (sum(|picture| picture.skipped.0), sum(|picture| picture.skipped.1));
-        let mut report = CacheReport { skipped, calls, seconds, without: None };
-        if self.compare_cache {
-            let started = Instant::now();
-            let whole = Request { cache: None, ..request.clone() };
-            let whole = pipeline.generate(&whole, &mut |_| ControlFlow::Continue(()))?;
-            let seconds = started.elapsed().as_secs_f64();
-            let pairs = || whole.iter().zip(generated).map(|(whole, picture)| (&whole.image, &picture.image));
-            let psnr = pairs().filter_map(|(whole, picture)| whole.psnr(picture)).min_by(f64::total_cmp);
-            let largest = pairs().filter_map(|(whole, picture)| whole.largest_difference(picture)).max();
-            report.without = Some(Without { seconds, psnr, largest_difference: largest.unwrap_or(0) });
-        }
-        Ok(report)
-    }
-}
-
-impl Display for CacheReport {
-    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
-        let Self { skipped, calls, seconds, without } = self;
-        let share = 100.0 * *skipped as f64 / (*calls).max(1) as f64;
-        write!(f, "cache: {skipped} of {calls} calls of the transformer skipped ({share:.0} %)")?;
-        let Some(Without { seconds: whole, psnr, largest_difference }) = without else { return Ok(()) };
-        let likeness = match psnr {
-            Some(psnr) => format!("{psnr:.1} dB, at most {largest_difference} of 255"),
-            None => "the same bits".into(),
-        };
-        write!(f, "; beside the pictures without it: {likeness}; {seconds:.1} s for {whole:.1} s")
     }
 }
 
@@ -195,4 +130,11 @@ fn parse_shift(text: &str) -> Result<ShiftArg, String> {
         None => number(text).map(|shift| FlowMatch { shift, ..FlowMatch::default() }.into()),
     };
     schedule.map(ShiftArg).ok_or_else(|| "expected two numbers, BASE,MAX, or one, SHIFT".into())
+}
+
+/// A seed. Other programs take -1 for one that is chosen each time.
+pub(super) fn parse_seed(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| {
+        format!("a seed is a whole number from 0 to {}; left out, it is another one each time", u64::MAX)
+    })
 }

@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail, ensure};
 use sha2::{Digest, Sha256};
 
+use super::cache;
+
 /// What the model's folder holds: a SHA-256 and a name on each line.
-const FILES: &str = include_str!("tiny.sha256");
+const FILES: &str = include_str!("demo_model.sha256");
 /// No file of it is larger.
 const MAX_FILE: u64 = 16_000_000;
 
@@ -18,10 +20,10 @@ pub(super) fn folder() -> anyhow::Result<PathBuf> {
     if is_whole(&beside) {
         return Ok(beside);
     }
-    let cached = cache_folder()?.join(format!("tiny-{}", env!("CARGO_PKG_VERSION")));
+    let cached = cache::folder()?.join(format!("tiny-{}", env!("CARGO_PKG_VERSION")));
     if !is_whole(&cached) {
-        let own = std::env::var("TCH_FLUX_TINY_URL").ok();
-        let base = own.or_else(published).context(
+        let address = std::env::var("TCH_FLUX_TINY_URL").ok();
+        let base = address.or_else(published).context(
             "no --model was given, and the small model is not here: clone the repository, or name a folder with \
              --model, or the address of the model's folder in TCH_FLUX_TINY_URL",
         )?;
@@ -34,18 +36,6 @@ pub(super) fn folder() -> anyhow::Result<PathBuf> {
 fn published() -> Option<String> {
     let repository = env!("CARGO_PKG_REPOSITORY");
     (!repository.is_empty()).then(|| format!("{repository}/raw/v{}/fixtures/tiny", env!("CARGO_PKG_VERSION")))
-}
-
-/// The folder of this program in the user's cache.
-pub(super) fn cache_folder() -> anyhow::Result<PathBuf> {
-    let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let home = || variable("HOME").or_else(|| variable("USERPROFILE"));
-    let base = match std::env::consts::OS {
-        "windows" => variable("LOCALAPPDATA"),
-        "macos" => home().map(|home| home.join("Library/Caches")),
-        _ => variable("XDG_CACHE_HOME").or_else(|| home().map(|home| home.join(".cache"))),
-    };
-    Ok(base.context("no cache folder: HOME is not set")?.join("tch-flux"))
 }
 
 fn files() -> impl Iterator<Item = (&'static str, &'static str)> {

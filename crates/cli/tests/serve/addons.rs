@@ -1,4 +1,4 @@
-//! Small models of random weights, to stand beside the small one or in place of its transformer.
+//! Small models of random weights: add-ons of the small model, and transformers in its place.
 
 use std::path::PathBuf;
 use std::sync::LazyLock;
@@ -34,7 +34,7 @@ fn random<M>(path: PathBuf, build: impl Fn(&VarStore) -> tch_flux::Result<M>) ->
 }
 
 /// Small models of every kind that may stand beside the small one.
-pub struct Beside {
+pub struct AddonModels {
     pub folder: tempfile::TempDir,
     pub plain: PathBuf,
     pub union: PathBuf,
@@ -45,7 +45,7 @@ pub struct Beside {
     pub depth: PathBuf,
 }
 
-impl Beside {
+impl AddonModels {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
@@ -123,7 +123,7 @@ impl Beside {
     }
 }
 
-pub fn beside() -> &'static Beside {
-    static BESIDE: LazyLock<Beside> = LazyLock::new(Beside::new);
-    &BESIDE
+pub fn addon_models() -> &'static AddonModels {
+    static ADDON_MODELS: LazyLock<AddonModels> = LazyLock::new(AddonModels::new);
+    &ADDON_MODELS
 }

@@ -8,7 +8,7 @@ use tch_flux::Error;
 use tch_flux::generation::provenance::{ModelRecord, Provenance};
 use tch_flux::image::Image;
 
-use super::pictures;
+use super::input_images;
 
 pub(super) fn read(path: &Path) -> anyhow::Result<Provenance> {
     let (_, texts) = Image::read(path)?;
@@ -49,9 +49,9 @@ pub(super) fn changed(picture: &Path, provenance: &Provenance, now: &ModelRecord
     let names = [(&before.model, &now.model), (&before.autoencoder, &now.autoencoder)];
     let others = names.into_iter().filter(|(before, now)| !before.is_empty() && before != now);
     let others = others.map(|(before, now)| format!("{picture} was drawn with {before}, not with {now}"));
-    let seen = pictures::seen();
+    let checksums = input_images::checksums();
     let inputs =
-        provenance.inputs.iter().filter(|(path, sum)| seen.get(*path).is_some_and(|now| now != *sum));
+        provenance.inputs.iter().filter(|(path, sum)| checksums.get(*path).is_some_and(|now| now != *sum));
     let inputs =
         inputs.map(|(path, _)| format!("{} is not what it was when {picture} was drawn", path.display()));
     others.chain(inputs).collect()

@@ -10,25 +10,25 @@ use sha2::{Digest, Sha256};
 use tch_flux::image::{Decoded, Image, Mask, decode, within_bounds};
 
 /// The checksums of all files that were read, by their names.
-static SEEN: Mutex<BTreeMap<PathBuf, String>> = Mutex::new(BTreeMap::new());
+static CHECKSUMS: Mutex<BTreeMap<PathBuf, String>> = Mutex::new(BTreeMap::new());
 
 /// A PNG, JPEG or WebP.
 pub(super) fn read(path: &Path) -> anyhow::Result<Image> {
-    Ok(decoded(path)?.into_image())
+    Ok(read_decoded(path)?.into_image())
 }
 
 /// A PNG, JPEG or WebP whose light pixels are drawn anew.
 pub(super) fn read_mask(path: &Path) -> anyhow::Result<Mask> {
-    Ok(decoded(path)?.into_mask().map_err(|problem| problem.of_file(path))?)
+    Ok(read_decoded(path)?.into_mask().map_err(|problem| problem.of_file(path))?)
 }
 
 /// The checksums of all pictures that were read, by their files' names.
-pub(super) fn seen() -> BTreeMap<PathBuf, String> {
-    SEEN.lock().map_or_else(|broken| broken.into_inner().clone(), |seen| seen.clone())
+pub(super) fn checksums() -> BTreeMap<PathBuf, String> {
+    CHECKSUMS.lock().map_or_else(|broken| broken.into_inner().clone(), |checksums| checksums.clone())
 }
 
 /// The name of a file that cannot be read, and what would help where it is no file's name.
-fn unread(path: &Path) -> String {
+fn unreadable_name(path: &Path) -> String {
     let name = path.display().to_string();
     if ["http://", "https://"].iter().any(|start| name.starts_with(start)) {
         format!("{name}: this is an address: fetch the picture, and name its file")
@@ -43,11 +43,11 @@ fn unread(path: &Path) -> String {
     }
 }
 
-fn decoded(path: &Path) -> anyhow::Result<Decoded> {
-    let bytes = fs::read(path).with_context(|| unread(path))?;
+fn read_decoded(path: &Path) -> anyhow::Result<Decoded> {
+    let bytes = fs::read(path).with_context(|| unreadable_name(path))?;
     let sum: String = Sha256::digest(&bytes).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    if let Ok(mut seen) = SEEN.lock() {
-        seen.insert(path.to_path_buf(), sum);
+    if let Ok(mut checksums) = CHECKSUMS.lock() {
+        checksums.insert(path.to_path_buf(), sum);
     }
     Ok(decode(&bytes, &mut within_bounds).map_err(|problem| problem.of_file(path))?)
 }

@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use tch_flux::Error;
 use tch_flux::generation::Request;
 
-use super::formats;
+use super::image_format;
 
 /// What pictures are called, by a pattern in which `{seed}`, `{variation_seed}` and `{index}` are filled in.
-pub(super) struct Names {
+pub(super) struct FileNames {
     pattern: String,
 }
 
-impl Names {
+impl FileNames {
     /// Those of `--output`, or of their seeds. Several pictures get an index, whether it was asked for or not.
     pub(super) fn new(output: Option<&Path>, request: &Request) -> Result<Self, Error> {
         let pattern = match output {
@@ -22,7 +22,7 @@ impl Names {
             None if request.variation.is_some() => "{seed}-{variation_seed}-{index}.png".into(),
             None => "{seed}-{index}.png".into(),
         };
-        formats::format(Path::new(&pattern))?;
+        image_format::format(Path::new(&pattern))?;
         let images = request.prompts.len() * request.num_images;
         if images > 1 && !pattern.contains("{index}") {
             let (stem, ending) = pattern.split_at(pattern.rfind('.').unwrap_or(pattern.len()));
@@ -33,7 +33,7 @@ impl Names {
 
     /// A name for each picture. Where they have an index it begins with the first from which on none of them, and none of
     /// their previews, is taken; with `force` at 0.
-    pub(super) fn of(
+    pub(super) fn assign(
         &self,
         request: &Request,
         previews: &[usize],
@@ -77,30 +77,31 @@ mod tests {
     use super::*;
 
     fn names(output: Option<&str>, request: &Request, taken: &[&str]) -> Vec<String> {
-        let names = Names::new(output.map(Path::new), request).unwrap();
-        let names = names.of(request, &[2], false, &|path| taken.contains(&path.to_str().unwrap()));
+        let names = FileNames::new(output.map(Path::new), request).unwrap();
+        let names = names.assign(request, &[2], false, &|path| taken.contains(&path.to_str().unwrap()));
         names.into_iter().map(|name| name.to_str().unwrap().to_string()).collect()
     }
 
     #[test]
     fn several_pictures_count_and_count_on() {
-        let one = Request::new("x", 64, 64).seed(7);
-        let three = one.clone().num_images(3);
-        assert_eq!(names(None, &one, &[]), ["7-0.png"]);
-        assert_eq!(names(None, &one, &["7-0.png", "7-1.png"]), ["7-2.png"]);
-        assert_eq!(names(Some("a.png"), &one, &["a.png"]), ["a.png"], "a name without an index stays");
+        let single = Request::new("x", 64, 64).seed(7);
+        let three = single.clone().num_images(3);
+        assert_eq!(names(None, &single, &[]), ["7-0.png"]);
+        assert_eq!(names(None, &single, &["7-0.png", "7-1.png"]), ["7-2.png"]);
+        assert_eq!(names(Some("a.png"), &single, &["a.png"]), ["a.png"], "a name without an index stays");
         assert_eq!(names(Some("d.x/a.PNG"), &three, &[]), ["d.x/a-0.PNG", "d.x/a-1.PNG", "d.x/a-2.PNG"]);
         assert_eq!(names(Some("a.png"), &three, &["a-1.png"]), ["a-2.png", "a-3.png", "a-4.png"]);
         assert_eq!(
-            names(Some("a.png"), &one.clone().num_images(2), &["a-1.step-2.png"]),
+            names(Some("a.png"), &single.clone().num_images(2), &["a-1.step-2.png"]),
             ["a-2.png", "a-3.png"]
         );
         assert_eq!(names(Some("{index}.png"), &three, &["5.png"]), ["0.png", "1.png", "2.png"]);
         assert_eq!(names(Some("{seed}.png"), &three, &[]), ["7-0.png", "8-1.png", "9-2.png"]);
-        let forced = Names::new(Some(Path::new("a.png")), &three).unwrap().of(&three, &[], true, &|_| true);
+        let forced =
+            FileNames::new(Some(Path::new("a.png")), &three).unwrap().assign(&three, &[], true, &|_| true);
         assert_eq!(forced[0], Path::new("a-0.png"));
-        assert!(Names::new(Some(Path::new("a.gif")), &one).is_err());
-        assert!(Names::new(Some(Path::new("")), &one).is_err());
+        assert!(FileNames::new(Some(Path::new("a.gif")), &single).is_err());
+        assert!(FileNames::new(Some(Path::new("")), &single).is_err());
     }
 
     #[test]

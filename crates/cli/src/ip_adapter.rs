@@ -1,4 +1,4 @@
-//! Pictures as prompts, as a call says it.
+//! IP-Adapters and the pictures that they take as prompts, as flags.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,11 +9,11 @@ use tch_flux::generation::provenance::IpAdapterRecord;
 use tch_flux::generation::{self, Pipeline};
 use tch_flux::image::Image;
 
-use super::edit::read;
-use super::output::Input;
+use super::input_images::read;
+use super::targets::Input;
 
 #[derive(Args)]
-pub(super) struct PicturedArgs {
+pub(super) struct IpAdapterArgs {
     /// An IP-Adapter in XLabs' layout; may be given several times, each with its --ip-image.
     #[arg(long, value_name = "FILE", hide_short_help = true)]
     ip_adapter: Vec<PathBuf>,
@@ -36,7 +36,7 @@ pub(super) struct PicturedArgs {
 #[derive(Clone)]
 struct Scales(Vec<f64>);
 
-impl PicturedArgs {
+impl IpAdapterArgs {
     /// The files that are named.
     pub(super) fn inputs(&self) -> Vec<Input> {
         let named = |flag| move |path: &PathBuf| Input::new(flag, path);
@@ -47,20 +47,20 @@ impl PicturedArgs {
         adapters.chain(images).chain(negative).chain(encoder).collect()
     }
 
-    /// What is asked for, and else what a picture was drawn with before.
-    pub(super) fn liked(&self, before: Vec<IpAdapterRecord>) -> anyhow::Result<Vec<IpAdapterRecord>> {
+    /// Returns what the flags ask for, and without them what a picture was drawn with before.
+    pub(super) fn records(&self, before: Vec<IpAdapterRecord>) -> anyhow::Result<Vec<IpAdapterRecord>> {
         let wrong = |text: String| Err(Error::Request(text).into());
         let (adapters, pictures) = (self.ip_adapter.len(), self.ip_image.len());
         let mut all = before;
-        if pictures > 0 && all.iter().any(|one| one.images.is_empty()) {
-            self.name(&mut all)?;
+        if pictures > 0 && all.iter().any(|record| record.images.is_empty()) {
+            self.set_files(&mut all)?;
         } else if adapters > 0 || pictures > 0 {
             if adapters == 0 || pictures == 0 || (adapters > 1 && adapters != pictures) {
                 return wrong(format!(
                     "{adapters} --ip-adapter and {pictures} --ip-image: one for each IP-Adapter, or several for one"
                 ));
             }
-            let encoder = all.first().and_then(|one| one.image_encoder.clone());
+            let encoder = all.first().and_then(|record| record.image_encoder.clone());
             let Some(image_encoder) = self.ip_image_encoder.clone().or(encoder) else {
                 return wrong("an IP-Adapter needs --ip-image-encoder: CLIP-L's vision model".into());
             };
@@ -68,14 +68,14 @@ impl PicturedArgs {
                 1 => self.ip_image.clone(),
                 _ => vec![self.ip_image[i].clone()],
             };
-            let one = |(i, path): (usize, &PathBuf)| IpAdapterRecord {
+            let record = |(i, path): (usize, &PathBuf)| IpAdapterRecord {
                 ip_adapter: path.clone(),
                 image_encoder: Some(image_encoder.clone()),
                 images: images(i),
                 negative: Vec::new(),
                 scales: vec![1.0],
             };
-            all = self.ip_adapter.iter().enumerate().map(one).collect();
+            all = self.ip_adapter.iter().enumerate().map(record).collect();
         }
         let given = self.ip_strength.len();
         if all.is_empty() && (given > 0 || !self.ip_negative_image.is_empty()) {
@@ -84,22 +84,22 @@ impl PicturedArgs {
         if !matches!(given, 0 | 1) && given != all.len() {
             return wrong(format!("{given} --ip-strength for {} --ip-adapter", all.len()));
         }
-        for (i, one) in all.iter_mut().enumerate() {
+        for (i, record) in all.iter_mut().enumerate() {
             if let Some(Scales(scales)) = self.ip_strength.get(if given == 1 { 0 } else { i }) {
-                one.scales = scales.clone();
+                record.scales = scales.clone();
             }
             if let Some(encoder) = &self.ip_image_encoder {
-                one.image_encoder = Some(encoder.clone());
+                record.image_encoder = Some(encoder.clone());
             }
             if !self.ip_negative_image.is_empty() {
-                one.negative = self.ip_negative_image.clone();
+                record.negative = self.ip_negative_image.clone();
             }
         }
         Ok(all)
     }
 
-    /// Those of a picture that came from a server, which does not know their files.
-    fn name(&self, before: &mut [IpAdapterRecord]) -> anyhow::Result<()> {
+    /// Names the files in the records of a picture that came from a server, which does not know them.
+    fn set_files(&self, before: &mut [IpAdapterRecord]) -> anyhow::Result<()> {
         let (adapters, pictures) = (self.ip_adapter.len(), self.ip_image.len());
         let fits = before.len() == 1 || pictures == before.len();
         if !fits || (adapters > 0 && adapters != before.len()) {
@@ -110,40 +110,41 @@ impl PicturedArgs {
             return Err(Error::Request(text).into());
         }
         let several = before.len() > 1;
-        for (i, one) in before.iter_mut().enumerate() {
-            one.images = if several { vec![self.ip_image[i].clone()] } else { self.ip_image.clone() };
+        for (i, record) in before.iter_mut().enumerate() {
+            record.images = if several { vec![self.ip_image[i].clone()] } else { self.ip_image.clone() };
             if let Some(adapter) = self.ip_adapter.get(i) {
-                one.ip_adapter.clone_from(adapter);
+                record.ip_adapter.clone_from(adapter);
             }
         }
         Ok(())
     }
 }
 
-/// Puts the IP-Adapters on, and reads the pictures.
-pub(super) fn put_on(
+/// Loads the IP-Adapters into the pipeline, and reads their pictures.
+pub(super) fn load(
     pipeline: &mut Pipeline,
-    liked: &[IpAdapterRecord],
+    records: &[IpAdapterRecord],
 ) -> anyhow::Result<Vec<generation::IpAdapterImage>> {
-    if liked.iter().any(|one| one.images.is_empty()) {
+    if records.iter().any(|record| record.images.is_empty()) {
         let text = "that picture does not say by name which ones it is like: give --ip-adapter, --ip-image-encoder and \
                     --ip-image";
         return Err(Error::Request(text.into()).into());
     }
-    let adapters: Vec<PathBuf> = liked.iter().map(|one| one.ip_adapter.clone()).collect();
-    pipeline.set_ip_adapters(&adapters, liked.first().and_then(|one| one.image_encoder.as_deref()))?;
+    let adapters: Vec<PathBuf> = records.iter().map(|record| record.ip_adapter.clone()).collect();
+    pipeline
+        .set_ip_adapters(&adapters, records.first().and_then(|record| record.image_encoder.as_deref()))?;
     let pictures = |paths: &[PathBuf]| -> anyhow::Result<Vec<Arc<Image>>> {
         paths.iter().map(|path| Ok(Arc::new(read(path)?))).collect()
     };
-    let pictured = |(adapter, one): (usize, &IpAdapterRecord)| {
+    let ip_adapter_image = |(adapter, record): (usize, &IpAdapterRecord)| {
         Ok(generation::IpAdapterImage {
             adapter,
-            images: pictures(&one.images)?,
-            negative: pictures(&one.negative)?,
-            scales: one.scales.clone(),
+            images: pictures(&record.images)?,
+            negative: pictures(&record.negative)?,
+            scales: record.scales.clone(),
         })
     };
-    liked.iter().enumerate().map(pictured).collect()
+    records.iter().enumerate().map(ip_adapter_image).collect()
 }
 
 fn parse_scales(text: &str) -> Result<Scales, String> {

@@ -1,0 +1,141 @@
+//! What is computed with: the device, the kind of numbers, the threads.
+
+use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
+use tch::{Cuda, Device, Kind};
+use tch_flux::Error;
+use tch_flux::checkpoint::Access;
+use tch_flux::numerics::{Numerics, Quantize};
+
+/// A kind of numbers to compute in.
+#[derive(Clone, Copy, Debug, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum KindArg {
+    #[value(aliases = ["fp32", "float32", "F32"])]
+    #[serde(alias = "fp32", alias = "float32")]
+    F32,
+    #[value(aliases = ["bfloat16", "BF16"])]
+    #[serde(alias = "bfloat16")]
+    Bf16,
+    #[value(aliases = ["fp16", "float16", "half", "F16"])]
+    #[serde(alias = "fp16", alias = "float16", alias = "half")]
+    F16,
+}
+
+impl From<KindArg> for Kind {
+    fn from(kind: KindArg) -> Kind {
+        match kind {
+            KindArg::F32 => Kind::Float,
+            KindArg::Bf16 => Kind::BFloat16,
+            KindArg::F16 => Kind::Half,
+        }
+    }
+}
+
+/// How many threads compute.
+#[derive(Args, Clone, Copy, Debug)]
+pub(super) struct ThreadsArg {
+    /// Threads of an operation on the CPU. [default: libtorch's]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024), hide_short_help = true)]
+    threads: Option<u16>,
+}
+
+impl ThreadsArg {
+    pub(super) fn set(self) {
+        if let Some(threads) = self.threads {
+            tch::set_num_threads(threads.into());
+        }
+    }
+}
+
+/// How numbers come about.
+#[derive(Clone, Copy, Debug, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum NumericsArg {
+    /// The bits of the official PyTorch code.
+    Exact,
+    /// As fast as the device can, no less accurate.
+    Fast,
+}
+
+impl From<NumericsArg> for Numerics {
+    fn from(numerics: NumericsArg) -> Numerics {
+        match numerics {
+            NumericsArg::Exact => Numerics::Exact,
+            NumericsArg::Fast => Numerics::Fast,
+        }
+    }
+}
+
+/// Numbers of fewer bits for weights.
+#[derive(Clone, Copy, Debug, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum QuantizeArg {
+    None,
+    Int8,
+    Fp8,
+}
+
+impl From<QuantizeArg> for Quantize {
+    fn from(quantize: QuantizeArg) -> Quantize {
+        match quantize {
+            QuantizeArg::None => Quantize::None,
+            QuantizeArg::Int8 => Quantize::Int8,
+            QuantizeArg::Fp8 => Quantize::Fp8,
+        }
+    }
+}
+
+/// The word for a kind, as `--kind` takes it.
+pub(super) fn kind_name(kind: Kind) -> String {
+    match kind {
+        Kind::Float => "f32".into(),
+        Kind::BFloat16 => "bf16".into(),
+        Kind::Half => "f16".into(),
+        other => format!("{other:?}").to_lowercase(),
+    }
+}
+
+/// The word for a device, as `--device` takes it.
+pub(super) fn device_name(device: Device) -> String {
+    match device {
+        Device::Cuda(index) => format!("cuda:{index}"),
+        other => format!("{other:?}").to_lowercase(),
+    }
+}
+
+/// `cpu`, `mps`, `cuda` or `cuda:N`; a CUDA device must be there.
+pub(super) fn parse_device(text: &str) -> Result<Device, String> {
+    let device = match text.split_once(':') {
+        None if text == "cpu" => return Ok(Device::Cpu),
+        None if text == "mps" && tch::utils::has_mps() => return Ok(Device::Mps),
+        None if text == "mps" => {
+            return Err("libtorch sees no MPS device, which are the GPUs of Apple".into());
+        }
+        None if text == "cuda" => 0,
+        Some(("cuda", number)) => {
+            number.parse().map_err(|_| format!("{number:?} is no number of a device"))?
+        }
+        None if ["gpu", "nvidia", "rocm", "hip", "auto"].contains(&text) => {
+            return Err("expected cpu, cuda, cuda:N or mps; a GPU is cuda, or mps on a Mac".into());
+        }
+        _ => return Err("expected cpu, cuda, cuda:N or mps".into()),
+    };
+    match Cuda::device_count() {
+        count if (device as i64) < count => Ok(Device::Cuda(device)),
+        0 => Err("libtorch sees no CUDA device; `tch-flux doctor` says why".into()),
+        count => Err(format!("there are {count} CUDA devices, counted from 0")),
+    }
+}
+
+/// The kind that a picture's provenance names.
+pub(super) fn parse_kind(name: &str) -> anyhow::Result<Option<Kind>> {
+    let kind =
+        KindArg::from_str(name, true).map_err(|_| Error::Request(format!("kind {name:?} is not known")))?;
+    Ok(Some(kind.into()))
+}
+
+/// Files are mapped unless told otherwise.
+pub(super) fn access(no_mmap: bool) -> Access {
+    if no_mmap { Access::Read } else { Access::Map }
+}

@@ -44,13 +44,17 @@ const LEVELS: [(&str, &[&str]); 6] = [
     ("trace", &["all", "everything", "max"]),
 ];
 
-/// Packages of their own, by the names that they had as modules.
-const PACKAGES: [(&str, &str); 2] = [("tch_flux::server", "tch_flux_server"), ("tch_flux::cli", "tch_flux")];
+/// Other names of modules that log, which filters may use.
+const MODULE_ALIASES: [(&str, &str); 3] = [
+    ("tch_flux::server", "tch_flux_server"),
+    ("tch_flux::cli", "tch_flux"),
+    ("tch_flux_server::gate", "tch_flux_server::middleware"),
+];
 
 /// What is logged: a level, levels of modules, or both.
 pub(super) fn log_filter(text: &str) -> Result<Targets, String> {
     let text =
-        PACKAGES.iter().fold(text.to_string(), |text, (module, package)| text.replace(module, package));
+        MODULE_ALIASES.iter().fold(text.to_string(), |text, (alias, module)| text.replace(alias, module));
     let plain: Vec<&str> = text.split(',').map(str::trim).filter(|part| !part.contains('=')).collect();
     for part in text.split(',').map(str::trim) {
         match part.split_once('=') {

@@ -1,100 +1,104 @@
-//! What a request asks for, and whether it contradicts itself.
+//! The request to draw, read from its raw fields and checked against itself.
 
-use super::able::ROLES;
-use super::fields;
-use super::problem::Problem;
-use super::shape::{self, parse_size};
-use super::values::Values;
+pub(crate) mod field_type;
+pub(crate) mod fields;
+pub(crate) mod raw_request;
+pub(crate) mod synonyms;
+
+use crate::api_error::ApiError;
+use field_type::parse_size;
+use fields::ROLES;
+use raw_request::RawRequest;
 use tch_flux::generation::{ControlPreprocess, ReduxMix, Request, Role, Variation};
 use tch_flux::image::Format;
 use tch_flux::models::flux1::StepCache;
 use tch_flux::sampling::{Sampler, Schedule};
 
-/// What is asked for.
+/// The request to draw, as its fields say it. What is absent is the model's own.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Asked {
-    /// Empty where there is none, since there are pictures to look at.
-    pub(super) prompt: String,
-    pub(super) prompt_2: Option<String>,
-    pub(super) literal: bool,
-    pub(super) max_sequence_length: Option<usize>,
-    pub(super) model: Option<String>,
-    pub(super) n: usize,
+pub(crate) struct GenerationRequest {
+    /// Empty where it may be absent, since Redux has pictures.
+    pub(crate) prompt: String,
+    pub(crate) prompt_2: Option<String>,
+    pub(crate) literal: bool,
+    pub(crate) max_sequence_length: Option<usize>,
+    pub(crate) model: Option<String>,
+    pub(crate) n: usize,
     /// Width and height; `None` is the model's own.
-    pub(super) size: Option<(i64, i64)>,
-    /// Whether an address is wanted in place of the picture.
-    pub(super) url: bool,
-    pub(super) format: Format,
-    pub(super) quality: u8,
-    pub(super) stream: bool,
-    pub(super) partial_images: usize,
-    pub(super) seed: Option<u64>,
-    pub(super) variation: Option<Variation>,
-    pub(super) steps: Option<usize>,
-    pub(super) sampler: Option<Sampler>,
-    pub(super) schedule: Option<Schedule>,
-    pub(super) cache: Option<StepCache>,
-    pub(super) guidance: Option<f64>,
-    pub(super) true_cfg_scale: Option<f64>,
-    pub(super) negative_prompt: Option<String>,
-    pub(super) strength: Option<f64>,
-    pub(super) role: Option<Role>,
-    pub(super) keep_size: bool,
-    pub(super) follow: ControlPreprocess,
-    pub(super) look: Look,
-    pub(super) control: Control,
-    pub(super) like: Like,
+    pub(crate) size: Option<(i64, i64)>,
+    /// Whether the response has addresses in place of the pictures.
+    pub(crate) url: bool,
+    pub(crate) format: Format,
+    pub(crate) quality: u8,
+    pub(crate) stream: bool,
+    pub(crate) partial_images: usize,
+    pub(crate) seed: Option<u64>,
+    pub(crate) variation: Option<Variation>,
+    pub(crate) steps: Option<usize>,
+    pub(crate) sampler: Option<Sampler>,
+    pub(crate) schedule: Option<Schedule>,
+    pub(crate) cache: Option<StepCache>,
+    pub(crate) guidance: Option<f64>,
+    pub(crate) true_cfg_scale: Option<f64>,
+    pub(crate) negative_prompt: Option<String>,
+    pub(crate) strength: Option<f64>,
+    pub(crate) role: Option<Role>,
+    pub(crate) keep_size: bool,
+    pub(crate) preprocess: ControlPreprocess,
+    pub(crate) redux: ReduxFields,
+    pub(crate) control: ControlNetFields,
+    pub(crate) ip_adapter: IpAdapterFields,
 }
 
-/// Of Redux.
+/// The fields of Redux.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct Look {
-    pub(super) strengths: Vec<f64>,
-    pub(super) pooled: Vec<f64>,
-    pub(super) mix: Option<ReduxMix>,
-    pub(super) without_text: bool,
+pub(crate) struct ReduxFields {
+    pub(crate) strengths: Vec<f64>,
+    pub(crate) pooled: Vec<f64>,
+    pub(crate) mix: Option<ReduxMix>,
+    pub(crate) without_text: bool,
 }
 
-/// Of ControlNets.
+/// The fields of ControlNets.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct Control {
-    pub(super) nets: Vec<String>,
-    pub(super) modes: Vec<Mode>,
-    pub(super) strengths: Vec<f64>,
-    pub(super) starts: Vec<f64>,
-    pub(super) ends: Vec<f64>,
-    pub(super) canny: bool,
+pub(crate) struct ControlNetFields {
+    pub(crate) nets: Vec<String>,
+    pub(crate) modes: Vec<ControlMode>,
+    pub(crate) strengths: Vec<f64>,
+    pub(crate) starts: Vec<f64>,
+    pub(crate) ends: Vec<f64>,
+    pub(crate) canny: bool,
 }
 
-/// What a picture is to a union ControlNet.
+/// A mode of a union ControlNet.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Mode(i64);
+pub(crate) struct ControlMode(i64);
 
-impl Mode {
-    pub(super) fn number(self) -> i64 {
+impl ControlMode {
+    pub(crate) fn number(self) -> i64 {
         self.0
     }
 }
 
-/// Of IP-Adapters.
+/// The fields of IP-Adapters.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct Like {
-    pub(super) adapters: Vec<String>,
-    /// One for all IP-Adapters, or one for each.
-    pub(super) scales: Vec<Vec<f64>>,
+pub(crate) struct IpAdapterFields {
+    pub(crate) adapters: Vec<String>,
+    /// One list for all IP-Adapters, or one for each.
+    pub(crate) scales: Vec<Vec<f64>>,
 }
 
-impl Values {
-    /// The whole, with what concerns several fields.
-    pub(super) fn asked(&self) -> Result<Asked, Problem> {
+impl RawRequest {
+    /// Reads the fields, and checks what concerns several of them.
+    pub(crate) fn parse(&self) -> Result<GenerationRequest, ApiError> {
         let text = |name| self.text(name).map(str::to_string);
-        let looks = !self.pictures.is_empty_of("redux_image");
-        let Some(prompt) = text("prompt").or(looks.then(String::new)) else {
+        let has_redux = !self.uploads.has_none("redux_image");
+        let Some(prompt) = text("prompt").or(has_redux.then(String::new)) else {
             return Err(
-                Problem::invalid("missing_required_parameter", "a prompt is required").param("prompt")
+                ApiError::invalid("missing_required_parameter", "a prompt is required").param("prompt")
             );
         };
-        let asked = Asked {
+        let request = GenerationRequest {
             prompt,
             prompt_2: text("prompt_2"),
             literal: self.flag_or("literal", true),
@@ -119,27 +123,27 @@ impl Values {
             strength: self.number("strength"),
             role: self.role(),
             keep_size: self.flag("keep_size"),
-            follow: self.follow()?,
-            look: self.look()?,
+            preprocess: self.preprocess()?,
+            redux: self.redux()?,
             control: self.control(),
-            like: self.like(),
+            ip_adapter: self.ip_adapter(),
         };
         if self.text("background") == Some("transparent") {
-            return Err(Problem::value("background", "pictures are opaque; leave `background` out"));
+            return Err(ApiError::value("background", "pictures are opaque; leave `background` out"));
         }
-        if asked.stream && asked.url {
+        if request.stream && request.url {
             let text = "a stream brings pictures, not addresses: leave `response_format` out";
-            return Err(Problem::value("response_format", text));
+            return Err(ApiError::value("response_format", text));
         }
-        if asked.true_cfg_scale.is_some_and(|scale| scale > 1.0) && asked.negative_prompt.is_none() {
+        if request.true_cfg_scale.is_some_and(|scale| scale > 1.0) && request.negative_prompt.is_none() {
             let text = "a true_cfg_scale above 1 needs a negative_prompt, which may be empty";
-            return Err(Problem::value("negative_prompt", text));
+            return Err(ApiError::value("negative_prompt", text));
         }
-        Ok(asked)
+        Ok(request)
     }
 
-    /// Whether an address is wanted. Without a word about it, OpenAI answers with addresses for these models, and clients
-    /// that were written for them read no other field.
+    /// Whether the response has addresses. Where `response_format` is absent, OpenAI answers with addresses for these models,
+    /// and clients that were written for them read no other field.
     fn wants_url(&self) -> bool {
         match self.text("response_format") {
             Some(format) => format == "url",
@@ -147,31 +151,30 @@ impl Values {
         }
     }
 
-    /// The times of the steps.
-    fn schedule(&self) -> Result<Option<Schedule>, Problem> {
+    /// Reads the schedule of the steps.
+    fn schedule(&self) -> Result<Option<Schedule>, ApiError> {
         let (name, shift, sigmas) = (self.text("schedule"), self.numbers("shift"), self.numbers("sigmas"));
         if !sigmas.is_empty() {
-            if let Some(other) =
-                [("schedule", name.is_some()), ("shift", !shift.is_empty())].iter().find(|o| o.1)
+            if let Some((name, _)) = [("schedule", name.is_some()), ("shift", !shift.is_empty())]
+                .iter()
+                .find(|(_, is_given)| *is_given)
             {
-                let text = format!(
-                    "{} does not go with sigmas, which are the times: leave one of both out",
-                    other.0
-                );
-                return Err(Problem::value(other.0, text));
+                let text =
+                    format!("{name} does not go with sigmas, which are the times: leave one of both out");
+                return Err(ApiError::value(name, text));
             }
             let schedule = Schedule::Sigmas(sigmas);
             if schedule.check().is_err() {
                 let text = "sigmas must fall from at most 1, each below the one before, down to 0 or what is above it";
-                return Err(Problem::value("sigmas", text));
+                return Err(ApiError::value("sigmas", text));
             }
-            if let (Some(own), Some(steps)) = (schedule.steps(), self.whole("num_inference_steps"))
-                && own as u64 != steps
+            if let (Some(count), Some(steps)) = (schedule.steps(), self.whole("num_inference_steps"))
+                && count as u64 != steps
             {
                 let text = format!(
-                    "num_inference_steps is {steps}, but there are sigmas for {own}: leave one of both out"
+                    "num_inference_steps is {steps}, but there are sigmas for {count}: leave one of both out"
                 );
-                return Err(Problem::value("num_inference_steps", text));
+                return Err(ApiError::value("num_inference_steps", text));
             }
             return Ok(Some(schedule));
         }
@@ -179,7 +182,7 @@ impl Values {
             (Some("linear"), [_, ..]) => {
                 let text =
                     "shift is for a shifted schedule, and a linear one has none: leave one of both out";
-                Err(Problem::value("shift", text))
+                Err(ApiError::value("shift", text))
             }
             (_, &[base, max]) => Ok(Some(Schedule::Shifted { base, max })),
             (Some("linear"), _) => Ok(Some(Schedule::Linear)),
@@ -188,14 +191,14 @@ impl Values {
         }
     }
 
-    fn variation(&self) -> Result<Option<Variation>, Problem> {
+    fn variation(&self) -> Result<Option<Variation>, ApiError> {
         match (self.number("variation_strength"), self.whole("variation_seed")) {
             (Some(strength), seed) => {
                 Ok(Some(Variation { seed: seed.unwrap_or_else(Request::random_seed), strength }))
             }
             (None, Some(_)) => {
                 let text = "variation_seed needs a variation_strength: how far its noise is gone towards, from 0 to 1";
-                Err(Problem::invalid("missing_required_parameter", text).param("variation_strength"))
+                Err(ApiError::invalid("missing_required_parameter", text).param("variation_strength"))
             }
             (None, None) => Ok(None),
         }
@@ -206,10 +209,10 @@ impl Values {
         Some([Role::Start, Role::Reference, Role::Fill, Role::Control][place])
     }
 
-    fn follow(&self) -> Result<ControlPreprocess, Problem> {
+    fn preprocess(&self) -> Result<ControlPreprocess, ApiError> {
         match (self.flag("canny"), self.flag("depth")) {
             (true, true) => {
-                Err(Problem::value("depth", "depth does not go with canny: one of both is followed"))
+                Err(ApiError::value("depth", "depth does not go with canny: one of both is followed"))
             }
             (true, false) => Ok(ControlPreprocess::Canny),
             (false, true) => Ok(ControlPreprocess::Depth),
@@ -217,41 +220,41 @@ impl Values {
         }
     }
 
-    fn look(&self) -> Result<Look, Problem> {
+    fn redux(&self) -> Result<ReduxFields, ApiError> {
         let mix = match self.text("redux_mix") {
             Some("sum") => Some(ReduxMix::Sum),
             Some(_) => Some(ReduxMix::Append),
             None => None,
         };
-        let look = Look {
+        let fields = ReduxFields {
             strengths: self.numbers("prompt_embeds_scale"),
             pooled: self.numbers("pooled_prompt_embeds_scale"),
             mix,
             without_text: self.flag("redux_without_text"),
         };
-        if look.pooled.iter().any(|scale| *scale != 1.0) && mix != Some(ReduxMix::Sum) {
+        if fields.pooled.iter().any(|scale| *scale != 1.0) && mix != Some(ReduxMix::Sum) {
             let text = "pooled_prompt_embeds_scale is for a sum: set redux_mix to `sum`, or leave it out";
-            return Err(Problem::value("pooled_prompt_embeds_scale", text));
+            return Err(ApiError::value("pooled_prompt_embeds_scale", text));
         }
         let texts = ["prompt", "prompt_2"];
         if let Some(name) =
             texts.into_iter().find(|name| self.text(name).is_some_and(|text| !text.is_empty()))
-            && look.without_text
+            && fields.without_text
         {
             let text = format!("{name} is not read where redux_without_text is true: leave one of both out");
-            return Err(Problem::value(name, text));
+            return Err(ApiError::value(name, text));
         }
-        Ok(look)
+        Ok(fields)
     }
 
-    fn control(&self) -> Control {
+    fn control(&self) -> ControlNetFields {
         let mode = |value: &serde_json::Value| {
-            let named = || value.as_str().and_then(shape::mode);
-            shape::whole(value).map(|mode| mode as i64).or_else(named).map(Mode)
+            let by_name = || value.as_str().and_then(field_type::mode);
+            field_type::whole(value).map(|mode| mode as i64).or_else(by_name).map(ControlMode)
         };
-        Control {
+        ControlNetFields {
             nets: self.texts("controlnet"),
-            modes: self.all("control_mode").iter().filter_map(mode).collect(),
+            modes: self.list("control_mode").iter().filter_map(mode).collect(),
             strengths: self.numbers("controlnet_conditioning_scale"),
             starts: self.numbers("control_guidance_start"),
             ends: self.numbers("control_guidance_end"),
@@ -259,20 +262,20 @@ impl Values {
         }
     }
 
-    fn like(&self) -> Like {
+    fn ip_adapter(&self) -> IpAdapterFields {
         let lists = |value: &serde_json::Value| {
             value.as_array().map(|list| list.iter().filter_map(serde_json::Value::as_f64).collect())
         };
-        let nested: Vec<Vec<f64>> = self.all("ip_adapter_scale").iter().filter_map(lists).collect();
+        let nested: Vec<Vec<f64>> = self.list("ip_adapter_scale").iter().filter_map(lists).collect();
         let flat = self.numbers("ip_adapter_scale");
         let scales = if flat.is_empty() { nested } else { vec![flat] };
-        Like { adapters: self.texts("ip_adapter"), scales }
+        IpAdapterFields { adapters: self.texts("ip_adapter"), scales }
     }
 }
 
-impl Asked {
-    /// Whether the picture is led away from the negative prompt's.
-    pub(super) fn is_led_away(&self) -> bool {
+impl GenerationRequest {
+    /// Whether there is true classifier-free guidance, which reads the negative prompt.
+    pub(crate) fn uses_true_cfg(&self) -> bool {
         self.negative_prompt.is_some() && self.true_cfg_scale.is_some_and(|scale| scale > 1.0)
     }
 }

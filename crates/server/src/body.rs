@@ -131,7 +131,7 @@ pub(crate) struct UnreadBody {
 }
 
 impl UnreadBody {
-    /// Reads the rest, if there is one, so that the client reads the answer instead of failing to write.
+    /// Reads the rest, if there is one, so that the client reads the response instead of failing to write.
     pub(crate) async fn discard(mut self) {
         let Ok(mut body) = self.receiver.try_recv() else { return };
         if self.expects_continue {

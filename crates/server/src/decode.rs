@@ -8,7 +8,7 @@ use tch_flux::image::{self, DecodeError, Decoded, Format, Image, MAX_SIDE, Mask}
 
 /// A mask's pixel is drawn anew where its alpha is below this.
 const MASK_ALPHA: u8 = 128;
-/// The most bytes that a decoder takes for each pixel: four channels of two bytes, and one that is finished.
+/// The most bytes that a decoder takes for each pixel: four channels of two bytes, and one for the result.
 const DECODING_BYTES: usize = 9;
 /// The bytes of each pixel that stay: four channels.
 const DECODED_BYTES: usize = 4;

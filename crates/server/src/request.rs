@@ -101,19 +101,19 @@ impl RawRequest {
         let request = GenerationRequest {
             prompt,
             prompt_2: text("prompt_2"),
-            literal: self.flag_or("literal", true),
-            max_sequence_length: self.whole("max_sequence_length").map(|tokens| tokens as usize),
+            literal: self.boolean_or("literal", true),
+            max_sequence_length: self.integer("max_sequence_length").map(|tokens| tokens as usize),
             model: text("model").filter(|name| !name.is_empty()),
-            n: self.whole("n").unwrap_or(1) as usize,
+            n: self.integer("n").unwrap_or(1) as usize,
             size: self.text("size").and_then(|size| parse_size(size).ok()).flatten(),
             url: self.wants_url(),
             format: self.text("output_format").and_then(Format::named).unwrap_or(Format::Png),
-            quality: self.whole("output_compression").unwrap_or(100) as u8,
-            stream: self.flag("stream"),
-            partial_images: self.whole("partial_images").unwrap_or(0) as usize,
-            seed: self.whole("seed"),
+            quality: self.integer("output_compression").unwrap_or(100) as u8,
+            stream: self.boolean("stream"),
+            partial_images: self.integer("partial_images").unwrap_or(0) as usize,
+            seed: self.integer("seed"),
             variation: self.variation()?,
-            steps: self.whole("num_inference_steps").map(|steps| steps as usize),
+            steps: self.integer("num_inference_steps").map(|steps| steps as usize),
             sampler: self.text("sampler").and_then(fields::sampler),
             schedule: self.schedule()?,
             cache: self.text("cache").and_then(|cache| cache.parse().ok()),
@@ -122,7 +122,7 @@ impl RawRequest {
             negative_prompt: text("negative_prompt"),
             strength: self.number("strength"),
             role: self.role(),
-            keep_size: self.flag("keep_size"),
+            keep_size: self.boolean("keep_size"),
             preprocess: self.preprocess()?,
             redux: self.redux()?,
             control: self.control(),
@@ -147,7 +147,7 @@ impl RawRequest {
     fn wants_url(&self) -> bool {
         match self.text("response_format") {
             Some(format) => format == "url",
-            None => !self.flag("stream") && matches!(self.text("model"), Some("dall-e-2" | "dall-e-3")),
+            None => !self.boolean("stream") && matches!(self.text("model"), Some("dall-e-2" | "dall-e-3")),
         }
     }
 
@@ -168,7 +168,7 @@ impl RawRequest {
                 let text = "sigmas must fall from at most 1, each below the one before, down to 0 or what is above it";
                 return Err(ApiError::value("sigmas", text));
             }
-            if let (Some(count), Some(steps)) = (schedule.steps(), self.whole("num_inference_steps"))
+            if let (Some(count), Some(steps)) = (schedule.steps(), self.integer("num_inference_steps"))
                 && count as u64 != steps
             {
                 let text = format!(
@@ -192,7 +192,7 @@ impl RawRequest {
     }
 
     fn variation(&self) -> Result<Option<Variation>, ApiError> {
-        match (self.number("variation_strength"), self.whole("variation_seed")) {
+        match (self.number("variation_strength"), self.integer("variation_seed")) {
             (Some(strength), seed) => {
                 Ok(Some(Variation { seed: seed.unwrap_or_else(Request::random_seed), strength }))
             }
@@ -210,7 +210,7 @@ impl RawRequest {
     }
 
     fn preprocess(&self) -> Result<ControlPreprocess, ApiError> {
-        match (self.flag("canny"), self.flag("depth")) {
+        match (self.boolean("canny"), self.boolean("depth")) {
             (true, true) => {
                 Err(ApiError::value("depth", "depth does not go with canny: one of both is followed"))
             }
@@ -230,7 +230,7 @@ impl RawRequest {
             strengths: self.numbers("prompt_embeds_scale"),
             pooled: self.numbers("pooled_prompt_embeds_scale"),
             mix,
-            without_text: self.flag("redux_without_text"),
+            without_text: self.boolean("redux_without_text"),
         };
         if fields.pooled.iter().any(|scale| *scale != 1.0) && mix != Some(ReduxMix::Sum) {
             let text = "pooled_prompt_embeds_scale is for a sum: set redux_mix to `sum`, or leave it out";
@@ -250,7 +250,7 @@ impl RawRequest {
     fn control(&self) -> ControlNetFields {
         let mode = |value: &serde_json::Value| {
             let by_name = || value.as_str().and_then(field_type::mode);
-            field_type::whole(value).map(|mode| mode as i64).or_else(by_name).map(ControlMode)
+            field_type::as_integer(value).map(|mode| mode as i64).or_else(by_name).map(ControlMode)
         };
         ControlNetFields {
             nets: self.texts("controlnet"),
@@ -258,7 +258,7 @@ impl RawRequest {
             strengths: self.numbers("controlnet_conditioning_scale"),
             starts: self.numbers("control_guidance_start"),
             ends: self.numbers("control_guidance_end"),
-            canny: self.flag("control_canny"),
+            canny: self.boolean("control_canny"),
         }
     }
 

@@ -20,7 +20,7 @@ pub(crate) fn request_schema(api: &Api, edits: bool) -> Value {
     let mut schema = json!({ "type": "object", "properties": properties, "additionalProperties": false });
     if has("redux_image") {
         // A request without a prompt must have pictures for Redux.
-        rules.push(json!({ "anyOf": [{ "required": ["prompt"] }, given("redux_image")] }));
+        rules.push(json!({ "anyOf": [{ "required": ["prompt"] }, is_given("redux_image")] }));
     } else {
         required.push("prompt");
     }
@@ -101,23 +101,23 @@ fn nullable(mut schema: Value) -> Value {
 /// Returns the rules about several fields at once, as far as JSON Schema can express them.
 fn rules(api: &Api, edits: bool, has: &impl Fn(&str) -> bool) -> Vec<Value> {
     let mut rules = vec![
-        never([
+        not_both([
             holds("stream", json!({ "const": true })),
             holds("response_format", json!({ "const": "url" })),
         ]),
-        needs(
+        implies(
             holds("true_cfg_scale", json!({ "type": "number", "exclusiveMinimum": 1 })),
-            given("negative_prompt"),
+            is_given("negative_prompt"),
         ),
-        needs(given("variation_seed"), given("variation_strength")),
-        never([given("sigmas"), given("schedule")]),
-        never([given("sigmas"), given("shift")]),
-        never([given("sigmas"), given("num_inference_steps")]),
-        never([holds("schedule", json!({ "const": "linear" })), given("shift")]),
+        implies(is_given("variation_seed"), is_given("variation_strength")),
+        not_both([is_given("sigmas"), is_given("schedule")]),
+        not_both([is_given("sigmas"), is_given("shift")]),
+        not_both([is_given("sigmas"), is_given("num_inference_steps")]),
+        not_both([holds("schedule", json!({ "const": "linear" })), is_given("shift")]),
     ];
     let mut need_pictures = |pictures: &str, others: &[&str]| {
         let others = others.iter().filter(|name| has(pictures) && has(name));
-        rules.extend(others.map(|name| needs(given(name), given(pictures))));
+        rules.extend(others.map(|name| implies(is_given(name), is_given(pictures))));
     };
     need_pictures(
         "control_image",
@@ -134,13 +134,13 @@ fn rules(api: &Api, edits: bool, has: &impl Fn(&str) -> bool) -> Vec<Value> {
     if edits && api.capabilities().only_role.is_none() {
         let default_role = api.model.and_then(|model| model.role).unwrap_or(Role::Start);
         let is = |role: Role| match holds("as", json!({ "const": role_name(role) })) {
-            named if default_role == role => json!({ "anyOf": [named, { "not": given("as") }] }),
+            named if default_role == role => json!({ "anyOf": [named, { "not": is_given("as") }] }),
             named => named,
         };
         let several = json!({ "type": "array", "minItems": 2 });
-        rules.push(needs(holds("image", several), is(Role::Reference)));
-        rules.push(needs(holds("keep_size", json!({ "const": true })), is(Role::Reference)));
-        rules.push(needs(given("mask"), is(Role::Start)));
+        rules.push(implies(holds("image", several), is(Role::Reference)));
+        rules.push(implies(holds("keep_size", json!({ "const": true })), is(Role::Reference)));
+        rules.push(implies(is_given("mask"), is(Role::Start)));
     }
     rules
 }
@@ -151,17 +151,17 @@ fn holds(name: &str, schema: Value) -> Value {
 }
 
 /// Returns the rule that two others do not hold together.
-fn never(both: [Value; 2]) -> Value {
-    json!({ "not": { "allOf": both } })
+fn not_both(rules: [Value; 2]) -> Value {
+    json!({ "not": { "allOf": rules } })
 }
 
 /// Returns the rule that the second holds where the first does.
-fn needs(given: Value, needed: Value) -> Value {
-    json!({ "if": given, "then": needed })
+fn implies(condition: Value, consequence: Value) -> Value {
+    json!({ "if": condition, "then": consequence })
 }
 
 /// Returns the rule that a field is present and not null.
-fn given(name: &str) -> Value {
+fn is_given(name: &str) -> Value {
     holds(name, json!({ "not": { "type": "null" } }))
 }
 

@@ -20,7 +20,7 @@ pub(crate) enum FieldType {
         least: usize,
         most: usize,
     },
-    Whole {
+    Integer {
         least: u64,
         most: u64,
     },
@@ -29,8 +29,8 @@ pub(crate) enum FieldType {
         most: f64,
     },
     /// A number above 0 and at most 1.
-    Share,
-    Flag,
+    Fraction,
+    Boolean,
     Choice(&'static [&'static str]),
     Size,
     /// A list of numbers, whose length has these bounds; where one is enough, it may come without the list.
@@ -63,10 +63,10 @@ impl FieldType {
             Self::Text { least, most } => value
                 .as_str()
                 .is_some_and(|text| !text.contains('\0') && (least..=most).contains(&text.chars().count())),
-            Self::Whole { least, most } => whole(value).is_some_and(|n| (least..=most).contains(&n)),
+            Self::Integer { least, most } => as_integer(value).is_some_and(|n| (least..=most).contains(&n)),
             Self::Number { least, most } => value.as_f64().is_some_and(|x| (least..=most).contains(&x)),
-            Self::Share => value.as_f64().is_some_and(|x| x > 0.0 && x <= 1.0),
-            Self::Flag => value.is_boolean(),
+            Self::Fraction => value.as_f64().is_some_and(|x| x > 0.0 && x <= 1.0),
+            Self::Boolean => value.is_boolean(),
             Self::Choice(choices) => value.as_str().is_some_and(|text| choices.contains(&text)),
             Self::Size => value.as_str().is_some_and(|text| parse_size(text).is_ok()),
             Self::Numbers { least, most, counts } => are_numbers(value, least, most, counts),
@@ -91,10 +91,10 @@ impl FieldType {
         match self {
             Self::Text { least: 0, most } => format!("text of at most {most} characters"),
             Self::Text { least, most } => format!("text of {least} to {most} characters"),
-            Self::Whole { least, most } => format!("a whole number from {least} to {most}"),
+            Self::Integer { least, most } => format!("a whole number from {least} to {most}"),
             Self::Number { least, most } => format!("a number from {least} to {most}"),
-            Self::Share => "a number above 0 and at most 1".into(),
-            Self::Flag => "true or false".into(),
+            Self::Fraction => "a number above 0 and at most 1".into(),
+            Self::Boolean => "true or false".into(),
             Self::Choice(choices) => format!("one of {}", choices.join(", ")),
             Self::Size => "`auto`, or WxH with both a multiple of 16 from 64 to 2048".into(),
             Self::Numbers { least, most, counts: (1, count) } => {
@@ -128,10 +128,10 @@ impl FieldType {
                 let pattern = if least == 0 { r"^[^\u0000]*$" } else { r"^[^\u0000]+$" };
                 json!({ "type": "string", "minLength": least, "maxLength": most, "pattern": pattern })
             }
-            Self::Whole { least, most } => json!({ "type": "integer", "minimum": least, "maximum": most }),
+            Self::Integer { least, most } => json!({ "type": "integer", "minimum": least, "maximum": most }),
             Self::Number { least, most } => json!({ "type": "number", "minimum": least, "maximum": most }),
-            Self::Share => json!({ "type": "number", "exclusiveMinimum": 0, "maximum": 1 }),
-            Self::Flag => json!({ "type": "boolean" }),
+            Self::Fraction => json!({ "type": "number", "exclusiveMinimum": 0, "maximum": 1 }),
+            Self::Boolean => json!({ "type": "boolean" }),
             Self::Choice(choices) => json!({ "type": "string", "enum": choices }),
             Self::Size => {
                 let side = side_pattern();
@@ -169,10 +169,10 @@ impl FieldType {
     /// Whether a form's text is read as JSON: `2`, `true`, `null`.
     pub(crate) fn is_read_from_text(self) -> bool {
         match self {
-            Self::Whole { .. }
+            Self::Integer { .. }
             | Self::Number { .. }
-            | Self::Share
-            | Self::Flag
+            | Self::Fraction
+            | Self::Boolean
             | Self::Numbers { .. }
             | Self::Modes
             | Self::Scales { .. } => true,
@@ -220,12 +220,12 @@ fn are_numbers(value: &Value, least: f64, most: f64, (from, to): (usize, usize))
 }
 
 fn is_mode(value: &Value) -> bool {
-    whole(value).is_some_and(|mode| mode <= MAX_MODE)
+    as_integer(value).is_some_and(|mode| mode <= MAX_MODE)
         || value.as_str().is_some_and(|name| mode(name).is_some())
 }
 
 /// A whole number, which JSON may write as `2.0`.
-pub(crate) fn whole(value: &Value) -> Option<u64> {
+pub(crate) fn as_integer(value: &Value) -> Option<u64> {
     // The least that is no `u64` any more.
     let end = u64::MAX as f64;
     let float = || value.as_f64().filter(|x| x.fract() == 0.0 && (0.0..end).contains(x)).map(|x| x as u64);

@@ -37,7 +37,7 @@ const OPENAI_FIELDS: [Field; 23] = [
     ),
     field(
         "n",
-        FieldType::Whole { least: 1, most: 10 },
+        FieldType::Integer { least: 1, most: 10 },
         "How many pictures; their seeds count on. 1 if absent.",
     ),
     field(
@@ -57,23 +57,23 @@ const OPENAI_FIELDS: [Field; 23] = [
     ),
     field(
         "output_compression",
-        FieldType::Whole { least: 0, most: 100 },
+        FieldType::Integer { least: 0, most: 100 },
         "The quality of a JPEG or WebP, 100 if absent; a PNG loses nothing.",
     ),
-    field("stream", FieldType::Flag, "Whether the answer is a stream of events."),
+    field("stream", FieldType::Boolean, "Whether the answer is a stream of events."),
     field(
         "partial_images",
-        FieldType::Whole { least: 0, most: 3 },
+        FieldType::Integer { least: 0, most: 3 },
         "Small pictures on the way, in a stream. 0 if absent.",
     ),
     field(
         "seed",
-        FieldType::Whole { least: 0, most: u64::MAX },
+        FieldType::Integer { least: 0, most: u64::MAX },
         "The noise of the first picture. Random if absent.",
     ),
     field(
         "num_inference_steps",
-        FieldType::Whole { least: 1, most: 100 },
+        FieldType::Integer { least: 1, most: 100 },
         "Steps from noise to picture. The model's own number if absent.",
     ),
     field(
@@ -93,7 +93,7 @@ const OPENAI_FIELDS: [Field; 23] = [
     ),
     edits(
         "strength",
-        FieldType::Share,
+        FieldType::Fraction,
         "How much of the picture is drawn anew: 1 forgets it, near 0 it stays. 0.6 if absent.",
     ),
     field("background", FieldType::Ignored, "`transparent` is refused, all else ignored."),
@@ -116,11 +116,11 @@ const EXTENSIONS: [Field; 32] = [
     field("prompt_2", FieldType::Text { least: 0, most: 32_000 }, "What T5 reads in place of the prompt."),
     field(
         "literal",
-        FieldType::Flag,
+        FieldType::Boolean,
         "Whether prompts are read to the letter. True if absent; where it is false, `(word:1.3)` weighs more, as in \
          ComfyUI.",
     ),
-    field("max_sequence_length", FieldType::Whole { least: 2, most: 512 }, "Tokens that T5 reads."),
+    field("max_sequence_length", FieldType::Integer { least: 2, most: 512 }, "Tokens that T5 reads."),
     field(
         "sampler",
         FieldType::Choice(&SAMPLERS),
@@ -154,7 +154,7 @@ const EXTENSIONS: [Field; 32] = [
     ),
     field(
         "variation_seed",
-        FieldType::Whole { least: 0, most: u64::MAX },
+        FieldType::Integer { least: 0, most: u64::MAX },
         "That noise, of the first picture. Random if absent.",
     ),
     field(
@@ -180,7 +180,7 @@ const EXTENSIONS: [Field; 32] = [
     ),
     field(
         "redux_without_text",
-        FieldType::Flag,
+        FieldType::Boolean,
         "Zeros in place of a prompt's states, which is then left out.",
     ),
     field(
@@ -211,7 +211,7 @@ const EXTENSIONS: [Field; 32] = [
     ),
     field(
         "control_canny",
-        FieldType::Flag,
+        FieldType::Boolean,
         "Whether the pictures' edges are followed, as OpenCV's Canny finds them.",
     ),
     field(
@@ -237,13 +237,13 @@ const EXTENSIONS: [Field; 32] = [
         "What the picture is to the model: begun with, looked at, filled where the mask says, or followed. What the \
          model is made for if absent.",
     ),
-    edits("keep_size", FieldType::Flag, "Whether references stay as large as they are."),
+    edits("keep_size", FieldType::Boolean, "Whether references stay as large as they are."),
     edits(
         "canny",
-        FieldType::Flag,
+        FieldType::Boolean,
         "Whether the picture's edges are followed, as OpenCV's Canny finds them.",
     ),
-    edits("depth", FieldType::Flag, "Whether it is followed how far away the picture's pixels are."),
+    edits("depth", FieldType::Boolean, "Whether it is followed how far away the picture's pixels are."),
     edits("image", FieldType::Pictures, "What is begun with; references may be several. Required."),
     edits("mask", FieldType::Pictures, "What is transparent in it is drawn anew; as large as the picture."),
 ];

@@ -10,7 +10,7 @@ use serde_json::{Map, Number, Value};
 
 use crate::api_error::{ApiError, shorten};
 use crate::options::MAX_IMAGES;
-use crate::request::field_type::{FieldType, whole};
+use crate::request::field_type::{FieldType, as_integer};
 use crate::request::fields::Field;
 use crate::request::synonyms::find_field;
 use crate::uploads::Uploads;
@@ -79,9 +79,10 @@ impl RawRequest {
             return Err(ApiError::value(field.name, text));
         }
         let value = match field.field_type {
-            FieldType::Whole { .. } | FieldType::Number { .. } | FieldType::Share | FieldType::Flag => {
-                number_or_text(text)
-            }
+            FieldType::Integer { .. }
+            | FieldType::Number { .. }
+            | FieldType::Fraction
+            | FieldType::Boolean => number_or_text(text),
             FieldType::Numbers { .. } | FieldType::Modes | FieldType::Scales { .. } => {
                 let items =
                     |text: &str| text.split(',').map(|item| number_or_text(item.trim().into())).collect();
@@ -116,9 +117,9 @@ impl RawRequest {
     pub(crate) fn insert_picture(&mut self, part: PartName, file: Bytes) -> Result<(), ApiError> {
         let PartName { field, index } = part;
         let files = self.uploads.files_mut(field.name);
-        let most = if field.name == "mask" { 1 } else { MAX_IMAGES };
-        if files.len() == most {
-            let text = format!("{}: more than {most} came", field.name);
+        let max = if field.name == "mask" { 1 } else { MAX_IMAGES };
+        if files.len() == max {
+            let text = format!("{}: more than {max} came", field.name);
             return Err(ApiError::invalid("too_many_images", text).param(field.name));
         }
         let indices = self.indices.entry(field.name).or_default();
@@ -153,19 +154,19 @@ impl RawRequest {
         self.fields.get(name)?.as_str()
     }
 
-    pub(crate) fn whole(&self, name: &str) -> Option<u64> {
-        whole(self.fields.get(name)?)
+    pub(crate) fn integer(&self, name: &str) -> Option<u64> {
+        as_integer(self.fields.get(name)?)
     }
 
     pub(crate) fn number(&self, name: &str) -> Option<f64> {
         self.fields.get(name)?.as_f64()
     }
 
-    pub(crate) fn flag(&self, name: &str) -> bool {
-        self.flag_or(name, false)
+    pub(crate) fn boolean(&self, name: &str) -> bool {
+        self.boolean_or(name, false)
     }
 
-    pub(crate) fn flag_or(&self, name: &str, absent: bool) -> bool {
+    pub(crate) fn boolean_or(&self, name: &str, absent: bool) -> bool {
         self.fields.get(name).and_then(Value::as_bool).unwrap_or(absent)
     }
 

@@ -253,13 +253,13 @@ fn quoted(names: &[&str]) -> String {
     names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(" or ")
 }
 
-/// A name as it is compared: `numInferenceSteps`, `num-inference-steps` and `num_inference_steps` are one.
+/// Returns a name as it is compared: `numInferenceSteps`, `num-inference-steps` and `num_inference_steps` are one.
 fn normalize(name: &str) -> String {
     name.chars().filter(char::is_ascii_alphanumeric).map(|letter| letter.to_ascii_lowercase()).collect()
 }
 
-/// A name, and what it is without the number or the plural that lists bring: `image_1`, `images[0]`, `images`. Of
-/// `input[image]`, as some write the fields of an object, what stands within counts.
+/// Returns a name, also without the number or the plural of a list: `image_1`, `images[0]`, `images`. Of `input[image]`, as
+/// some programs write the fields of an object, the part in brackets counts.
 fn spellings(name: &str) -> Vec<String> {
     let (base, within) = name.split_once('[').unwrap_or((name, ""));
     let within = normalize(within.split(']').next().unwrap_or_default());
@@ -296,13 +296,13 @@ mod tests {
 
     #[test]
     fn what_other_programs_send_is_answered_with_the_field_that_is_meant() {
-        let names = |name: &str, edits: bool, wanted: &[&str]| {
+        let names = |name: &str, edits: bool, expected: &[&str]| {
             let text = unknown(name, edits).to_string();
-            for wanted in wanted {
-                assert!(text.contains(&format!("`{wanted}`")), "{name}: {text}");
+            for expected in expected {
+                assert!(text.contains(&format!("`{expected}`")), "{name}: {text}");
             }
         };
-        for (name, wanted) in [
+        for (name, expected) in [
             ("steps", "num_inference_steps"),
             ("sampling_steps", "num_inference_steps"),
             ("numInferenceSteps", "num_inference_steps"),
@@ -350,7 +350,7 @@ mod tests {
             ("textPrompts", "prompt"),
         ] {
             for edits in [false, true] {
-                names(name, edits, &[wanted]);
+                names(name, edits, &[expected]);
             }
         }
         for name in

@@ -1,4 +1,4 @@
-//! Request bodies: bounded in bytes and in time.
+//! Reads the bodies of requests, within limits of bytes and of time.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,32 +14,32 @@ use http_body_util::BodyExt;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::problem::Problem;
-use super::state::{Charge, Shared};
+use crate::api_error::ApiError;
+use crate::state::{Charge, ServerState};
 
-/// Of a body that nobody wants, so much is read before the answer: a client that still writes would not see it.
+/// How much of an unread body is read after an error: a client that still writes would not see the response.
 const DISCARDED_BYTES: usize = 256 << 20;
 const DISCARDED_TIME: Duration = Duration::from_secs(10);
 const DISCARDED_PAUSE: Duration = Duration::from_millis(500);
 
-/// A body that is read piece by piece, and charged for.
-pub(super) struct Reader {
+/// Reads a body piece by piece, and charges for it.
+pub(crate) struct BodyReader {
     body: Body,
     limit: usize,
     read: usize,
-    until: Instant,
+    deadline: Instant,
     pause: Duration,
-    pub(super) charge: Arc<Charge>,
+    pub(crate) charge: Arc<Charge>,
 }
 
-impl Reader {
-    /// Of a request with a body of this type and of so many bytes at most.
-    pub(super) fn new(
-        shared: &Shared,
+impl BodyReader {
+    /// Reads the body of a request, which must be of this type and have at most `limit` bytes.
+    pub(crate) fn new(
+        state: &ServerState,
         request: Request,
         r#type: &str,
         limit: usize,
-    ) -> Result<Self, Problem> {
+    ) -> Result<Self, ApiError> {
         let headers = request.headers();
         check_type(headers, r#type)?;
         let announced = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
@@ -50,21 +50,21 @@ impl Reader {
             body: request.into_body(),
             limit,
             read: 0,
-            until: Instant::now() + shared.options.body_timeout,
-            pause: shared.options.body_pause,
-            charge: Arc::new(shared.uploads.charge()),
+            deadline: Instant::now() + state.options.body_timeout,
+            pause: state.options.body_pause,
+            charge: Arc::new(state.upload_budget.charge()),
         })
     }
 
-    /// The next piece; `None` after the last.
-    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
+    /// Returns the next piece; `None` after the last.
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, ApiError> {
         loop {
-            let until = self.until.min(Instant::now() + self.pause);
-            let frame = timeout_at(until, self.body.frame()).await.map_err(|_| too_slow())?;
+            let deadline = self.deadline.min(Instant::now() + self.pause);
+            let frame = timeout_at(deadline, self.body.frame()).await.map_err(|_| too_slow())?;
             let Some(frame) = frame else { return Ok(None) };
             let frame = frame
-                .map_err(|error| Problem::invalid("broken_body", format!("the body broke off: {error}")))?;
-            // Trailers mean nothing here.
+                .map_err(|error| ApiError::invalid("broken_body", format!("the body broke off: {error}")))?;
+            // Trailers are ignored.
             let Ok(bytes) = frame.into_data() else { continue };
             self.read += bytes.len();
             if self.read > self.limit {
@@ -75,62 +75,66 @@ impl Reader {
         }
     }
 
-    /// All of it.
-    pub(super) async fn whole(mut self) -> Result<(Vec<u8>, Arc<Charge>), Problem> {
-        let mut whole = Vec::new();
+    /// Reads the whole body.
+    pub(crate) async fn read_all(mut self) -> Result<(Vec<u8>, Arc<Charge>), ApiError> {
+        let mut body = Vec::new();
         while let Some(bytes) = self.next().await? {
-            whole.extend_from_slice(&bytes);
+            body.extend_from_slice(&bytes);
         }
-        Ok((whole, self.charge))
+        Ok((body, self.charge))
     }
 }
 
-fn check_type(headers: &HeaderMap, wanted: &str) -> Result<(), Problem> {
-    let wrong = |code, text| Err(Problem::http(StatusCode::UNSUPPORTED_MEDIA_TYPE, code, text));
+fn check_type(headers: &HeaderMap, expected: &str) -> Result<(), ApiError> {
+    let unsupported = |code, text| Err(ApiError::http(StatusCode::UNSUPPORTED_MEDIA_TYPE, code, text));
     let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?").trim());
     let found = text(CONTENT_TYPE).unwrap_or("none");
     let essence = found.split(';').next().unwrap_or_default().trim();
-    if !essence.eq_ignore_ascii_case(wanted) {
-        return wrong("unsupported_content_type", format!("the Content-Type must be {wanted}, not {found}"));
+    if !essence.eq_ignore_ascii_case(expected) {
+        return unsupported(
+            "unsupported_content_type",
+            format!("the Content-Type must be {expected}, not {found}"),
+        );
     }
     match text(CONTENT_ENCODING) {
         None | Some("identity") => Ok(()),
-        Some(other) => {
-            wrong("unsupported_content_encoding", format!("bodies are taken as they are, not in {other}"))
-        }
+        Some(other) => unsupported(
+            "unsupported_content_encoding",
+            format!("bodies are taken as they are, not in {other}"),
+        ),
     }
 }
 
-fn too_long(limit: usize) -> Problem {
+fn too_long(limit: usize) -> ApiError {
     let text = format!("the body is longer than {limit} bytes");
-    Problem::http(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", text)
+    ApiError::http(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", text)
 }
 
-fn too_slow() -> Problem {
+fn too_slow() -> ApiError {
     let text = "the body did not come in time";
-    Problem::http(StatusCode::REQUEST_TIMEOUT, "body_timeout", text).again(1)
+    ApiError::http(StatusCode::REQUEST_TIMEOUT, "body_timeout", text).retry_after(1)
 }
 
-/// Lends the body out: what its borrower has not read comes back.
-pub(super) fn lend(request: Request) -> (Request, Lent) {
-    let expects = request.headers().contains_key(EXPECT);
-    let (back, lent) = oneshot::channel();
-    let lend = |body| Body::new(Borrowed { body, back: Some(back) });
-    (request.map(lend), Lent { lent, expects })
+/// Wraps the body of a request, so that what its handler leaves unread comes back.
+pub(crate) fn keep_unread_body(request: Request) -> (Request, UnreadBody) {
+    let expects_continue = request.headers().contains_key(EXPECT);
+    let (sender, receiver) = oneshot::channel();
+    let wrap = |body| Body::new(ReturningBody { body, sender: Some(sender) });
+    (request.map(wrap), UnreadBody { receiver, expects_continue })
 }
 
-/// A body that is lent out.
-pub(super) struct Lent {
-    lent: oneshot::Receiver<Body>,
-    /// The client waits before it sends: reading would make it.
-    expects: bool,
+/// What the handler has left of a body.
+pub(crate) struct UnreadBody {
+    receiver: oneshot::Receiver<Body>,
+    /// Whether the client waits for `100 Continue` before it sends the body, which reading would make it do.
+    expects_continue: bool,
 }
 
-impl Lent {
-    /// Reads the rest, if there is one, so that the client reads the answer instead of failing to write.
-    pub(super) async fn discard(mut self) {
-        let Ok(mut body) = self.lent.try_recv() else { return };
-        if self.expects {
+impl UnreadBody {
+    /// Reads the rest, if there is one, so that the client reads the response instead of failing to write.
+    pub(crate) async fn discard(mut self) {
+        let Ok(mut body) = self.receiver.try_recv() else { return };
+        if self.expects_continue {
             return;
         }
         let discard = async {
@@ -142,17 +146,18 @@ impl Lent {
                 }
             }
         };
-        // Whatever of it came is enough.
+        // After this time the rest is not waited for.
         let _ = timeout(DISCARDED_TIME, discard).await;
     }
 }
 
-struct Borrowed {
+/// A body that is sent back when it is dropped before its end.
+struct ReturningBody {
     body: Body,
-    back: Option<oneshot::Sender<Body>>,
+    sender: Option<oneshot::Sender<Body>>,
 }
 
-impl http_body::Body for Borrowed {
+impl http_body::Body for ReturningBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -172,11 +177,11 @@ impl http_body::Body for Borrowed {
     }
 }
 
-impl Drop for Borrowed {
+impl Drop for ReturningBody {
     fn drop(&mut self) {
-        if let Some(back) = self.back.take().filter(|_| !self.body.is_end_stream()) {
-            // The lender may be gone.
-            let _ = back.send(std::mem::take(&mut self.body));
+        if let Some(sender) = self.sender.take().filter(|_| !self.body.is_end_stream()) {
+            // The receiver may be gone.
+            let _ = sender.send(std::mem::take(&mut self.body));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Connections: accepted up to a bound, each with limits in time, and their end.
+//! Accepts connections up to a limit, each with limits of time, and ends them.
 
 use std::future::Future;
 use std::io::{self, IoSlice};
@@ -23,112 +23,113 @@ use tokio::time::{Sleep, sleep, timeout};
 use tower::ServiceExt;
 use tracing::{debug, info, warn};
 
-use super::state::{Phase, Shared};
+use crate::state::{Phase, ServerState};
 
-/// Bytes of a head, and of what is read or written ahead for a connection.
-const BUFFER: usize = 64 << 10;
-/// A client that reads so many bytes in the time that a write may take is no slow reader.
-const ENOUGH: usize = 64 << 10;
-/// How long answers may still be on their way when everything else has ended.
-const FLUSH: Duration = Duration::from_secs(2);
-/// How long a block of a model may take to hear that its job is cancelled.
-const LAST_BLOCK: Duration = Duration::from_secs(10);
-/// The system has no descriptor left: one will come free.
-const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
+/// The most bytes of a request's head, and of what is read or written ahead for a connection.
+const BUFFER_BYTES: usize = 64 << 10;
+/// A client that reads so many bytes within the write timeout is no slow reader.
+const PROGRESS_BYTES: usize = 64 << 10;
+/// How long responses may still be sent after everything else has ended.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the engine may take to notice that its jobs are cancelled, which it checks after each block of a model.
+const ENGINE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long to wait after a failed accept: the system may have no descriptor left until another connection ends.
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
-pub(super) async fn run(
-    shared: Arc<Shared>,
+/// Serves connections until `stop`, then drains the server.
+pub(crate) async fn run(
+    state: Arc<ServerState>,
     router: Router,
     listener: TcpListener,
     stop: impl Future<Output = ()>,
 ) -> io::Result<()> {
-    let places = Arc::new(Semaphore::new(shared.options.connections));
+    let permits = Arc::new(Semaphore::new(state.options.connections));
     let (close, closing) = watch::channel(false);
     let mut connections = JoinSet::new();
-    // Until its end it accepts: who asks meanwhile is told that it stops, where a closed port would tell nothing.
+    // While it drains, the server accepts connections, so that clients read that it stops instead of meeting a closed port.
     let mut end = pin!(async {
         stop.await;
-        drain(&shared).await;
+        drain(&state).await;
     });
     loop {
-        let (place, stream, client) = tokio::select! {
+        let (permit, stream, client) = tokio::select! {
             biased;
             () = &mut end => break,
-            accepted = accept(&listener, &places) => match accepted {
+            accepted = accept(&listener, &permits) => match accepted {
                 Ok(accepted) => accepted,
                 Err(problem) => {
                     warn!(%problem, "no connection was accepted");
-                    sleep(ACCEPT_AGAIN).await;
+                    sleep(ACCEPT_RETRY).await;
                     continue;
                 }
             },
         };
         while connections.try_join_next().is_some() {}
-        connections.spawn(serve(shared.clone(), router.clone(), stream, client, place, closing.clone()));
+        connections.spawn(serve(state.clone(), router.clone(), stream, client, permit, closing.clone()));
     }
     drop(listener);
-    // Connections that are gone already need not hear of it.
+    // Without connections nobody receives this.
     let _ = close.send(true);
-    let ended = timeout(FLUSH, async { while connections.join_next().await.is_some() {} }).await;
+    let ended = timeout(FLUSH_TIMEOUT, async { while connections.join_next().await.is_some() {} }).await;
     if ended.is_err() {
         connections.shutdown().await;
     }
-    rest(&shared).await;
+    wait_for_engine(&state).await;
     Ok(())
 }
 
-/// Takes no more jobs, and lets those that it has finish as long as they may.
-async fn drain(shared: &Shared) {
-    // A balancer has never sent anything to one that was not ready, and knows already of one that drains.
-    let notice = if shared.phase() == Phase::Ready { shared.options.drain_notice } else { Duration::ZERO };
-    let noticed = sleep(notice);
-    shared.enter(Phase::Draining);
+/// Takes no more jobs, and lets the others finish within the grace time.
+async fn drain(state: &ServerState) {
+    // A load balancer sends nothing to a server that was not ready, and knows already of one that drains.
+    let notice = if state.phase() == Phase::Ready { state.options.drain_notice } else { Duration::ZERO };
+    let notice = sleep(notice);
+    state.enter(Phase::Draining);
     info!("stopping: no more jobs are taken");
-    if timeout(shared.options.grace, shared.active.none()).await.is_err() {
+    if timeout(state.options.grace, state.active_requests.wait_for_none()).await.is_err() {
         warn!("the grace time is over: what is left is cancelled");
     }
-    noticed.await;
-    shared.enter(Phase::Stopped);
+    notice.await;
+    state.enter(Phase::Stopped);
 }
 
 /// Waits for the engine, so that the process does not end under its threads.
-async fn rest(shared: &Shared) {
-    let Some(engine) = shared.engine().cloned() else { return };
+async fn wait_for_engine(state: &ServerState) {
+    let Some(engine) = state.engine().cloned() else { return };
     engine.close();
-    let rested = tokio::task::spawn_blocking(move || engine.drain(Instant::now() + LAST_BLOCK)).await;
-    if !rested.unwrap_or(false) {
+    let is_idle = tokio::task::spawn_blocking(move || engine.drain(Instant::now() + ENGINE_TIMEOUT)).await;
+    if !is_idle.unwrap_or(false) {
         warn!("the engine is still busy");
     }
 }
 
 async fn accept(
     listener: &TcpListener,
-    places: &Arc<Semaphore>,
+    permits: &Arc<Semaphore>,
 ) -> io::Result<(OwnedSemaphorePermit, TcpStream, SocketAddr)> {
-    let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
+    let permit = permits.clone().acquire_owned().await.map_err(io::Error::other)?;
     let (stream, client) = listener.accept().await?;
-    Ok((place, stream, client))
+    Ok((permit, stream, client))
 }
 
 async fn serve(
-    shared: Arc<Shared>,
+    state: Arc<ServerState>,
     router: Router,
     stream: TcpStream,
     client: SocketAddr,
-    _place: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
     mut closing: watch::Receiver<bool>,
 ) {
-    // Small answers go at once; a socket that cannot do that is as good.
+    // Small responses are sent at once; without the option they are only slower.
     let _ = stream.set_nodelay(true);
-    let stream = TokioIo::new(Impatient::new(stream, shared.options.write_timeout));
+    let stream = TokioIo::new(WriteTimeoutStream::new(stream, state.options.write_timeout));
     let router = router.map_request(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(ConnectInfo(client));
         request
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(shared.options.header_timeout)
-        .max_buf_size(BUFFER)
+        .header_read_timeout(state.options.header_timeout)
+        .max_buf_size(BUFFER_BYTES)
         .serve_connection(stream, TowerToHyperService::new(router));
     let mut connection = pin!(connection);
     let ended = tokio::select! {
@@ -144,24 +145,24 @@ async fn serve(
 }
 
 /// A stream whose writes fail once its reader has taken next to nothing for too long.
-struct Impatient {
+struct WriteTimeoutStream {
     stream: TcpStream,
     limit: Duration,
     timer: Option<Pin<Box<Sleep>>>,
-    /// Bytes since the timer was set.
+    /// The bytes written since the timer was set.
     written: usize,
 }
 
-impl Impatient {
+impl WriteTimeoutStream {
     fn new(stream: TcpStream, limit: Duration) -> Self {
         Self { stream, limit, timer: None, written: 0 }
     }
 
-    fn calm(&mut self) {
+    fn reset_timer(&mut self) {
         (self.timer, self.written) = (None, 0);
     }
 
-    fn judge(
+    fn check_timeout(
         &mut self,
         context: &mut Context<'_>,
         write: Poll<io::Result<usize>>,
@@ -169,8 +170,8 @@ impl Impatient {
         match write {
             Poll::Ready(Ok(written)) => {
                 self.written += written;
-                if self.written >= ENOUGH {
-                    self.calm();
+                if self.written >= PROGRESS_BYTES {
+                    self.reset_timer();
                 }
                 Poll::Ready(Ok(written))
             }
@@ -185,7 +186,7 @@ impl Impatient {
     }
 }
 
-impl AsyncRead for Impatient {
+impl AsyncRead for WriteTimeoutStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -195,14 +196,14 @@ impl AsyncRead for Impatient {
     }
 }
 
-impl AsyncWrite for Impatient {
+impl AsyncWrite for WriteTimeoutStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let write = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.judge(context, write)
+        self.check_timeout(context, write)
     }
 
     fn poll_write_vectored(
@@ -211,16 +212,16 @@ impl AsyncWrite for Impatient {
         bytes: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let write = Pin::new(&mut self.stream).poll_write_vectored(context, bytes);
-        self.judge(context, write)
+        self.check_timeout(context, write)
     }
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
     }
 
-    /// Asked for when nothing is left to write.
+    /// The HTTP library flushes when nothing is left to write.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.calm();
+        self.reset_timer();
         Pin::new(&mut self.stream).poll_flush(context)
     }
 

@@ -1,100 +1,190 @@
-//! A job, from its request to its pictures.
+//! Jobs of the engine: made from a request, submitted, and awaited.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::time::sleep;
 use tracing::Span;
 
-use super::asked::Asked;
-use super::metrics::Metrics;
-use super::models::Model;
-use super::problem::Problem;
-use super::state::Shared;
+use crate::api_error::ApiError;
+use crate::conditioning::{Conditioning, ControlNetInput, IpAdapterInput, ReduxInput};
+use crate::decode::DecodeLimits;
+use crate::encode::run_blocking;
+use crate::metrics::Metrics;
+use crate::model::Model;
+use crate::request::GenerationRequest;
+use crate::state::{Charge, ServerState};
+use crate::uploads::{UploadDecoder, Uploads};
 use tch_flux::engine::{Event, Job};
-use tch_flux::generation::{Generated, Phase, Request};
+use tch_flux::generation::{
+    Control, Edit, Generated, IpAdapterImage, Phase, Redux, ReduxImage, Request, Role,
+};
+use tch_flux::image::Image;
 
-/// What is drawn for what is asked.
-pub(super) fn request(asked: &Asked, model: &Model) -> Request {
-    let (width, height) = asked.size.unwrap_or((model.side, model.side));
+/// Returns the engine's request, without pictures.
+fn text_request(request: &GenerationRequest, model: &Model) -> Request {
+    let (width, height) = request.size.unwrap_or((model.side, model.side));
     Request {
-        prompt_2: asked.prompt_2.clone(),
-        literal: asked.literal,
-        max_sequence_length: asked.max_sequence_length,
-        steps: asked.steps,
-        sampler: asked.sampler,
-        schedule: asked.schedule.clone(),
-        cache: asked.cache,
-        variation: asked.variation,
-        guidance: asked.guidance,
-        negative_prompt: asked.negative_prompt.clone(),
-        true_cfg_scale: asked.true_cfg_scale,
-        seed: asked.seed.unwrap_or_else(Request::random_seed),
-        num_images: asked.n,
-        previews: if asked.stream { asked.partial_images } else { 0 },
-        ..Request::new(asked.prompt.clone(), width, height)
+        prompt_2: request.prompt_2.clone(),
+        literal: request.literal,
+        max_sequence_length: request.max_sequence_length,
+        steps: request.steps,
+        sampler: request.sampler,
+        schedule: request.schedule.clone(),
+        cache: request.cache,
+        variation: request.variation,
+        guidance: request.guidance,
+        negative_prompt: request.negative_prompt.clone(),
+        true_cfg_scale: request.true_cfg_scale,
+        seed: request.seed.unwrap_or_else(Request::random_seed),
+        num_images: request.n,
+        previews: if request.stream { request.partial_images } else { 0 },
+        ..Request::new(request.prompt.clone(), width, height)
     }
 }
 
-/// Puts it into the queue.
-pub(super) fn submit(shared: &Shared, request: Request) -> Result<Job, Problem> {
-    let job = shared.served()?.engine.submit(request);
-    let job = job.map_err(|error| Problem::of_job(&error, shared.wait()))?;
+/// Returns the engine's request. Its pictures are decoded within the limits, and charged for.
+pub(crate) async fn engine_request(
+    state: &ServerState,
+    request: &GenerationRequest,
+    model: &Model,
+    conditioning: Conditioning,
+    uploads: Uploads,
+    charge: &Arc<Charge>,
+) -> Result<Request, ApiError> {
+    let engine_request = text_request(request, model);
+    if uploads.is_empty() {
+        return Ok(engine_request);
+    }
+    let limits = DecodeLimits { pixels: state.options.image_pixels, charge: charge.clone() };
+    let decoder = UploadDecoder { uploads, limits, max_file_bytes: state.options.image_bytes };
+    let request = request.clone();
+    let decode = move || add_images(engine_request, &request, conditioning, decoder);
+    run_blocking(&state.codec_permits, decode).await
+}
+
+/// Adds the pictures, with the settings of each.
+fn add_images(
+    mut engine_request: Request,
+    request: &GenerationRequest,
+    conditioning: Conditioning,
+    mut decoder: UploadDecoder,
+) -> Result<Request, ApiError> {
+    if let Some(role) = conditioning.role {
+        engine_request.edit = Some(Arc::new(edit(request, role, &mut decoder)?));
+    }
+    let controls = decoder.images("control_image")?.into_iter().zip(conditioning.controlnets);
+    let control = |(image, input): (Image, ControlNetInput)| {
+        let ControlNetInput { net, strength, mode, start, end } = input;
+        Control { net, image: Arc::new(image), strength, mode, start, end, canny: request.control.canny }
+    };
+    engine_request.controls = controls.map(control).collect();
+    engine_request.pictured = ip_adapter_images(conditioning.ip_adapters, &mut decoder)?;
+    let images = decoder.images("redux_image")?.into_iter().zip(conditioning.redux);
+    let images: Vec<_> = images
+        .map(|(image, ReduxInput { strength, pooled })| ReduxImage { image, strength, pooled })
+        .collect();
+    if !images.is_empty() {
+        let (mix, without_text) = (request.redux.mix.unwrap_or_default(), request.redux.without_text);
+        engine_request.redux = Some(Arc::new(Redux { images, mix, without_text }));
+    }
+    Ok(engine_request)
+}
+
+/// Decodes what an edit begins with.
+fn edit(request: &GenerationRequest, role: Role, decoder: &mut UploadDecoder) -> Result<Edit, ApiError> {
+    let images = decoder.images("image")?;
+    let mask = decoder.mask()?;
+    if let (Some(mask), Some(first)) = (&mask, images.first())
+        && (mask.width, mask.height) != (first.width, first.height)
+    {
+        let (mask, first) = ((mask.width, mask.height), (first.width, first.height));
+        let text = format!("the mask is {}x{}, but the picture {}x{}", mask.0, mask.1, first.0, first.1);
+        return Err(ApiError::invalid("invalid_mask", text).param("mask"));
+    }
+    let strength = request.strength.unwrap_or(Edit::STRENGTH);
+    let (keep_size, follow) = (request.keep_size, request.preprocess);
+    Ok(Edit { mask, strength, role: Some(role), keep_size, follow, ..Edit::new(images) })
+}
+
+/// Decodes the pictures of IP-Adapters. A single IP-Adapter has all of them; if there are several, each has its own.
+fn ip_adapter_images(
+    inputs: Vec<IpAdapterInput>,
+    decoder: &mut UploadDecoder,
+) -> Result<Vec<IpAdapterImage>, ApiError> {
+    let arcs = |images: Vec<Image>| images.into_iter().map(Arc::new).collect::<Vec<_>>();
+    let images = arcs(decoder.images("ip_adapter_image")?);
+    let negative = arcs(decoder.images("negative_ip_adapter_image")?);
+    let are_several = inputs.len() > 1;
+    let ip_adapter_image = |(i, IpAdapterInput { adapter, scales }): (usize, IpAdapterInput)| {
+        let images = if are_several { images.get(i).cloned().into_iter().collect() } else { images.clone() };
+        IpAdapterImage { adapter, images, negative: negative.clone(), scales }
+    };
+    Ok(inputs.into_iter().enumerate().map(ip_adapter_image).collect())
+}
+
+/// Puts a request into the engine's queue.
+pub(crate) fn submit(state: &ServerState, request: Request) -> Result<Job, ApiError> {
+    let job = state.ready_model()?.engine.submit(request);
+    let job = job.map_err(|error| ApiError::from_engine(&error, state.queue_wait_seconds()))?;
     Span::current().record("job", job.id());
     Ok(job)
 }
 
-/// Waits for the pictures, and tells of all that happens on the way. Dropping this drops the job.
-pub(super) async fn finish(
-    shared: &Shared,
+/// Waits for the pictures, and passes the events on the way to `on_event`. Dropping the future drops the job.
+pub(crate) async fn wait_for(
+    state: &ServerState,
     mut job: Job,
     mut on_event: impl FnMut(Event),
-) -> Result<Vec<Generated>, Problem> {
-    let mut clock = Clock::new(&shared.metrics);
-    let drawn = async {
+) -> Result<Vec<Generated>, ApiError> {
+    let mut timer = JobTimer::new(&state.metrics);
+    let outcome = async {
         while let Some(event) = job.next().await {
-            clock.hear(&event);
+            timer.record(&event);
             match event {
                 Event::Finished(pictures) => return Ok(pictures),
-                Event::Failed(error) => return Err(Problem::of_job(&error, shared.wait())),
+                Event::Failed(error) => {
+                    return Err(ApiError::from_engine(&error, state.queue_wait_seconds()));
+                }
                 event => on_event(event),
             }
         }
-        Err(Problem::unavailable("stopping", "the server is stopping").again(1))
+        Err(ApiError::unavailable("stopping", "the server is stopping").retry_after(1))
     };
-    let limit = shared.options.job_timeout;
+    let limit = state.options.job_timeout;
     tokio::select! {
-        pictures = drawn => pictures,
+        pictures = outcome => pictures,
         () = sleep(limit) => {
-            Err(Problem::too_slow(format!("this took longer than {} seconds", limit.as_secs_f64())))
+            Err(ApiError::timeout(format!("this took longer than {} seconds", limit.as_secs_f64())))
         }
-        () = shared.stopped() => {
-            Err(Problem::unavailable("stopping", "the server stopped before this was drawn").again(1))
+        () = state.stopped() => {
+            Err(ApiError::unavailable("stopping", "the server stopped before this was drawn").retry_after(1))
         }
     }
 }
 
-/// Takes the times of a job.
-struct Clock<'a> {
+/// Measures a job and its steps for the metrics.
+struct JobTimer<'a> {
     metrics: &'a Metrics,
     queued: Instant,
-    begun: Option<Instant>,
-    /// When the step began that runs.
+    started: Option<Instant>,
+    /// When the current step began.
     step: Instant,
 }
 
-impl<'a> Clock<'a> {
+impl<'a> JobTimer<'a> {
     fn new(metrics: &'a Metrics) -> Self {
         let now = Instant::now();
-        Self { metrics, queued: now, begun: None, step: now }
+        Self { metrics, queued: now, started: None, step: now }
     }
 
-    fn hear(&mut self, event: &Event) {
+    fn record(&mut self, event: &Event) {
         let now = Instant::now();
         match event {
             Event::Phase(phase) => {
-                if self.begun.is_none() {
+                if self.started.is_none() {
                     self.metrics.wait.observe(now - self.queued);
-                    self.begun = Some(now);
+                    self.started = Some(now);
                 }
                 if *phase == Phase::Denoise {
                     self.step = now;
@@ -104,11 +194,11 @@ impl<'a> Clock<'a> {
                 self.metrics.step.observe(now - self.step);
                 self.step = now;
             }
-            // It was made between two steps.
+            // The preview was made between two steps.
             Event::Preview { .. } => self.step = now,
             Event::Finished(_) => {
-                if let Some(begun) = self.begun {
-                    self.metrics.drawn(now - begun);
+                if let Some(started) = self.started {
+                    self.metrics.observe_job(now - started);
                 }
             }
             Event::Queued { .. } | Event::Picture { .. } | Event::Failed(_) => {}

@@ -1,8 +1,8 @@
-//! The OpenAI Images dialect over HTTP, on an [`Engine`]: what the `openai` package and Open WebUI speak.
+//! The OpenAI Images API over HTTP, on an [`Engine`], for clients such as the `openai` package and Open WebUI.
 //!
-//! A [`Server`] may listen before its model is loaded; until then, and once it drains, it answers 503 and says so. It
-//! writes no files: what is to be fetched by an address stays in memory for a while. Everything that a client can make
-//! grow is bounded by [`Options`], and a client that leaves takes its job along.
+//! A [`Server`] may listen before its model is loaded; until then, and once it drains, it answers 503. It writes no files:
+//! pictures that are fetched by an address stay in memory for a limited time. [`Options`] limits everything that clients
+//! can make grow. When a client disconnects, its job is cancelled.
 //!
 //! ```no_run
 //! use tch_flux::engine::{self, Engine};
@@ -12,7 +12,7 @@
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
 //! let parts = Parts::find("model")?;
 //! let pipeline = Pipeline::open(parts.clone(), Settings::default())?;
-//! let model = Model::of(&pipeline, &parts, "flux1-schnell", 1024);
+//! let model = Model::from_pipeline(&pipeline, &parts, "flux1-schnell", 1024);
 //! let engine = Engine::start([pipeline], engine::Options::default())?;
 //! let server = Server::new(Options::default());
 //! server.ready(engine, model);
@@ -22,35 +22,32 @@
 //! # }
 //! ```
 
-mod able;
-mod answer;
-mod asked;
+mod api_error;
 mod body;
-mod coding;
+mod capabilities;
+mod conditioning;
 mod connection;
-mod edits;
-mod fields;
-mod gate;
-mod generations;
+mod decode;
+mod encode;
+mod image_store;
+mod images;
 mod jobs;
 mod metrics;
-mod models;
+mod middleware;
+mod model;
 mod openapi;
 mod options;
 mod page;
-mod pictures;
-mod problem;
+mod request;
+mod response;
+mod router;
 mod routes;
-mod shape;
-mod shelf;
+mod sse;
 mod state;
 mod status;
-mod stream;
-mod synonyms;
 #[cfg(test)]
 mod tests;
-mod upload;
-mod values;
+mod uploads;
 
 use std::future::Future;
 use std::io;
@@ -59,47 +56,47 @@ use std::sync::Arc;
 use axum::Router;
 use tokio::net::TcpListener;
 
-pub use able::{Abilities, NamedControlNet, NamedIpAdapter};
-pub use models::Model;
+pub use capabilities::{Capabilities, NamedControlNet, NamedIpAdapter};
+pub use model::Model;
 pub use options::Options;
 
-use state::{Phase, Shared};
+use state::{Phase, ServerState};
 use tch_flux::engine::Engine;
 
-/// A server, before and after it listens. Clones are the same one.
+/// A server, before and after it listens. Clones are handles to the same server.
 #[derive(Clone)]
 pub struct Server {
-    shared: Arc<Shared>,
+    state: Arc<ServerState>,
 }
 
 impl Server {
-    /// One that is loading.
+    /// Returns a server whose model is still loading.
     pub fn new(options: Options) -> Self {
-        Self { shared: Arc::new(Shared::new(options)) }
+        Self { state: Arc::new(ServerState::new(options)) }
     }
 
-    /// From now on it draws. Only the first call counts.
+    /// Sets the model and the engine that draws with it. Only the first call has an effect.
     pub fn ready(&self, engine: Engine, model: Model) {
-        self.shared.serve(engine, model);
+        self.state.set_model(engine, model);
     }
 
-    /// All of its routes, to be mounted in another program. A connection's own limits (how long a head may take, a reader
+    /// Returns all routes, to be mounted in another program. The limits of connections (how long a head may take, a client
     /// that does not read) are [`Server::run`]'s alone.
     pub fn router(&self) -> Router {
-        routes::router(self.shared.clone())
+        router::router(self.state.clone())
     }
 
-    /// Listens until `stop`, then takes no more connections or jobs, lets those that it has finish for as long as
-    /// [`Options::grace`] says, and cancels the rest.
+    /// Listens until `stop`, then takes no more connections or jobs, lets the others finish within
+    /// [`Options::grace`], and cancels the rest.
     ///
     /// # Errors
-    /// What the system says of the listener.
+    /// If the listener fails.
     pub async fn run(&self, listener: TcpListener, stop: impl Future<Output = ()>) -> io::Result<()> {
-        connection::run(self.shared.clone(), self.router(), listener, stop).await
+        connection::run(self.state.clone(), self.router(), listener, stop).await
     }
 
-    /// Takes no more jobs and says so at `/ready`: what [`Server::run`] begins its end with.
+    /// Takes no more jobs, and says so at `/ready`. [`Server::run`] does this first when it stops.
     pub fn drain(&self) {
-        self.shared.enter(Phase::Draining);
+        self.state.enter(Phase::Draining);
     }
 }

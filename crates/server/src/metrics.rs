@@ -1,4 +1,4 @@
-//! Numbers for Prometheus, in its text form.
+//! The server's metrics, and their text for Prometheus.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -8,25 +8,25 @@ use std::time::Duration;
 
 use tch::Device;
 
-use super::state::Shared;
+use tch_flux::engine::Stats;
 use tch_flux::ops::cuda;
 
 /// Upper bounds in seconds, from a small model's step to a large picture.
 const BUCKETS: [f64; 16] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0, 600.0];
-/// How much of the mean is that of the last job.
-const NEWEST: f64 = 0.2;
+/// The weight of the last job in the moving mean.
+const MEAN_WEIGHT: f64 = 0.2;
 
-/// How often which time was taken.
+/// A histogram of times.
 #[derive(Debug, Default)]
-pub(super) struct Histogram {
-    /// Not cumulative; the last one has no upper bound.
+pub(crate) struct Histogram {
+    /// The count of each bucket alone; the last bucket has no upper bound.
     counts: [AtomicU64; BUCKETS.len() + 1],
     micros: AtomicU64,
 }
 
 impl Histogram {
-    pub(super) fn observe(&self, time: Duration) {
+    pub(crate) fn observe(&self, time: Duration) {
         let seconds = time.as_secs_f64();
         let bucket = BUCKETS.iter().position(|bound| seconds <= *bound).unwrap_or(BUCKETS.len());
         self.counts[bucket].fetch_add(1, Ordering::Relaxed);
@@ -48,95 +48,134 @@ impl Histogram {
     }
 }
 
-/// What a request was: bounded in number, since routes, methods and states are.
+/// The labels of a request. There are few combinations, since routes, methods and statuses are few.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Asked {
-    pub(super) route: &'static str,
-    pub(super) method: &'static str,
-    pub(super) status: u16,
+pub(crate) struct RequestLabels {
+    pub(crate) route: &'static str,
+    pub(crate) method: &'static str,
+    pub(crate) status: u16,
 }
 
+/// Values that are measured when they are read.
+pub(crate) struct Gauges<'a> {
+    pub(crate) engine: Stats,
+    pub(crate) active_requests: usize,
+    pub(crate) upload_bytes: usize,
+    pub(crate) stored_image_bytes: usize,
+    pub(crate) devices: &'a [Device],
+}
+
+/// What is counted and timed while the server runs.
 #[derive(Debug, Default)]
-pub(super) struct Metrics {
-    pub(super) wait: Histogram,
-    pub(super) step: Histogram,
-    pub(super) job: Histogram,
+pub(crate) struct Metrics {
+    pub(crate) wait: Histogram,
+    pub(crate) step: Histogram,
+    pub(crate) job: Histogram,
     mean_job: Mutex<Option<f64>>,
-    http: Mutex<BTreeMap<Asked, Histogram>>,
+    http: Mutex<BTreeMap<RequestLabels, Histogram>>,
 }
 
 impl Metrics {
-    pub(super) fn answered(&self, asked: Asked, time: Duration) {
+    /// Counts a request and the time until its response began.
+    pub(crate) fn observe_request(&self, labels: RequestLabels, time: Duration) {
         let mut http = self.http.lock().unwrap_or_else(PoisonError::into_inner);
-        http.entry(asked).or_default().observe(time);
+        http.entry(labels).or_default().observe(time);
     }
 
-    pub(super) fn drawn(&self, time: Duration) {
+    /// Counts the time of a finished job.
+    pub(crate) fn observe_job(&self, time: Duration) {
         self.job.observe(time);
         let mut mean = self.mean_job.lock().unwrap_or_else(PoisonError::into_inner);
         let newest = time.as_secs_f64();
-        *mean = Some(mean.map_or(newest, |mean| mean + NEWEST * (newest - mean)));
+        *mean = Some(mean.map_or(newest, |mean| mean + MEAN_WEIGHT * (newest - mean)));
     }
 
-    /// How long a job is drawn, of late; a second before the first.
-    pub(super) fn mean_job_seconds(&self) -> f64 {
+    /// Returns the moving mean of the jobs' times; before the first, a second.
+    pub(crate) fn mean_job_seconds(&self) -> f64 {
         self.mean_job.lock().unwrap_or_else(PoisonError::into_inner).unwrap_or(1.0)
     }
+
+    /// Returns the text for Prometheus.
+    pub(crate) fn text(&self, gauges: &Gauges) -> String {
+        let mut text = String::new();
+        let gauge = |text: &mut String, name: &str, help: &str, value: f64| {
+            head(text, name, help, "gauge");
+            line(text, name, value);
+        };
+        gauge(&mut text, "tch_flux_queue_length", "Jobs that wait.", gauges.engine.waiting as f64);
+        gauge(&mut text, "tch_flux_jobs_running", "Jobs that are drawn.", gauges.engine.running as f64);
+        gauge(&mut text, "tch_flux_workers", "Threads that draw.", gauges.engine.workers as f64);
+        let active = gauges.active_requests as f64;
+        gauge(
+            &mut text,
+            "tch_flux_http_requests_active",
+            "Requests that are not answered to the end.",
+            active,
+        );
+        let uploads = gauges.upload_bytes as f64;
+        gauge(&mut text, "tch_flux_upload_bytes", "Bodies, and pictures decoded from them.", uploads);
+        let kept = gauges.stored_image_bytes as f64;
+        gauge(&mut text, "tch_flux_kept_picture_bytes", "Pictures that are kept for their addresses.", kept);
+
+        head(&mut text, "tch_flux_jobs_total", "Jobs by outcome.", "counter");
+        let outcomes = [
+            ("finished", gauges.engine.finished),
+            ("failed", gauges.engine.failed),
+            ("cancelled", gauges.engine.cancelled),
+            ("refused", gauges.engine.refused),
+        ];
+        for (outcome, count) in outcomes {
+            line(&mut text, &format!("tch_flux_jobs_total{{outcome=\"{outcome}\"}}"), count);
+        }
+        let histograms = [
+            ("tch_flux_queue_wait_seconds", "How long jobs waited.", &self.wait),
+            (
+                "tch_flux_step_seconds",
+                "How long a step of the transformer took, once for each job in it.",
+                &self.step,
+            ),
+            ("tch_flux_job_seconds", "How long jobs were drawn.", &self.job),
+        ];
+        for (name, help, histogram) in histograms {
+            head(&mut text, name, help, "histogram");
+            histogram.write(&mut text, name, "");
+        }
+        write_memory(&mut text, gauges.devices);
+        self.write_requests(&mut text);
+        text
+    }
+
+    fn write_requests(&self, text: &mut String) {
+        let http = self.http.lock().unwrap_or_else(PoisonError::into_inner);
+        let name = "tch_flux_http_request_seconds";
+        head(
+            text,
+            name,
+            "How long requests took until their answer began, by route, method and status.",
+            "histogram",
+        );
+        for (RequestLabels { route, method, status }, histogram) in http.iter() {
+            let labels = format!("route=\"{route}\",method=\"{method}\",status=\"{status}\",");
+            histogram.write(text, name, &labels);
+        }
+        let name = "tch_flux_http_requests_total";
+        head(text, name, "Requests by route, method and status.", "counter");
+        for (RequestLabels { route, method, status }, histogram) in http.iter() {
+            let count: u64 = histogram.counts.iter().map(|count| count.load(Ordering::Relaxed)).sum();
+            line(
+                text,
+                &format!("{name}{{route=\"{route}\",method=\"{method}\",status=\"{status}\"}}"),
+                count,
+            );
+        }
+    }
 }
 
-/// All of it.
-pub(super) fn text(shared: &Shared) -> String {
-    let mut text = String::new();
-    let metrics = &shared.metrics;
-    let stats = shared.engine().map(|engine| engine.stats()).unwrap_or_default();
-    let gauge = |text: &mut String, name: &str, help: &str, value: f64| {
-        head(text, name, help, "gauge");
-        line(text, name, value);
-    };
-    gauge(&mut text, "tch_flux_queue_length", "Jobs that wait.", stats.waiting as f64);
-    gauge(&mut text, "tch_flux_jobs_running", "Jobs that are drawn.", stats.running as f64);
-    gauge(&mut text, "tch_flux_workers", "Threads that draw.", stats.workers as f64);
-    let active = shared.active.count() as f64;
-    gauge(&mut text, "tch_flux_http_requests_active", "Requests that are not answered to the end.", active);
-    let uploads = shared.uploads.taken() as f64;
-    gauge(&mut text, "tch_flux_upload_bytes", "Bodies, and pictures decoded from them.", uploads);
-    let kept = shared.shelf.bytes() as f64;
-    gauge(&mut text, "tch_flux_kept_picture_bytes", "Pictures that are kept for their addresses.", kept);
-
-    head(&mut text, "tch_flux_jobs_total", "Jobs by outcome.", "counter");
-    let outcomes = [
-        ("finished", stats.finished),
-        ("failed", stats.failed),
-        ("cancelled", stats.cancelled),
-        ("refused", stats.refused),
-    ];
-    for (outcome, count) in outcomes {
-        line(&mut text, &format!("tch_flux_jobs_total{{outcome=\"{outcome}\"}}"), count);
-    }
-    let histograms = [
-        ("tch_flux_queue_wait_seconds", "How long jobs waited.", &metrics.wait),
-        (
-            "tch_flux_step_seconds",
-            "How long a step of the transformer took, once for each job in it.",
-            &metrics.step,
-        ),
-        ("tch_flux_job_seconds", "How long jobs were drawn.", &metrics.job),
-    ];
-    for (name, help, histogram) in histograms {
-        head(&mut text, name, help, "histogram");
-        histogram.write(&mut text, name, "");
-    }
-    memory(&mut text, shared);
-    http(&mut text, metrics);
-    text
-}
-
-fn memory(text: &mut String, shared: &Shared) {
+fn write_memory(text: &mut String, devices: &[Device]) {
     if let Some(bytes) = resident_bytes() {
         head(text, "process_resident_memory_bytes", "Memory of the process.", "gauge");
         line(text, "process_resident_memory_bytes", bytes);
     }
-    let devices = shared.devices();
     let free: Vec<_> = devices.iter().filter_map(|device| Some((*device, free_bytes(*device)?))).collect();
     if !free.is_empty() {
         head(text, "tch_flux_device_free_bytes", "Memory that is free on a device.", "gauge");
@@ -144,27 +183,6 @@ fn memory(text: &mut String, shared: &Shared) {
     for (device, bytes) in free {
         let name = format!("{device:?}").to_lowercase();
         line(text, &format!("tch_flux_device_free_bytes{{device=\"{name}\"}}"), bytes);
-    }
-}
-
-fn http(text: &mut String, metrics: &Metrics) {
-    let http = metrics.http.lock().unwrap_or_else(PoisonError::into_inner);
-    let name = "tch_flux_http_request_seconds";
-    head(
-        text,
-        name,
-        "How long requests took until their answer began, by route, method and status.",
-        "histogram",
-    );
-    for (Asked { route, method, status }, histogram) in http.iter() {
-        let labels = format!("route=\"{route}\",method=\"{method}\",status=\"{status}\",");
-        histogram.write(text, name, &labels);
-    }
-    let name = "tch_flux_http_requests_total";
-    head(text, name, "Requests by route, method and status.", "counter");
-    for (Asked { route, method, status }, histogram) in http.iter() {
-        let count: u64 = histogram.counts.iter().map(|count| count.load(Ordering::Relaxed)).sum();
-        line(text, &format!("{name}{{route=\"{route}\",method=\"{method}\",status=\"{status}\"}}"), count);
     }
 }
 
@@ -177,7 +195,7 @@ fn line(text: &mut String, name: &str, value: impl std::fmt::Display) {
     let _ = writeln!(text, "{name} {value}");
 }
 
-/// What the process holds in memory, where the system says it.
+/// Returns the resident memory of the process, where the system tells it.
 fn resident_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;

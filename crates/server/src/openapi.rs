@@ -1,4 +1,4 @@
-//! `/openapi.json`: made of the tables that the code itself runs by, and of what the server has loaded.
+//! `/openapi.json`, made from the tables of routes and fields, and from what the server has loaded.
 
 mod schemas;
 
@@ -9,50 +9,52 @@ use axum::extract::{OriginalUri, State};
 use axum::http::{HeaderMap, Method};
 use serde_json::{Map, Value, json};
 
-use super::able::Abilities;
-use super::gate::check_key;
-use super::models::Model;
-use super::options::Options;
-use super::routes::{Access, EDITS, GENERATIONS, ROUTES, Route};
-use super::state::Shared;
+use crate::capabilities::Capabilities;
+use crate::middleware::check_key;
+use crate::model::Model;
+use crate::options::Options;
+use crate::routes::{Access, EDITS, GENERATIONS, ROUTES, Route};
+use crate::state::ServerState;
 use schemas::schemas;
 
-pub(super) async fn answer(
-    State(shared): State<Arc<Shared>>,
+/// `GET /openapi.json`
+pub(crate) async fn document(
+    State(state): State<Arc<ServerState>>,
     OriginalUri(uri): OriginalUri,
     headers: HeaderMap,
 ) -> Json<Value> {
-    let options = &shared.options;
+    let options = &state.options;
     // Where another program has mounted the routes, they begin with what it has put before them.
     let mounted_at = uri.path().strip_suffix("/openapi.json").unwrap_or_default();
     let url = options.public_url.as_deref().unwrap_or(mounted_at).trim_end_matches('/');
-    let model = shared.loaded().ok().map(|served| &served.model);
-    let names = check_key(options, &headers).is_ok();
-    Json(Offer { options, model, names, url: if url.is_empty() { "/" } else { url } }.document())
+    let model = state.loaded_model().ok().map(|loaded| &loaded.model);
+    let show_names = check_key(options, &headers).is_ok();
+    Json(Api { options, model, show_names, url: if url.is_empty() { "/" } else { url } }.document())
 }
 
-/// What a server has to offer.
-struct Offer<'a> {
+/// What the document describes.
+struct Api<'a> {
     options: &'a Options,
-    /// `None` while it is being loaded.
+    /// `None` while the model is being loaded.
     model: Option<&'a Model>,
-    /// Whether whoever asks may know what the model and its additions are called.
-    names: bool,
-    /// Where the paths begin.
+    /// Whether the client may see the names of the model, its ControlNets and its IP-Adapters.
+    show_names: bool,
+    /// The address where the paths begin.
     url: &'a str,
 }
 
-impl Offer<'_> {
-    fn able(&self) -> Abilities {
-        self.model.map(|model| model.able.clone()).unwrap_or_default()
+impl Api<'_> {
+    fn capabilities(&self) -> Capabilities {
+        self.model.map(|model| model.capabilities.clone()).unwrap_or_default()
     }
 
-    /// The whole document.
+    /// Returns the whole document.
     fn document(&self) -> Value {
-        let offered = |route: &&Route| route.path != GENERATIONS || self.able().only_role.is_none();
+        let is_offered =
+            |route: &&Route| route.path != GENERATIONS || self.capabilities().only_role.is_none();
         let paths: Map<_, _> = ROUTES
             .iter()
-            .filter(offered)
+            .filter(is_offered)
             .map(|route| {
                 let operation = json!({ route.method.to_lowercase(): self.operation(route) });
                 (route.path.replace("{*", "{"), operation)
@@ -81,16 +83,16 @@ impl Offer<'_> {
         let edits = route.path == EDITS;
         let draws = edits || route.path == GENERATIONS;
         let mut content = Map::new();
-        for r#type in route.answer.types {
-            let schema = match route.answer.schema {
+        for r#type in route.response.types {
+            let schema = match route.response.schema {
                 "" => json!({}),
-                schema => json!({ "schema": named(schema) }),
+                schema => json!({ "schema": reference(schema) }),
             };
             content.insert((*r#type).into(), schema);
         }
         if draws {
-            let events = named(if edits { "EditEvent" } else { "GenerationEvent" });
-            // Each event: its name, and its data, which is JSON.
+            let events = reference(if edits { "EditEvent" } else { "GenerationEvent" });
+            // An event has a name, and data that is JSON.
             let data =
                 json!({ "type": "string", "contentMediaType": "application/json", "contentSchema": events });
             let event = json!({
@@ -110,7 +112,7 @@ impl Offer<'_> {
                 STATUSES.iter().find(|(known, _)| *known == status).unwrap_or(&STATUSES[0]);
             let error = json!({
                 "description": description,
-                "content": { "application/json": { "schema": named("Error") } },
+                "content": { "application/json": { "schema": reference("Error") } },
                 "headers": headers(status),
             });
             responses.insert(status.to_string(), error);
@@ -134,9 +136,9 @@ impl Offer<'_> {
         route.access != Access::Open && self.options.api_key.is_some()
     }
 
-    /// The statuses that its errors may have. None of them is 405: that is of methods which no path here has.
+    /// Returns the statuses that a route's errors may have. 405 is none of them: it answers methods that no path here has.
     fn statuses(&self, route: &Route) -> Vec<u16> {
-        // Pages elsewhere may not send what a browser sends without asking; where there is a key, no page has it.
+        // Without a key, pages of other origins may not send what a browser sends without a preflight.
         let is_forbidden_to_pages = route.method == Method::POST.as_str() && self.options.api_key.is_none();
         let mut statuses = route.statuses.to_vec();
         statuses.push(500);
@@ -155,7 +157,7 @@ impl Offer<'_> {
     }
 }
 
-/// What an error's status means.
+/// The meanings of errors' statuses.
 const STATUSES: [(u16, &str); 12] = [
     (400, "The request is wrong: `param` says which field, `message` how to mend it."),
     (401, "The key is missing or wrong."),
@@ -204,12 +206,12 @@ fn request_content(edits: bool) -> Value {
     if edits {
         let pictures = json!({ "contentType": "image/png, image/jpeg, image/webp" });
         return json!({ "multipart/form-data": {
-            "schema": named("Edit"),
+            "schema": reference("Edit"),
             "encoding": { "image": pictures, "mask": pictures },
         } });
     }
     json!({ "application/json": {
-        "schema": named("Generation"),
+        "schema": reference("Generation"),
         "examples": {
             "a picture": { "value": { "prompt": "a red circle on a blue background" } },
             "the same two each time": { "value": {
@@ -219,6 +221,7 @@ fn request_content(edits: bool) -> Value {
     } })
 }
 
-fn named(schema: &str) -> Value {
+/// Returns a reference to a schema.
+fn reference(schema: &str) -> Value {
     json!({ "$ref": format!("#/components/schemas/{schema}") })
 }

@@ -1,4 +1,4 @@
-//! The page at `/`, and what belongs to it.
+//! The page at `/`, and its files.
 
 use axum::http::header::{
     CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, X_FRAME_OPTIONS,
@@ -6,15 +6,15 @@ use axum::http::header::{
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
 
-/// Nothing from elsewhere, nothing in the page's own text, and nobody around it.
+/// The page loads nothing from other origins, has no inline scripts or styles, and is shown in no frame.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; \
                       connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// A file of the page.
+/// Defines the handler of a file of the page.
 macro_rules! file {
     ($handler:ident, $name:literal, $type:literal) => {
-        pub(super) async fn $handler() -> Response {
-            answer($type, include_str!(concat!("page/", $name)))
+        pub(crate) async fn $handler() -> Response {
+            file_response($type, include_str!(concat!("page/", $name)))
         }
     };
 }
@@ -26,7 +26,7 @@ file!(history, "history.js", "text/javascript; charset=utf-8");
 file!(server, "server.js", "text/javascript; charset=utf-8");
 file!(start, "start.js", "text/javascript; charset=utf-8");
 
-fn answer(r#type: &'static str, text: &'static str) -> Response {
+fn file_response(r#type: &'static str, text: &'static str) -> Response {
     let mut headers = HeaderMap::new();
     let mut set = |name: HeaderName, value| headers.insert(name, HeaderValue::from_static(value));
     set(CONTENT_TYPE, r#type);

@@ -1,4 +1,4 @@
-//! What all requests of a server share.
+//! The state that all requests of a server share.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -6,70 +6,73 @@ use std::sync::{Arc, OnceLock};
 use tch::Device;
 use tokio::sync::{Notify, Semaphore, watch};
 
-use super::metrics::Metrics;
-use super::models::Model;
-use super::options::Options;
-use super::problem::Problem;
-use super::shelf::Shelf;
+use crate::api_error::ApiError;
+use crate::image_store::ImageStore;
+use crate::metrics::Metrics;
+use crate::model::Model;
+use crate::options::Options;
 use tch_flux::engine::Engine;
 
-/// Pictures that are encoded or decoded at once: more would take the cores from the engine.
-const CODERS: usize = 2;
+/// The most pictures that are encoded or decoded at once: more would take the cores from the engine.
+const CODECS: usize = 2;
 
-/// Where a server is in its life.
+/// The phases of a server's life, in their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Phase {
+pub(crate) enum Phase {
     Loading,
     Ready,
     /// Takes no more jobs.
     Draining,
-    /// Waits for none.
+    /// Waits for no job any more.
     Stopped,
 }
 
-/// The engine, and what there is to say of its model.
-pub(super) struct Served {
-    pub(super) engine: Engine,
-    pub(super) model: Model,
+/// The engine and the model that it draws with.
+pub(crate) struct LoadedModel {
+    pub(crate) engine: Engine,
+    pub(crate) model: Model,
 }
 
-pub(super) struct Shared {
-    pub(super) options: Options,
-    pub(super) metrics: Metrics,
-    pub(super) shelf: Shelf,
-    /// Bodies, and what is decoded from them.
-    pub(super) uploads: Arc<Budget>,
-    /// Kibibytes of answers that are not sent yet.
-    pub(super) answers: Arc<Semaphore>,
-    pub(super) coders: Arc<Semaphore>,
-    pub(super) active: Arc<Active>,
+/// The state of a server.
+pub(crate) struct ServerState {
+    pub(crate) options: Options,
+    pub(crate) metrics: Metrics,
+    pub(crate) image_store: ImageStore,
+    /// Bytes of bodies, and of the pictures decoded from them.
+    pub(crate) upload_budget: Arc<Budget>,
+    /// Permits for kibibytes of responses that are not sent yet.
+    pub(crate) response_permits: Arc<Semaphore>,
+    /// Permits to encode or decode.
+    pub(crate) codec_permits: Arc<Semaphore>,
+    pub(crate) active_requests: Arc<ActiveRequests>,
     phase: watch::Sender<Phase>,
-    served: OnceLock<Served>,
+    loaded_model: OnceLock<LoadedModel>,
 }
 
-impl Shared {
-    pub(super) fn new(options: Options) -> Self {
+impl ServerState {
+    pub(crate) fn new(options: Options) -> Self {
         Self {
             metrics: Metrics::default(),
-            shelf: Shelf::new(&options),
-            uploads: Arc::new(Budget::new(options.upload_bytes)),
-            answers: Arc::new(Semaphore::new(options.answer_bytes / 1024)),
-            coders: Arc::new(Semaphore::new(CODERS)),
-            active: Arc::default(),
+            image_store: ImageStore::new(&options),
+            upload_budget: Arc::new(Budget::new(options.upload_bytes)),
+            response_permits: Arc::new(Semaphore::new(options.answer_bytes / 1024)),
+            codec_permits: Arc::new(Semaphore::new(CODECS)),
+            active_requests: Arc::default(),
             phase: watch::Sender::new(Phase::Loading),
-            served: OnceLock::new(),
+            loaded_model: OnceLock::new(),
             options,
         }
     }
 
-    pub(super) fn serve(&self, engine: Engine, model: Model) {
-        if self.served.set(Served { engine, model }).is_ok() {
+    /// Sets the model, once; later calls have no effect.
+    pub(crate) fn set_model(&self, engine: Engine, model: Model) {
+        if self.loaded_model.set(LoadedModel { engine, model }).is_ok() {
             self.enter(Phase::Ready);
         }
     }
 
-    /// Phases only follow one another.
-    pub(super) fn enter(&self, phase: Phase) {
+    /// Enters a phase, unless a later one was entered.
+    pub(crate) fn enter(&self, phase: Phase) {
         self.phase.send_if_modified(|now| {
             let later = phase > *now;
             *now = phase.max(*now);
@@ -77,54 +80,54 @@ impl Shared {
         });
     }
 
-    pub(super) fn phase(&self) -> Phase {
+    pub(crate) fn phase(&self) -> Phase {
         *self.phase.borrow()
     }
 
-    /// Ends when nothing is waited for any more.
-    pub(super) async fn stopped(&self) {
+    /// Waits until the phase is [`Phase::Stopped`].
+    pub(crate) async fn stopped(&self) {
         // The sender lives as long as `self`.
         let _ = self.phase.subscribe().wait_for(|phase| *phase == Phase::Stopped).await;
     }
 
-    /// What draws, or why nothing does.
-    pub(super) fn served(&self) -> Result<&Served, Problem> {
-        let unavailable = |code, text| Err(Problem::unavailable(code, text).again(1));
-        match (self.phase(), self.served.get()) {
-            (Phase::Ready, Some(served)) => match served.engine.stats().workers {
+    /// Returns the model if it takes jobs, or the error why it does not.
+    pub(crate) fn ready_model(&self) -> Result<&LoadedModel, ApiError> {
+        let unavailable = |code, text| Err(ApiError::unavailable(code, text).retry_after(1));
+        match (self.phase(), self.loaded_model.get()) {
+            (Phase::Ready, Some(loaded)) => match loaded.engine.stats().workers {
                 0 => unavailable("device_lost", "every device is lost: the server must be started anew"),
-                _ => Ok(served),
+                _ => Ok(loaded),
             },
             (Phase::Ready | Phase::Loading, _) => unavailable("loading", "the model is being loaded"),
             (Phase::Draining | Phase::Stopped, _) => unavailable("stopping", "the server is stopping"),
         }
     }
 
-    /// What has drawn, even if it draws nothing more.
-    pub(super) fn loaded(&self) -> Result<&Served, Problem> {
-        let loading = || Problem::unavailable("loading", "the model is being loaded").again(1);
-        self.served.get().ok_or_else(loading)
+    /// Returns the model from when it is loaded on, even when it takes no more jobs.
+    pub(crate) fn loaded_model(&self) -> Result<&LoadedModel, ApiError> {
+        let loading = || ApiError::unavailable("loading", "the model is being loaded").retry_after(1);
+        self.loaded_model.get().ok_or_else(loading)
     }
 
-    /// The engine, from when it is there on.
-    pub(super) fn engine(&self) -> Option<&Engine> {
-        self.served.get().map(|served| &served.engine)
+    /// Returns the engine, once it is loaded.
+    pub(crate) fn engine(&self) -> Option<&Engine> {
+        self.loaded_model.get().map(|loaded| &loaded.engine)
     }
 
-    pub(super) fn devices(&self) -> &[Device] {
-        self.served.get().map_or(&[], |served| &served.model.devices)
+    pub(crate) fn devices(&self) -> &[Device] {
+        self.loaded_model.get().map_or(&[], |loaded| &loaded.model.devices)
     }
 
-    /// Seconds until a place in the queue comes free, as far as can be told.
-    pub(super) fn wait(&self) -> u64 {
+    /// Estimates the seconds until a place in the queue becomes free.
+    pub(crate) fn queue_wait_seconds(&self) -> u64 {
         let workers = self.engine().map_or(1, |engine| engine.stats().workers.max(1));
         (self.metrics.mean_job_seconds() / workers as f64).ceil() as u64
     }
 }
 
-/// Bytes that may be taken, by all together.
+/// A budget of bytes for all requests together.
 #[derive(Debug)]
-pub(super) struct Budget {
+pub(crate) struct Budget {
     most: usize,
     taken: AtomicUsize,
 }
@@ -134,26 +137,29 @@ impl Budget {
         Self { most, taken: AtomicUsize::new(0) }
     }
 
-    pub(super) fn taken(&self) -> usize {
+    pub(crate) fn taken(&self) -> usize {
         self.taken.load(Ordering::Relaxed)
     }
 
-    /// A charge of nothing yet.
-    pub(super) fn charge(self: &Arc<Self>) -> Charge {
+    /// Returns an empty charge on this budget.
+    pub(crate) fn charge(self: &Arc<Self>) -> Charge {
         Charge { budget: self.clone(), bytes: AtomicUsize::new(0) }
     }
 }
 
-/// What one request has taken of a budget; given back when it is dropped.
+/// The bytes that one request has taken of a budget. Dropping it gives them back.
 #[derive(Debug)]
-pub(super) struct Charge {
+pub(crate) struct Charge {
     budget: Arc<Budget>,
     bytes: AtomicUsize,
 }
 
 impl Charge {
-    /// Takes more, or says that there is no more.
-    pub(super) fn grow(&self, bytes: usize) -> Result<(), Problem> {
+    /// Takes bytes of the budget.
+    ///
+    /// # Errors
+    /// If so many are not left.
+    pub(crate) fn grow(&self, bytes: usize) -> Result<(), ApiError> {
         let most = self.budget.most;
         let within = |taken: usize| taken.checked_add(bytes).filter(|sum| *sum <= most);
         match self.budget.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, within) {
@@ -162,13 +168,14 @@ impl Charge {
                 Ok(())
             }
             Err(_) => {
-                Err(Problem::unavailable("uploads_full", "too much is being uploaded at once").again(5))
+                Err(ApiError::unavailable("uploads_full", "too much is being uploaded at once")
+                    .retry_after(5))
             }
         }
     }
 
-    /// Gives some back.
-    pub(super) fn shrink(&self, bytes: usize) {
+    /// Gives bytes back.
+    pub(crate) fn shrink(&self, bytes: usize) {
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
         self.budget.taken.fetch_sub(bytes, Ordering::Relaxed);
     }
@@ -180,25 +187,25 @@ impl Drop for Charge {
     }
 }
 
-/// Requests that are not answered to the end.
+/// Counts the requests whose responses are not sent completely.
 #[derive(Debug, Default)]
-pub(super) struct Active {
+pub(crate) struct ActiveRequests {
     count: AtomicUsize,
     fewer: Notify,
 }
 
-impl Active {
-    pub(super) fn enter(self: &Arc<Self>) -> ActiveGuard {
+impl ActiveRequests {
+    pub(crate) fn enter(self: &Arc<Self>) -> ActiveRequest {
         self.count.fetch_add(1, Ordering::Relaxed);
-        ActiveGuard(self.clone())
+        ActiveRequest(self.clone())
     }
 
-    pub(super) fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// Ends when there are none.
-    pub(super) async fn none(&self) {
+    /// Waits until no request is active.
+    pub(crate) async fn wait_for_none(&self) {
         loop {
             let fewer = self.fewer.notified();
             if self.count() == 0 {
@@ -209,10 +216,11 @@ impl Active {
     }
 }
 
+/// Counts as one active request until it is dropped.
 #[derive(Debug)]
-pub(super) struct ActiveGuard(Arc<Active>);
+pub(crate) struct ActiveRequest(Arc<ActiveRequests>);
 
-impl Drop for ActiveGuard {
+impl Drop for ActiveRequest {
     fn drop(&mut self) {
         self.0.count.fetch_sub(1, Ordering::Relaxed);
         self.0.fewer.notify_waiters();

@@ -1,56 +1,96 @@
-//! How the server is doing.
+//! What the server says of itself: its health, its metrics, its model.
 
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::HeaderValue;
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-use super::metrics;
-use super::problem::Problem;
-use super::state::{Phase, Shared};
+use crate::api_error::ApiError;
+use crate::capabilities::Capabilities;
+use crate::metrics::Gauges;
+use crate::model::Model;
+use crate::state::{Phase, ServerState};
 
 #[derive(Serialize)]
 struct Health {
     status: &'static str,
 }
 
-/// Whether the process is of use, now or once it has loaded.
-pub(super) async fn health(State(shared): State<Arc<Shared>>) -> Result<Response, Problem> {
-    if shared.phase() == Phase::Ready {
-        shared.served()?;
+/// `GET /health`: whether the process works, or will once it has loaded.
+pub(crate) async fn health(State(state): State<Arc<ServerState>>) -> Result<Response, ApiError> {
+    if state.phase() == Phase::Ready {
+        state.ready_model()?;
     }
     Ok(Json(Health { status: "ok" }).into_response())
 }
 
-/// Whether it takes jobs.
-pub(super) async fn ready(State(shared): State<Arc<Shared>>) -> Result<Response, Problem> {
-    shared.served()?;
+/// `GET /ready`: whether the server takes jobs.
+pub(crate) async fn ready(State(state): State<Arc<ServerState>>) -> Result<Response, ApiError> {
+    state.ready_model()?;
     Ok(Json(Health { status: "ready" }).into_response())
 }
 
-pub(super) async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
+/// `GET /metrics`: the metrics in Prometheus' text format.
+pub(crate) async fn metrics(State(state): State<Arc<ServerState>>) -> Response {
     let text = [(CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4"))];
-    (text, metrics::text(&shared)).into_response()
+    let gauges = Gauges {
+        engine: state.engine().map(|engine| engine.stats()).unwrap_or_default(),
+        active_requests: state.active_requests.count(),
+        upload_bytes: state.upload_budget.taken(),
+        stored_image_bytes: state.image_store.bytes(),
+        devices: state.devices(),
+    };
+    (text, state.metrics.text(&gauges)).into_response()
 }
 
-/// A picture that an answer has named the address of.
-pub(super) async fn content(
-    State(shared): State<Arc<Shared>>,
+/// The model at `/v1/models`.
+#[derive(Serialize)]
+struct ModelEntry<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    owned_by: &'static str,
+    /// The names that requests use for the model's ControlNets.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    controlnets: Vec<&'a str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    ip_adapters: Vec<&'a str>,
+}
+
+#[derive(Serialize)]
+struct ModelList<'a> {
+    object: &'static str,
+    data: Vec<ModelEntry<'a>>,
+}
+
+fn model_entry<'a>(model: &'a Model, id: &'a str) -> ModelEntry<'a> {
+    let Capabilities { controlnets, ip_adapters, .. } = &model.capabilities;
+    ModelEntry {
+        id,
+        object: "model",
+        created: model.created,
+        owned_by: "tch-flux",
+        controlnets: controlnets.iter().map(|net| net.name.as_str()).collect(),
+        ip_adapters: ip_adapters.iter().map(|adapter| adapter.name.as_str()).collect(),
+    }
+}
+
+/// `GET /v1/models`
+pub(crate) async fn models(State(state): State<Arc<ServerState>>) -> Result<Response, ApiError> {
+    let model = &state.ready_model()?.model;
+    Ok(Json(ModelList { object: "list", data: vec![model_entry(model, &model.name)] }).into_response())
+}
+
+/// `GET /v1/models/{id}`
+pub(crate) async fn model(
+    State(state): State<Arc<ServerState>>,
     Path(id): Path<String>,
-) -> Result<Response, Problem> {
-    let gone = || Problem::not_found("image_not_found", "there is no such picture, or no longer");
-    let kept = shared.shelf.get(&id).ok_or_else(gone)?;
-    let age = format!("private, immutable, max-age={}", kept.left().as_secs());
-    let headers = [
-        (CONTENT_TYPE, HeaderValue::from_static(kept.format.mime())),
-        (
-            CACHE_CONTROL,
-            HeaderValue::from_str(&age).map_err(|error| Problem::internal("fault", error.to_string()))?,
-        ),
-    ];
-    Ok((headers, kept.picture).into_response())
+) -> Result<Response, ApiError> {
+    let model = &state.ready_model()?.model;
+    model.check_name(Some(&id))?;
+    Ok(Json(model_entry(model, &id)).into_response())
 }

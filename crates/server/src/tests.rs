@@ -1,8 +1,8 @@
 //! The server over engines that do as they are told: what no real model does when a test wants it.
 
-mod asks;
 #[path = "../../../tests/support/http_client.rs"]
 mod client;
+mod fields;
 #[path = "../../../tests/support/json_schema.rs"]
 mod schema;
 
@@ -80,8 +80,8 @@ fn model() -> Model {
         side: 64,
         images: 1,
         role: None,
-        able: Abilities::default(),
-        means: ModelRecord {
+        capabilities: Capabilities::default(),
+        record: ModelRecord {
             model: "told".into(),
             kind: "f32".into(),
             numerics: Numerics::Exact,
@@ -107,12 +107,12 @@ fn listen(server: &Server, router: Router) -> Listening {
     listener.set_nonblocking(true).unwrap();
     let at = listener.local_addr().unwrap();
     let (stop, stopped) = oneshot::channel::<()>();
-    let shared = server.shared.clone();
+    let state = server.state.clone();
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         runtime.unwrap().block_on(async {
             let listener = TcpListener::from_std(listener).unwrap();
-            connection::run(shared, router, listener, async { drop(stopped.await) }).await.unwrap();
+            connection::run(state, router, listener, async { drop(stopped.await) }).await.unwrap();
         });
     });
     Listening { at, _stop: stop }
@@ -277,7 +277,7 @@ fn a_panic_in_a_handler_is_an_answer_of_the_one_form() {
     let server = Server::new(Options::default());
     let router = Router::new()
         .route("/fault", get(fault))
-        .layer(from_fn_with_state(server.shared.clone(), gate::pass))
+        .layer(from_fn_with_state(server.state.clone(), middleware::handle))
         .merge(server.router());
     let served = listen(&server, router);
     for _ in 0..2 {
@@ -293,16 +293,16 @@ fn a_fault_while_a_picture_is_encoded_is_an_answer() {
     // A picture that is smaller than it says.
     let picture = Image { width: 64, height: 64, rgb: vec![0; 3] };
     for format in Format::ALL {
-        let problem = coding::encode_plain(&picture, format, 90).unwrap_err();
-        assert_eq!(problem.status, 500);
+        let error = encode::encode_plain(&picture, format, 90).unwrap_err();
+        assert_eq!(error.status, 500);
     }
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let coders = Arc::new(tokio::sync::Semaphore::new(1));
+    let permits = Arc::new(tokio::sync::Semaphore::new(1));
     for _ in 0..2 {
-        let outcome = runtime.block_on(coding::aside::<()>(&coders, || panic!("a fault")));
+        let outcome = runtime.block_on(encode::run_blocking::<()>(&permits, || panic!("a fault")));
         assert_eq!(outcome.unwrap_err().status, 500);
     }
-    assert_eq!(runtime.block_on(coding::aside(&coders, || Ok(7))).unwrap(), 7);
+    assert_eq!(runtime.block_on(encode::run_blocking(&permits, || Ok(7))).unwrap(), 7);
 }
 
 #[test]
@@ -343,7 +343,7 @@ fn a_slow_reader_is_let_go_of() {
         let rest = connection.rest();
         assert!(rest < whole, "it broke off: {rest} bytes of {whole}");
     }
-    assert_eq!(server.shared.answers.available_permits(), server.shared.options.answer_bytes / 1024);
+    assert_eq!(server.state.response_permits.available_permits(), server.state.options.answer_bytes / 1024);
 }
 
 /// Fields that are not tried with every value: they say more than a schema can, or what they say depends on the server.
@@ -376,11 +376,11 @@ fn is_skipped(name: &str, schema: &Value) -> bool {
 #[test]
 fn what_the_document_allows_is_taken_and_nothing_else() {
     let server = Server::new(Options { grace: Duration::from_millis(100), ..Options::default() });
-    server.ready(engine(|_| Ok(())), Model { able: asks::able(), ..model() });
+    server.ready(engine(|_| Ok(())), Model { capabilities: fields::capabilities(), ..model() });
     let served = listen(&server, server.router());
     let document = client::get(served.at, "/openapi.json").json();
     // What other fields need.
-    let picture = asks::encoded(8, 8);
+    let picture = fields::encoded(8, 8);
     let needed = json!({
         "prompt": "a", "size": "64x64", "variation_strength": 0.5, "controlnet": "plain",
         "control_image": picture, "ip_adapter": "first", "ip_adapter_image": picture,
@@ -449,7 +449,7 @@ fn document(model: Model) -> Value {
 
 #[test]
 fn the_document_offers_what_the_server_has() {
-    let all = document(Model { able: asks::able(), ..model() });
+    let all = document(Model { capabilities: fields::capabilities(), ..model() });
     let schemas = &all["components"]["schemas"];
     let generation = &schemas["Generation"]["properties"];
     assert_eq!(generation["controlnet"]["anyOf"][0]["enum"], json!(["plain", "union"]));
@@ -461,7 +461,7 @@ fn the_document_offers_what_the_server_has() {
     // With Redux a prompt may be left out.
     assert!(schemas["Generation"].get("required").is_none());
     let fits = |request: Value| schema::lacks(&all, &schemas["Generation"], &request, "").is_empty();
-    let picture = asks::encoded(8, 8);
+    let picture = fields::encoded(8, 8);
     assert!(
         fits(json!({ "prompt": "a" })) && fits(json!({ "redux_image": picture })) && !fits(json!({ "n": 1 }))
     );
@@ -497,8 +497,8 @@ fn a_model_of_one_role_offers_that_one() {
         (Role::Control, false, "control", &["canny"], &["mask", "strength", "keep_size", "depth"]),
         (Role::Control, true, "control", &["canny", "depth"], &["mask", "strength", "keep_size"]),
     ] {
-        let able = Abilities { only_role: Some(role), depth, ..Abilities::default() };
-        let document = document(Model { able, ..model() });
+        let capabilities = Capabilities { only_role: Some(role), depth, ..Capabilities::default() };
+        let document = document(Model { capabilities, ..model() });
         assert!(document["paths"].get(GENERATIONS).is_none(), "it draws from pictures alone");
         let schema = &document["components"]["schemas"]["Edit"];
         assert_eq!(schema["properties"]["as"]["enum"], json!([word]));

@@ -8,7 +8,7 @@ use tch_flux::generation::{
 };
 use tch_flux::image::{Image, Mask};
 use tch_flux::sampling::Schedule;
-use tch_flux_server::Abilities;
+use tch_flux_server::Capabilities;
 
 use super::config::Serve;
 
@@ -66,10 +66,10 @@ impl Addons {
     }
 
     /// Gives each the name that was chosen for it.
-    pub(super) fn set_names(&self, able: &mut Abilities) -> anyhow::Result<()> {
-        let nets = able.controlnets.iter_mut().map(|net| &mut net.name);
+    pub(super) fn set_names(&self, capabilities: &mut Capabilities) -> anyhow::Result<()> {
+        let nets = capabilities.controlnets.iter_mut().map(|net| &mut net.name);
         assign_names(&self.controlnets, nets, "controlnet")?;
-        let adapters = able.ip_adapters.iter_mut().map(|adapter| &mut adapter.name);
+        let adapters = capabilities.ip_adapters.iter_mut().map(|adapter| &mut adapter.name);
         assign_names(&self.ip_adapters, adapters, "ip-adapter")
     }
 }
@@ -96,14 +96,14 @@ fn assign_names<'a>(
 }
 
 /// Returns a request of one small picture, for which all is loaded that requests may ask for.
-pub(super) fn warm_up_request(able: &Abilities) -> Request {
+pub(super) fn warm_up_request(capabilities: &Capabilities) -> Request {
     let (side, pixels) = (SIDE, (SIDE * SIDE) as usize);
     let grey = || Image { width: side, height: side, rgb: vec![128; 3 * pixels] };
     // Of one step: not every schedule that a model's folder may have has so few.
     let mut request = Request::new("", side.into(), side.into()).steps(1).schedule(Schedule::Linear);
-    if let Some(role) = able.only_role {
+    if let Some(role) = capabilities.only_role {
         let mask = Mask { width: side, height: side, chosen: vec![255; pixels] };
-        let follow = if able.depth && role == Role::Control {
+        let follow = if capabilities.depth && role == Role::Control {
             ControlPreprocess::Depth
         } else {
             ControlPreprocess::Picture
@@ -114,13 +114,13 @@ pub(super) fn warm_up_request(able: &Abilities) -> Request {
             ..Edit::new(vec![grey()])
         });
     }
-    if able.redux {
+    if capabilities.redux {
         request = request.redux(Redux::new(vec![grey()]));
     }
-    for (net, named) in able.controlnets.iter().enumerate() {
+    for (net, named) in capabilities.controlnets.iter().enumerate() {
         request = request.control(Control { net, mode: named.modes.map(|_| 0), ..Control::new(grey()) });
     }
-    for adapter in 0..able.ip_adapters.len() {
+    for adapter in 0..capabilities.ip_adapters.len() {
         request = request.pictured(IpAdapterImage { adapter, ..IpAdapterImage::new(grey()) });
     }
     request

@@ -41,10 +41,11 @@ const LEVELS: [(&str, &[&str]); 6] = [
     ("trace", &["all", "everything", "max"]),
 ];
 
-/// Modules by the names that they had, which settings may still have.
-const RENAMED: [(&str, &str); 8] = [
+/// Other names of modules that log, which filters may use.
+const MODULE_ALIASES: [(&str, &str); 9] = [
     ("tch_flux::server", "tch_flux_server"),
     ("tch_flux::cli", "tch_flux"),
+    ("tch_flux_server::gate", "tch_flux_server::middleware"),
     ("tch_flux::pipeline", "tch_flux::generation"),
     ("tch_flux::recipe", "tch_flux::generation::provenance"),
     ("tch_flux::flux1", "tch_flux::models::flux1"),
@@ -55,7 +56,8 @@ const RENAMED: [(&str, &str); 8] = [
 
 /// What is logged: a level, levels of modules, or both.
 pub(super) fn log_filter(text: &str) -> Result<Targets, String> {
-    let text = RENAMED.iter().fold(text.to_string(), |text, (before, now)| text.replace(before, now));
+    let text =
+        MODULE_ALIASES.iter().fold(text.to_string(), |text, (alias, module)| text.replace(alias, module));
     let plain: Vec<&str> = text.split(',').map(str::trim).filter(|part| !part.contains('=')).collect();
     for part in text.split(',').map(str::trim) {
         match part.split_once('=') {

@@ -8,7 +8,7 @@ use tch::Device;
 use tch_flux::engine::{self, Engine};
 use tch_flux::generation::{LoraFile, Parts, Pipeline, Role, Settings};
 use tch_flux::ops::cuda;
-use tch_flux_server::{Abilities, Model};
+use tch_flux_server::{Capabilities, Model};
 use tracing::warn;
 
 use super::addons::{self, Addons};
@@ -48,8 +48,8 @@ impl ModelLoader {
             if parts.redux.is_some() || parts.image_encoder.is_some() {
                 pipeline.check_vision()?;
             }
-            let able = Abilities::of(&pipeline, parts.depth.is_some());
-            pipeline.generate(&addons::warm_up_request(&able), &mut |_| {
+            let capabilities = Capabilities::from_pipeline(&pipeline, parts.depth.is_some());
+            pipeline.generate(&addons::warm_up_request(&capabilities), &mut |_| {
                 if cancelled.load(Ordering::Relaxed) {
                     ControlFlow::Break(())
                 } else {
@@ -60,16 +60,16 @@ impl ModelLoader {
         };
         let pipelines = self.devices.iter().map(open).collect::<anyhow::Result<Vec<_>>>()?;
         let side = default_size(&parts.autoencoder);
-        let mut model = Model::of(&pipelines[0], &parts, self.model_name(&parts), side);
+        let mut model = Model::from_pipeline(&pipelines[0], &parts, self.model_name(&parts), side);
         model.devices = self.devices.clone();
         // By their names alone: where they lie is the server's own business.
-        model.means.loras = self
+        model.record.loras = self
             .loras
             .iter()
             .map(|lora| LoraFile { path: lora.path.file_name().unwrap_or_default().into(), ..*lora })
             .collect();
-        self.addons.set_names(&mut model.able)?;
-        if model.able.depth && model.able.only_role != Some(Role::Control) {
+        self.addons.set_names(&mut model.capabilities)?;
+        if model.capabilities.depth && model.capabilities.only_role != Some(Role::Control) {
             warn!(target: "tch_flux::serve", "the depth model is of no use: this model follows no pictures");
         }
         if let Some(aliases) = self.aliases {

@@ -55,7 +55,7 @@ impl Served {
     fn of(pipeline: Pipeline, parts: &Parts, options: Options, queue: usize) -> Self {
         // No balancer looks at it.
         let server = Server::new(Options { drain_notice: Duration::ZERO, ..options });
-        let model = Model::of(&pipeline, parts, "tiny", 64);
+        let model = Model::from_pipeline(&pipeline, parts, "tiny", 64);
         let engine = Engine::start([pipeline], engine::Options { queue }).unwrap();
         server.ready(engine, model);
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -2,30 +2,29 @@
 
 use serde_json::{Map, Value, json};
 
-use super::super::able::{ROLES, role_name};
-use super::super::edits::MAX_IMAGES;
-use super::super::fields::{Field, fields};
-use super::super::shape::Shape;
-use super::{Offer, named};
+use super::{Api, reference};
+use crate::options::MAX_IMAGES;
+use crate::request::field_type::FieldType;
+use crate::request::fields::{Field, ROLES, fields, role_name};
 use tch_flux::generation::Role;
 
-/// What a request may hold. Null is absent.
-pub(super) fn request_schema(offer: &Offer, edits: bool) -> Value {
-    let able = offer.able();
-    let offered: Vec<_> = fields(edits).filter(|field| able.offers(field.name)).collect();
+/// Returns the schema of a request. A field that is null is absent.
+pub(crate) fn request_schema(api: &Api, edits: bool) -> Value {
+    let capabilities = api.capabilities();
+    let offered: Vec<_> = fields(edits).filter(|field| capabilities.offers(field.name)).collect();
     let has = |name: &str| offered.iter().any(|field| field.name == name);
     let properties: Map<_, _> =
-        offered.iter().map(|field| (field.name.into(), property(offer, field, edits))).collect();
+        offered.iter().map(|field| (field.name.into(), property(api, field, edits))).collect();
     let mut required = if edits { vec!["image"] } else { Vec::new() };
-    let mut rules = rules(offer, edits, &has);
+    let mut rules = rules(api, edits, &has);
     let mut schema = json!({ "type": "object", "properties": properties, "additionalProperties": false });
     if has("redux_image") {
-        // Without a prompt there are pictures to look at.
-        rules.push(json!({ "anyOf": [{ "required": ["prompt"] }, given("redux_image")] }));
+        // A request without a prompt must have pictures for Redux.
+        rules.push(json!({ "anyOf": [{ "required": ["prompt"] }, is_given("redux_image")] }));
     } else {
         required.push("prompt");
     }
-    if able.only_role == Some(Role::Fill) && edits {
+    if capabilities.only_role == Some(Role::Fill) && edits {
         required.push("mask");
     }
     if !required.is_empty() {
@@ -35,47 +34,49 @@ pub(super) fn request_schema(offer: &Offer, edits: bool) -> Value {
     schema
 }
 
-fn property(offer: &Offer, field: &Field, edits: bool) -> Value {
-    let able = offer.able();
+fn property(api: &Api, field: &Field, edits: bool) -> Value {
+    let capabilities = api.capabilities();
     let one_or_list = |item: Value| {
         let list = json!({ "type": "array", "minItems": 1, "maxItems": MAX_IMAGES, "items": item });
         json!({ "anyOf": [item, list] })
     };
-    let known = |names: Vec<&str>| match offer.names {
+    let one_of = |names: Vec<&str>| match api.show_names {
         true => json!({ "type": "string", "enum": names }),
         false => json!({ "type": "string" }),
     };
     let mut schema = match field.name {
-        "model" => match offer.model {
-            // An empty one is as good as none.
+        "model" => match api.model {
+            // An empty name is as good as none.
             Some(model) => {
                 let aliases = model.aliases.iter().map(String::as_str);
-                known([model.name.as_str(), ""].into_iter().chain(aliases).collect())
+                one_of([model.name.as_str(), ""].into_iter().chain(aliases).collect())
             }
-            None => field.shape.schema(),
+            None => field.field_type.schema(),
         },
-        "as" => match able.only_role {
+        "as" => match capabilities.only_role {
             Some(role) => json!({ "type": "string", "enum": [role_name(role)] }),
             None => json!({ "type": "string", "enum": ROLES[..2] }),
         },
         "background" => json!({ "not": { "const": "transparent" } }),
-        "controlnet" => one_or_list(known(able.controlnets.iter().map(|net| net.name.as_str()).collect())),
-        "ip_adapter" => {
-            one_or_list(known(able.ip_adapters.iter().map(|adapter| adapter.name.as_str()).collect()))
+        "controlnet" => {
+            one_or_list(one_of(capabilities.controlnets.iter().map(|net| net.name.as_str()).collect()))
         }
-        _ if edits && field.shape == Shape::Pictures => {
+        "ip_adapter" => one_or_list(one_of(
+            capabilities.ip_adapters.iter().map(|adapter| adapter.name.as_str()).collect(),
+        )),
+        _ if edits && field.field_type == FieldType::Pictures => {
             let file = json!({ "type": "string", "format": "binary" });
-            let most = offer.model.map_or(1, |model| model.images);
+            let most = api.model.map_or(1, |model| model.images);
             match field.name {
                 "mask" => file,
-                "image" if able.only_role.is_some() && most == 1 => file,
+                "image" if capabilities.only_role.is_some() && most == 1 => file,
                 _ => one_or_list(file),
             }
         }
-        _ => field.shape.schema(),
+        _ => field.field_type.schema(),
     };
-    // A form has no null, but where numbers and lists are read of text, the word for it.
-    let has_null = if edits { field.shape.is_read_from_text() } else { field.name != "prompt" };
+    // A form has no null, except as a word where texts are read as numbers or lists.
+    let has_null = if edits { field.field_type.is_read_from_text() } else { field.name != "prompt" };
     if has_null {
         schema = nullable(schema);
     }
@@ -83,7 +84,7 @@ fn property(offer: &Offer, field: &Field, edits: bool) -> Value {
     schema
 }
 
-/// The same, and null.
+/// Returns the schema that allows null as well.
 fn nullable(mut schema: Value) -> Value {
     if let Some(name) = schema["type"].as_str() {
         schema["type"] = json!([name, "null"]);
@@ -93,32 +94,32 @@ fn nullable(mut schema: Value) -> Value {
     } else if let Some(any) = schema.get_mut("anyOf").and_then(Value::as_array_mut) {
         any.push(json!({ "type": "null" }));
     }
-    // What is left takes anything.
+    // A schema without types allows null already.
     schema
 }
 
-/// What holds for several fields at once, as far as JSON Schema can say it.
-fn rules(offer: &Offer, edits: bool, has: &impl Fn(&str) -> bool) -> Vec<Value> {
+/// Returns the rules about several fields at once, as far as JSON Schema can express them.
+fn rules(api: &Api, edits: bool, has: &impl Fn(&str) -> bool) -> Vec<Value> {
     let mut rules = vec![
-        never([
+        not_both([
             holds("stream", json!({ "const": true })),
             holds("response_format", json!({ "const": "url" })),
         ]),
-        needs(
+        implies(
             holds("true_cfg_scale", json!({ "type": "number", "exclusiveMinimum": 1 })),
-            given("negative_prompt"),
+            is_given("negative_prompt"),
         ),
-        needs(given("variation_seed"), given("variation_strength")),
-        never([given("sigmas"), given("schedule")]),
-        never([given("sigmas"), given("shift")]),
-        never([given("sigmas"), given("num_inference_steps")]),
-        never([holds("schedule", json!({ "const": "linear" })), given("shift")]),
+        implies(is_given("variation_seed"), is_given("variation_strength")),
+        not_both([is_given("sigmas"), is_given("schedule")]),
+        not_both([is_given("sigmas"), is_given("shift")]),
+        not_both([is_given("sigmas"), is_given("num_inference_steps")]),
+        not_both([holds("schedule", json!({ "const": "linear" })), is_given("shift")]),
     ];
-    let mut about = |pictures: &str, others: &[&str]| {
+    let mut need_pictures = |pictures: &str, others: &[&str]| {
         let others = others.iter().filter(|name| has(pictures) && has(name));
-        rules.extend(others.map(|name| needs(given(name), given(pictures))));
+        rules.extend(others.map(|name| implies(is_given(name), is_given(pictures))));
     };
-    about(
+    need_pictures(
         "control_image",
         &[
             "controlnet",
@@ -128,47 +129,47 @@ fn rules(offer: &Offer, edits: bool, has: &impl Fn(&str) -> bool) -> Vec<Value> 
             "control_guidance_end",
         ],
     );
-    about("ip_adapter_image", &["ip_adapter", "negative_ip_adapter_image", "ip_adapter_scale"]);
-    about("redux_image", &["prompt_embeds_scale", "pooled_prompt_embeds_scale", "redux_mix"]);
-    if edits && offer.able().only_role.is_none() {
-        let usual = offer.model.and_then(|model| model.role).unwrap_or(Role::Start);
+    need_pictures("ip_adapter_image", &["ip_adapter", "negative_ip_adapter_image", "ip_adapter_scale"]);
+    need_pictures("redux_image", &["prompt_embeds_scale", "pooled_prompt_embeds_scale", "redux_mix"]);
+    if edits && api.capabilities().only_role.is_none() {
+        let default_role = api.model.and_then(|model| model.role).unwrap_or(Role::Start);
         let is = |role: Role| match holds("as", json!({ "const": role_name(role) })) {
-            named if usual == role => json!({ "anyOf": [named, { "not": given("as") }] }),
+            named if default_role == role => json!({ "anyOf": [named, { "not": is_given("as") }] }),
             named => named,
         };
         let several = json!({ "type": "array", "minItems": 2 });
-        rules.push(needs(holds("image", several), is(Role::Reference)));
-        rules.push(needs(holds("keep_size", json!({ "const": true })), is(Role::Reference)));
-        rules.push(needs(given("mask"), is(Role::Start)));
+        rules.push(implies(holds("image", several), is(Role::Reference)));
+        rules.push(implies(holds("keep_size", json!({ "const": true })), is(Role::Reference)));
+        rules.push(implies(is_given("mask"), is(Role::Start)));
     }
     rules
 }
 
-/// A field that is there and fits a schema.
+/// Returns the rule that a field is present and fits a schema.
 fn holds(name: &str, schema: Value) -> Value {
     json!({ "required": [name], "properties": { name: schema } })
 }
 
-/// Not both.
-fn never(both: [Value; 2]) -> Value {
-    json!({ "not": { "allOf": both } })
+/// Returns the rule that two others do not hold together.
+fn not_both(rules: [Value; 2]) -> Value {
+    json!({ "not": { "allOf": rules } })
 }
 
-/// The second where the first is.
-fn needs(given: Value, needed: Value) -> Value {
-    json!({ "if": given, "then": needed })
+/// Returns the rule that the second holds where the first does.
+fn implies(condition: Value, consequence: Value) -> Value {
+    json!({ "if": condition, "then": consequence })
 }
 
-/// A field that is there and not null.
-fn given(name: &str) -> Value {
+/// Returns the rule that a field is present and not null.
+fn is_given(name: &str) -> Value {
     holds(name, json!({ "not": { "type": "null" } }))
 }
 
-/// All of them, by their names.
-pub(super) fn schemas(offer: &Offer) -> Value {
+/// Returns all schemas by their names.
+pub(crate) fn schemas(api: &Api) -> Value {
     let text = || json!({ "type": "string" });
     let whole = || json!({ "type": "integer", "minimum": 0 });
-    let about = || {
+    let info = || {
         vec![
             ("background", json!({ "const": "opaque" })),
             ("output_format", json!({ "enum": ["png", "jpeg", "webp"] })),
@@ -179,14 +180,14 @@ pub(super) fn schemas(offer: &Offer) -> Value {
     let event = |kind: &str| {
         let base = |name: &str| {
             let r#type = json!({ "const": format!("{kind}.{name}") });
-            [vec![("type", r#type), ("b64_json", text()), ("created_at", whole())], about()].concat()
+            [vec![("type", r#type), ("b64_json", text()), ("created_at", whole())], info()].concat()
         };
         let partial = [base("partial_image"), vec![("partial_image_index", whole())]].concat();
-        let completed = [base("completed"), vec![("seed", whole()), ("usage", named("Usage"))]].concat();
+        let completed = [base("completed"), vec![("seed", whole()), ("usage", reference("Usage"))]].concat();
         let mut completed = object(completed);
         completed["properties"]["variation_seed"] = whole();
         completed["properties"]["warnings"] = json!({ "type": "array", "items": text() });
-        json!({ "oneOf": [object(partial), completed, named("Error")] })
+        json!({ "oneOf": [object(partial), completed, reference("Error")] })
     };
     let input = vec![("text_tokens", whole()), ("image_tokens", whole())];
     let usage = vec![
@@ -203,7 +204,7 @@ pub(super) fn schemas(offer: &Offer) -> Value {
         "additionalProperties": false,
     });
     let data = json!({ "type": "array", "minItems": 1, "items": datum });
-    let images = [vec![("created", whole()), ("data", data), ("usage", named("Usage"))], about()].concat();
+    let images = [vec![("created", whole()), ("data", data), ("usage", reference("Usage"))], info()].concat();
     let mut images = object(images);
     images["properties"]["warnings"] = json!({ "type": "array", "items": text() });
     let model = vec![
@@ -212,7 +213,7 @@ pub(super) fn schemas(offer: &Offer) -> Value {
         ("created", whole()),
         ("owned_by", text()),
     ];
-    let models = json!({ "type": "array", "items": named("Model") });
+    let models = json!({ "type": "array", "items": reference("Model") });
     let detail = vec![
         ("message", text()),
         ("type", text()),
@@ -221,15 +222,15 @@ pub(super) fn schemas(offer: &Offer) -> Value {
     ];
     let names = json!({ "type": "array", "items": text() });
     let mut model = object(model);
-    let able = offer.able();
-    if !able.controlnets.is_empty() {
+    let capabilities = api.capabilities();
+    if !capabilities.controlnets.is_empty() {
         model["properties"]["controlnets"] = names.clone();
     }
-    if !able.ip_adapters.is_empty() {
+    if !capabilities.ip_adapters.is_empty() {
         model["properties"]["ip_adapters"] = names;
     }
     let mut all = json!({
-        "Edit": request_schema(offer, true),
+        "Edit": request_schema(api, true),
         "Images": images,
         "Usage": object(usage),
         "EditEvent": event("image_edit"),
@@ -239,14 +240,14 @@ pub(super) fn schemas(offer: &Offer) -> Value {
         "Error": object(vec![("error", object(detail))]),
         "Document": { "type": "object" },
     });
-    if able.only_role.is_none() {
-        all["Generation"] = request_schema(offer, false);
+    if capabilities.only_role.is_none() {
+        all["Generation"] = request_schema(api, false);
         all["GenerationEvent"] = event("image_generation");
     }
     all
 }
 
-/// Of these properties, all of which are there, and no others.
+/// Returns the schema of an object with exactly these properties.
 fn object(properties: Vec<(&str, Value)>) -> Value {
     let required: Vec<_> = properties.iter().map(|(name, _)| name.to_string()).collect();
     let properties: Map<_, _> =

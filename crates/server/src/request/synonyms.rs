@@ -1,11 +1,11 @@
-//! What other programs call a field: so that the error about an unknown one names the field that is meant.
+//! Looks fields up by their names. The error about an unknown one names the field that is meant, from a table of the names
+//! that other programs use.
 
-use super::fields::{fields, nearest};
-use super::problem::Problem;
-use super::routes::EDITS;
-use super::shape::shorten;
+use crate::api_error::{ApiError, nearest, shorten};
+use crate::request::fields::{Field, fields};
+use crate::routes::EDITS;
 
-/// Other names of one field, or of several that may be meant.
+/// The fields that may be meant, and the other names for them.
 type Synonyms = (&'static [&'static str], &'static str);
 
 /// From what is documented of AUTOMATIC1111's and Forge's web interfaces, ComfyUI, diffusers, SwarmUI, InvokeAI, mflux,
@@ -168,9 +168,9 @@ const SYNONYMS: [Synonyms; 33] = [
     ),
 ];
 
-/// What is chosen when the server starts and not with a request, after the flag that chooses it.
+/// Names of settings that are chosen with a flag when the server starts, and not in a request.
 #[rustfmt::skip]
-const OF_THE_SERVER: [(&str, &str); 3] = [
+const SERVER_SETTINGS: [(&str, &str); 3] = [
     (
         "--lora",
         "lora loras lora_scale lora_weights lora_path lora_url lora_strength lora_name extra_lora hf_lora \
@@ -186,19 +186,24 @@ const OF_THE_SERVER: [(&str, &str); 3] = [
     ),
 ];
 
-/// Of what there is none here, although a field has a name that is like it.
-const OF_NOTHING: &str = "enhance_prompt guidance_rescale image_cfg_scale img_cfg interval pooled_prompt_embeds prompt_embeds store \
+/// Names of what this server does not have, although one of its fields has a similar name.
+const UNSUPPORTED: &str = "enhance_prompt guidance_rescale image_cfg_scale img_cfg interval pooled_prompt_embeds prompt_embeds store \
                           style_preset";
 
 fn is_among(names: &str, spelling: &str) -> bool {
-    names.split_whitespace().any(|name| plain(name) == spelling)
+    names.split_whitespace().any(|name| normalize(name) == spelling)
 }
 
-/// The error about a field that there is none of, at the edits' endpoint or at the generations'.
-pub(super) fn unknown(name: &str, edits: bool) -> Problem {
+/// Returns the field of a name, or the error that there is none.
+pub(crate) fn find_field(name: &str, edits: bool) -> Result<&'static Field, ApiError> {
+    fields(edits).find(|field| field.name == name).ok_or_else(|| unknown(name, edits))
+}
+
+/// Returns the error about a field that does not exist, at the edits' endpoint or at the generations'.
+fn unknown(name: &str, edits: bool) -> ApiError {
     let hint = hint(name, edits);
     let name = shorten(name);
-    Problem::invalid("unknown_parameter", format!("there is no parameter `{name}`{hint}")).param(&name)
+    ApiError::invalid("unknown_parameter", format!("there is no parameter `{name}`{hint}")).param(&name)
 }
 
 fn hint(name: &str, edits: bool) -> String {
@@ -208,29 +213,29 @@ fn hint(name: &str, edits: bool) -> String {
         return String::new();
     }
     for spelling in &spellings {
-        if let Some(field) = fields(edits).find(|field| plain(field.name) == *spelling) {
-            return meant(&[field.name], edits);
+        if let Some(field) = fields(edits).find(|field| normalize(field.name) == *spelling) {
+            return suggest(&[field.name], edits);
         }
-        if let Some(field) = fields(true).find(|field| plain(field.name) == *spelling) {
-            return elsewhere(&[field.name]);
+        if let Some(field) = fields(true).find(|field| normalize(field.name) == *spelling) {
+            return only_in_edits(&[field.name]);
         }
-        if let Some((meant_by_it, _)) = SYNONYMS.iter().find(|(_, names)| is_among(names, spelling)) {
+        if let Some((targets, _)) = SYNONYMS.iter().find(|(_, names)| is_among(names, spelling)) {
             let is_here = |name: &&&str| fields(edits).any(|field| field.name == **name);
-            let here: Vec<&str> = meant_by_it.iter().filter(is_here).copied().collect();
-            return if here.is_empty() { elsewhere(meant_by_it) } else { meant(&here, edits) };
+            let here: Vec<&str> = targets.iter().filter(is_here).copied().collect();
+            return if here.is_empty() { only_in_edits(targets) } else { suggest(&here, edits) };
         }
-        if let Some((flag, _)) = OF_THE_SERVER.iter().find(|(_, names)| is_among(names, spelling)) {
+        if let Some((flag, _)) = SERVER_SETTINGS.iter().find(|(_, names)| is_among(names, spelling)) {
             return format!("; that is chosen where the server starts, with {flag}");
         }
-        if is_among(OF_NOTHING, spelling) {
+        if is_among(UNSUPPORTED, spelling) {
             return String::new();
         }
     }
     let near = nearest(&name, fields(edits).map(|field| field.name));
-    near.map_or(String::new(), |near| meant(&[near], edits))
+    near.map_or(String::new(), |near| suggest(&[near], edits))
 }
 
-fn meant(names: &[&str], edits: bool) -> String {
+fn suggest(names: &[&str], edits: bool) -> String {
     let note = match names {
         ["size"] => ", both sides as `WxH`",
         ["image"] if edits => ", several as `image[]`",
@@ -239,8 +244,8 @@ fn meant(names: &[&str], edits: bool) -> String {
     format!("; is {}{note} meant?", quoted(names))
 }
 
-/// Of a field that only edits have.
-fn elsewhere(names: &[&str]) -> String {
+/// Returns the hint at fields that only edits have.
+fn only_in_edits(names: &[&str]) -> String {
     format!("; {} is a parameter of {EDITS}", quoted(names))
 }
 
@@ -248,18 +253,18 @@ fn quoted(names: &[&str]) -> String {
     names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(" or ")
 }
 
-/// A name as it is compared: `numInferenceSteps`, `num-inference-steps` and `num_inference_steps` are one.
-fn plain(name: &str) -> String {
+/// Returns a name as it is compared: `numInferenceSteps`, `num-inference-steps` and `num_inference_steps` are one.
+fn normalize(name: &str) -> String {
     name.chars().filter(char::is_ascii_alphanumeric).map(|letter| letter.to_ascii_lowercase()).collect()
 }
 
-/// A name, and what it is without the number or the plural that lists bring: `image_1`, `images[0]`, `images`. Of
-/// `input[image]`, as some write the fields of an object, what stands within counts.
+/// Returns a name, also without the number or the plural of a list: `image_1`, `images[0]`, `images`. Of `input[image]`, as
+/// some programs write the fields of an object, the part in brackets counts.
 fn spellings(name: &str) -> Vec<String> {
     let (base, within) = name.split_once('[').unwrap_or((name, ""));
-    let within = plain(within.split(']').next().unwrap_or_default());
+    let within = normalize(within.split(']').next().unwrap_or_default());
     let is_named = within.len() > 1 && within.starts_with(|first: char| first.is_ascii_alphabetic());
-    let whole = if is_named { within } else { plain(base) };
+    let whole = if is_named { within } else { normalize(base) };
     let unnumbered = whole.trim_end_matches(|letter: char| letter.is_ascii_digit()).to_string();
     let singular = unnumbered.strip_suffix('s').unwrap_or(&unnumbered).to_string();
     let mut all = vec![whole, unnumbered, singular];
@@ -278,10 +283,10 @@ mod tests {
             assert!(fields(true).any(|field| field.name == *name), "{name}");
         }
         let lists = SYNONYMS.iter().map(|(_, names)| *names);
-        let lists = lists.chain(OF_THE_SERVER.iter().map(|(_, names)| *names)).chain([OF_NOTHING]);
-        let mut names: Vec<String> = lists.flat_map(str::split_whitespace).map(plain).collect();
+        let lists = lists.chain(SERVER_SETTINGS.iter().map(|(_, names)| *names)).chain([UNSUPPORTED]);
+        let mut names: Vec<String> = lists.flat_map(str::split_whitespace).map(normalize).collect();
         for name in &names {
-            assert!(fields(true).all(|field| plain(field.name) != *name), "{name} is a field");
+            assert!(fields(true).all(|field| normalize(field.name) != *name), "{name} is a field");
         }
         let count = names.len();
         names.sort();
@@ -291,13 +296,13 @@ mod tests {
 
     #[test]
     fn what_other_programs_send_is_answered_with_the_field_that_is_meant() {
-        let names = |name: &str, edits: bool, wanted: &[&str]| {
+        let names = |name: &str, edits: bool, expected: &[&str]| {
             let text = unknown(name, edits).to_string();
-            for wanted in wanted {
-                assert!(text.contains(&format!("`{wanted}`")), "{name}: {text}");
+            for expected in expected {
+                assert!(text.contains(&format!("`{expected}`")), "{name}: {text}");
             }
         };
-        for (name, wanted) in [
+        for (name, expected) in [
             ("steps", "num_inference_steps"),
             ("sampling_steps", "num_inference_steps"),
             ("numInferenceSteps", "num_inference_steps"),
@@ -345,7 +350,7 @@ mod tests {
             ("textPrompts", "prompt"),
         ] {
             for edits in [false, true] {
-                names(name, edits, &[wanted]);
+                names(name, edits, &[expected]);
             }
         }
         for name in

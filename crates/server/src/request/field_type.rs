@@ -1,28 +1,26 @@
-//! What a field may hold: the check, the words for it, and JSON Schema.
+//! The types of fields: how a value is checked, described in errors, and written as JSON Schema.
 
 use serde_json::{Value, json};
 
-use super::edits::MAX_IMAGES;
+use crate::options::MAX_IMAGES;
 use tch_flux::models::flux1::{MODES, StepCache};
 
-/// Pixels of a side.
+/// The pixels that a side may have.
 const SIDES: std::ops::RangeInclusive<i64> = 64..=2048;
-/// Of a value that is quoted in an error.
-const QUOTED: usize = 60;
 /// The highest number of a ControlNet's mode.
 const MAX_MODE: u64 = 99;
-/// Double blocks that a transformer may have.
+/// The most double blocks that a transformer may have.
 const MAX_BLOCKS: usize = 64;
 
-/// What a field may hold. Bounds are inclusive.
+/// The type of a field. Bounds are inclusive.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Shape {
+pub(crate) enum FieldType {
     /// Characters.
     Text {
         least: usize,
         most: usize,
     },
-    Whole {
+    Integer {
         least: u64,
         most: u64,
     },
@@ -30,27 +28,27 @@ pub(super) enum Shape {
         least: f64,
         most: f64,
     },
-    /// Above 0 and at most 1.
-    Share,
-    Flag,
+    /// A number above 0 and at most 1.
+    Fraction,
+    Boolean,
     Choice(&'static [&'static str]),
     Size,
-    /// A list of so many numbers; of one at least, that one may stand alone.
+    /// A list of numbers, whose length has these bounds; where one is enough, it may come without the list.
     Numbers {
         least: f64,
         most: f64,
         counts: (usize, usize),
     },
-    /// Names of what the server has: one, or a list.
+    /// A name of a ControlNet or IP-Adapter, or a list of names.
     Names,
-    /// What pictures are to a union ControlNet: a number or a word, or a list.
+    /// A mode of a union ControlNet, as a number or a name, or a list of modes.
     Modes,
     /// A number, a list, or a list of lists.
     Scales {
         least: f64,
         most: f64,
     },
-    /// A picture, or a list: in a form files, and else base64.
+    /// A picture or a list of pictures: files in a form, base64 in JSON.
     Pictures,
     /// A step cache, as [`StepCache`] is written.
     Cache,
@@ -58,43 +56,45 @@ pub(super) enum Shape {
     Ignored,
 }
 
-impl Shape {
-    pub(super) fn holds(self, value: &Value) -> bool {
+impl FieldType {
+    /// Whether a value is of this type.
+    pub(crate) fn accepts(self, value: &Value) -> bool {
         match self {
             Self::Text { least, most } => value
                 .as_str()
                 .is_some_and(|text| !text.contains('\0') && (least..=most).contains(&text.chars().count())),
-            Self::Whole { least, most } => whole(value).is_some_and(|n| (least..=most).contains(&n)),
+            Self::Integer { least, most } => as_integer(value).is_some_and(|n| (least..=most).contains(&n)),
             Self::Number { least, most } => value.as_f64().is_some_and(|x| (least..=most).contains(&x)),
-            Self::Share => value.as_f64().is_some_and(|x| x > 0.0 && x <= 1.0),
-            Self::Flag => value.is_boolean(),
+            Self::Fraction => value.as_f64().is_some_and(|x| x > 0.0 && x <= 1.0),
+            Self::Boolean => value.is_boolean(),
             Self::Choice(choices) => value.as_str().is_some_and(|text| choices.contains(&text)),
             Self::Size => value.as_str().is_some_and(|text| parse_size(text).is_ok()),
             Self::Numbers { least, most, counts } => are_numbers(value, least, most, counts),
-            Self::Names => some(value, Value::is_string),
-            Self::Modes => some(value, is_mode),
+            Self::Names => is_one_or_list(value, Value::is_string),
+            Self::Modes => is_one_or_list(value, is_mode),
             Self::Scales { least, most } => {
                 let lists = |value: &Value| are_numbers(value, least, most, (1, MAX_BLOCKS));
                 lists(value)
                     || value.as_array().is_some_and(|all| {
                         (1..=MAX_IMAGES).contains(&all.len())
-                            && all.iter().all(|one| one.is_array() && lists(one))
+                            && all.iter().all(|list| list.is_array() && lists(list))
                     })
             }
-            Self::Pictures => some(value, Value::is_string),
+            Self::Pictures => is_one_or_list(value, Value::is_string),
             Self::Cache => value.as_str().is_some_and(|text| text.parse::<StepCache>().is_ok()),
             Self::Ignored => true,
         }
     }
 
-    pub(super) fn in_words(self) -> String {
+    /// Describes the values of this type, for errors.
+    pub(crate) fn description(self) -> String {
         match self {
             Self::Text { least: 0, most } => format!("text of at most {most} characters"),
             Self::Text { least, most } => format!("text of {least} to {most} characters"),
-            Self::Whole { least, most } => format!("a whole number from {least} to {most}"),
+            Self::Integer { least, most } => format!("a whole number from {least} to {most}"),
             Self::Number { least, most } => format!("a number from {least} to {most}"),
-            Self::Share => "a number above 0 and at most 1".into(),
-            Self::Flag => "true or false".into(),
+            Self::Fraction => "a number above 0 and at most 1".into(),
+            Self::Boolean => "true or false".into(),
             Self::Choice(choices) => format!("one of {}", choices.join(", ")),
             Self::Size => "`auto`, or WxH with both a multiple of 16 from 64 to 2048".into(),
             Self::Numbers { least, most, counts: (1, count) } => {
@@ -121,17 +121,17 @@ impl Shape {
         }
     }
 
-    /// As JSON Schema.
-    pub(super) fn schema(self) -> Value {
+    /// Returns the JSON Schema of this type.
+    pub(crate) fn schema(self) -> Value {
         match self {
             Self::Text { least, most } => {
                 let pattern = if least == 0 { r"^[^\u0000]*$" } else { r"^[^\u0000]+$" };
                 json!({ "type": "string", "minLength": least, "maxLength": most, "pattern": pattern })
             }
-            Self::Whole { least, most } => json!({ "type": "integer", "minimum": least, "maximum": most }),
+            Self::Integer { least, most } => json!({ "type": "integer", "minimum": least, "maximum": most }),
             Self::Number { least, most } => json!({ "type": "number", "minimum": least, "maximum": most }),
-            Self::Share => json!({ "type": "number", "exclusiveMinimum": 0, "maximum": 1 }),
-            Self::Flag => json!({ "type": "boolean" }),
+            Self::Fraction => json!({ "type": "number", "exclusiveMinimum": 0, "maximum": 1 }),
+            Self::Boolean => json!({ "type": "boolean" }),
             Self::Choice(choices) => json!({ "type": "string", "enum": choices }),
             Self::Size => {
                 let side = side_pattern();
@@ -167,12 +167,12 @@ impl Shape {
     }
 
     /// Whether a form's text is read as JSON: `2`, `true`, `null`.
-    pub(super) fn is_read_from_text(self) -> bool {
+    pub(crate) fn is_read_from_text(self) -> bool {
         match self {
-            Self::Whole { .. }
+            Self::Integer { .. }
             | Self::Number { .. }
-            | Self::Share
-            | Self::Flag
+            | Self::Fraction
+            | Self::Boolean
             | Self::Numbers { .. }
             | Self::Modes
             | Self::Scales { .. } => true,
@@ -187,7 +187,7 @@ impl Shape {
     }
 
     /// Whether several values make a list.
-    pub(super) fn is_list(self) -> bool {
+    pub(crate) fn is_list(self) -> bool {
         matches!(
             self,
             Self::Numbers { .. } | Self::Names | Self::Modes | Self::Scales { .. } | Self::Pictures
@@ -203,8 +203,8 @@ fn one_or_list(item: &Value, most: usize) -> Value {
     json!({ "anyOf": [item, list(item, most)] })
 }
 
-/// Whether it is one such value, or a list of some.
-fn some(value: &Value, is: impl Fn(&Value) -> bool) -> bool {
+/// Whether a value fits `is`, or is a list of values that do.
+fn is_one_or_list(value: &Value, is: impl Fn(&Value) -> bool) -> bool {
     match value.as_array() {
         Some(all) => (1..=MAX_IMAGES).contains(&all.len()) && all.iter().all(is),
         None => is(value),
@@ -220,25 +220,25 @@ fn are_numbers(value: &Value, least: f64, most: f64, (from, to): (usize, usize))
 }
 
 fn is_mode(value: &Value) -> bool {
-    whole(value).is_some_and(|mode| mode <= MAX_MODE)
+    as_integer(value).is_some_and(|mode| mode <= MAX_MODE)
         || value.as_str().is_some_and(|name| mode(name).is_some())
 }
 
 /// A whole number, which JSON may write as `2.0`.
-pub(super) fn whole(value: &Value) -> Option<u64> {
+pub(crate) fn as_integer(value: &Value) -> Option<u64> {
     // The least that is no `u64` any more.
     let end = u64::MAX as f64;
     let float = || value.as_f64().filter(|x| x.fract() == 0.0 && (0.0..end).contains(x)).map(|x| x as u64);
     value.as_u64().or_else(float)
 }
 
-/// The number of a mode that has this name.
-pub(super) fn mode(name: &str) -> Option<i64> {
+/// Returns the number of the ControlNet mode of this name.
+pub(crate) fn mode(name: &str) -> Option<i64> {
     MODES.iter().position(|mode| *mode == name).map(|place| place as i64)
 }
 
-/// Width and height, or `None` for `auto`.
-pub(super) fn parse_size(text: &str) -> Result<Option<(i64, i64)>, ()> {
+/// Returns width and height, or `None` for `auto`.
+pub(crate) fn parse_size(text: &str) -> Result<Option<(i64, i64)>, ()> {
     if text == "auto" {
         return Ok(None);
     }
@@ -251,7 +251,7 @@ pub(super) fn parse_size(text: &str) -> Result<Option<(i64, i64)>, ()> {
     Ok(Some((side(width)?, side(height)?)))
 }
 
-/// A side as a regular expression. Zeros may stand before it, up to four digits.
+/// Returns a regular expression of the sides. Leading zeros are allowed, up to four digits.
 fn side_pattern() -> String {
     let sides = SIDES.filter(|side| side % 16 == 0).map(|side| match side {
         ..100 => format!("0{{0,2}}{side}"),
@@ -261,8 +261,8 @@ fn side_pattern() -> String {
     format!("({})", sides.collect::<Vec<_>>().join("|"))
 }
 
-/// What is nearest to a size that is one but for its numbers.
-pub(super) fn nearest_size(text: &str) -> String {
+/// Returns a hint at the nearest allowed size, for a text that is a size but for its numbers.
+pub(crate) fn nearest_size(text: &str) -> String {
     let side = |text: &str| text.parse::<u32>().ok().map(|side| nearest_side(f64::from(side)));
     match text.split_once('x').map(|(width, height)| (side(width), side(height))) {
         Some((Some(width), Some(height))) => format!("; the nearest is {width}x{height}"),
@@ -270,18 +270,7 @@ pub(super) fn nearest_size(text: &str) -> String {
     }
 }
 
-/// The side that is nearest to so many pixels.
-pub(super) fn nearest_side(pixels: f64) -> i64 {
+/// Returns the allowed side that is nearest to a number of pixels.
+pub(crate) fn nearest_side(pixels: f64) -> i64 {
     ((pixels / 16.0).round() as i64 * 16).clamp(*SIDES.start(), *SIDES.end())
-}
-
-pub(super) fn quote(value: &Value) -> String {
-    shorten(&value.to_string())
-}
-
-pub(super) fn shorten(text: &str) -> String {
-    match text.char_indices().nth(QUOTED) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.into(),
-    }
 }

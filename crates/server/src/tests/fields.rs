@@ -1,4 +1,4 @@
-//! Fields of our own: that they reach the request, and what is refused before it waits.
+//! The fields that OpenAI's API lacks: that they reach the engine's request, and what is refused before it waits.
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -19,11 +19,11 @@ pub(super) fn encoded(width: u32, height: u32) -> String {
     BASE64_STANDARD.encode(png(width, height))
 }
 
-/// Everything that a model that draws from text can be asked.
-pub(super) fn able() -> Abilities {
+/// The capabilities of a model that draws from text and has everything.
+pub(super) fn capabilities() -> Capabilities {
     let net = |name: &str, modes| NamedControlNet { name: name.into(), modes };
     let adapter = |name: &str| NamedIpAdapter { name: name.into(), depth: 3 };
-    Abilities {
+    Capabilities {
         only_role: None,
         depth: false,
         redux: true,
@@ -33,8 +33,11 @@ pub(super) fn able() -> Abilities {
 }
 
 /// A model of one role.
-fn only(role: Role, depth: bool) -> Model {
-    Model { able: Abilities { only_role: Some(role), depth, ..Abilities::default() }, ..model() }
+fn with_only(role: Role, depth: bool) -> Model {
+    Model {
+        capabilities: Capabilities { only_role: Some(role), depth, ..Capabilities::default() },
+        ..model()
+    }
 }
 
 /// Serves this model, and tells what it is asked to draw.
@@ -49,8 +52,8 @@ fn telling(model: Model, options: Options) -> (Listening, mpsc::Receiver<Request
     (listen(&server, server.router()), told)
 }
 
-fn able_model() -> Model {
-    Model { able: able(), ..model() }
+fn capable_model() -> Model {
+    Model { capabilities: capabilities(), ..model() }
 }
 
 fn merged(mut request: Value, more: Value) -> Value {
@@ -60,7 +63,7 @@ fn merged(mut request: Value, more: Value) -> Value {
 
 #[test]
 fn the_walk_reaches_the_request() {
-    let (served, told) = telling(able_model(), Options::default());
+    let (served, told) = telling(capable_model(), Options::default());
     let asked = |more: Value| {
         let answer = generate(served.at, &merged(request(1), more));
         assert_eq!(answer.status, 200, "{}", answer.text());
@@ -87,7 +90,7 @@ fn the_walk_reaches_the_request() {
 
 #[test]
 fn prompts_are_read_to_the_letter_unless_a_request_asks_for_weights() {
-    let (served, told) = telling(able_model(), Options::default());
+    let (served, told) = telling(capable_model(), Options::default());
     let asked = |more: Value| generate(served.at, &merged(request(1), more));
     let prose = "a room (aspect ratio 16:9) with (fog:inf)";
     for more in [json!({}), json!({ "literal": null }), json!({ "literal": true })] {
@@ -120,7 +123,7 @@ fn prompts_are_read_to_the_letter_unless_a_request_asks_for_weights() {
 
 #[test]
 fn pictures_in_json_reach_the_request() {
-    let (served, told) = telling(able_model(), Options::default());
+    let (served, told) = telling(capable_model(), Options::default());
     let uri = format!("data:image/png;base64,{}", encoded(32, 16));
     let unfilled = encoded(16, 48).trim_end_matches('=').to_string();
     let answer = generate(
@@ -153,14 +156,15 @@ fn pictures_in_json_reach_the_request() {
     let controls: Vec<_> = drawn
         .controls
         .iter()
-        .map(|one| (one.net, one.image.width, one.strength, one.mode, one.start, one.end, one.canny))
+        .map(|item| (item.net, item.image.width, item.strength, item.mode, item.start, item.end, item.canny))
         .collect();
     assert_eq!(controls, [(1, 32, 0.5, Some(2), 0.0, 0.8, true), (1, 16, 0.7, Some(4), 0.0, 0.8, true)]);
     let [pictured] = &drawn.pictured[..] else { panic!("{:?}", drawn.pictured) };
     assert_eq!((pictured.adapter, pictured.scales.clone()), (1, vec![0.1, 0.2, 0.3]));
     assert_eq!((pictured.images.len(), pictured.negative[0].width), (2, 7));
     let redux = drawn.redux.unwrap();
-    let images: Vec<_> = redux.images.iter().map(|one| (one.image.width, one.strength, one.pooled)).collect();
+    let images: Vec<_> =
+        redux.images.iter().map(|item| (item.image.width, item.strength, item.pooled)).collect();
     assert_eq!((images, redux.mix), (vec![(8, 0.6, 0.5), (9, 0.4, 0.5)], ReduxMix::Sum));
 
     // Each IP-Adapter with its own picture, and lists for each.
@@ -169,10 +173,10 @@ fn pictures_in_json_reach_the_request() {
     assert_eq!(generate(served.at, &asked).status, 200);
     let pictured = told.recv().unwrap().pictured;
     let each: Vec<_> =
-        pictured.iter().map(|one| (one.adapter, one.images[0].width, one.scales.clone())).collect();
+        pictured.iter().map(|item| (item.adapter, item.images[0].width, item.scales.clone())).collect();
     assert_eq!(each, [(0, 5, vec![0.5]), (1, 6, vec![1.0, 2.0, 3.0])]);
 
-    // From pictures alone.
+    // From pictures alitem.
     let alone = json!({ "redux_image": encoded(8, 8), "redux_without_text": true });
     assert_eq!(generate(served.at, &alone).status, 200);
     let drawn = told.recv().unwrap();
@@ -181,7 +185,7 @@ fn pictures_in_json_reach_the_request() {
 
 #[test]
 fn the_model_tells_its_names() {
-    let (served, _told) = telling(able_model(), Options::default());
+    let (served, _told) = telling(capable_model(), Options::default());
     let model = client::get(served.at, "/v1/models").json()["data"][0].clone();
     assert_eq!(
         (&model["controlnets"], &model["ip_adapters"]),
@@ -191,7 +195,7 @@ fn the_model_tells_its_names() {
 
 #[test]
 fn the_same_in_a_form() {
-    let (served, told) = telling(able_model(), Options::default());
+    let (served, told) = telling(capable_model(), Options::default());
     let [small, tall] = [png(32, 16), png(16, 48)];
     let text = |name, text: &'static str| (name, None, text.as_bytes());
     let answer = client::edit(
@@ -224,7 +228,7 @@ fn the_same_in_a_form() {
     assert_eq!((drawn.width, drawn.height), (32, 16), "as the first reference");
     assert_eq!(drawn.schedule, Some(Schedule::Sigmas(vec![1.0, 0.5])));
     let controls: Vec<_> =
-        drawn.controls.iter().map(|one| (one.image.width, one.mode, one.strength, one.start)).collect();
+        drawn.controls.iter().map(|item| (item.image.width, item.mode, item.strength, item.start)).collect();
     assert_eq!(controls, [(16, Some(0), 0.5, 0.1), (64, Some(0), 0.25, 0.2)]);
     assert_eq!((drawn.pictured[0].adapter, &drawn.pictured[0].scales[..]), (0, &[0.5][..]));
     assert_eq!(drawn.redux.unwrap().images[0].strength, 0.5);
@@ -247,7 +251,7 @@ fn models_of_one_role_take_their_pictures_and_refuse_the_rest() {
     let yes = |name| (name, None, &b"true"[..]);
     let mask = ("mask", Some("m.png"), &clear[..]);
 
-    let (fill, told) = telling(only(Role::Fill, false), Options::default());
+    let (fill, told) = telling(with_only(Role::Fill, false), Options::default());
     let error = ask(fill.at, &[]).is_error(400, "mask");
     assert!(error["message"].as_str().unwrap().contains("`mask`"), "{error}");
     ask(fill.at, &[("as", None, b"start")]).is_error(400, "as");
@@ -258,7 +262,7 @@ fn models_of_one_role_take_their_pictures_and_refuse_the_rest() {
     let edit = told.recv().unwrap().edit.unwrap();
     assert!(edit.role == Some(Role::Fill) && edit.mask.is_some());
 
-    let (control, told) = telling(only(Role::Control, false), Options::default());
+    let (control, told) = telling(with_only(Role::Control, false), Options::default());
     ask(control.at, &[mask]).is_error(400, "mask");
     ask(control.at, &[yes("keep_size")]).is_error(400, "keep_size");
     ask(control.at, &[("image", Some("b.png"), &picture)]).is_error(400, "image");
@@ -269,11 +273,11 @@ fn models_of_one_role_take_their_pictures_and_refuse_the_rest() {
     assert_eq!(ask(control.at, &[yes("canny"), ("depth", None, b"false")]).status, 200);
     assert_eq!(told.recv().unwrap().edit.unwrap().follow, ControlPreprocess::Canny);
 
-    let (depth, told) = telling(only(Role::Control, true), Options::default());
+    let (depth, told) = telling(with_only(Role::Control, true), Options::default());
     assert_eq!(ask(depth.at, &[yes("depth")]).status, 200);
     assert_eq!(told.recv().unwrap().edit.unwrap().follow, ControlPreprocess::Depth);
 
-    let (text, told) = telling(able_model(), Options::default());
+    let (text, told) = telling(capable_model(), Options::default());
     for role in ["fill", "control"] {
         ask(text.at, &[("as", None, role.as_bytes())]).is_error(400, "as");
     }
@@ -287,7 +291,7 @@ fn models_of_one_role_take_their_pictures_and_refuse_the_rest() {
 
 #[test]
 fn what_contradicts_itself_is_refused_before_it_waits() {
-    let (served, told) = telling(able_model(), Options::default());
+    let (served, told) = telling(capable_model(), Options::default());
     let one = encoded(8, 8);
     let control = json!({ "controlnet": "plain", "control_image": one });
     let like = json!({ "ip_adapter": "first", "ip_adapter_image": one });
@@ -398,7 +402,7 @@ fn a_server_that_has_none_says_so() {
 #[test]
 fn pictures_in_json_have_the_bounds_of_files() {
     let options = Options { image_bytes: 100_000, image_pixels: 10_000, ..Options::default() };
-    let (served, told) = telling(able_model(), options);
+    let (served, told) = telling(capable_model(), options);
     let refused = |picture: Value, status: u16| {
         let asked = merged(request(1), json!({ "redux_image": picture }));
         generate(served.at, &asked).is_error(status, "redux_image")
@@ -432,7 +436,7 @@ fn pictures_in_json_have_the_bounds_of_files() {
 fn a_stream_is_charged_for_its_pictures_until_it_ends() {
     let (pass, wait) = mpsc::channel();
     let server = Server::new(Options { grace: Duration::from_millis(100), ..Options::default() });
-    server.ready(engine(move |_| wait.recv().map_err(|_| Error::Cancelled)), able_model());
+    server.ready(engine(move |_| wait.recv().map_err(|_| Error::Cancelled)), capable_model());
     let served = listen(&server, server.router());
     let asked = merged(request(1), json!({ "redux_image": encoded(100, 100), "stream": true }));
     let mut connection = Connection::open(served.at);
@@ -446,7 +450,7 @@ fn a_stream_is_charged_for_its_pictures_until_it_ends() {
 
 #[test]
 fn a_picture_says_how_it_was_controlled() {
-    let (served, _told) = telling(able_model(), Options::default());
+    let (served, _told) = telling(capable_model(), Options::default());
     let asked = json!({
         "controlnet": "union", "control_image": encoded(8, 8), "control_mode": "pose", "control_guidance_end": 0.5,
         "ip_adapter": "first", "ip_adapter_image": encoded(8, 8), "ip_adapter_scale": 0.5,

@@ -1,4 +1,5 @@
-//! Ctrl-C, SIGTERM, and a terminal that is closed (SIGHUP): the first lets what is nearly done be finished, the second ends the process at once.
+//! Ctrl-C, SIGTERM, and a terminal that is closed (SIGHUP): the first lets what is nearly done be finished, the second ends
+//! the process at once.
 
 use std::io;
 use std::process::ExitCode;
@@ -48,7 +49,7 @@ impl Interrupt {
         Ok(Self::default())
     }
 
-    /// The exit status of a process that was interrupted, as shells have it: 130 after Ctrl-C.
+    /// Returns the exit status of a process that was interrupted, as shells have it: 130 after Ctrl-C.
     pub(super) fn status(&self) -> Option<ExitCode> {
         let signal = self.signal.load(Ordering::SeqCst);
         (signal != 0).then(|| ExitCode::from(128 + u8::try_from(signal).unwrap_or(2)))

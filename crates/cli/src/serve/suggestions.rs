@@ -55,7 +55,7 @@ pub(super) fn near(name: &str, settings: &[String]) -> Option<String> {
     synonym.or_else(by_letters).or_else(by_words).map(str::to_string)
 }
 
-/// The words for a name that no setting has.
+/// Returns the words for a name that no setting has.
 pub(super) fn is_no_setting(kind: &str, name: &str, settings: &[String]) -> String {
     format!(
         "there is no such {kind}{}",

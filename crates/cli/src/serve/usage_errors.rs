@@ -41,7 +41,8 @@ fn setting_part<'a>(name: &'a str, settings: &[String]) -> Option<&'a str> {
     ends.find_map(|end| Some(&name[end..]).filter(|rest| is_setting(rest)))
 }
 
-/// An unknown flag's error, with the flag that is meant in place of the one whose letters are like it.
+/// Returns an unknown flag's error with the flag that is probably meant, which need not be the one that is spelt most like
+/// it.
 fn with_suggestion(mut problem: clap::Error) -> clap::Error {
     let Some(ContextValue::String(shown)) = problem.get(ContextKind::InvalidArg) else { return problem };
     if problem.kind() != ErrorKind::UnknownArgument || !shown.starts_with('-') {

@@ -5,6 +5,7 @@ mod checks;
 mod config;
 mod help;
 mod loader;
+mod log_filter;
 mod signals;
 mod sources;
 mod suggestions;
@@ -80,7 +81,7 @@ impl Serve {
     }
 
     pub(super) fn log_filter(&self) -> anyhow::Result<Targets> {
-        self.checked("log-level", checks::log_filter(self.log_level.as_deref().unwrap_or("info")))
+        self.checked("log-level", log_filter::parse(self.log_level.as_deref().unwrap_or("info")))
     }
 
     fn log(&self) -> anyhow::Result<()> {

@@ -3,10 +3,9 @@
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use tch_flux::Error;
 
-use super::checks::meant;
 use super::config::setting_names;
 use super::sources::{PREFIX, variable};
-use super::suggestions::{near, plain};
+use super::suggestions::{meant, near, plain};
 
 /// Refuses variables that look like settings and are none.
 pub(super) fn check_variables() -> anyhow::Result<()> {

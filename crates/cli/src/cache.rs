@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 
-/// The folder of this program in the user's cache.
+/// Returns the folder of this program in the user's cache.
 pub(super) fn folder() -> anyhow::Result<PathBuf> {
     let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     let home = || variable("HOME").or_else(|| variable("USERPROFILE"));
@@ -16,7 +16,7 @@ pub(super) fn folder() -> anyhow::Result<PathBuf> {
     Ok(base.context("no cache folder: HOME is not set")?.join("tch-flux"))
 }
 
-/// Where compiled CUDA kernels are kept, if the user has a cache folder.
+/// Returns where compiled CUDA kernels are kept, if the user has a cache folder.
 pub(super) fn kernels() -> Option<PathBuf> {
     folder().ok().map(|folder| folder.join("kernels"))
 }

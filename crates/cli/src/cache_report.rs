@@ -29,7 +29,7 @@ struct Uncached {
 }
 
 impl CacheReport {
-    /// How much the cache skipped, and where that is asked for, how far the pictures lie from those without it.
+    /// Counts how much the cache skipped, and with `compare` measures how far the pictures lie from those without it.
     pub(super) fn new(
         pipeline: &mut Pipeline,
         request: &Request,

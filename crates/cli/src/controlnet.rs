@@ -40,7 +40,7 @@ pub(super) struct ControlArgs {
 }
 
 impl ControlArgs {
-    /// The files that are named.
+    /// Returns the files that the flags name.
     pub(super) fn inputs(&self) -> Vec<Input> {
         let nets = self.controlnet.iter().map(|path| Input::new("--controlnet", path));
         nets.chain(self.control_image.iter().map(|path| Input::new("--control-image", path))).collect()

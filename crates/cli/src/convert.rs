@@ -130,7 +130,7 @@ impl Convert {
 }
 
 impl Convert {
-    /// What can be told before anything is read: a single file is checked here, those of a folder once it is known which.
+    /// Checks what can be told before anything is read: a single file here, those of a folder once it is known which.
     fn check(&self) -> anyhow::Result<()> {
         if self.output.extension().is_none_or(|ending| ending != "safetensors") {
             // Of a file with another ending, the conversion itself says that it is not written.

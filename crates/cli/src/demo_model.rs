@@ -14,7 +14,7 @@ const FILES: &str = include_str!("demo_model.sha256");
 /// No file of it is larger.
 const MAX_FILE: u64 = 16_000_000;
 
-/// The folder: beside the crate, or in the cache, where it is fetched once.
+/// Returns the model's folder: the repository's, or one in the cache, where it is fetched once.
 pub(super) fn folder() -> anyhow::Result<PathBuf> {
     let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/tiny");
     if is_whole(&beside) {
@@ -32,7 +32,7 @@ pub(super) fn folder() -> anyhow::Result<PathBuf> {
     Ok(cached)
 }
 
-/// Where the repository keeps it, if the crate says where that is.
+/// Returns where the repository publishes it, if the crate says where that is.
 fn published() -> Option<String> {
     let repository = env!("CARGO_PKG_REPOSITORY");
     (!repository.is_empty()).then(|| format!("{repository}/raw/v{}/fixtures/tiny", env!("CARGO_PKG_VERSION")))

@@ -86,7 +86,7 @@ impl From<QuantizeArg> for Quantize {
     }
 }
 
-/// The word for a kind, as `--kind` takes it.
+/// Returns the word for a kind, as `--kind` takes it.
 pub(super) fn kind_name(kind: Kind) -> String {
     match kind {
         Kind::Float => "f32".into(),
@@ -96,7 +96,7 @@ pub(super) fn kind_name(kind: Kind) -> String {
     }
 }
 
-/// The word for a device, as `--device` takes it.
+/// Returns the word for a device, as `--device` takes it.
 pub(super) fn device_name(device: Device) -> String {
     match device {
         Device::Cuda(index) => format!("cuda:{index}"),
@@ -104,7 +104,7 @@ pub(super) fn device_name(device: Device) -> String {
     }
 }
 
-/// `cpu`, `mps`, `cuda` or `cuda:N`; a CUDA device must be there.
+/// Parses `cpu`, `mps`, `cuda` or `cuda:N`; a CUDA device must be there.
 pub(super) fn parse_device(text: &str) -> Result<Device, String> {
     let device = match text.split_once(':') {
         None if text == "cpu" => return Ok(Device::Cpu),
@@ -128,14 +128,14 @@ pub(super) fn parse_device(text: &str) -> Result<Device, String> {
     }
 }
 
-/// The kind that a picture's provenance names.
+/// Parses the kind that a picture's provenance names.
 pub(super) fn parse_kind(name: &str) -> anyhow::Result<Option<Kind>> {
     let kind =
         KindArg::from_str(name, true).map_err(|_| Error::Request(format!("kind {name:?} is not known")))?;
     Ok(Some(kind.into()))
 }
 
-/// Files are mapped unless told otherwise.
+/// Returns how files are opened: mapped, unless `--no-mmap` is given.
 pub(super) fn access(no_mmap: bool) -> Access {
     if no_mmap { Access::Read } else { Access::Map }
 }

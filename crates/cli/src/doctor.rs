@@ -138,7 +138,7 @@ impl Findings {
     }
 }
 
-/// The libraries of libtorch in this process, where the system lists them.
+/// Returns the libraries of libtorch in this process, where the system lists them.
 fn linked_libraries() -> Vec<PathBuf> {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let mut libraries: Vec<PathBuf> = maps
@@ -154,7 +154,7 @@ fn linked_libraries() -> Vec<PathBuf> {
     libraries
 }
 
-/// The version that a Python package or a libtorch archive writes beside its libraries.
+/// Returns the version that a Python package or a libtorch archive writes beside its libraries.
 fn version_beside(library: &Path) -> Option<String> {
     let root = library.parent()?.parent()?;
     if let Ok(text) = std::fs::read_to_string(root.join("build-version")) {

@@ -99,7 +99,7 @@ impl DryRun<'_> {
     }
 }
 
-/// When the steps are.
+/// Describes a schedule.
 fn schedule(schedule: &Schedule) -> String {
     match schedule {
         Schedule::Linear => "schedule linear".into(),
@@ -114,7 +114,7 @@ fn schedule(schedule: &Schedule) -> String {
     }
 }
 
-/// Settings one behind the other, each with its value.
+/// Returns the settings in one line, each with its value.
 fn listed(value: &impl serde::Serialize) -> String {
     let text =
         serde_json::to_string(value).unwrap_or_default().replace(['{', '}', '"'], "").replace(':', " ");

@@ -27,7 +27,7 @@ impl fmt::Display for PartialFailure {
 
 impl std::error::Error for PartialFailure {}
 
-/// What went wrong, whatever was done before.
+/// Returns what went wrong, whatever was done before.
 fn cause(error: &anyhow::Error) -> &anyhow::Error {
     error.downcast_ref().map_or(error, |failure: &PartialFailure| &failure.error)
 }
@@ -71,7 +71,7 @@ pub(super) fn report_usage(problem: &clap::Error, json: bool) -> ExitCode {
     ExitCode::from(u8::try_from(problem.exit_code()).unwrap_or(2))
 }
 
-/// The word for an error that scripts can go by.
+/// Returns the word for an error that scripts can go by.
 fn kind(error: &anyhow::Error) -> &'static str {
     let error = cause(error);
     let known = error.chain().find_map(|cause| cause.downcast_ref::<Error>());
@@ -96,7 +96,7 @@ fn kind(error: &anyhow::Error) -> &'static str {
     }
 }
 
-/// An error with its causes, but for those that it has said itself, and with the flags that would help.
+/// Returns an error with its causes, but for those that its text has already, and with the flags that would help.
 pub(super) fn in_full(error: &anyhow::Error) -> String {
     let text = with_causes(error);
     let library = cause(error).chain().find_map(|cause| cause.downcast_ref::<Error>());

@@ -7,13 +7,14 @@ use tch_flux::generation::Request;
 
 use super::image_format;
 
-/// What pictures are called, by a pattern in which `{seed}`, `{variation_seed}` and `{index}` are filled in.
+/// The names of pictures' files, by a pattern in which `{seed}`, `{variation_seed}` and `{index}` are filled in.
 pub(super) struct FileNames {
     pattern: String,
 }
 
 impl FileNames {
-    /// Those of `--output`, or of their seeds. Several pictures get an index, whether it was asked for or not.
+    /// Takes the pattern of `--output`, or one of the seeds. Several pictures get an index, whether the pattern has one or
+    /// not.
     pub(super) fn new(output: Option<&Path>, request: &Request) -> Result<Self, Error> {
         let pattern = match output {
             Some(path) => path.to_str().map(str::to_string).ok_or_else(|| {
@@ -31,8 +32,8 @@ impl FileNames {
         Ok(Self { pattern })
     }
 
-    /// A name for each picture. Where they have an index it begins with the first from which on none of them, and none of
-    /// their previews, is taken; with `force` at 0.
+    /// Returns a name for each picture. Where names have an index it begins with the first from which on none of them, and
+    /// none of their previews, is taken; with `force` at 0.
     pub(super) fn assign(
         &self,
         request: &Request,
@@ -66,7 +67,7 @@ impl FileNames {
     }
 }
 
-/// Of a picture's preview, beside it and in its format.
+/// Returns the name of a picture's preview, in the same folder and format.
 pub(super) fn preview(picture: &Path, step: usize) -> PathBuf {
     let ending = picture.extension().unwrap_or_default().to_string_lossy();
     picture.with_extension(format!("step-{step}.{ending}"))

@@ -24,7 +24,7 @@ pub(super) fn read(path: &Path) -> anyhow::Result<Provenance> {
     Ok(provenance.ok_or_else(|| Error::Request(missing()))?)
 }
 
-/// The other program that drew a picture, and the key of the text that says so.
+/// Returns the other program that drew a picture, and the key of the text that says so.
 fn maker(texts: &BTreeMap<String, String>) -> Option<(&'static str, &'static str)> {
     let parameters = texts.get("parameters").map(String::as_str).unwrap_or_default();
     let has = |key: &str| texts.contains_key(key);
@@ -42,7 +42,8 @@ fn maker(texts: &BTreeMap<String, String>) -> Option<(&'static str, &'static str
     }
 }
 
-/// What is not as it was when the picture was drawn: the models' files, by their names, and the pictures that were read.
+/// Returns a line for each thing that differs from when the picture was drawn: models' files, by their names, and pictures
+/// that were read.
 pub(super) fn changed(picture: &Path, provenance: &Provenance, now: &ModelRecord) -> Vec<String> {
     let picture = picture.display();
     let before = &provenance.means;

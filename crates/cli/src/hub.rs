@@ -11,7 +11,7 @@ use tch_flux::{Error, HubProblem};
 
 use super::progress::Verbosity;
 
-/// The parts of the repository that `model` names, which is no folder here.
+/// Fetches the parts of the repository that `model` names, which is no folder here.
 pub(super) fn parts(model: &Path, overrides: PartOverrides, verbosity: Verbosity) -> anyhow::Result<Parts> {
     let name = model.to_string_lossy();
     let repository: Repository =
@@ -25,7 +25,7 @@ pub(super) fn parts(model: &Path, overrides: PartOverrides, verbosity: Verbosity
     }
 }
 
-/// What reads pictures for Redux, of the repository that `model` names.
+/// Fetches the models of Redux from the repository that `model` names.
 pub(super) fn redux(model: &Path, verbosity: Verbosity) -> anyhow::Result<PartOverrides> {
     let name = model.to_string_lossy();
     let repository: Repository =

@@ -12,22 +12,22 @@ use tch_flux::image::{Decoded, Image, Mask, decode, within_bounds};
 /// The checksums of all files that were read, by their names.
 static CHECKSUMS: Mutex<BTreeMap<PathBuf, String>> = Mutex::new(BTreeMap::new());
 
-/// A PNG, JPEG or WebP.
+/// Reads a PNG, JPEG or WebP.
 pub(super) fn read(path: &Path) -> anyhow::Result<Image> {
     Ok(read_decoded(path)?.into_image())
 }
 
-/// A PNG, JPEG or WebP whose light pixels are drawn anew.
+/// Reads a PNG, JPEG or WebP whose light pixels are drawn anew.
 pub(super) fn read_mask(path: &Path) -> anyhow::Result<Mask> {
     Ok(read_decoded(path)?.into_mask().map_err(|problem| problem.of_file(path))?)
 }
 
-/// The checksums of all pictures that were read, by their files' names.
+/// Returns the checksums of all pictures that were read, by their files' names.
 pub(super) fn checksums() -> BTreeMap<PathBuf, String> {
     CHECKSUMS.lock().map_or_else(|broken| broken.into_inner().clone(), |checksums| checksums.clone())
 }
 
-/// The name of a file that cannot be read, and what would help where it is no file's name.
+/// Returns the name of a file that cannot be read, and what would help where it is no file's name.
 fn unreadable_name(path: &Path) -> String {
     let name = path.display().to_string();
     if ["http://", "https://"].iter().any(|start| name.starts_with(start)) {

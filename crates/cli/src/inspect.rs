@@ -123,7 +123,7 @@ impl Inspect {
 const PARTS: [&str; 6] =
     ["transformer", "autoencoder", "CLIP text model", "T5 encoder", "CLIP tokenizer", "T5 tokenizer"];
 
-/// A report for each model in a file.
+/// Returns a report for each model in a file.
 fn reports_of(path: &Path, list: bool) -> Result<Vec<Report>, Error> {
     // Reading instead of mapping: a header is all that is looked at.
     let open = || Checkpoint::open(path, Access::Read);
@@ -199,7 +199,7 @@ impl Report {
         self.kinds = checkpoint.types();
     }
 
-    /// The sizes, or why there are none.
+    /// Returns the sizes, or why there are none.
     fn look_at(&mut self, family: &Family, official: &Checkpoint) {
         let shape = |name: &str| official.shape(name);
         let sizes = match family {
@@ -280,7 +280,7 @@ impl Report {
     }
 }
 
-/// Hundredths.
+/// Rounds to hundredths.
 fn share(bytes: u64, of: u64) -> f64 {
     100.0 * bytes as f64 / of.max(1) as f64
 }
@@ -289,7 +289,7 @@ fn as_json(sizes: impl Serialize) -> Result<Value, Error> {
     serde_json::to_value(sizes).map_err(|error| Error::Config(error.to_string()))
 }
 
-/// Which FLUX.2, by its width.
+/// Returns which FLUX.2 it is, by its width.
 fn flux2_variant(official: &Checkpoint) -> &'static str {
     match official.shape("img_in.weight").and_then(|s| s.first().copied()) {
         Some(6144) => "dev",
@@ -299,7 +299,7 @@ fn flux2_variant(official: &Checkpoint) -> &'static str {
     }
 }
 
-/// What a LoRA changes, and how.
+/// Returns what a LoRA changes, and how.
 fn lora(lora: &Lora) -> Value {
     use tch_flux::checkpoint::lora::Model;
     let counts = [("transformer", Model::Transformer), ("clip", Model::Clip), ("t5", Model::T5)];

@@ -50,7 +50,7 @@ impl Interrupt {
         Ok(Self::default())
     }
 
-    /// The exit status of a process that was interrupted, as shells have it: 130 after Ctrl-C.
+    /// Returns the exit status of a process that was interrupted, as shells have it: 130 after Ctrl-C.
     pub(super) fn status(&self) -> Option<ExitCode> {
         let signal = self.signal.load(Ordering::SeqCst);
         (signal != 0).then(|| ExitCode::from(128 + u8::try_from(signal).unwrap_or(2)))

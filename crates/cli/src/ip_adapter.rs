@@ -37,7 +37,7 @@ pub(super) struct IpAdapterArgs {
 struct Scales(Vec<f64>);
 
 impl IpAdapterArgs {
-    /// The files that are named.
+    /// Returns the files that the flags name.
     pub(super) fn inputs(&self) -> Vec<Input> {
         let named = |flag| move |path: &PathBuf| Input::new(flag, path);
         let adapters = self.ip_adapter.iter().map(named("--ip-adapter"));

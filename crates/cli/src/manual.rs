@@ -62,7 +62,7 @@ fn page(command: &clap::Command) -> anyhow::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// The pages of a command and of those under it, by their files' names: `tch-flux-bench-load.1`.
+/// Collects the pages of a command and of its subcommands, by their files' names: `tch-flux-bench-load.1`.
 fn all_pages(command: &clap::Command, pages: &mut Vec<(String, Vec<u8>)>) -> anyhow::Result<()> {
     let name = command.get_display_name().unwrap_or(command.get_name());
     pages.push((format!("{name}.1"), page(command)?));

@@ -47,7 +47,7 @@ impl MemoryArgs {
         self.offload.map_or(Offload::None, Offload::from)
     }
 
-    /// Plans for the request, where there is a figure.
+    /// Plans for the request, where `--max-memory` is given.
     pub(super) fn fit(
         &self,
         pipeline: &mut Pipeline,
@@ -78,7 +78,7 @@ impl From<Plan> for MemoryReport {
 }
 
 impl MemoryReport {
-    /// What is done, before it is.
+    /// Returns what is going to be done, a line for each step.
     pub(super) fn lines(&self) -> Vec<String> {
         let Self { limit, expected, steps, .. } = self;
         let head = format!("memory: {} expected of {}", human_bytes(*expected), human_bytes(*limit));
@@ -91,7 +91,7 @@ impl MemoryReport {
         lines
     }
 
-    /// After the drawing.
+    /// Notes the peak after the drawing.
     pub(super) fn measure(&mut self) {
         self.peak = peak_bytes();
     }

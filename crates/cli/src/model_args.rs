@@ -55,12 +55,12 @@ pub(super) struct ModelArgs {
 }
 
 impl ModelArgs {
-    /// What the model and its transformer are called.
+    /// Returns what the model and its transformer are called.
     pub(super) fn names(&self) -> impl Iterator<Item = &Path> {
         [&self.model, &self.transformer].into_iter().flatten().map(PathBuf::as_path)
     }
 
-    /// What names the files of a model.
+    /// The flags that name the files of a model.
     pub(super) const FLAGS: [&str; 11] = [
         "--model",
         "--transformer",
@@ -75,7 +75,7 @@ impl ModelArgs {
         "--preview-factors",
     ];
 
-    /// The files that are named, each with its flag.
+    /// Returns the files that the flags name.
     pub(super) fn inputs(&self) -> Vec<Input> {
         let paths = [
             &self.model,
@@ -127,7 +127,7 @@ impl ModelArgs {
 }
 
 impl ModelArgs {
-    /// What to do about a folder that holds some parts of a model alone.
+    /// Returns the error for a folder that lacks parts of a model, with what to do about it.
     fn incomplete(&self, folder: &Path, error: Error) -> anyhow::Error {
         let Error::MissingPart { part, .. } = &error else { return error.into() };
         let found = Parts::look(folder).unwrap_or_default();
@@ -148,7 +148,7 @@ impl ModelArgs {
     }
 }
 
-/// Of a folder that is no model's, but has models in it as programs keep them, what to name instead.
+/// Returns what to name instead of a folder that is no model's but has models in it, as other programs keep them.
 fn misplaced(folder: &Path) -> Option<String> {
     let shown = folder.display();
     let below = |name: &str| folder.join(name).is_dir();
@@ -186,7 +186,7 @@ fn misplaced(folder: &Path) -> Option<String> {
     Some(format!("{shown} is no model's folder, but {} is: name that by --model", model.display()))
 }
 
-/// The side that the model was trained for: diffusers' `vae/config.json` says it, and FLUX.1's is 1024.
+/// Returns the side in pixels that the model was trained for: diffusers' `vae/config.json` says it, and FLUX.1's is 1024.
 pub(super) fn default_size(autoencoder: &Path) -> i64 {
     let folder = autoencoder.parent().unwrap_or(Path::new(""));
     let config =
@@ -198,7 +198,7 @@ pub(super) fn default_size(autoencoder: &Path) -> i64 {
     size.unwrap_or(1024)
 }
 
-/// `FILE`, or `FILE:STRENGTH`. A colon may also be part of the file's name.
+/// Parses `FILE` or `FILE:STRENGTH`. A colon may also be part of the file's name.
 pub(super) fn parse_lora(text: &str) -> Result<LoraFile, String> {
     if let Some((path, strength)) = text.rsplit_once(':')
         && let Ok(strength) = strength.parse::<f64>()

@@ -7,20 +7,20 @@ use std::sync::OnceLock;
 
 use anyhow::Context;
 
-/// Why the standard output could not take all that was said.
+/// Why the standard output could not take all that was printed.
 static STDOUT_ERROR: OnceLock<io::Error> = OnceLock::new();
 
-/// As the standard library's, which panics where nobody reads.
+/// Prints as the standard library's macro does, but does not panic where nobody reads.
 macro_rules! println {
     ($($text:tt)*) => { $crate::output::write_stdout(format_args!("{}\n", format_args!($($text)*))) };
 }
 
-/// As the standard library's, which panics where nobody reads.
+/// Prints as the standard library's macro does, but does not panic where nobody reads.
 macro_rules! print {
     ($($text:tt)*) => { $crate::output::write_stdout(format_args!($($text)*)) };
 }
 
-/// As the standard library's, which panics where nobody reads.
+/// Prints as the standard library's macro does, but does not panic where nobody reads.
 macro_rules! eprintln {
     ($($text:tt)*) => { $crate::output::write_stderr(format_args!("{}\n", format_args!($($text)*))) };
 }
@@ -39,7 +39,7 @@ pub(super) fn write_stderr(text: Arguments) {
     let _ = io::stderr().lock().write_fmt(text);
 }
 
-/// Why the standard output could not take all that was said, but for a reader who had stopped.
+/// Returns why the standard output could not take all that was printed; a reader who has stopped is no reason.
 pub(super) fn stdout_error() -> Option<&'static io::Error> {
     let flushed = io::stdout().lock().flush();
     STDOUT_ERROR

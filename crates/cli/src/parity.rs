@@ -40,7 +40,7 @@ pub(super) struct Parity {
     paths: Vec<PathBuf>,
 }
 
-/// What there is to say of an output.
+/// The result of an output, as text and as JSON.
 struct Line {
     passes: bool,
     json: serde_json::Value,
@@ -102,7 +102,7 @@ impl Parity {
         Ok(())
     }
 
-    /// A line for each output; `None` for a module that is not known.
+    /// Returns a line for each output; `None` for a module that is not known.
     fn lines(&self, name: &str, case: &Case) -> tch_flux::Result<Option<Vec<Line>>> {
         if let NumericsArg::Fast = self.numerics {
             let accuracies = case.accuracy()?;
@@ -114,7 +114,7 @@ impl Parity {
     }
 }
 
-/// A module, its params, and in brackets those that may be left out.
+/// Returns a module's name and its params, in brackets those that may be left out.
 fn module_line(module: &Module) -> String {
     let Module { name, params, optional } = module;
     let optional = optional.iter().map(|name| format!("[{name}]"));
@@ -122,7 +122,7 @@ fn module_line(module: &Module) -> String {
     if params.is_empty() { (*name).into() } else { format!("{name}: {params}") }
 }
 
-/// How near an output is to the reference's.
+/// Returns how near an output is to the reference's.
 fn comparison_line(name: &str, c: Comparison, exact: bool) -> Line {
     let passes = c.passes(exact);
     let verdict = verdict(passes);
@@ -141,7 +141,7 @@ fn comparison_line(name: &str, c: Comparison, exact: bool) -> Line {
     }
 }
 
-/// The errors of both numerics.
+/// Returns the errors of both numerics.
 fn accuracy_line(name: &str, accuracy: Accuracy) -> Line {
     let passes = accuracy.passes();
     let verdict = verdict(passes);
@@ -158,7 +158,7 @@ fn accuracy_line(name: &str, accuracy: Accuracy) -> Line {
     }
 }
 
-/// The files, and the safetensors files of the folders, sorted.
+/// Returns the files, and the safetensors files of the folders, sorted.
 fn cases(paths: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
     let mut cases = Vec::new();
     for path in paths {

@@ -32,7 +32,7 @@ struct Work {
 }
 
 impl Work {
-    /// `now` is the time since any moment.
+    /// Counts an event; `now` is the time since a fixed moment.
     fn update(&mut self, progress: &Progress, now: Duration) {
         match progress {
             Progress::Step { images, steps, .. } => {
@@ -49,12 +49,12 @@ impl Work {
         self.last = now;
     }
 
-    /// Units that are done, and all: known from the first step on.
+    /// Returns the units that are done, and all of them, which are known from the first step on.
     fn position(&self) -> (usize, usize) {
         (self.taken + self.decoded, self.images * (self.steps + 1))
     }
 
-    /// What is left to do takes so long from [`Work::last`] on, as far as what was done tells it.
+    /// Estimates from the work that is done how long the rest takes, from [`Work::last`] on.
     fn left(&self) -> Option<Duration> {
         let step = self.stepping.checked_div(u32::try_from(self.taken).ok()?)?;
         // Until the first one is decoded, it is thought to take as long as a step.

@@ -16,7 +16,7 @@ pub(super) struct PromptReader {
 }
 
 impl PromptReader {
-    /// The prompts as they are given, where `-` is what standard input holds, as one prompt.
+    /// Returns the prompts as they are given; `-` becomes what standard input holds, as one prompt.
     pub(super) fn read(&mut self, prompts: &[String]) -> anyhow::Result<Vec<String>> {
         prompts
             .iter()
@@ -27,12 +27,12 @@ impl PromptReader {
             .collect()
     }
 
-    /// The same of a prompt that may be left out.
+    /// Does the same for a prompt that may be left out.
     pub(super) fn read_optional(&mut self, prompt: Option<&String>) -> anyhow::Result<Option<String>> {
         Ok(self.read(prompt.map(std::slice::from_ref).unwrap_or_default())?.pop())
     }
 
-    /// The prompts of a file, or of standard input where its name is `-`: one on each line.
+    /// Returns the prompts of a file, or of standard input where its name is `-`: one on each line.
     pub(super) fn read_file(&mut self, path: &Path) -> anyhow::Result<Vec<String>> {
         if path == Path::new(STDIN) {
             self.stdin_once()?;
@@ -74,7 +74,7 @@ fn wrong(name: &str, problem: &str) -> anyhow::Error {
     Error::Request(format!("{name}: {problem}")).into()
 }
 
-/// The bytes of a file or of standard input, and what it is called in messages.
+/// Returns the bytes of a file or of standard input, and what it is called in messages.
 fn read(path: &Path) -> anyhow::Result<(Vec<u8>, String)> {
     if path != Path::new(STDIN) {
         let name = path.display().to_string();
@@ -92,7 +92,7 @@ fn read(path: &Path) -> anyhow::Result<(Vec<u8>, String)> {
     Ok((bytes, name))
 }
 
-/// Text in UTF-8, or in UTF-16 with a byte order mark, without that mark.
+/// Decodes UTF-8, or UTF-16 with a byte order mark, without that mark.
 fn decode(bytes: &[u8]) -> Result<String, String> {
     let text = match bytes {
         [0xff, 0xfe, 0, 0, ..] | [0, 0, 0xfe, 0xff, ..] => {
@@ -145,12 +145,12 @@ fn is_like_utf16(bytes: &[u8]) -> bool {
     pairs > 0 && zeros(0).max(zeros(1)) * 2 > pairs
 }
 
-/// The line in which text ends, from 1.
+/// Returns the line in which text ends, counted from 1.
 fn line_of(text: &str) -> usize {
     lines(text).count().max(1)
 }
 
-/// What LF, CRLF or CR separates.
+/// Returns the lines of a text, which end with LF, CRLF or CR.
 fn lines(text: &str) -> impl Iterator<Item = &str> {
     let mut rest = Some(text);
     std::iter::from_fn(move || {

@@ -57,13 +57,13 @@ enum MixArg {
 }
 
 impl ReduxModelArgs {
-    /// The files that are named.
+    /// Returns the files that the flags name.
     pub(super) fn inputs(&self) -> Vec<Input> {
         let model = self.redux_model.iter().map(|path| Input::new("--redux-model", path));
         model.chain(self.image_encoder.iter().map(|path| Input::new("--image-encoder", path))).collect()
     }
 
-    /// The parts with those that are named here.
+    /// Adds the models that the flags name to the parts.
     pub(super) fn parts(&self, parts: Parts, verbosity: Verbosity) -> anyhow::Result<Parts> {
         let PartOverrides { redux, image_encoder, .. } = match &self.redux_model {
             Some(model) if !model.exists() => hub::redux(model, verbosity)?,
@@ -81,18 +81,18 @@ impl ReduxModelArgs {
 }
 
 impl ReduxArgs {
-    /// The parts with those that are named here.
+    /// Adds the models that the flags name to the parts.
     pub(super) fn parts(&self, parts: Parts, verbosity: Verbosity) -> anyhow::Result<Parts> {
         self.model.parts(parts, verbosity)
     }
 
-    /// The files that are named.
+    /// Returns the files that the flags name.
     pub(super) fn inputs(&self) -> Vec<Input> {
         let pictures = self.redux.iter().map(|image| Input::new("--redux", &image.file));
         pictures.chain(self.model.inputs()).collect()
     }
 
-    /// Whether there is something to draw from beside a prompt.
+    /// Whether pictures are given, which can stand in place of a prompt.
     pub(super) fn has_pictures(&self) -> bool {
         !self.redux.is_empty()
     }

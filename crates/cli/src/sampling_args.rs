@@ -60,7 +60,7 @@ enum ScheduleArg {
 }
 
 impl SamplingArgs {
-    /// What is asked for, over what the request says already.
+    /// Applies the flags to a request; what they do not say stays.
     pub(super) fn apply(&self, request: &mut Request) -> Result<(), Error> {
         let schedule = match (self.schedule, &self.shift, &self.sigmas[..]) {
             (Some(ScheduleArg::Linear), Some(_), _) => {
@@ -132,7 +132,7 @@ fn parse_shift(text: &str) -> Result<ShiftArg, String> {
     schedule.map(ShiftArg).ok_or_else(|| "expected two numbers, BASE,MAX, or one, SHIFT".into())
 }
 
-/// A seed. Other programs take -1 for one that is chosen each time.
+/// Parses a seed. Other programs take -1 for one that is chosen each time.
 pub(super) fn parse_seed(text: &str) -> Result<u64, String> {
     text.parse().map_err(|_| {
         format!("a seed is a whole number from 0 to {}; left out, it is another one each time", u64::MAX)

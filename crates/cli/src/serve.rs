@@ -5,6 +5,7 @@ mod checks;
 mod config;
 mod help;
 mod loader;
+mod log_filter;
 mod signals;
 mod sources;
 mod suggestions;
@@ -50,9 +51,9 @@ use super::model_args::parse_lora;
 const SOCKET_THREADS: usize = 2;
 /// Threads that encode and decode, and a few that wait.
 const SIDE_THREADS: usize = 8;
-/// Descriptors beside the connections': files, pipes, the listener.
+/// Descriptors for all but connections: files, pipes, the listener.
 const OTHER_DESCRIPTORS: u64 = 64;
-/// How often it is looked whether a load has ended.
+/// How often the server checks whether a load has ended.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 impl Serve {
@@ -80,7 +81,7 @@ impl Serve {
     }
 
     pub(super) fn log_filter(&self) -> anyhow::Result<Targets> {
-        self.checked("log-level", checks::log_filter(self.log_level.as_deref().unwrap_or("info")))
+        self.checked("log-level", log_filter::parse(self.log_level.as_deref().unwrap_or("info")))
     }
 
     fn log(&self) -> anyhow::Result<()> {
@@ -167,7 +168,7 @@ impl Serve {
         self.checked("host", checks::address(host, port))
     }
 
-    /// What a socket that cannot be opened is answered with.
+    /// Returns the error for a socket that cannot be opened.
     fn cannot_listen(&self, address: SocketAddr, problem: io::Error) -> anyhow::Error {
         let (name, hint) = match problem.kind() {
             io::ErrorKind::AddrInUse => ("port", "another program has it; 0 takes any that is free"),
@@ -178,7 +179,7 @@ impl Serve {
         anyhow::Error::from(problem).context(format!("{}: {address}: {hint}", self.sources.name(name)))
     }
 
-    /// Whether what is to be loaded is there: what is not is said by its setting, before anybody is told to come.
+    /// Checks that the files to load exist, before the server listens; an error names the setting of the file that does not.
     fn check_files(&self, loader: &ModelLoader) -> anyhow::Result<()> {
         let inputs = [loader.model.inputs(), loader.redux.inputs()].concat();
         let named = inputs.iter().map(|input| (input.flag.trim_start_matches("--"), input.path.as_path()));
@@ -269,7 +270,7 @@ impl Serve {
     }
 }
 
-/// As many descriptors as the connections take.
+/// Raises the limit of descriptors to as many as the connections take.
 fn raise_descriptors(connections: usize) -> anyhow::Result<()> {
     let mut limit = getrlimit(Resource::Nofile);
     let needed = connections as u64 + OTHER_DESCRIPTORS;

@@ -31,10 +31,10 @@ impl Input {
     }
 }
 
-/// The file that is being written at present, under its other name.
+/// The temporary name of the file that is being written at present.
 static UNFINISHED: Mutex<Option<PathBuf>> = Mutex::new(None);
 
-/// Whether all targets can be written.
+/// Checks that all targets can be written.
 pub(super) fn check(targets: &[Target], inputs: &[Input], force: bool) -> anyhow::Result<()> {
     let mut places: BTreeMap<PathBuf, &'static str> = BTreeMap::new();
     for Target { path, flag } in targets {
@@ -84,7 +84,7 @@ fn check_file(path: &Path, flag: &str, inputs: &[Input], force: bool) -> anyhow:
     Ok(())
 }
 
-/// Whether files can be made in a folder, which may not be there yet.
+/// Checks that files can be made in a folder, which may not be there yet.
 pub(super) fn check_folder(folder: &Path) -> anyhow::Result<()> {
     let mut nearest = folder;
     let there = loop {
@@ -143,7 +143,7 @@ pub(super) fn save(path: &Path, bytes: &[u8], force: bool) -> anyhow::Result<Pat
     written.map_err(|error| refused(path, error))
 }
 
-/// Takes away what is half-written, for a process that ends at once.
+/// Removes a file that is written in part, for a process that ends at once.
 pub(super) fn remove_unfinished() {
     if let Ok(mut unfinished) = UNFINISHED.try_lock()
         && let Some(part) = unfinished.take()
@@ -159,7 +159,7 @@ fn set_unfinished(part: Option<PathBuf>) {
     }
 }
 
-/// Moves a whole file to a name that nothing has.
+/// Moves a whole file to its name, or where that is taken to the next free one.
 fn place_beside(part: &Path, path: &Path) -> io::Result<PathBuf> {
     let mut to = path.to_path_buf();
     for number in 1.. {
@@ -180,14 +180,14 @@ fn place_beside(part: &Path, path: &Path) -> io::Result<PathBuf> {
     Ok(to)
 }
 
-/// `picture-1.png` of `picture.png`.
+/// Returns `picture-1.png` for `picture.png`.
 fn numbered(path: &Path, number: usize) -> PathBuf {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     let ending = path.extension().map(|ending| format!(".{}", ending.to_string_lossy())).unwrap_or_default();
     path.with_file_name(format!("{stem}-{number}{ending}"))
 }
 
-/// A name that no other file has.
+/// Returns a name that no other file has.
 fn unused(what: &str) -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     format!(".tch-flux.{}.{}.{what}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
@@ -197,7 +197,7 @@ fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."))
 }
 
-/// One path for all ways to write it.
+/// Returns the same path for all ways to write it.
 fn place(path: &Path) -> PathBuf {
     let folder = folder_of(path);
     let folder = folder.canonicalize().or_else(|_| std::path::absolute(folder));
@@ -218,7 +218,7 @@ fn is_same(path: &Path, behind: Option<&Metadata>, input: &Path) -> bool {
     path.canonicalize().ok().zip(input.canonicalize().ok()).is_some_and(|(a, b)| a == b)
 }
 
-/// An error of the system with the whole name of the file.
+/// Returns an error of the system with the whole name of the file.
 fn refused(path: &Path, source: io::Error) -> anyhow::Error {
     Error::Io { path: path.to_path_buf(), source }.into()
 }

@@ -8,7 +8,7 @@ use tch_flux::generation::Weights;
 use super::bytes::human_bytes;
 use super::device::kind_name;
 
-/// `transformer: Q4_K 6.80 GB on the disk, Q4_K 6.80 GB in memory, computed in bf16`.
+/// Returns a line such as `transformer: Q4_K 6.80 GB on the disk; Q4_K 6.80 GB in memory; computed in bf16`.
 pub(super) fn describe(weights: &Weights) -> String {
     let list = |types: &BTreeMap<String, u64>| {
         let mut types: Vec<_> = types.iter().collect();
@@ -28,7 +28,7 @@ pub(super) fn describe(weights: &Weights) -> String {
     format!("{part}: {on_disk} on the disk; {in_memory} in memory; computed in {kind}{base}")
 }
 
-/// The same for programs.
+/// Returns the same as JSON.
 pub(super) fn to_json(weights: &Weights) -> Value {
     let Weights { part, file, on_disk, in_memory, arithmetic, from_base, .. } = weights;
     json!({

@@ -28,7 +28,7 @@ pub(super) struct PictureFile {
 }
 
 impl PictureFile {
-    /// One of the pictures of a request.
+    /// Describes a picture of a request before it is drawn.
     fn planned(request: &Request, image: usize, file: PathBuf) -> Self {
         let images = request.num_images.max(1);
         let (seed, variation) = request.seeds(image % images);
@@ -57,7 +57,7 @@ impl PictureFile {
     }
 }
 
-/// What pictures say of how they were drawn, beside their requests.
+/// The parts of the provenance that a request does not hold.
 pub(super) struct Records<'a> {
     pub(super) model: &'a ModelRecord,
     pub(super) edit: Option<&'a EditRecord>,
@@ -88,7 +88,7 @@ pub(super) struct SaveOptions {
     pub(super) force: bool,
 }
 
-/// The pictures of a request on their way to their files.
+/// Writes the pictures of a request to their files.
 pub(super) struct Writer<'a> {
     records: Records<'a>,
     options: SaveOptions,
@@ -107,7 +107,7 @@ impl<'a> Writer<'a> {
         Self { records, options, pictures: files.into_iter().enumerate().map(planned).collect() }
     }
 
-    /// Writes a picture, and returns what there is to say of it.
+    /// Writes a picture, and returns its description.
     pub(super) fn write(&mut self, image: usize, picture: &Generated) -> anyhow::Result<PictureFile> {
         let texts = self.records.provenance(picture).texts()?;
         let (written, done) = &mut self.pictures[image];
@@ -154,7 +154,7 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// The columns of the sheet with all pictures of a request.
+/// Returns the number of columns of the sheet with all pictures of a request.
 fn columns(request: &Request) -> usize {
     match request.prompts.len() {
         1 => (request.num_images as f64).sqrt().ceil() as usize,
@@ -191,7 +191,7 @@ fn save(
     targets::save(file, &bytes, force)
 }
 
-/// A line for each prompt of which pictures were not drawn: how many, and with which seeds they can be.
+/// Returns a line for each prompt of which pictures were not drawn: how many, and with which seeds they can be.
 pub(super) fn undrawn_lines(undrawn: &[&PictureFile]) -> Vec<String> {
     let mut lines = Vec::new();
     let mut rest = undrawn;

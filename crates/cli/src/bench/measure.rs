@@ -68,7 +68,7 @@ pub(super) struct Measured {
     numerics: Numerics,
     device: String,
     threads: i32,
-    /// Of the kernels for the CPU.
+    /// The instructions that the kernels for the CPU use.
     instructions: &'static str,
     bf16_products: bool,
     int8_products: bool,
@@ -91,12 +91,12 @@ impl Measure {
         }
     }
 
-    /// All passes, those that do not count included.
+    /// Returns the number of all passes, those that do not count included.
     pub(super) fn passes(&self) -> usize {
         self.warmup + self.repeat
     }
 
-    /// A store for the weights. Sets the number of threads.
+    /// Returns a store for the weights, and sets the number of threads.
     pub(super) fn store(&self) -> VarStore {
         self.threads.set();
         let mut vs = VarStore::new(self.device);

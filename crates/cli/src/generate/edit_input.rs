@@ -40,22 +40,22 @@ impl EditInput {
     }
 }
 
-/// The size of what is drawn from pictures where nothing else is said: Kontext's own for the first reference; else as large
-/// as the picture, or half of `most` pixels where it has more than that.
-pub(super) fn size_like(edit: &Edit, role: Role, most: i64) -> (i64, i64) {
+/// Returns the size of what is drawn from pictures by default: Kontext's own for the first reference; else as large
+/// as the picture, or half of `max_pixels` where it has more than that.
+pub(super) fn size_like(edit: &Edit, role: Role, max_pixels: i64) -> (i64, i64) {
     let Some(first) = edit.images.first() else { return (16, 16) };
     let (width, height) = match role {
         Role::Reference => edit.reference_size(first),
         _ => (first.width, first.height),
     };
     let (width, height) = (f64::from(width.max(1)), f64::from(height.max(1)));
-    let most = most as f64;
-    let factor = if width * height > most { (most / 2.0 / (width * height)).sqrt() } else { 1.0 };
+    let max_pixels = max_pixels as f64;
+    let factor = if width * height > max_pixels { (max_pixels / 2.0 / (width * height)).sqrt() } else { 1.0 };
     let nearest = |pixels: f64| ((pixels * factor / 16.0).round() as i64 * 16).max(16);
     (nearest(width), nearest(height))
 }
 
-/// A line for each picture that is read in another size than it has.
+/// Returns a line for each picture that is read in another size than it has.
 pub(super) fn resize_notes(
     edit: &Edit,
     role: Role,

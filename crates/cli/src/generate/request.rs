@@ -17,7 +17,7 @@ use crate::{image_format, writer};
 const MAX_PICTURES: usize = 1_000_000;
 
 impl Generate {
-    /// What is asked for. Where no flag and no picture says its size, that is left to the model.
+    /// Returns the request. Where no flag and no picture says its size, that is left to the model.
     pub(super) fn request(&self, provenance: Option<&Provenance>) -> anyhow::Result<Request> {
         let mut request = match provenance {
             Some(provenance) => provenance.request.clone(),
@@ -64,7 +64,7 @@ impl Generate {
         Ok(request)
     }
 
-    /// All files that are read, as far as flags or the picture that is repeated name them.
+    /// Returns all files that are read, as far as flags or the picture that is repeated name them.
     pub(super) fn inputs(&self, edit: Option<&EditInput>, provenance: Option<&Provenance>) -> Vec<Input> {
         let mut inputs = Vec::new();
         inputs.extend(self.from_image.iter().map(|path| Input::new("--from-image", path)));
@@ -86,7 +86,7 @@ impl Generate {
         inputs
     }
 
-    /// The names of the pictures, and all that is going to be written, which can be.
+    /// Returns the pictures' files and all files that are going to be written, once it is checked that they can be.
     pub(super) fn targets(
         &self,
         request: &Request,
@@ -106,7 +106,7 @@ impl Generate {
         Ok((files, targets))
     }
 
-    /// Whether the pictures and the sheet have a place in the formats that their names say.
+    /// Checks that the formats that the files' names say can hold pictures and a sheet of this size.
     pub(super) fn check_sizes(&self, request: &Request) -> tch_flux::Result<()> {
         let side = |side: i64| u32::try_from(side).unwrap_or(u32::MAX);
         if let Some(file) = &self.output {
@@ -118,7 +118,7 @@ impl Generate {
         }
     }
 
-    /// The quality to write with, where any of the files is of a format that has one.
+    /// Returns the quality to write with, where any of the files is of a format that has one.
     pub(super) fn quality(&self) -> Result<u8, Error> {
         let pattern = self.output.clone().unwrap_or_else(|| PathBuf::from("x.png"));
         let names = [Some(&pattern), self.grid.as_ref()];

@@ -94,7 +94,7 @@ fn compare(a: &Checkpoint, b: &Checkpoint, official_names: bool, values: bool) -
     Ok(difference)
 }
 
-/// How far two tensors of one shape are apart, if they are. NaN in the same place is no difference.
+/// Returns how far two tensors of one shape are apart, if they are. NaN in the same place is no difference.
 fn apart(name: &str, first: &Tensor, second: &Tensor) -> anyhow::Result<Option<Value>> {
     if first.numel() == 0 {
         return Ok(None);

@@ -51,7 +51,7 @@ impl Addons {
         }
     }
 
-    /// The files that are named, each with its setting.
+    /// Returns the files, each with its setting.
     pub(super) fn files(&self) -> impl Iterator<Item = (&'static str, &Path)> {
         let nets = self.controlnets.iter().map(|net| ("controlnet", net.path.as_path()));
         let adapters = self.ip_adapters.iter().map(|adapter| ("ip-adapter", adapter.path.as_path()));
@@ -65,7 +65,7 @@ impl Addons {
         pipeline.set_ip_adapters(&paths(&self.ip_adapters), self.image_encoder.as_deref())
     }
 
-    /// Gives each the name that was chosen for it.
+    /// Gives each ControlNet and IP-Adapter the name that was chosen for it.
     pub(super) fn set_names(&self, capabilities: &mut Capabilities) -> anyhow::Result<()> {
         let nets = capabilities.controlnets.iter_mut().map(|net| &mut net.name);
         assign_names(&self.controlnets, nets, "controlnet")?;

@@ -3,114 +3,15 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use tch_flux::hub::Repository;
-use tracing::level_filters::LevelFilter;
-use tracing_subscriber::filter::Targets;
 
 /// The threads of the largest machines; more would only be a slip of the finger.
-const MOST_THREADS: usize = 1024;
-/// The library's modules, and those of the program that log.
-const MODULES: [&str; 20] = [
-    "checkpoint",
-    "config",
-    "convert",
-    "engine",
-    "error",
-    "generation",
-    "hub",
-    "image",
-    "layers",
-    "lora",
-    "math",
-    "models",
-    "nn",
-    "numerics",
-    "ops",
-    "parity",
-    "quant",
-    "sampling",
-    "serve",
-    "shim",
-];
-/// Levels by the names that other programs have for them.
-const LEVELS: [(&str, &[&str]); 6] = [
-    ("off", &["none", "quiet", "silent", "false", "0"]),
-    ("error", &["err", "critical", "fatal", "crit"]),
-    ("warn", &["warning", "warnings"]),
-    ("info", &["notice", "information", "normal", "true"]),
-    ("debug", &["verbose", "dbg"]),
-    ("trace", &["all", "everything", "max"]),
-];
-
-/// Other names of modules that log, which filters may use.
-const MODULE_ALIASES: [(&str, &str); 9] = [
-    ("tch_flux::server", "tch_flux_server"),
-    ("tch_flux::cli", "tch_flux"),
-    ("tch_flux_server::gate", "tch_flux_server::middleware"),
-    ("tch_flux::pipeline", "tch_flux::generation"),
-    ("tch_flux::recipe", "tch_flux::generation::provenance"),
-    ("tch_flux::flux1", "tch_flux::models::flux1"),
-    ("tch_flux::autoencoder", "tch_flux::models::autoencoder"),
-    ("tch_flux::text", "tch_flux::models::text"),
-    ("tch_flux::vision", "tch_flux::models::vision"),
-];
-
-/// What is logged: a level, levels of modules, or both.
-pub(super) fn log_filter(text: &str) -> Result<Targets, String> {
-    let text =
-        MODULE_ALIASES.iter().fold(text.to_string(), |text, (alias, module)| text.replace(alias, module));
-    let plain: Vec<&str> = text.split(',').map(str::trim).filter(|part| !part.contains('=')).collect();
-    for part in text.split(',').map(str::trim) {
-        match part.split_once('=') {
-            Some((module, level)) => {
-                check_module(module.trim())?;
-                check_level(level.trim())?;
-            }
-            None if part.starts_with("tch_flux") => {
-                return Err(format!("{part:?} is a module: say its level, as {part}=debug"));
-            }
-            None => check_level(part)?,
-        }
-    }
-    if let [first, second, ..] = plain[..] {
-        return Err(format!("{first} and {second} are two levels of everything: one alone can hold"));
-    }
-    text.parse().map_err(|wrong| format!("{text:?}: {wrong}"))
-}
-
-fn check_level(text: &str) -> Result<(), String> {
-    // Other programs count otherwise: what a number means is not known.
-    let is_number = text.starts_with(|first: char| first.is_ascii_digit());
-    if text.parse::<LevelFilter>().is_ok() && !text.is_empty() && !is_number {
-        return Ok(());
-    }
-    let lower = text.to_lowercase();
-    let known = LEVELS.iter().find(|(_, others)| others.contains(&lower.as_str()));
-    let names = LEVELS.iter().map(|(name, _)| *name);
-    let near = known.map(|(name, _)| *name).or_else(|| nearest(&lower, names.clone()));
-    Err(format!("there is no level {text:?}, only {}{}", names.collect::<Vec<_>>().join(", "), meant(near)))
-}
-
-fn check_module(text: &str) -> Result<(), String> {
-    let (root, rest) = text.split_once("::").unwrap_or((text, ""));
-    if root == "tch_flux_server" {
-        return Ok(());
-    }
-    if root != "tch_flux" {
-        return Err(format!("nothing is logged by {text:?}: modules begin with tch_flux"));
-    }
-    let first = rest.split("::").next().unwrap_or_default();
-    if rest.is_empty() || MODULES.contains(&first) {
-        return Ok(());
-    }
-    let near = nearest(first, MODULES.into_iter()).map(|near| format!("tch_flux::{near}"));
-    Err(format!("there is no module {text:?}{}", meant(near.as_deref())))
-}
+const MAX_THREADS: usize = 1024;
 
 pub(super) fn threads(threads: usize) -> Result<i32, String> {
-    let count = (1..=MOST_THREADS).contains(&threads).then(|| i32::try_from(threads).ok()).flatten();
+    let count = (1..=MAX_THREADS).contains(&threads).then(|| i32::try_from(threads).ok()).flatten();
     count.ok_or_else(|| {
         let all = if threads == 0 { "; leave it out for as many as there are cores" } else { "" };
-        format!("{threads} threads cannot compute: from 1 to {MOST_THREADS} can{all}")
+        format!("{threads} threads cannot compute: from 1 to {MAX_THREADS} can{all}")
     })
 }
 
@@ -335,16 +236,6 @@ pub(super) fn on_the_hub(text: &str) -> Result<(), String> {
     Err(format!("there is no such file or folder, nor is it a name on the hub: {wrong}{hint}"))
 }
 
-pub(super) fn nearest<'a>(text: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let (far, near) = names.map(|name| (strsim::damerau_levenshtein(text, name), name)).min()?;
-    (far <= near.len().div_ceil(2)).then_some(near)
-}
-
-/// `; is `x` meant?`, where there is something near.
-pub(super) fn meant(near: Option<&str>) -> String {
-    near.map_or(String::new(), |near| format!("; is `{near}` meant?"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -360,63 +251,6 @@ mod tests {
         for text in cases {
             assert_eq!(check(text), Ok(()), "{text:?}");
         }
-    }
-
-    fn level(text: &str) -> Result<(), String> {
-        log_filter(text).map(|_| ())
-    }
-
-    #[test]
-    fn a_log_level_is_one_that_there_is() {
-        taken(
-            level,
-            &[
-                "off",
-                "error",
-                "warn",
-                "info",
-                "debug",
-                "trace",
-                "INFO",
-                "info,tch_flux::engine=debug",
-                "tch_flux=trace",
-                "warn, tch_flux::cli::serve=info",
-            ],
-        );
-        refused(
-            level,
-            &[
-                ("loud", "no level \"loud\""),
-                ("verbose", "`debug`"),
-                ("warning", "`warn`"),
-                ("infoo", "`info`"),
-                ("dbug", "`debug`"),
-                ("", "off, error, warn, info, debug, trace"),
-                ("info,", "no level \"\""),
-                ("info,loud", "loud"),
-                ("tch_flux=loud", "loud"),
-                ("tch_flux::engine", "tch_flux::engine=debug"),
-                ("tch_flux::engin=debug", "`tch_flux::engine`"),
-                ("hyperr=debug", "hyperr"),
-                ("=debug", "tch_flux"),
-                ("7", "no level"),
-                ("5", "no level"),
-                ("0", "no level"),
-                ("info,debug", "two levels"),
-                ("info,tch_flux::engine=debug,warn", "two levels"),
-            ],
-        );
-    }
-
-    /// The list of modules is that of the library.
-    #[test]
-    fn every_module_of_the_library_can_be_named() {
-        let modules = include_str!("../../../../src/lib.rs")
-            .lines()
-            .filter_map(|line| line.trim_start_matches("pub ").strip_prefix("mod ")?.strip_suffix(';'));
-        let mut all: Vec<_> = modules.filter(|module| *module != "borders").chain(["serve"]).collect();
-        all.sort_unstable();
-        assert_eq!(all, MODULES);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::memory::OffloadArg;
 use crate::model_args::ModelArgs;
 use crate::redux::ReduxModelArgs;
 
-/// In place of a key that is printed.
+/// Printed in place of a key.
 const REDACTED: &str = "redacted";
 /// Every setting is a flag, a variable `TCH_FLUX_SERVE_…`, and a key of the file, in that order.
 #[derive(Args, Clone, Debug, Serialize, Deserialize)]
@@ -203,7 +203,7 @@ impl Serve {
         Self { sources: SettingSources::from_matches(matches), ..self }
     }
 
-    /// With what the file says where flags and environment say nothing.
+    /// Fills in what the file says where flags and environment say nothing.
     pub(super) fn effective(mut self) -> anyhow::Result<Self> {
         let Some(path) = self.config.clone() else { return Ok(self) };
         let named = || format!("{}: {}", self.sources.name("config"), path.display());
@@ -215,12 +215,12 @@ impl Serve {
         Ok(all)
     }
 
-    /// The value, or the error that names the flag, the variable or the key that it came from.
+    /// Returns the value, or an error that names the flag, the variable or the key that it came from.
     pub(super) fn checked<T>(&self, name: &str, value: Result<T, String>) -> anyhow::Result<T> {
         value.map_err(|wrong| Error::Request(format!("{}: {wrong}", self.sources.name(name))).into())
     }
 
-    /// As TOML, with what is built in said where it can be.
+    /// Returns the settings as TOML, with the defaults of those that have one.
     pub(super) fn to_text(&self) -> anyhow::Result<String> {
         let mut shown = self.clone();
         shown.api_key = self.api_key.as_ref().map(|_| REDACTED.into());
@@ -230,7 +230,7 @@ impl Serve {
     }
 }
 
-/// A file's settings, with others over them. A key is wrong, not ignored, where there is no such setting, and so is a value
+/// Merges a file's settings with those of flags, which count first. A key that is no setting is an error, and so is a value
 /// that its setting cannot have.
 fn merge_file(text: &str, flags: Table, path: &Path, sources: &mut SettingSources) -> anyhow::Result<Table> {
     let file: BTreeMap<String, Spanned<toml::Value>> =
@@ -268,7 +268,7 @@ fn merge_file(text: &str, flags: Table, path: &Path, sources: &mut SettingSource
     Ok(table)
 }
 
-/// What is wrong with a key's value, without the names of Rust's types.
+/// Returns what is wrong with a key's value, without the names of Rust's types.
 fn in_words(message: &str, key: &str, value: &toml::Value) -> String {
     if message.ends_with("expected a sequence") && value.is_str() {
         return format!("it is a list: {key} = [{value}]");
@@ -287,7 +287,7 @@ fn in_words(message: &str, key: &str, value: &toml::Value) -> String {
     found.unwrap_or_else(|| message.into())
 }
 
-/// What a file may set.
+/// Returns the names of all settings that a file may have.
 pub(super) fn setting_names() -> Vec<String> {
     let command = Serve::augment_args(clap::Command::new("serve"));
     let flags = command.get_arguments().filter_map(|flag| flag.get_long());
@@ -295,7 +295,7 @@ pub(super) fn setting_names() -> Vec<String> {
     all.map(str::to_string).collect()
 }
 
-/// What is built in.
+/// Returns the defaults of the settings that have one.
 fn defaults() -> Table {
     let built_in = tch_flux_server::Options::default();
     let seconds = |time: std::time::Duration| toml::Value::Float(time.as_secs_f64());

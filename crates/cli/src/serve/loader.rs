@@ -78,7 +78,7 @@ impl ModelLoader {
         Ok((Engine::start(pipelines, engine::Options { queue: self.queue })?, model))
     }
 
-    /// The name that clients ask for: the hub's, the folder's, or the file's.
+    /// Returns the name that clients ask for: the hub's, the folder's, or the file's.
     fn model_name(&self, parts: &Parts) -> String {
         let stem = |path: &PathBuf| path.file_stem().map(|name| name.to_string_lossy().into_owned());
         let name = match (&self.name, &self.model.model) {

@@ -1,7 +1,5 @@
 //! Which setting is meant by a name that none has.
 
-use super::checks::meant;
-
 /// What other servers call a setting.
 const SYNONYMS: [(&str, &str); 34] = [
     ("address", "host"),
@@ -55,7 +53,7 @@ pub(super) fn near(name: &str, settings: &[String]) -> Option<String> {
     synonym.or_else(by_letters).or_else(by_words).map(str::to_string)
 }
 
-/// The words for a name that no setting has.
+/// Returns the words for a name that no setting has.
 pub(super) fn is_no_setting(kind: &str, name: &str, settings: &[String]) -> String {
     format!(
         "there is no such {kind}{}",
@@ -66,4 +64,15 @@ pub(super) fn is_no_setting(kind: &str, name: &str, settings: &[String]) -> Stri
 /// Returns the letters and digits of a name in lower case: names that differ in nothing else are one setting.
 pub(super) fn plain(name: &str) -> String {
     name.chars().filter(char::is_ascii_alphanumeric).map(|letter| letter.to_ascii_lowercase()).collect()
+}
+
+/// Returns the name whose letters are most like those of a text, if they are like them at all.
+pub(super) fn nearest<'a>(text: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let (far, near) = names.map(|name| (strsim::damerau_levenshtein(text, name), name)).min()?;
+    (far <= near.len().div_ceil(2)).then_some(near)
+}
+
+/// Returns `; is `x` meant?`, where there is something near.
+pub(super) fn meant(near: Option<&str>) -> String {
+    near.map_or(String::new(), |near| format!("; is `{near}` meant?"))
 }

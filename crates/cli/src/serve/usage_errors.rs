@@ -3,10 +3,9 @@
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use tch_flux::Error;
 
-use super::checks::meant;
 use super::config::setting_names;
 use super::sources::{PREFIX, variable};
-use super::suggestions::{near, plain};
+use super::suggestions::{meant, near, plain};
 
 /// Refuses variables that look like settings and are none.
 pub(super) fn check_variables() -> anyhow::Result<()> {
@@ -41,7 +40,8 @@ fn setting_part<'a>(name: &'a str, settings: &[String]) -> Option<&'a str> {
     ends.find_map(|end| Some(&name[end..]).filter(|rest| is_setting(rest)))
 }
 
-/// An unknown flag's error, with the flag that is meant in place of the one whose letters are like it.
+/// Returns an unknown flag's error with the flag that is probably meant, which need not be the one that is spelt most like
+/// it.
 fn with_suggestion(mut problem: clap::Error) -> clap::Error {
     let Some(ContextValue::String(shown)) = problem.get(ContextKind::InvalidArg) else { return problem };
     if problem.kind() != ErrorKind::UnknownArgument || !shown.starts_with('-') {

@@ -10,13 +10,13 @@ use super::checks;
 use super::config::Serve;
 use super::units::{Pixels, Size};
 
-/// A prompt of a few words.
+/// Bytes of a JSON body with a prompt of a few words.
 const MIN_JSON: usize = 64;
-/// A small picture.
+/// Bytes of a small picture.
 const MIN_BODY: usize = 1024;
-/// A piece of an answer.
+/// Bytes of a piece of an answer.
 const MIN_ANSWERS: usize = 64 << 10;
-/// The least picture that is drawn has as many.
+/// Pixels of the smallest picture that is drawn.
 const MIN_PIXELS: u64 = 64 * 64;
 /// In less, nothing can come in time.
 const MIN_TIME: Duration = Duration::from_millis(1);
@@ -67,7 +67,7 @@ impl Serve {
         self.check_sizes()
     }
 
-    /// Refuses what no request is as small as, and what another setting keeps from ever being reached.
+    /// Refuses sizes that are smaller than any request, and those that another setting keeps from ever being reached.
     fn check_sizes(&self) -> anyhow::Result<()> {
         let sizes = [
             ("max-json-bytes", self.max_json_bytes, MIN_JSON),

@@ -5,6 +5,8 @@ mod linear;
 mod offload;
 mod parameters;
 
+use std::cell::RefCell;
+
 use tch::nn::{Module, Path, VarStore};
 use tch::{Kind, Tensor};
 
@@ -15,6 +17,7 @@ pub use parameters::Parameters;
 
 use crate::error::{Error, Result};
 use crate::shim;
+use linear::Slot;
 
 /// Declares the parameter `name` of the shape `size` in the variable store, without memory and without values.
 ///
@@ -22,7 +25,7 @@ use crate::shim;
 /// layer that holds it sees the values. It is trainable: freeze the store for inference.
 pub fn declare(vs: &Path, name: &str, size: &[i64]) -> Tensor {
     let parameter = vs.add(name, placeholder(vs.kind(), vs.device(), size), true);
-    parameters::collect(|declared| declared.parameters.push((vs.path(name), parameter.shallow_clone())));
+    collect(|declared| declared.parameters.push((vs.path(name), parameter.shallow_clone())));
     parameter
 }
 
@@ -94,6 +97,27 @@ pub fn init(vs: &VarStore, seed: u64) -> Result<()> {
         parameter.f_set_data(&value.f_to_kind(vs.kind())?.f_to_device(vs.device())?)?;
     }
     Ok(())
+}
+
+thread_local! {
+    /// Those of the constructors that run on this thread, the innermost last.
+    static COLLECTORS: RefCell<Vec<Declarations>> = const { RefCell::new(Vec::new()) };
+}
+
+/// What a constructor has declared.
+#[derive(Default)]
+struct Declarations {
+    parameters: Vec<(String, Tensor)>,
+    linears: Vec<(String, Slot, Tensor)>,
+}
+
+/// Adds to what the innermost constructor on this thread has declared.
+fn collect(add: impl FnOnce(&mut Declarations)) {
+    COLLECTORS.with_borrow_mut(|open| {
+        if let Some(declared) = open.last_mut() {
+            add(declared);
+        }
+    });
 }
 
 /// `torch.nn.Conv2d` with a square kernel: `[B, C, H, W]`.

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::generation::Redux;
 use crate::image::{Image, Mask};
 use crate::models::flux1::StepCache;
-use crate::models::text::Weighted;
+use crate::models::text::WeightedPrompt;
 use crate::sampling::{Sampler, Schedule};
 
 /// The longest side of a picture, in pixels.
@@ -140,7 +140,7 @@ pub struct Request {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt_2: Option<String>,
     /// Reads the prompts to the letter, `(word:1.3)` too. Otherwise a prompt in which a group has a number, be it
-    /// `prompts`, `prompt_2` or `negative_prompt`, is read as [`Weighted`].
+    /// `prompts`, `prompt_2` or `negative_prompt`, is read as [`WeightedPrompt`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub literal: bool,
     /// Pixels, a multiple of 16.
@@ -337,13 +337,13 @@ impl Request {
     }
 
     /// The parts of a prompt that weigh more or less, where there are any.
-    pub(super) fn weighted(&self, prompt: &str) -> Option<Weighted> {
-        if self.literal { None } else { Weighted::parse(prompt) }
+    pub(super) fn weighted(&self, prompt: &str) -> Option<WeightedPrompt> {
+        if self.literal { None } else { WeightedPrompt::parse(prompt) }
     }
 
     /// Whether a prompt has weights, which are read as such unless [`Request::literal`].
     pub(crate) fn has_weights(&self) -> bool {
-        self.read_prompts().any(|prompt| Weighted::parse(prompt).is_some())
+        self.read_prompts().any(|prompt| WeightedPrompt::parse(prompt).is_some())
     }
 
     /// What should be said of the prompts before anything is drawn. It is among the warnings of each picture, too.
@@ -357,7 +357,7 @@ impl Request {
         self.prompts.iter().chain(&self.prompt_2).chain(negative)
     }
 
-    /// What should be said of a prompt: weights beyond [`Weighted::USUAL`], embeddings, which are left out, and LoRAs in
+    /// What should be said of a prompt: weights beyond [`WeightedPrompt::USUAL`], embeddings, which are left out, and LoRAs in
     /// the notation of other programs, which are text here as they are to ComfyUI.
     pub(super) fn warnings_of(&self, prompt: &str) -> Vec<String> {
         let loras = lora_tags(prompt).map(|tag| {
@@ -370,7 +370,7 @@ impl Request {
                  prompt to the letter (literal)",
                 quote(&part.text),
                 part.weight,
-                Weighted::USUAL,
+                WeightedPrompt::USUAL,
             )
         });
         let left_out = weighted.embeddings.iter().map(|name| {
@@ -386,7 +386,7 @@ impl Request {
     fn check_weights(&self) -> Result<()> {
         for prompt in self.read_prompts() {
             let weighted = self.weighted(prompt);
-            if let Some(part) = weighted.as_ref().and_then(Weighted::not_finite) {
+            if let Some(part) = weighted.as_ref().and_then(WeightedPrompt::not_finite) {
                 return Err(Error::Request(format!(
                     "the prompt gives {} the weight {}, which is no finite number: give it another one, or read the \
                      prompt to the letter (literal)",

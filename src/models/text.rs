@@ -1,14 +1,14 @@
-//! Prompt to states: the two text encoders and their tokenizers.
+//! The two text encoders and their tokenizers: prompts to states.
 
 pub mod clip;
+mod prompt_weights;
 pub mod t5;
 pub mod tokenizer;
-mod weights;
 
 pub use clip::{ClipConfig, ClipText};
+pub use prompt_weights::{WeightedPart, WeightedPrompt};
 pub use t5::{T5Config, T5Encoder};
 pub use tokenizer::{Tokenizer, Tokens};
-pub use weights::{Weighted, WeightedPart};
 
 use std::path::Path;
 
@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Error, FileProblem, Result};
 
-/// The rows and columns of a tensor that a model must have.
+/// Returns the rows and columns of a matrix that a model must have.
 pub(crate) fn matrix(
     model: &str,
     shape: &dyn Fn(&str) -> Option<Vec<i64>>,

@@ -1,4 +1,4 @@
-//! Pictures to states: what the transformer reads of a picture beside text, and how far away each of its pixels is.
+//! Image encoders, whose states the transformer reads together with text, and depth models.
 
 pub mod clip;
 pub mod dinov2;

@@ -9,8 +9,7 @@ use tch::nn::{Module, Path};
 use tch::{Device, Tensor};
 
 use super::offload::{Offloaded, WeightSource, wait_for_copies};
-use super::parameters::collect;
-use super::{declare, is_placeholder, placeholder};
+use super::{collect, declare, is_placeholder, placeholder};
 use crate::error::Result;
 use crate::lora::{LoraBranch, Term};
 use crate::math::linear;
@@ -34,7 +33,7 @@ enum WeightStorage {
     Int8(Int8),
     /// As fp8, for products of fp8.
     Fp8(Fp8),
-    /// In its file, and on its device while its block runs.
+    /// At its source, and on its device while its block runs.
     Offloaded(Offloaded),
 }
 
@@ -62,7 +61,7 @@ fn lock<'a>(slot: &'a Slot, variable: &Tensor) -> MutexGuard<'a, LinearState> {
     state
 }
 
-/// `torch.nn.Linear`: `[…, in]` to `[…, out]`. The only layer that knows how its weight is stored.
+/// `torch.nn.Linear`: `[…, in]` to `[…, out]`. It is the only layer that knows how its weight is stored.
 #[derive(Debug)]
 pub struct Linear {
     /// `[out, in]`; still a placeholder where the weight is kept quantised.
@@ -186,7 +185,7 @@ fn expect_weight<T>(result: Result<T>) -> T {
 pub(crate) struct Block {
     /// Prefixes of the names of its layers.
     layers: Vec<String>,
-    /// Prefixes of those among them that do not run when the block does.
+    /// Prefixes of the names of those layers among them that do not run when the block does.
     excluded: Vec<String>,
 }
 
@@ -223,7 +222,7 @@ pub struct Linears {
     layers: BTreeMap<String, (Slot, Tensor)>,
     /// Other parameters that a LoRA has changed, each with its original values.
     changed: Mutex<Vec<(Tensor, Tensor)>>,
-    /// In the order in which they run.
+    /// The blocks in the order in which they run.
     blocks: Vec<Block>,
     /// Whether weights of the blocks are offloaded.
     offloaded: AtomicBool,

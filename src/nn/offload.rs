@@ -14,7 +14,7 @@ pub(crate) trait WeightSource: Debug + Send + Sync {
     fn load(&self, kind: Kind) -> Result<Tensor>;
     /// Prepares for a load that follows soon.
     fn prefetch(&self);
-    /// Frees what a load has left in memory: the next one is not near.
+    /// Frees what a load has left in memory, since the next load is far away.
     fn evict(&self);
 }
 

@@ -6,8 +6,8 @@ use std::marker::PhantomData;
 use tch::Tensor;
 use tch::nn::Path;
 
-use super::is_placeholder;
-use super::linear::{Block, Linears, Slot};
+use super::linear::{Block, Linears};
+use super::{COLLECTORS, Declarations, collect, is_placeholder};
 use crate::error::{Error, Result};
 use crate::numerics::{Guard, NumericsSetting};
 
@@ -71,27 +71,6 @@ impl Parameters {
     pub(crate) fn numerics(&self) -> &NumericsSetting {
         &self.numerics
     }
-}
-
-thread_local! {
-    /// Those of the constructors that run on this thread, the innermost last.
-    static COLLECTORS: RefCell<Vec<Declarations>> = const { RefCell::new(Vec::new()) };
-}
-
-/// What a constructor has declared.
-#[derive(Default)]
-pub(super) struct Declarations {
-    pub(super) parameters: Vec<(String, Tensor)>,
-    pub(super) linears: Vec<(String, Slot, Tensor)>,
-}
-
-/// Adds to what the innermost constructor on this thread has declared.
-pub(super) fn collect(add: impl FnOnce(&mut Declarations)) {
-    COLLECTORS.with_borrow_mut(|open| {
-        if let Some(declared) = open.last_mut() {
-            add(declared);
-        }
-    });
 }
 
 /// Collects what a constructor declares, from [`Parameters::collect`] until it is finished or dropped.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tch_flux::Error;
-use tch_flux::models::text::{Tokenizer, Weighted};
+use tch_flux::models::text::{Tokenizer, WeightedPrompt};
 
 #[derive(Deserialize)]
 struct Case {
@@ -124,7 +124,7 @@ fn weighted_prompts_have_the_tokens_and_weights_of_comfyui() {
     let weighted = prompts.iter().filter(|case| case.weighted).count();
     assert!(weighted >= 60 && prompts.len() - weighted >= 15, "{weighted} of {}", prompts.len());
     for Prompt { prompt, weighted, clip: for_clip, t5: for_t5 } in prompts {
-        let parsed = Weighted::parse(&prompt);
+        let parsed = WeightedPrompt::parse(&prompt);
         assert_eq!(parsed.is_some(), weighted, "{prompt}");
         for (tokenizer, expected) in [(&clip, for_clip), (&t5, for_t5)] {
             let (tokens, weights) = match &parsed {
@@ -148,7 +148,7 @@ fn weighted_prompts_have_the_tokens_and_weights_of_comfyui() {
 fn weighted_prompts_are_cut_like_others_by_t5_and_where_comfyuis_first_section_ends_by_clip() {
     let (clip, t5) = (fixtures().join("tiny/tokenizer"), fixtures().join("tiny/tokenizer_2"));
     let (clip, t5) = (Tokenizer::clip(clip).unwrap(), Tokenizer::t5(t5).unwrap());
-    let prompt = Weighted::parse("a red circle (on a blue background:1.5)").unwrap();
+    let prompt = WeightedPrompt::parse("a red circle (on a blue background:1.5)").unwrap();
     let whole = t5.encode_weighted(&prompt, 16).unwrap();
     let (tokens, weights) = t5.encode_weighted(&prompt, 6).unwrap();
     assert_eq!((tokens.used, tokens.cut), (6, 2));

@@ -9,7 +9,7 @@ use crate::capabilities::Capabilities;
 use crate::options::MAX_IMAGES;
 use tch_flux::generation::provenance::ModelRecord;
 use tch_flux::generation::{Parts, Pipeline, Request, Role};
-use tch_flux::models::text::{Tokenizer, Weighted};
+use tch_flux::models::text::{Tokenizer, WeightedPrompt};
 
 /// Names that clients have built in. Requests for any of them get the served model.
 const BUILT_IN: [&str; 14] = [
@@ -100,7 +100,7 @@ impl Model {
     /// Returns the number of tokens of a prompt that are read.
     pub(crate) fn count_tokens(&self, prompt: &str, literal: bool) -> usize {
         let Some(tokenizer) = &self.tokenizer else { return 0 };
-        let weighted = if literal { None } else { Weighted::parse(prompt) };
+        let weighted = if literal { None } else { WeightedPrompt::parse(prompt) };
         let tokens = match weighted {
             Some(weighted) => {
                 tokenizer.encode_weighted(&weighted, self.tokens).ok().map(|(tokens, _)| tokens)

@@ -76,8 +76,9 @@ impl AutoEncoderParams {
     /// Returns whether diffusers' `config.json` has the sizes of these weights.
     pub(crate) fn matches_config(&self, config: &ConfigFile) -> Result<bool> {
         let channels: Vec<i64> = self.ch_mult.iter().map(|mult| mult * self.ch).collect();
-        let same = |key: &str, found: i64| Ok::<_, Error>(config.int(key)?.is_none_or(|said| said == found));
-        Ok(config.ints("block_out_channels")?.is_none_or(|said| said == channels)
+        let same =
+            |key: &str, found: i64| Ok::<_, Error>(config.int(key)?.is_none_or(|value| value == found));
+        Ok(config.ints("block_out_channels")?.is_none_or(|value| value == channels)
             && same("latent_channels", self.z_channels)?
             && same("layers_per_block", self.num_res_blocks as i64)?)
     }
@@ -90,7 +91,7 @@ impl AutoEncoderParams {
     pub(crate) fn with_config(self, config: &ConfigFile) -> Result<(Self, Vec<String>)> {
         config.check_class(&["AutoencoderKL"])?;
         let int = |key: &str, found: i64| match config.int(key)? {
-            Some(said) => config.agree(key, said, found),
+            Some(value) => config.agree(key, value, found),
             None => Ok(()),
         };
         int("in_channels", self.in_channels)?;
@@ -98,8 +99,8 @@ impl AutoEncoderParams {
         int("latent_channels", self.z_channels)?;
         int("layers_per_block", self.num_res_blocks as i64)?;
         let channels: Vec<i64> = self.ch_mult.iter().map(|mult| mult * self.ch).collect();
-        if let Some(said) = config.ints("block_out_channels")? {
-            config.agree("block_out_channels", said, channels)?;
+        if let Some(value) = config.ints("block_out_channels")? {
+            config.agree("block_out_channels", value, channels)?;
         }
         for (key, known) in
             [("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")]

@@ -1,18 +1,18 @@
-//! Pictures in tiles that overlap, where memory is too short for the whole: each is computed alone, and where two
-//! overlap one fades into the other.
+//! Tiles for pictures that do not fit into memory as a whole: each tile is computed by itself, and where two tiles overlap
+//! the first fades into the second.
 
 use tch::{Kind, Tensor};
 
 use crate::error::{Error, Result};
 
-/// Tiles over one axis: where each begins, and how long all are.
+/// The tiles of an axis: where each begins, and the length of all.
 struct Axis {
     starts: Vec<i64>,
     len: i64,
 }
 
 impl Axis {
-    /// The last tile ends where the axis does, so it may overlap more.
+    /// Divides an axis into tiles. The last tile ends where the axis ends, so it may overlap more.
     fn new(side: i64, tile: i64, overlap: i64) -> Self {
         if tile >= side {
             return Self { starts: vec![0], len: side };
@@ -22,21 +22,21 @@ impl Axis {
         Self { starts: (0..count).map(|i| (i * step).min(side - tile)).collect(), len: tile }
     }
 
-    /// How much of each place of tile `i` counts, with `scale` places for each of the axis: 1 but for the ramps where
-    /// another tile lies.
+    /// Returns the weights of the places of tile `i` in a result whose axis is scaled by `scale`: 1 except on the ramps where
+    /// another tile overlaps.
     fn ramp(&self, i: usize, scale: impl Fn(i64) -> i64) -> Tensor {
         let len = scale(self.len);
         let overlap = |a: usize, b: usize| scale(self.starts[a] + self.len - self.starts[b]);
         let before = if i > 0 { overlap(i - 1, i) } else { 0 };
         let after = if i + 1 < self.starts.len() { overlap(i, i + 1) } else { 0 };
-        let rise = |place: i64, of: i64| if place < of { (place as f32 + 0.5) / of as f32 } else { 1.0 };
+        let rise = |place: i64, len: i64| if place < len { (place as f32 + 0.5) / len as f32 } else { 1.0 };
         let ramp: Vec<f32> =
             (0..len).map(|place| rise(place, before).min(rise(len - 1 - place, after))).collect();
         Tensor::from_slice(&ramp)
     }
 }
 
-/// What a picture's sides become: so many times as long, or as short.
+/// The factor by which the sides of a picture become longer or shorter.
 #[derive(Clone, Copy)]
 pub(super) enum Scale {
     Up(i64),
@@ -44,7 +44,7 @@ pub(super) enum Scale {
 }
 
 impl Scale {
-    fn of(self, side: i64) -> i64 {
+    fn apply(self, side: i64) -> i64 {
         match self {
             Self::Up(factor) => side * factor,
             Self::Down(factor) => side / factor,
@@ -52,8 +52,8 @@ impl Scale {
     }
 }
 
-/// `f` of `[B, C, H, W]` in tiles of `tile` places of `x`, of which `overlap` are shared. With one tile it is `f(x)`, and
-/// bit for bit.
+/// Computes `f` of `[B, C, H, W]` in tiles of `tile` places of `x` a side, which overlap by `overlap`. With a single tile the
+/// result is `f(x)` bit for bit.
 pub(super) fn tiled(
     x: &Tensor,
     tile: i64,
@@ -72,20 +72,20 @@ pub(super) fn tiled(
     for (i, &top) in down.starts.iter().enumerate() {
         for (j, &left) in across.starts.iter().enumerate() {
             let part = f(&x.f_narrow(2, top, down.len)?.f_narrow(3, left, across.len)?)?;
-            let ramp = down.ramp(i, |side| scale.of(side)).f_unsqueeze(1)?
-                * across.ramp(j, |side| scale.of(side)).f_unsqueeze(0)?;
+            let ramp = down.ramp(i, |side| scale.apply(side)).f_unsqueeze(1)?
+                * across.ramp(j, |side| scale.apply(side)).f_unsqueeze(0)?;
             let ramp = ramp.f_to_device(x.device())?;
             if sums.is_none() {
-                let sides = [scale.of(x.size()[2]), scale.of(x.size()[3])];
+                let sides = [scale.apply(x.size()[2]), scale.apply(x.size()[3])];
                 let size = [x.size()[0], part.size()[1], sides[0], sides[1]];
                 let zeros = |size: &[i64]| Tensor::f_zeros(size, (Kind::Float, x.device()));
                 sums = Some((zeros(&size)?, zeros(&sides)?, part.kind()));
             }
             let Some((whole, weights, _)) = &sums else { continue };
-            let place = |of: &Tensor, axis: i64| {
-                of.f_narrow(axis, scale.of(top), part.size()[2])?.f_narrow(
+            let place = |sums: &Tensor, axis: i64| {
+                sums.f_narrow(axis, scale.apply(top), part.size()[2])?.f_narrow(
                     axis + 1,
-                    scale.of(left),
+                    scale.apply(left),
                     part.size()[3],
                 )
             };
@@ -141,6 +141,6 @@ mod tests {
         assert!(seams > 0.0 && seams < SEAMS, "encoded: {seams}");
     }
 
-    /// What the tiles' own norms and the missing neighbours change, of random latents and weights.
+    /// The relative difference that norms over single tiles and missing neighbours make, for random latents and weights.
     const SEAMS: f64 = 0.35;
 }

@@ -25,7 +25,7 @@ pub struct TinyAutoEncoderParams {
     pub out_channels: i64,
     /// Channels of a latent.
     pub latent_channels: i64,
-    /// Channels of every layer between.
+    /// Channels of every layer between these.
     pub block_out_channels: i64,
     /// Blocks of each stage of the encoder; every stage but the first halves the sides. Empty where there is no encoder.
     pub num_encoder_blocks: Vec<usize>,
@@ -38,7 +38,7 @@ pub struct TinyAutoEncoderParams {
 }
 
 impl TinyAutoEncoderParams {
-    /// Returns the sizes of TAEF1, which takes FLUX.1's latents as the transformer has them.
+    /// Returns the sizes of TAEF1, which reads FLUX.1's latents as the transformer returns them.
     pub fn taef1() -> Self {
         Self {
             in_channels: 3,
@@ -83,7 +83,7 @@ impl TinyAutoEncoderParams {
     pub(crate) fn with_config(self, config: &ConfigFile) -> Result<(Self, Vec<String>)> {
         config.check_class(&["AutoencoderTiny"])?;
         let int = |key: &str, found: i64| match config.int(key)? {
-            Some(said) => config.agree(key, said, found),
+            Some(value) => config.agree(key, value, found),
             None => Ok(()),
         };
         int("in_channels", self.in_channels)?;
@@ -92,11 +92,11 @@ impl TinyAutoEncoderParams {
         let halves = [("encoder", &self.num_encoder_blocks), ("decoder", &self.num_decoder_blocks)];
         for (half, blocks) in halves.into_iter().filter(|(_, blocks)| !blocks.is_empty()) {
             let (counts, widths) = (format!("num_{half}_blocks"), format!("{half}_block_out_channels"));
-            if let Some(said) = config.ints(&counts)? {
-                config.agree(&counts, said, blocks.iter().map(|&count| count as i64).collect())?;
+            if let Some(value) = config.ints(&counts)? {
+                config.agree(&counts, value, blocks.iter().map(|&count| count as i64).collect())?;
             }
-            if let Some(said) = config.ints(&widths)? {
-                config.agree(&widths, said, vec![self.block_out_channels; blocks.len()])?;
+            if let Some(value) = config.ints(&widths)? {
+                config.agree(&widths, value, vec![self.block_out_channels; blocks.len()])?;
             }
         }
         config.only("act_fn", config.text("act_fn")?, "relu")?;
@@ -147,7 +147,7 @@ struct Layers {
     blocks: Vec<usize>,
     /// Rows and columns of the first convolution.
     first: (i64, i64),
-    /// The same of the last.
+    /// Rows and columns of the last convolution.
     last: (i64, i64),
 }
 
@@ -469,7 +469,7 @@ mod tests {
         assert!(model.encode(&x).unwrap_err().to_string().contains("has no encoder"));
     }
 
-    /// A tile's border is all that it does not see: further away than the kernels reach, its pixels are those of the whole.
+    /// A tile differs from the whole picture only as far from its border as the kernels reach.
     #[test]
     fn tiles_differ_from_the_whole_at_their_borders_alone() {
         let params = TinyAutoEncoderParams {

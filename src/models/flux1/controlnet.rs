@@ -63,8 +63,8 @@ impl ControlNetParams {
         config.check_class(&["FluxControlNetModel"])?;
         let (modes, hint) = (self.num_mode, self.conditioning_embedding_channels);
         for (key, found) in [("num_mode", modes), ("conditioning_embedding_channels", hint)] {
-            if let Some(said) = config.int(key)? {
-                config.agree(key, Some(said), found)?;
+            if let Some(value) = config.int(key)? {
+                config.agree(key, Some(value), found)?;
             }
         }
         if hint.is_some() {

@@ -146,13 +146,13 @@ impl Flux1Params {
         // Without `out_channels` diffusers takes as many as come in.
         let out_channels = match config.int("out_channels")? {
             None if patch_size != 1 => config.int("in_channels")?,
-            said => said,
+            value => value,
         };
-        if let Some(said) = out_channels {
+        if let Some(value) = out_channels {
             // A patch of `patch_size` a side is drawn from as many numbers as the last layer makes.
             config.agree(
                 "out_channels",
-                said.saturating_mul(patch_size.saturating_mul(patch_size)),
+                value.saturating_mul(patch_size.saturating_mul(patch_size)),
                 self.out_channels,
             )?;
         }
@@ -174,12 +174,12 @@ impl Flux1Params {
             ("pooled_projection_dim", self.vec_in_dim),
         ];
         for (key, found) in sizes {
-            if let Some(said) = config.int(key)? {
-                config.agree(key, said, found)?;
+            if let Some(value) = config.int(key)? {
+                config.agree(key, value, found)?;
             }
         }
-        if let Some(said) = config.flag("guidance_embeds")? {
-            config.agree("guidance_embeds", said, self.guidance_embed)?;
+        if let Some(value) = config.flag("guidance_embeds")? {
+            config.agree("guidance_embeds", value, self.guidance_embed)?;
         }
         let key = "axes_dims_rope";
         let Some(axes) = config.ints(key)? else { return Ok(self) };

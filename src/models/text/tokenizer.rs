@@ -1,6 +1,6 @@
-//! Prompts to tokens, padded as FLUX.1 wants them.
+//! Tokenizers: prompts to tokens, padded to the lengths that FLUX.1 reads.
 //!
-//! Read are `tokenizer.json` (either encoder), `vocab.json` with `merges.txt` (CLIP) and `spiece.model` (T5).
+//! The files may be `tokenizer.json` (either encoder), `vocab.json` with `merges.txt` (CLIP) and `spiece.model` (T5).
 
 use std::path::{Path, PathBuf};
 
@@ -11,22 +11,22 @@ use tokenizers::models::unigram::Unigram;
 use tokenizers::normalizers::Precompiled;
 use tokenizers::{AddedToken, NormalizerWrapper, PreTokenizerWrapper};
 
-use super::Weighted;
+use super::WeightedPrompt;
 use crate::config::other_format;
 use crate::error::{Error, Result};
 
-/// The tokens of one prompt.
+/// The tokens of a prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tokens {
-    /// As many as were asked for: the prompt, its marks, and padding.
+    /// The prompt, its marks and padding, in all as many as were requested.
     pub ids: Vec<i64>,
-    /// How many tokens of the prompt did not fit and were left out.
+    /// Count of tokens of the prompt that did not fit and were left out.
     pub cut: usize,
-    /// How many of the ids are no padding.
+    /// Count of the ids that are no padding.
     pub used: usize,
 }
 
-/// The tokenizer of one of the two encoders.
+/// The tokenizer of either text encoder.
 #[derive(Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
@@ -37,7 +37,7 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// CLIP's, from a folder or file: `tokenizer.json`, else `vocab.json` and `merges.txt`.
+    /// Reads CLIP's tokenizer from a folder or file: `tokenizer.json`, else `vocab.json` and `merges.txt`.
     ///
     /// Source of the form: `transformers` 5.23.0, `CLIPTokenizer`.
     ///
@@ -60,8 +60,8 @@ impl Tokenizer {
         Ok(Self { inner, path: path.to_path_buf(), begin: Some(begin), end, pad: end })
     }
 
-    /// T5's, from a folder or file: `tokenizer.json`, else `spiece.model`. Beside it, `tokenizer_config.json` says how many
-    /// `<extra_id_N>` there are, if not 100.
+    /// Reads T5's tokenizer from a folder or file: `tokenizer.json`, else `spiece.model`. A `tokenizer_config.json` in the same
+    /// folder gives the count of `<extra_id_N>`, which is 100 without it.
     ///
     /// Source of the form: `transformers` 5.23.0, `T5Tokenizer`.
     ///
@@ -86,7 +86,7 @@ impl Tokenizer {
         Ok(Self { inner, path: path.to_path_buf(), begin: None, end, pad })
     }
 
-    /// Exactly `max_length` tokens: the marks and as much of the text as fits, then padding.
+    /// Returns exactly `max_length` tokens: the marks and as much of the text as fits, then padding.
     ///
     /// # Errors
     /// [`Error::Tokenizer`] where the text cannot be read, or `max_length` has no room for the marks.
@@ -98,13 +98,14 @@ impl Tokenizer {
         Ok(self.pad(ids, cut, max_length))
     }
 
-    /// The tokens of a prompt in parts, each part tokenised by itself, and the weight of each token; the marks and the
-    /// padding weigh 1. ComfyUI has these tokens, but for what does not fit: where it reads CLIP's rest in further sections
-    /// of `max_length` tokens, this is the first section, at whose end a part of fewer than 8 tokens is not cut in two.
+    /// Returns the tokens of a prompt in parts, each of which is tokenised by itself, and the weight of each token; the marks
+    /// and the padding weigh 1. The tokens are those of ComfyUI, except for what does not fit: ComfyUI puts the rest of CLIP's
+    /// prompt into further sections of `max_length` tokens, and this is the first section. A part of fewer than 8 tokens is
+    /// not cut in two at its end.
     ///
     /// # Errors
-    /// Those of [`Tokenizer::encode`].
-    pub fn encode_weighted(&self, prompt: &Weighted, max_length: usize) -> Result<(Tokens, Vec<f64>)> {
+    /// As [`Tokenizer::encode`].
+    pub fn encode_weighted(&self, prompt: &WeightedPrompt, max_length: usize) -> Result<(Tokens, Vec<f64>)> {
         let room = self.room(max_length)?;
         let (mut ids, mut cut) = (Vec::new(), 0);
         let mut weights: Vec<f64> = self.begin.iter().map(|_| 1.0).collect();
@@ -125,7 +126,7 @@ impl Tokenizer {
         Ok((self.pad(ids, cut, max_length), weights))
     }
 
-    /// How many tokens of a text fit between the marks.
+    /// Returns how many tokens of a text fit between the marks.
     fn room(&self, max_length: usize) -> Result<usize> {
         let marks = 1 + usize::from(self.begin.is_some());
         max_length.checked_sub(marks).ok_or_else(|| Error::Tokenizer {
@@ -134,7 +135,7 @@ impl Tokenizer {
         })
     }
 
-    /// The tokens of a text, without marks.
+    /// Returns the tokens of a text, without marks.
     fn text_ids(&self, text: &str) -> Result<Vec<i64>> {
         let failed =
             |e: tokenizers::Error| Error::Tokenizer { path: self.path.clone(), reason: e.to_string() };
@@ -142,7 +143,7 @@ impl Tokenizer {
         Ok(encoding.get_ids().iter().map(|&id| i64::from(id)).collect())
     }
 
-    /// The text's tokens between the marks, padded to `max_length`.
+    /// Puts the tokens of a text between the marks, and pads them to `max_length`.
     fn pad(&self, text: Vec<i64>, cut: usize, max_length: usize) -> Tokens {
         let mut ids: Vec<i64> = self.begin.into_iter().chain(text).chain([self.end]).collect();
         let used = ids.len();
@@ -158,7 +159,7 @@ fn missing(path: &Path, part: &'static str, expected: &str) -> Error {
     Error::MissingPart { path: path.to_path_buf(), part, expected: expected.into() }
 }
 
-/// What of a `tokenizer.json` decides how it is read.
+/// The fields of a `tokenizer.json` that decide how it is read.
 #[derive(Deserialize)]
 struct Head {
     #[serde(default)]
@@ -172,14 +173,14 @@ struct HeadModel {
     class: Option<String>,
 }
 
-/// The bytes of a tokenizer's file.
+/// Reads the bytes of a tokenizer's file.
 ///
 /// # Errors
-/// [`Error::Tokenizer`] says of a pointer of git-LFS, a web page and alike what they are.
+/// [`Error::Tokenizer`], which tells what the file is where it is a pointer of git-LFS, a web page or the like.
 fn read(path: &Path) -> Result<Vec<u8>> {
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
     let is_json = bytes.trim_ascii_start().starts_with(b"{");
-    // Merges are a text, too.
+    // Merges are a text file, too.
     let pointer = bytes.starts_with(b"version https://git-lfs") || !path.ends_with("merges.txt");
     match other_format(&bytes).filter(|_| !is_json && pointer) {
         Some(kind) => Err(Error::Tokenizer { path: path.to_path_buf(), reason: format!("this is {kind}") }),
@@ -199,7 +200,7 @@ fn from_json(path: &Path) -> Result<(tokenizers::Tokenizer, Head)> {
     Ok((tokenizer, serde_json::from_slice(&bytes).map_err(failed)?))
 }
 
-/// The vocabulary is the file's. What is around it is the class's in transformers, whatever the file says of it.
+/// Reads the vocabulary from the file. The other steps are those of the class in transformers, whatever the file says.
 fn clip_from_json(path: &Path) -> Result<tokenizers::Tokenizer> {
     let (mut tokenizer, head) = from_json(path)?;
     if head.model.class.as_deref() == Some("BPE") {
@@ -209,8 +210,8 @@ fn clip_from_json(path: &Path) -> Result<tokenizers::Tokenizer> {
     Ok(tokenizer)
 }
 
-/// The vocabulary and the table of the normaliser are the file's. What is around them is the class's in transformers: the
-/// files of FLUX.1 name other steps, with which U+0085 is no whitespace.
+/// Reads the vocabulary and the table of the normaliser from the file. The other steps are those of the class in
+/// transformers: the files of FLUX.1 name other steps, with which U+0085 is no whitespace.
 fn t5_from_json(path: &Path) -> Result<tokenizers::Tokenizer> {
     let (mut tokenizer, head) = from_json(path)?;
     if head.model.class.as_deref() == Some("Unigram") {
@@ -227,7 +228,7 @@ fn t5_from_json(path: &Path) -> Result<tokenizers::Tokenizer> {
     Ok(tokenizer)
 }
 
-/// The step of a normaliser that has SentencePiece's table.
+/// Returns the step of a normaliser that has SentencePiece's table.
 fn precompiled(normalizer: &Value) -> Option<&Value> {
     match normalizer.get("normalizers").and_then(Value::as_array) {
         Some(steps) => steps.iter().find_map(precompiled),
@@ -235,7 +236,7 @@ fn precompiled(normalizer: &Value) -> Option<&Value> {
     }
 }
 
-/// Words are what whitespace separates, each with a mark before it.
+/// Returns the step that splits words at whitespace and puts a mark before each.
 fn t5_words() -> Value {
     json!({ "type": "Sequence", "pretokenizers": [
         { "type": "WhitespaceSplit" },
@@ -260,7 +261,7 @@ fn clip_words() -> Value {
     ] })
 }
 
-/// How many `<extra_id_N>` the `tokenizer_config.json` beside a file names; 100 where there is none.
+/// Returns the count of `<extra_id_N>` that the `tokenizer_config.json` in the folder of a file names; 100 without it.
 fn extra_ids(path: &Path) -> usize {
     let config = std::fs::read(path.with_file_name("tokenizer_config.json")).ok();
     let config: Option<Value> = config.and_then(|bytes| serde_json::from_slice(&bytes).ok());
@@ -268,7 +269,7 @@ fn extra_ids(path: &Path) -> usize {
     count.map_or(100, |count| count.min(MAX_EXTRA_IDS) as usize)
 }
 
-/// Far more than any model has.
+/// A limit far above the counts of all models.
 const MAX_EXTRA_IDS: u64 = 10_000;
 
 fn part<T: DeserializeOwned>(form: Value, path: &Path) -> Result<T> {
@@ -291,7 +292,7 @@ fn parsed(
 ) -> Result<tokenizers::Tokenizer> {
     let mut tokenizer =
         tokenizer.map_err(|e| Error::Tokenizer { path: path.to_path_buf(), reason: e.to_string() })?;
-    // Lengths are this crate's business, whatever the file was saved with.
+    // This crate pads and truncates, whatever the file was saved with.
     tokenizer.with_padding(None);
     tokenizer
         .with_truncation(None)
@@ -306,7 +307,7 @@ fn token(tokenizer: &tokenizers::Tokenizer, path: &Path, mark: &str) -> Result<i
     })
 }
 
-/// The older form: the pieces and the order in which they are joined.
+/// Reads the older form: the pieces and the order in which they are joined.
 fn clip_from_vocab(vocab: &Path, merges: &Path) -> Result<tokenizers::Tokenizer> {
     let failed = |path: &Path, reason: String| Error::Tokenizer { path: path.to_path_buf(), reason };
     let text = read_text(vocab)?;
@@ -344,7 +345,7 @@ fn clip_from_vocab(vocab: &Path, merges: &Path) -> Result<tokenizers::Tokenizer>
     parsed(tokenizers::Tokenizer::from_bytes(form.to_string()), vocab)
 }
 
-/// The form of SentencePiece: a protocol buffer with pieces, scores and the table of the normaliser.
+/// Reads the form of SentencePiece: a protocol buffer with pieces, scores and the table of the normaliser.
 ///
 /// Source: `google/sentencepiece`, `src/sentencepiece_model.proto`.
 fn t5_from_pieces(path: &Path) -> Result<tokenizers::Tokenizer> {
@@ -390,7 +391,7 @@ fn t5_from_pieces(path: &Path) -> Result<tokenizers::Tokenizer> {
             _ => {}
         }
     }
-    // They are no part of the file: transformers puts them behind its pieces, the last one first.
+    // The file does not contain them: transformers appends them to its pieces, the last first.
     for i in (0..extra_ids(path)).rev() {
         let text = format!("<extra_id_{i}>");
         if !pieces.iter().any(|(piece, _)| *piece == text) {
@@ -424,7 +425,7 @@ enum Field<'a> {
     Bytes(&'a [u8]),
 }
 
-/// The fields of a message, by number; `None` once, where it is damaged.
+/// Iterates over the fields of a message with their numbers, and yields `None` once where the message is damaged.
 fn fields(mut bytes: &[u8]) -> impl Iterator<Item = Option<(u64, Field<'_>)>> {
     std::iter::from_fn(move || {
         if bytes.is_empty() {

@@ -1,4 +1,4 @@
-//! SigLIP's vision tower: a picture to states, one for each patch.
+//! SigLIP's vision tower: a picture to the states of its patches.
 //!
 //! Source: `transformers` 5.23.0, `models/siglip/modeling_siglip.py`, with the attention that it takes by default
 //! (`scaled_dot_product_attention`). Redux reads the states of all patches, so the head that pools them is left out.
@@ -64,7 +64,7 @@ const HEADS: [(i64, i64); 4] = [(768, 12), (1024, 16), (1152, 16), (1536, 16)];
 const IMAGE_SIZES: [i64; 4] = [224, 256, 384, 512];
 
 impl SiglipConfig {
-    /// `google/siglip-so400m-patch14-384`, which Redux reads.
+    /// Returns the sizes of `google/siglip-so400m-patch14-384`, whose states Redux reads.
     pub fn so400m() -> Self {
         Self {
             hidden_size: 1152,
@@ -78,12 +78,12 @@ impl SiglipConfig {
     }
 
     /// Reads the sizes from the tensors' shapes, by their official names; `shape` gives `None` for a name that the file
-    /// does not hold. Heads are those of the published model of this width, and so is the size of the pictures, where
-    /// one of them has so many patches: no shape says how many pixels are left over at its edges.
+    /// does not hold. The heads are those of the published model of this width. The size of the pictures is that of a
+    /// published model with as many patches, since no shape says how many pixels are left over at the edges.
     ///
     /// # Errors
-    /// [`Error::Config`] names the first tensor that is missing or misshapen, or says that no published model is so
-    /// wide.
+    /// [`Error::Config`] names the first tensor that is missing or misshapen, or says that no published model has this
+    /// width.
     pub fn from_shapes(shape: impl Fn(&str) -> Option<Vec<i64>>) -> Result<Self> {
         let patch = "vision_model.embeddings.patch_embedding.weight";
         let matrix = |name: &str| matrix("SigLIP vision model", &shape, name);
@@ -117,7 +117,7 @@ impl SiglipConfig {
     /// Reads a `config.json`, of the vision tower alone or of the whole SigLIP (`vision_config`).
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::File`], [`Error::Config`] where it is another model's.
+    /// [`Error::Io`], [`Error::File`], [`Error::Config`] where it belongs to another model.
     pub fn read(path: impl AsRef<std::path::Path>) -> Result<Self> {
         #[derive(Deserialize)]
         struct Whole {
@@ -137,13 +137,13 @@ impl SiglipConfig {
         }
     }
 
-    /// Patches of a picture, which are as many states.
+    /// Returns the count of patches of a picture, which is that of the states.
     pub fn patches(&self) -> i64 {
         (self.image_size / self.patch_size.max(1)).pow(2)
     }
 
-    /// A picture as the tower reads it, `[1, 3, image_size, image_size]` in f32 and −1..1: resized with Pillow's bicubic
-    /// filter, whatever its shape.
+    /// Returns a picture as the tower reads it, `[1, 3, image_size, image_size]` in f32 and −1..1: it is resized with Pillow's
+    /// bicubic filter, whatever its aspect ratio.
     ///
     /// Source: `transformers` 5.23.0, `models/siglip/image_processing_pil_siglip.py` with `image_processing_backends.py`
     /// (`PilBackend`) and `image_transforms.py`: bytes become f64 and are scaled, then f32 and shifted.
@@ -160,7 +160,7 @@ impl SiglipConfig {
     }
 }
 
-/// The MLP's activation, by its name in a configuration.
+/// Returns the MLP's activation, by its name in a configuration.
 fn activation(name: &str) -> Result<Activation> {
     match name {
         "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),

@@ -52,6 +52,33 @@ fn commands_of_the_documents_that_need_no_other_weights_run() {
     assert!(ran >= 18, "{ran}");
 }
 
+#[test]
+fn what_the_documents_link_to_and_name_is_there() {
+    let root = crate::support::root();
+    let (mut links, mut names) = (0, 0);
+    for document in documents() {
+        let text = fs::read_to_string(&document).unwrap();
+        let folder = document.parent().unwrap();
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if !link.contains("://") && !link.starts_with('#') {
+                links += 1;
+                let file = link.split('#').next().unwrap();
+                assert!(folder.join(file).exists(), "{}: {link}", document.display());
+            }
+        }
+        for name in text.split('`').skip(1).step_by(2) {
+            let folders =
+                ["scripts/", "tests/", "crates/", "src/", "fixtures/", "examples/", "docs/", "deploy/"];
+            let path = name.split_whitespace().next().unwrap_or_default();
+            if folders.iter().any(|folder| path.starts_with(folder)) && !path.contains(['*', '<', '{']) {
+                names += 1;
+                assert!(root.join(path).exists(), "{}: {path}", document.display());
+            }
+        }
+    }
+    assert!(links > 30 && names > 20, "{links} {names}");
+}
+
 fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {

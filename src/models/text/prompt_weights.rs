@@ -2,10 +2,10 @@
 //!
 //! Source of the rules: ComfyUI, `comfy/sd1_clip.py`, `token_weights` and `SDTokenizer.tokenize_with_weights`.
 
-/// A prompt in parts, as ComfyUI reads it. Each part is tokenised by itself: where one begins, a word begins.
+/// A prompt in parts with weights, as ComfyUI reads it. Each part is tokenised by itself, so a part begins with a new word.
 ///
-/// - `(text:1.3)` weighs 1.3, whatever is around it. The weight is what stands behind the last colon, where Python's
-///   `float` reads it as a number and the colon is not the first character of the group.
+/// - `(text:1.3)` weighs 1.3, whatever is around it. The weight follows the last colon. It counts where
+///   Python's `float` reads it as a number and the colon is not the first character of the group.
 /// - Any other group weighs 1.1 times what is around it: `((text))` weighs 1.21.
 /// - `\(` and `\)` are parentheses of the text. Any other backslash is text.
 /// - A group that is never closed is text, parentheses and all, unless the prompt ends with a parenthesis: then it ends
@@ -13,7 +13,7 @@
 /// - `embedding:NAME` at the beginning of a part or after whitespace is an embedding of textual inversion. There are none
 ///   for FLUX.1: it is left out of the text, as ComfyUI leaves out one that it does not find.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Weighted {
+pub struct WeightedPrompt {
     /// The parts that have a text, in the order of the prompt.
     pub parts: Vec<WeightedPart>,
     /// The names of the embeddings that were left out.
@@ -29,9 +29,9 @@ pub struct WeightedPart {
     pub weight: f64,
 }
 
-impl Weighted {
-    /// Reads a prompt by the rules of [`Weighted`]. Returns `None` for a prompt in which no group has a number behind its
-    /// last colon, which is text to the letter.
+impl WeightedPrompt {
+    /// Reads a prompt by the rules of [`WeightedPrompt`]. Returns `None` for a prompt in which no group has a number behind its
+    /// last colon: such a prompt is plain text.
     pub fn parse(prompt: &str) -> Option<Self> {
         let prompt = prompt.replace(r"\)", ESCAPED_CLOSE).replace(r"\(", ESCAPED_OPEN);
         let (segments, has_number) = segments(&prompt);
@@ -52,32 +52,32 @@ impl Weighted {
         Some(read)
     }
 
-    /// The first part whose weight is no finite number of 32 bits, with which no picture can be computed.
+    /// Returns the first part whose weight is no finite number of 32 bits, with which no picture can be computed.
     pub fn not_finite(&self) -> Option<&WeightedPart> {
         self.parts.iter().find(|part| !(part.weight as f32).is_finite())
     }
 
-    /// The parts whose weights are beyond [`Self::USUAL`] on either side of 0.
+    /// Returns the parts whose weights are above [`Self::USUAL`] or below its negative.
     pub fn unusual(&self) -> impl Iterator<Item = &WeightedPart> {
         self.parts.iter().filter(|part| part.weight.abs() > Self::USUAL)
     }
 
-    /// The largest weight that is in use. Beyond it, what T5 says of a part is led so far from all that the transformer was
-    /// trained on that pictures break; most often such a number was not meant as a weight, as in `(aspect ratio 16:9)`.
+    /// The largest weight in common use. With larger weights the states of T5 are so far from those of the training that
+    /// pictures break. Most often such a number was not meant as a weight, as in `(aspect ratio 16:9)`.
     pub const USUAL: f64 = 2.0;
 }
 
-/// Of a group without a number, times what is around it.
-const PLAIN: f64 = 1.1;
-/// ComfyUI's own marks of escaped parentheses.
+/// The factor of a group without a number.
+const GROUP_FACTOR: f64 = 1.1;
+/// The marks that ComfyUI uses for escaped parentheses.
 const ESCAPED_CLOSE: &str = "\0\u{1}";
 const ESCAPED_OPEN: &str = "\0\u{2}";
 
-/// The texts between the parentheses with their weights, and whether any group has a number.
+/// Returns the texts between the parentheses with their weights, and whether any group has a number.
 fn segments(prompt: &str) -> (Vec<(&str, f64)>, bool) {
     let closes = matching(prompt);
     let (mut segments, mut has_number) = (Vec::new(), false);
-    // The ranges that are left to read, each of which lies within the one before: begin, end, and weight.
+    // The ranges that are left to read, each within the range before it: begin, end, and weight.
     let mut open = vec![(0, prompt.len(), 1.0)];
     while let Some((begin, end, weight)) = open.pop() {
         if begin == end {
@@ -96,7 +96,7 @@ fn segments(prompt: &str) -> (Vec<(&str, f64)>, bool) {
                 has_number |= number.is_some();
                 match (colon, number) {
                     (Some(colon), Some(number)) if colon > inside => open.push((inside, colon, number)),
-                    _ => open.push((inside, inside_end, weight * PLAIN)),
+                    _ => open.push((inside, inside_end, weight * GROUP_FACTOR)),
                 }
             }
         }
@@ -104,7 +104,7 @@ fn segments(prompt: &str) -> (Vec<(&str, f64)>, bool) {
     (segments, has_number)
 }
 
-/// What a range begins with, and where the next item begins.
+/// The first item of a range, and where the next item begins.
 enum Item {
     Text { next: usize },
     Group { inside_end: usize, next: usize },
@@ -112,7 +112,7 @@ enum Item {
 
 fn next_item(prompt: &str, closes: &[usize], begin: usize, end: usize) -> Item {
     let bytes = &prompt.as_bytes()[..end];
-    // It falls below 0 after a parenthesis that closes nothing.
+    // The level is below 0 after a parenthesis that closes nothing.
     let mut level = 0;
     for (place, byte) in bytes.iter().enumerate().skip(begin) {
         match byte {
@@ -132,8 +132,8 @@ fn next_item(prompt: &str, closes: &[usize], begin: usize, end: usize) -> Item {
     Item::Text { next: end }
 }
 
-/// Of each opening parenthesis, where the level is first what it was before it; `usize::MAX` for one that stays open, and for
-/// all other bytes.
+/// Returns for each opening parenthesis the place of its closing parenthesis, and `usize::MAX` for those that stay open and
+/// for all other bytes.
 fn matching(prompt: &str) -> Vec<usize> {
     let (mut closes, mut open) = (vec![usize::MAX; prompt.len()], Vec::new());
     for (place, byte) in prompt.bytes().enumerate() {
@@ -152,7 +152,7 @@ fn matching(prompt: &str) -> Vec<usize> {
 
 const EMBEDDING: &str = "embedding:";
 
-/// The text before and between the embeddings that stand after whitespace. Each part but the first begins with one.
+/// Splits the text before each embedding that follows whitespace.
 fn split_embeddings(text: &str) -> Vec<&str> {
     let (mut parts, mut begin) = (Vec::new(), 0);
     for (place, _) in text.match_indices(EMBEDDING) {
@@ -165,13 +165,13 @@ fn split_embeddings(text: &str) -> Vec<&str> {
     parts
 }
 
-/// The text without the embedding at its beginning, and the name of that embedding, if there is one.
+/// Returns the text without the embedding at its beginning, and the name of that embedding, if there is one.
 fn without_embedding(text: &str) -> (String, Option<String>) {
     let mut words = text.strip_prefix(EMBEDDING).into_iter().flat_map(|rest| rest.split(is_python_space));
     let mut words = words.by_ref().filter(|word| !word.is_empty());
     let Some(name) = words.next() else { return (text.to_string(), None) };
     let mut rest = words.collect::<Vec<_>>().join(" ");
-    // What is no part of the name goes on as text: a tag in brackets, or commas.
+    // A tag in brackets and commas are no part of the name and stay text.
     let (name, tag) = name.split_at(name.find(['<', '[']).unwrap_or(name.len()));
     if !tag.is_empty() {
         rest = if rest.is_empty() { tag.to_string() } else { format!("{tag} {rest}") };
@@ -183,19 +183,19 @@ fn without_embedding(text: &str) -> (String, Option<String>) {
     (rest, Some(plain.to_string()))
 }
 
-/// Whether Python's `str.isspace` holds: Unicode's whitespace, and the four separators of ASCII.
+/// Returns what Python's `str.isspace` does: Unicode's whitespace and the four separators of ASCII count.
 fn is_python_space(letter: char) -> bool {
     letter.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&letter)
 }
 
-/// What Python's `float` makes of a text: also `1_000`, `.5`, `1.`, `inf`, `nan`, and the decimal digits of all scripts.
+/// Parses a number as Python's `float` does: also `1_000`, `.5`, `1.`, `inf`, `nan`, and the decimal digits of all scripts.
 fn python_float(text: &str) -> Option<f64> {
     let text = text.trim();
     let mut number = String::with_capacity(text.len());
     let mut letters = text.chars().map(|letter| decimal_digit(letter).unwrap_or(letter)).peekable();
     while let Some(letter) = letters.next() {
         if letter == '_' {
-            // It stands between two digits.
+            // Underscores are allowed between two digits.
             let digits = number.ends_with(|c: char| c.is_ascii_digit())
                 && letters.peek().is_some_and(char::is_ascii_digit);
             if !digits {
@@ -207,11 +207,11 @@ fn python_float(text: &str) -> Option<f64> {
             return None;
         }
     }
-    // Rust's grammar is Python's, but for the underscores.
+    // The grammars of Rust and Python differ only in the underscores.
     number.parse().ok()
 }
 
-/// The ASCII digit of a decimal digit of any script.
+/// Returns the ASCII digit for a decimal digit of any script.
 fn decimal_digit(letter: char) -> Option<char> {
     let code = u32::from(letter);
     let zero = ZEROS[..ZEROS.partition_point(|&zero| zero <= code)].last()?;
@@ -234,7 +234,7 @@ mod tests {
     use super::*;
 
     fn read(prompt: &str) -> Option<Vec<(String, f64)>> {
-        let parts = Weighted::parse(prompt)?.parts;
+        let parts = WeightedPrompt::parse(prompt)?.parts;
         Some(parts.into_iter().map(|part| (part.text, part.weight)).collect())
     }
 
@@ -334,7 +334,7 @@ mod tests {
 
     #[test]
     fn embeddings_are_left_out_and_named() {
-        let embeddings = |prompt: &str| Weighted::parse(prompt).unwrap().embeddings;
+        let embeddings = |prompt: &str| WeightedPrompt::parse(prompt).unwrap().embeddings;
         is_read_as("(embedding:dust:1.2) red", &[(" red", 1.0)]);
         assert_eq!(embeddings("(embedding:dust:1.2) red"), ["dust"]);
         is_read_as("a embedding:dust, red (b:1)", &[("a ", 1.0), (", red", 1.0), ("b", 1.0)]);
@@ -346,11 +346,11 @@ mod tests {
 
     #[test]
     fn weights_beyond_the_usual_and_without_a_value_are_told() {
-        let prompt = Weighted::parse("(a:2)(b:-2)(c:2.1)(d:-9)").unwrap();
+        let prompt = WeightedPrompt::parse("(a:2)(b:-2)(c:2.1)(d:-9)").unwrap();
         let unusual: Vec<_> = prompt.unusual().map(|part| part.text.as_str()).collect();
         assert_eq!((unusual, prompt.not_finite()), (vec!["c", "d"], None));
         for number in ["nan", "-inf", "1e39"] {
-            let prompt = Weighted::parse(&format!("(a:1)(b:{number})")).unwrap();
+            let prompt = WeightedPrompt::parse(&format!("(a:1)(b:{number})")).unwrap();
             assert_eq!(prompt.not_finite().unwrap().text, "b");
         }
     }

@@ -32,7 +32,7 @@ use std::time::Duration;
 use crate::error::{Error, HubProblem, Result};
 use crate::generation::{PartOverrides, Parts};
 use cache::Store;
-use client::Wire;
+use client::Client;
 use download::Download;
 use files::Plan;
 
@@ -181,10 +181,10 @@ impl Hub {
         if self.offline || (repository.commit().is_some() && cached.is_ok()) {
             return cached;
         }
-        let wire = Wire::new(self, repository)?;
+        let client = Client::new(self, repository);
         // Somebody without a network who has all that is needed should not have to wait.
         let retries = if cached.is_ok() { 0 } else { self.retries };
-        let listing = match wire.listing(retries, watch) {
+        let listing = match client.listing(retries, watch) {
             Err(Error::Hub { what, problem }) if problem.may_pass() && cached.is_ok() => {
                 tell(watch, Event::Stale { reason: &format!("{what}: {problem}") })?;
                 return cached;
@@ -195,7 +195,7 @@ impl Hub {
         let names: Vec<String> = listing.files.keys().cloned().collect();
         let (parts, needed) = plan(Path::new(&repository.to_string()), &snapshot, &names)?;
         let mut download =
-            Download { wire: &wire, store: &store, listing: &listing, retries: self.retries, watch };
+            Download { client: &client, store: &store, listing: &listing, retries: self.retries, watch };
         files::for_each(&snapshot, &needed, &mut |name| download.bring(name))?;
         // Only now, so that a branch never stands for a snapshot that is not yet whole.
         store.remember(&listing.commit)?;
@@ -277,8 +277,9 @@ impl Repository {
         is_commit(&self.revision).then_some(&*self.revision)
     }
 
-    fn at(&self, revision: &str) -> hf_hub::Repo {
-        hf_hub::Repo::with_revision(self.id.clone(), hf_hub::RepoType::Model, revision.to_string())
+    /// The name of its folder in the cache.
+    fn folder_name(&self) -> String {
+        format!("models--{}", self.id.replace('/', "--"))
     }
 }
 

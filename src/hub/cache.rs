@@ -20,7 +20,7 @@ pub(super) struct Store {
 
 impl Store {
     pub(super) fn new(hub: &Hub, repository: &Repository) -> Self {
-        let name = repository.at(&repository.revision).folder_name();
+        let name = repository.folder_name();
         Self {
             repository: repository.clone(),
             root: hub.cache.join(&name),

@@ -17,12 +17,15 @@ const MAX_LISTING: u64 = 64 << 20;
 /// The longest that the hub may make us wait before an error says when to come again.
 const MAX_WAIT: u64 = 60;
 
-/// The way to one repository.
-pub(super) struct Wire {
+/// Where the hub is unless [`Hub::endpoint`] says otherwise.
+const ENDPOINT: &str = "https://huggingface.co";
+
+/// Asks the hub for the files of one repository.
+pub(super) struct Client {
     agent: Agent,
-    api: hf_hub::api::sync::Api,
+    /// The hub's address, without a slash at its end.
+    endpoint: String,
     repository: Repository,
-    page: String,
     token: Option<String>,
 }
 
@@ -65,8 +68,8 @@ impl Hash {
     }
 }
 
-impl Wire {
-    pub(super) fn new(hub: &Hub, repository: &Repository) -> Result<Self, Error> {
+impl Client {
+    pub(super) fn new(hub: &Hub, repository: &Repository) -> Self {
         let agent = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
@@ -77,17 +80,8 @@ impl Wire {
             .timeout_per_write(Some(hub.timeout))
             .user_agent(concat!("tch-flux/", env!("CARGO_PKG_VERSION")))
             .build();
-        let mut api = hf_hub::api::sync::ApiBuilder::from_cache(hf_hub::Cache::new(hub.cache.clone()));
-        if let Some(endpoint) = &hub.endpoint {
-            api = api.with_endpoint(endpoint.clone());
-        }
-        let api = api.with_token(None).build().map_err(|e| Error::Hub {
-            what: repository.to_string(),
-            problem: HubProblem::Address { reason: e.to_string() },
-        })?;
-        let file = api.repo(repository.at("main")).url("");
-        let page = file.strip_suffix("/resolve/main/").unwrap_or(&file).to_string();
-        Ok(Self { agent: agent.into(), api, repository: repository.clone(), page, token: hub.token.clone() })
+        let endpoint = hub.endpoint.clone().unwrap_or_else(|| ENDPOINT.into());
+        Self { agent: agent.into(), endpoint, repository: repository.clone(), token: hub.token.clone() }
     }
 
     /// The commit that the revision is now, and its files.
@@ -108,9 +102,9 @@ impl Wire {
     }
 
     fn ask_for_listing(&self) -> Result<String, HubProblem> {
-        let request = self.api.repo(self.repository.at(&self.repository.revision)).info_request();
-        let url = request.uri_ref().ok_or_else(|| HubProblem::Address { reason: self.page.clone() })?;
-        let mut response = self.send(Method::Get { from: 0 }, format!("{url}?blobs=true"))?;
+        let Repository { id, revision } = &self.repository;
+        let url = format!("{}/api/models/{id}/revision/{}?blobs=true", self.endpoint, in_path(revision));
+        let mut response = self.send(Method::Get { from: 0 }, url)?;
         if !response.status().is_success() {
             return Err(self.refusal(&response));
         }
@@ -148,7 +142,12 @@ impl Wire {
     }
 
     fn address(&self, commit: &str, name: &str) -> String {
-        self.api.repo(self.repository.at(commit)).url(&encode(name))
+        format!("{}/resolve/{}/{}", self.page(), in_path(commit), encode(name))
+    }
+
+    /// The page of the repository, for people.
+    fn page(&self) -> String {
+        format!("{}/{}", self.endpoint, self.repository.id)
     }
 
     /// One question, and on to where the answers send us. The token goes to the hub alone: a redirect may lead to
@@ -162,7 +161,7 @@ impl Wire {
             };
             // Lengths and offsets are those of the file, not of something packed.
             let request = request.header("Accept-Encoding", "identity");
-            let is_home = origin(&url).eq_ignore_ascii_case(origin(&self.page));
+            let is_home = origin(&url).eq_ignore_ascii_case(origin(&self.page()));
             let request = match &self.token {
                 Some(token) if is_home => request.header("Authorization", format!("Bearer {token}")),
                 _ => request,
@@ -187,7 +186,7 @@ impl Wire {
         let token = self.token.is_some();
         let say = |name| header(response.headers(), name);
         match (response.status().as_u16(), say("x-error-code")) {
-            (_, Some("GatedRepo")) => HubProblem::Gated { page: self.page.clone(), token },
+            (_, Some("GatedRepo")) => HubProblem::Gated { page: self.page(), token },
             (_, Some("RepoNotFound")) => HubProblem::NotFound { token },
             (_, Some("RevisionNotFound")) => HubProblem::NoRevision,
             (_, Some("EntryNotFound")) => HubProblem::NoFile,
@@ -330,6 +329,11 @@ fn follow(url: &str, location: &str) -> Result<String, HubProblem> {
         _ if location.starts_with('/') => Ok(format!("{}{location}", origin(url))),
         _ => Err(HubProblem::Answer { reason: format!("a redirect to {location:?}") }),
     }
+}
+
+/// A revision as one part of an address.
+fn in_path(revision: &str) -> String {
+    encode(revision).replace('/', "%2F")
 }
 
 /// A name as part of an address.

@@ -11,7 +11,7 @@ use ureq::Body;
 use ureq::http::Response;
 
 use super::cache::Store;
-use super::client::{Hash, Listed, Listing, Patience, Wire};
+use super::client::{Client, Hash, Listed, Listing, Patience};
 use super::{Event, tell};
 use crate::error::{Error, HubProblem, Result};
 
@@ -19,7 +19,7 @@ const PIECE: usize = 1 << 18;
 
 /// A commit on its way into the cache.
 pub(super) struct Download<'a> {
-    pub(super) wire: &'a Wire,
+    pub(super) client: &'a Client,
     pub(super) store: &'a Store,
     pub(super) listing: &'a Listing,
     pub(super) retries: u32,
@@ -65,7 +65,7 @@ impl Download<'_> {
             if let Listed { size: Some(size), hash: Some(hash) } = listed {
                 return Ok(Goal { name, size, hash });
             }
-            match self.wire.look(&self.listing.commit, name) {
+            match self.client.look(&self.listing.commit, name) {
                 Ok(Listed { size: Some(size), hash: Some(hash) }) => return Ok(Goal { name, size, hash }),
                 Ok(_) => {
                     let reason = "neither the list nor the file's headers say its size and hash".into();
@@ -123,7 +123,7 @@ impl Download<'_> {
 
     /// Reads as much of the rest as one answer gives.
     fn pull(&mut self, goal: &Goal, partial: &mut Partial) -> Result<()> {
-        let answer = self.wire.get(&self.listing.commit, goal.name, partial.have);
+        let answer = self.client.get(&self.listing.commit, goal.name, partial.have);
         let response = answer.map_err(|problem| self.error(goal.name, problem))?;
         match response.status().as_u16() {
             206 => {

@@ -66,14 +66,15 @@ export async function drawn(page) {
 export async function draw(page, prompt) {
   await page.fill("#prompt", prompt);
   // Observed from before it begins: a small picture may be there sooner than anything that asks from time to time.
-  const busy = page.evaluate(() => {
-    const draw = document.querySelector("#draw");
-    return new Promise((resolve) => {
-      new MutationObserver((_, observer) => resolve(observer.disconnect())).observe(draw, { attributeFilter: ["aria-disabled"] });
+  await page.evaluate(() => {
+    window.begun = new Promise((resolve) => {
+      new MutationObserver((_, observer) => resolve(observer.disconnect())).observe(document.querySelector("#draw"), {
+        attributeFilter: ["aria-disabled"],
+      });
     });
   });
   await page.keyboard.press("Control+Enter");
-  await busy;
+  await page.evaluate(() => window.begun);
 }
 
 /** The facts beneath the picture, by their names. */

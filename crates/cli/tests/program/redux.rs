@@ -169,7 +169,9 @@ fn what_cannot_be_read_is_refused_and_the_pipeline_still_draws() {
         let mut pipeline = Pipeline::open(parts, Settings::default()).unwrap();
         let request = circle().redux(Redux::new(vec![picture(1, 64, 48)]));
         let text = match pipeline.generate(&request, &mut |_| ControlFlow::Continue(())) {
-            Err(error @ (Error::UnnamedPart { .. } | Error::File { .. })) => error.to_string(),
+            Err(error @ (Error::UnnamedPart { .. } | Error::Config(_) | Error::File { .. })) => {
+                error.to_string()
+            }
             other => panic!("{other:?}"),
         };
         assert_eq!(draw(&mut pipeline, &circle()).len(), 1);

@@ -168,7 +168,7 @@ fn expand(prefix: &[String], rest: &str, paths: &mut Vec<Vec<String>>) {
         return;
     }
     let name: String = rest.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
-    let path = [prefix, &[name.clone()]].concat();
+    let path = [prefix, std::slice::from_ref(&name)].concat();
     match rest[name.len()..].strip_prefix("::") {
         Some(rest) => expand(&path, rest, paths),
         None => paths.push(path),

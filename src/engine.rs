@@ -152,7 +152,7 @@ pub trait Worker: Send + 'static {
     /// Whether the pictures of both requests may be drawn in one batch.
     fn alike(&self, one: &Request, other: &Request) -> bool;
     /// Draws the pictures of all requests. Calls `on_progress` with the index of the request that the progress is of; where it
-    /// returns [`ControlFlow::Break`](std::ops::ControlFlow::Break), that request ends with [`Error::Cancelled`].
+    /// returns [`ControlFlow::Break`], that request ends with [`Error::Cancelled`].
     ///
     /// # Errors
     /// The outer error is one for all requests; the inner ones are those of a request.

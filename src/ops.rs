@@ -2,8 +2,8 @@
 //!
 //! The models are written once over these. Each has an exact form, the official operations in the official order, bit for
 //! bit, and a fast one that may fuse and reorder; against an f64 reference the fast one's error is at most 1.1 times
-//! that of the exact one. Which of them runs is chosen in one place: a model's `set_numerics`, or [`with_numerics`] for
-//! a layer that is used alone.
+//! that of the exact one. Which of them runs is chosen in one place: a model's `set_numerics`, or
+//! [`with_numerics`](crate::numerics::with_numerics) for a layer that is used alone.
 //!
 //! The fast form runs on the CPU in f32 and bf16 ([`cpu`]), and on other devices in f32, bf16 and f16: on CUDA with
 //! kernels of our own ([`cuda`]), elsewhere, and where these cannot be had, with libtorch's operations. Everything else,

@@ -132,8 +132,7 @@ fn definition() -> clap::Command {
         })
     });
     let command = command.mut_subcommand("serve", serve::with_environment);
-    let command = command.mut_subcommand("serve", |command| command.mut_args(serve::with_heading));
-    command
+    command.mut_subcommand("serve", |command| command.mut_args(serve::with_heading))
 }
 
 #[cfg(test)]

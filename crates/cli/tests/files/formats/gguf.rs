@@ -184,7 +184,7 @@ fn a_base_gives_nothing_that_is_there_and_nothing_of_the_blocks() {
     let (_, vs) = flux1(&params);
     let found = mismatch(damaged.load(&vs, LoadOptions::default()));
     assert_eq!(found.missing, [lost]);
-    assert!(!found.to_string().contains("need a base"), "{found}");
+    assert!(!found.to_string().contains("needs a base"), "{found}");
 }
 
 #[test]
@@ -194,7 +194,7 @@ fn a_finetune_without_a_base_is_refused_with_what_is_missing_and_what_to_name() 
     let (_, vs) = flux1(&params);
     let found = mismatch(finetune.load(&vs, LoadOptions::default()));
     assert_eq!(found.missing.len(), OUTSIDE.len());
-    assert!(found.to_string().contains("need a base"), "{found}");
+    assert!(found.to_string().contains("needs a base"), "{found}");
     let sizes = Flux1Params::from_shapes(|name| finetune.shape(name)).unwrap_err().to_string();
     assert!(sizes.contains("img_in.weight") && sizes.contains("needs a base"), "{sizes}");
 }

@@ -10,8 +10,8 @@
 //! # Ok::<(), tch_flux::Error>(())
 //! ```
 //!
-//! Addresses and the names of folders are those of the crate `hf-hub`. The transfer is our own, since that crate goes on
-//! with a broken file without looking at the answer, compares no hashes, and waits for no server.
+//! Addresses and the names of folders are those of Python's `huggingface_hub`. The transfer is our own, since the crate for it
+//! goes on with a broken file without looking at the answer, compares no hashes, and waits for no server.
 //!
 //! In the cache a file lies as `models--OWNER--NAME/blobs/HASH`, and its name in `snapshots/COMMIT/` is a link there;
 //! `refs/` says which commit a branch was. A file that is still coming is `HASH.incomplete`: it gets its name when its

@@ -198,7 +198,7 @@ impl Decoded {
 }
 
 impl Image {
-    /// Reads a PNG, a JPEG, or with the feature `codecs` a WebP, whatever its name is: eight bits a channel, set upright as
+    /// Reads a PNG, a JPEG or a WebP, whatever its name is: eight bits a channel, set upright as
     /// EXIF says, on white where it is transparent; and the texts of the file.
     ///
     /// # Errors
@@ -231,7 +231,7 @@ impl Image {
 }
 
 impl Mask {
-    /// Reads a PNG, a JPEG, or with the feature `codecs` a WebP: what is light in it is chosen.
+    /// Reads a PNG, a JPEG or a WebP: what is light in it is chosen.
     ///
     /// # Errors
     /// As [`Image::read`]; [`Error::File`] for one with transparent pixels, which some take for what is chosen and others for

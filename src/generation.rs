@@ -3,6 +3,7 @@
 //! prompt → tokens → text states → noise and positions → times → velocity steps → latents → pixels.
 
 mod batch;
+mod batch_key;
 mod configs;
 mod control;
 mod damage;

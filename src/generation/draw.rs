@@ -8,23 +8,22 @@ use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
 
 use super::batch::{Batch, BatchItem};
+use super::batch_key::BatchKey;
 use super::edit::EditConditions;
-use super::ip_adapter::{ImageEmbeds, IpAdapterKey};
+use super::ip_adapter::ImageEmbeds;
 use super::preview::Previewer;
 use super::prompts::Text;
 use super::resident::{self, Resident};
 use super::{
-    Control, ControlPreprocess, Edit, Generated, IpAdapterImage, Offload, OnProgress, Phase, Pipeline,
-    Progress, Request, Role,
+    ControlPreprocess, Edit, Generated, Offload, OnProgress, Phase, Pipeline, Progress, Request, Role,
 };
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::models::Model;
 use crate::models::autoencoder::AnyAutoEncoder;
-use crate::models::flux1::StepCache;
 use crate::numerics::{self, Numerics};
-use crate::sampling::{self, Sampler, Schedule, Solver, unpack};
+use crate::sampling::{self, Schedule, Solver, unpack};
 use crate::shim;
 
 /// Tokens that a step computes together at most: measured, more are no faster.
@@ -70,55 +69,6 @@ impl Times {
 
 /// A picture's place, its latent, and how many calls of the model were skipped of how many.
 type Drawn = (usize, Tensor, (usize, usize));
-
-/// What pictures that are computed together have in common.
-#[derive(Debug, PartialEq)]
-struct BatchKey {
-    size: (i64, i64),
-    steps: Option<usize>,
-    sampler: Option<Sampler>,
-    schedule: Option<Schedule>,
-    cache: Option<StepCache>,
-    text: Option<usize>,
-    true_cfg_scale: Option<f64>,
-    /// Pictures of Redux whose tokens stand behind the text.
-    redux: Option<usize>,
-    edit: Option<EditKey>,
-    controls: Vec<(usize, f64, Option<i64>, f64, f64)>,
-    pictured: Vec<IpAdapterKey>,
-}
-
-/// The same of the pictures that they begin with.
-#[derive(Debug, PartialEq)]
-struct EditKey {
-    strength: f64,
-    role: Option<Role>,
-    mask: bool,
-    references: Vec<(u32, u32)>,
-}
-
-impl BatchKey {
-    fn of(request: &Request) -> Self {
-        Self {
-            size: (request.width, request.height),
-            steps: request.steps,
-            sampler: request.sampler,
-            schedule: request.schedule.clone(),
-            cache: request.cache,
-            text: request.max_sequence_length,
-            true_cfg_scale: request.scale(),
-            redux: request.redux.as_ref().map(|redux| redux.blocks()),
-            edit: request.edit.as_ref().map(|edit| EditKey {
-                strength: edit.strength,
-                role: edit.role,
-                mask: edit.mask.is_some(),
-                references: edit.images.iter().map(|image| edit.reference_size(image)).collect(),
-            }),
-            controls: request.controls.iter().map(Control::shape).collect(),
-            pictured: request.pictured.iter().map(IpAdapterImage::shape).collect(),
-        }
-    }
-}
 
 /// How the requests fare: each goes on until an error of its own.
 struct Jobs<'a> {

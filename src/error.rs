@@ -4,6 +4,7 @@ mod file;
 mod hint;
 #[cfg(feature = "hub")]
 mod hub;
+mod parameter;
 mod tensors;
 
 use std::io;
@@ -13,6 +14,7 @@ pub use file::FileProblem;
 pub use hint::Hint;
 #[cfg(feature = "hub")]
 pub use hub::HubProblem;
+pub use parameter::ParameterProblem;
 pub(crate) use tensors::OUTSIDE_THE_BLOCKS;
 pub use tensors::{Mismatch, Unplaced};
 
@@ -164,6 +166,10 @@ pub enum Error {
     #[error("{0}")]
     Request(String),
 
+    /// A parameter of a request that cannot be as it is.
+    #[error("{0}")]
+    Parameter(Box<ParameterProblem>),
+
     /// The caller asked to stop.
     #[error("cancelled")]
     Cancelled,
@@ -236,6 +242,12 @@ fn bytes(count: u64) -> String {
 /// Hints as the end of a sentence.
 fn in_words(hints: &[Hint]) -> String {
     hints.iter().map(|hint| format!("; {hint}")).collect()
+}
+
+impl From<ParameterProblem> for Error {
+    fn from(problem: ParameterProblem) -> Self {
+        Self::Parameter(Box::new(problem))
+    }
 }
 
 impl Error {

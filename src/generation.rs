@@ -12,6 +12,7 @@ mod draw;
 mod edit;
 mod ip_adapter;
 mod memory;
+pub mod params;
 mod parts;
 mod plan;
 mod preview;
@@ -43,12 +44,13 @@ pub use denoise::{Conditions, denoise};
 pub use draw::OnTogether;
 pub use ip_adapter::IpAdapterImage;
 pub use memory::Memory;
+pub use params::Request;
 #[cfg(feature = "hub")]
 pub(crate) use parts::{MODEL_INDEX, Part, SCHEDULER};
 pub use parts::{PartOverrides, Parts, PreviewBy};
 pub use plan::Plan;
 pub use redux::{Redux, ReduxImage, ReduxMix};
-pub use request::{ControlPreprocess, Edit, Request, Role, Variation};
+pub use request::{ControlPreprocess, Edit, Role, Variation};
 
 use crate::checkpoint::lora::{Lora, Model, Placed};
 use crate::checkpoint::{Access, Checkpoint};

@@ -23,6 +23,7 @@
 //! | [`numerics`] | exact or fast, cancellation, and the memory and threads of the operations |
 //! | `shim` | what libtorch has and tch lacks |
 //! | `error` | every error, typed |
+//! | `choice` | enums whose values have names |
 //!
 //! Each uses only what stands below it in this table, which a test holds against the sources. Models do not know files, and
 //! `checkpoint` knows no model: `generation`, `convert` and `parity` bring them together.
@@ -32,6 +33,7 @@
 #[cfg(test)]
 mod borders;
 pub mod checkpoint;
+mod choice;
 mod config;
 pub mod convert;
 pub mod engine;
@@ -54,7 +56,7 @@ mod shim;
 
 #[cfg(feature = "hub")]
 pub use error::HubProblem;
-pub use error::{Error, FileProblem, Hint, Mismatch, Result, Unplaced};
+pub use error::{Error, FileProblem, Hint, Mismatch, ParameterProblem, Result, Unplaced};
 
 #[cfg(doctest)]
 #[doc = include_str!("../docs/embedding.md")]

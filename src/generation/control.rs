@@ -9,7 +9,7 @@ use super::edit::CANNY;
 use super::resident::{self, Resident};
 use super::{Pipeline, Request, Settings, Weights, configs};
 use crate::checkpoint::{Access, Checkpoint, Family};
-use crate::error::{Error, Result};
+use crate::error::{Error, ParameterProblem, Result};
 use crate::image::Image;
 use crate::math;
 use crate::models::Model;
@@ -47,10 +47,8 @@ impl Control {
             return wrong("a ControlNet's strength must be a finite number".into());
         }
         if !(0.0 <= self.start && self.start < self.end && self.end <= 1.0) {
-            let (start, end) = (self.start, self.end);
-            return wrong(format!(
-                "a ControlNet runs from {start} to {end}: it must be within 0 and 1, forwards"
-            ));
+            let text = "{control_end} {} must be above {control_start} {}, and both within 0 and 1";
+            return Err(ParameterProblem::new("control_end", text, &[&self.end, &self.start]).into());
         }
         Ok(())
     }

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
 
 use super::batch::{Batch, BatchItem};
-use super::batch_key::BatchKey;
 use super::edit::EditConditions;
 use super::ip_adapter::ImageEmbeds;
 use super::preview::Previewer;
@@ -350,7 +349,7 @@ impl Pipeline {
 
     /// Whether two requests can be drawn together.
     pub fn alike(&self, one: &Request, other: &Request) -> bool {
-        BatchKey::of(&self.complete(one)) == BatchKey::of(&self.complete(other))
+        self.complete(one).shares_batch_with(&self.complete(other))
     }
 
     /// Tokens of a picture, and of its text with what stands behind it.
@@ -420,12 +419,14 @@ impl Pipeline {
 
     /// The drawings that are computed together, by their places.
     fn groups(&self, drawings: &[Drawing]) -> Vec<Vec<usize>> {
-        let mut groups: Vec<(BatchKey, usize, Vec<usize>)> = Vec::new();
+        let mut groups: Vec<(&Request, usize, Vec<usize>)> = Vec::new();
         for (i, Drawing { request, .. }) in drawings.iter().enumerate() {
-            let shape = BatchKey::of(request);
-            match groups.iter_mut().find(|(other, most, group)| *other == shape && group.len() < *most) {
+            let fits = |(other, most, group): &&mut (&Request, usize, Vec<usize>)| {
+                group.len() < *most && other.shares_batch_with(request)
+            };
+            match groups.iter_mut().find(fits) {
                 Some((_, _, group)) => group.push(i),
-                None => groups.push((shape, self.together(request), vec![i])),
+                None => groups.push((request, self.together(request), vec![i])),
             }
         }
         groups.into_iter().map(|(_, _, group)| group).collect()

@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use tch::Kind;
 
 use crate::error::{Error, Result};
-use crate::generation::{
-    ControlPreprocess, Generated, LoraFile, Parts, Pipeline, ReduxMix, Request, Role, Variation,
-};
+use crate::generation::params::EditSettings;
+use crate::generation::{Generated, LoraFile, Parts, Pipeline, ReduxMix, Request, Role, Variation};
 use crate::numerics::{Numerics, Quantize};
 
 /// The key of our own text in a PNG.
@@ -73,32 +72,16 @@ pub struct EditRecord {
     /// Pixels that were drawn around the picture: left, top, right, bottom.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pad: Option<[u32; 4]>,
-    /// See [`Edit::strength`](crate::generation::Edit::strength).
-    pub strength: f64,
-    /// See [`Edit::role`](crate::generation::Edit::role).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub role: Option<Role>,
-    /// See [`Edit::keep_size`](crate::generation::Edit::keep_size).
-    #[serde(default)]
-    pub keep_size: bool,
-    /// See [`Edit::follow`](crate::generation::Edit::follow).
-    #[serde(default, alias = "canny", deserialize_with = "follow")]
-    pub follow: ControlPreprocess,
+    /// What was said of them.
+    #[serde(flatten)]
+    pub settings: EditSettings,
 }
 
-/// As its word, or as older pictures have it: whether it is the edges.
-fn follow<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<ControlPreprocess, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Either {
-        Canny(bool),
-        ControlPreprocess(ControlPreprocess),
+impl EditRecord {
+    /// Of pictures without names.
+    pub fn new(settings: EditSettings) -> Self {
+        Self { images: Vec::new(), mask: None, pad: None, settings }
     }
-    Ok(match Either::deserialize(deserializer)? {
-        Either::Canny(true) => ControlPreprocess::Canny,
-        Either::Canny(false) => ControlPreprocess::Picture,
-        Either::ControlPreprocess(follow) => follow,
-    })
 }
 
 /// The pictures that a drawing was made to look like, by their files.
@@ -205,15 +188,7 @@ impl Provenance {
                 literal: picture.request.literal && picture.request.has_weights(),
                 ..picture.request.clone()
             },
-            edit: picture.request.edit.as_deref().map(|edit| EditRecord {
-                images: Vec::new(),
-                mask: None,
-                pad: None,
-                strength: edit.strength,
-                role: edit.role,
-                keep_size: edit.keep_size,
-                follow: edit.follow,
-            }),
+            edit: picture.request.edit.as_deref().map(|edit| EditRecord::new(edit.settings())),
             redux: picture.request.redux.as_deref().map(|redux| ReduxRecord {
                 images: redux
                     .images
@@ -261,8 +236,9 @@ impl Provenance {
         let variation = request.variation.map_or(String::new(), |Variation { seed, strength }| {
             format!("Variation seed: {seed}, Variation seed strength: {strength}, ")
         });
-        let start = edit.as_ref().filter(|edit| matches!(edit.role, None | Some(Role::Start)));
-        let strength = start.map_or(String::new(), |edit| format!("Denoising strength: {}, ", edit.strength));
+        let start = edit.as_ref().filter(|edit| matches!(edit.settings.role, None | Some(Role::Start)));
+        let strength =
+            start.map_or(String::new(), |edit| format!("Denoising strength: {}, ", edit.settings.strength));
         format!(
             "{}{negative}\nSteps: {steps}, Sampler: {}, CFG scale: {cfg}, {guidance}{strength}Seed: {seed}, \
              Size: {width}x{height}, Model: {model}, {variation}Version: tch-flux {version}",
@@ -275,6 +251,7 @@ impl Provenance {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::generation::ControlPreprocess;
 
     #[test]
     fn what_is_followed_is_read_from_older_pictures_too() {
@@ -285,7 +262,7 @@ mod tests {
             (r#", "canny": true"#, ControlPreprocess::Canny),
             (r#", "follow": "depth""#, ControlPreprocess::Depth),
         ] {
-            assert_eq!(begun(more).unwrap().follow, follow, "{more}");
+            assert_eq!(begun(more).unwrap().settings.follow, follow, "{more}");
         }
         let depth = begun(r#", "follow": "depth""#).unwrap();
         assert_eq!(

@@ -3,13 +3,13 @@
 //! SigLIP reads each, an embedder makes tokens of its states, and those stand behind T5's. With one picture of strength 1
 //! that is the official code (`black-forest-labs/flux` at 802fb47, `src/flux/sampling.py`, `prepare_redux`).
 
-use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::prompts::Encoded;
 use super::resident::Resident;
 use super::{Pipeline, Request};
-use crate::error::{Error, Result};
+use crate::choice::choice;
+use crate::error::{Error, ParameterProblem, Result};
 use crate::image::Image;
 use crate::math;
 use crate::models::vision::{ReduxConfig, ReduxImageEncoder, SiglipConfig, SiglipVision};
@@ -32,18 +32,18 @@ impl ReduxImage {
     }
 }
 
-/// How tokens of several pictures, and of the text, come together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ReduxMix {
-    /// Behind the text, one picture after the other: the official code with one picture, and what ComfyUI's style models
-    /// do with several, and with their strengths ("multiply").
-    #[default]
-    Append,
-    /// Each picture behind the text, all of that times its strength, and the sum over the pictures; of the pooled text
-    /// the sum of its multiples. So diffusers 0.42.1 does it, `pipelines/flux/pipeline_flux_prior_redux.py`, with
-    /// `prompt_embeds_scale` and `pooled_prompt_embeds_scale`. The sequence is as long as with one picture.
-    Sum,
+choice! {
+    /// How tokens of several pictures, and of the text, come together.
+    #[derive(Default)]
+    pub enum ReduxMix {
+        /// Behind the text, one picture after the other: the official code with one picture, and what ComfyUI's style models
+        /// do with several, and with their strengths ("multiply").
+        Append = "append", default;
+        /// Each picture behind the text, all of that times its strength, and the sum over the pictures; of the pooled text
+        /// the sum of its multiples. So diffusers 0.42.1 does it, `pipelines/flux/pipeline_flux_prior_redux.py`, with
+        /// `prompt_embeds_scale` and `pooled_prompt_embeds_scale`. The sequence is as long as with one picture.
+        Sum = "sum";
+    }
 }
 
 /// Pictures that a drawing shall look like, with its prompt or without one.
@@ -74,11 +74,20 @@ impl Redux {
             return wrong("strengths of Redux must be finite numbers");
         }
         if self.mix == ReduxMix::Append && self.images.iter().any(|image| image.pooled != 1.0) {
-            return wrong("only a sum of Redux pictures has multiples of the pooled text");
+            let text = "{pooled_prompt_embeds_scale} is for a sum: set {redux_mix} to `sum`, or leave it out";
+            return Err(ParameterProblem::new("pooled_prompt_embeds_scale", text, &[]).into());
         }
-        let mut texts = prompts.iter().map(String::as_str).chain(prompt_2);
-        if self.without_text && texts.any(|text| !text.is_empty()) {
-            return wrong("Redux without text reads no prompt: leave it empty");
+        let is_read = |text: &str| self.without_text && !text.is_empty();
+        let not_read = if prompts.iter().any(|prompt| is_read(prompt)) {
+            Some(("prompts", "{prompts} is not read with {redux_without_text}: leave one of both out"))
+        } else if prompt_2.is_some_and(is_read) {
+            Some(("prompt_2", "{prompt_2} is not read with {redux_without_text}: leave one of both out"))
+        } else {
+            None
+        };
+        match not_read {
+            Some((key, text)) => return Err(ParameterProblem::new(key, text, &[]).into()),
+            None => {}
         }
         Ok(())
     }

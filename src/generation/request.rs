@@ -1,36 +1,34 @@
 //! What is asked of a pipeline.
 
 use std::collections::hash_map::RandomState;
-use std::fmt;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Control, IpAdapterImage};
-use crate::error::{Error, Result};
+use super::params::EditSettings;
+use super::{Control, IpAdapterImage, Request};
+use crate::choice::choice;
+use crate::error::{Error, ParameterProblem, Result};
 use crate::generation::Redux;
 use crate::image::{Image, Mask};
 use crate::models::flux1::StepCache;
 use crate::models::text::WeightedPrompt;
 use crate::sampling::{Sampler, Schedule};
 
-/// The longest side of a picture, in pixels.
-const MAX_SIDE: i64 = 16_384;
-
-/// How pictures come into a drawing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// It is noised and drawn anew from there: image-to-image, and with a mask inpainting. Any model that draws from text
-    /// does it.
-    Start,
-    /// Its patches stand beside those that are drawn, for Kontext to look at.
-    Reference,
-    /// What a mask has not chosen is seen by Fill, which draws the rest.
-    Fill,
-    /// Edges or depths, which the models of Canny and Depth follow.
-    Control,
+choice! {
+    /// How pictures come into a drawing.
+    pub enum Role {
+        /// It is noised and drawn anew from there: image-to-image, and with a mask inpainting. Any model that draws from text
+        /// does it.
+        Start = "start";
+        /// Its patches stand beside those that are drawn, for Kontext to look at.
+        Reference = "reference";
+        /// What a mask has not chosen is seen by Fill, which draws the rest.
+        Fill = "fill";
+        /// Edges or depths, which the models of Canny and Depth follow.
+        Control = "control";
+    }
 }
 
 impl Role {
@@ -40,28 +38,17 @@ impl Role {
     }
 }
 
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str(match self {
-            Self::Start => "start",
-            Self::Reference => "reference",
-            Self::Fill => "fill",
-            Self::Control => "control",
-        })
+choice! {
+    /// What of a picture a drawing follows.
+    #[derive(Default)]
+    pub enum ControlPreprocess {
+        /// The picture as it is: edges or depths already.
+        Picture = "picture", default;
+        /// Its edges as OpenCV's Canny finds them, on which Canny-dev was trained.
+        Canny = "canny";
+        /// How far away its pixels are, as [`Parts::depth`](super::Parts::depth) says, on which Depth-dev was trained.
+        Depth = "depth";
     }
-}
-
-/// What of a picture a drawing follows.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ControlPreprocess {
-    /// The picture as it is: edges or depths already.
-    #[default]
-    Picture,
-    /// Its edges as OpenCV's Canny finds them, on which Canny-dev was trained.
-    Canny,
-    /// How far away its pixels are, as [`Parts::depth`](super::Parts::depth) says, on which Depth-dev was trained.
-    Depth,
 }
 
 /// Pictures that a request begins with.
@@ -99,11 +86,18 @@ impl Edit {
         }
     }
 
+    /// Returns what is said of the pictures.
+    pub fn settings(&self) -> EditSettings {
+        let Self { strength, role, keep_size, follow, .. } = *self;
+        EditSettings { strength, role, keep_size, follow }
+    }
+
     fn check(&self) -> Result<()> {
         let wrong = |text: String| Err(Error::Request(text));
         let Some(first) = self.images.first() else { return wrong("no picture to begin with".into()) };
         if !(self.strength > 0.0 && self.strength <= 1.0) {
-            return wrong(format!("strength {} is not above 0 and at most 1", self.strength));
+            let rest = format!(" must be a number above 0 and at most 1, not {}", self.strength);
+            return Err(ParameterProblem::of_value("strength", rest).into());
         }
         if let Some(mask) = &self.mask
             && (mask.width, mask.height) != (first.width, first.height)
@@ -131,104 +125,10 @@ pub struct Variation {
     pub strength: f64,
 }
 
-/// What is to be drawn. What is `None` is taken from the model's variant.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Request {
-    /// One picture, or `num_images` of them, for each.
-    pub prompts: Vec<String>,
-    /// What T5 reads in place of the prompt, which CLIP alone reads then.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub prompt_2: Option<String>,
-    /// Reads the prompts to the letter, `(word:1.3)` too. Otherwise a prompt in which a group has a number, be it
-    /// `prompts`, `prompt_2` or `negative_prompt`, is read as [`WeightedPrompt`].
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub literal: bool,
-    /// Pixels, a multiple of 16.
-    pub width: i64,
-    /// Pixels, a multiple of 16.
-    pub height: i64,
-    /// Steps from noise to picture.
-    pub steps: Option<usize>,
-    /// How a step is made; `None` takes what the model's folder says ([`Parts::scheduler`](super::Parts::scheduler)), else
-    /// [`Sampler::Euler`], as pictures that say nothing were drawn.
-    #[serde(default = "euler")]
-    pub sampler: Option<Sampler>,
-    /// At which times; `None` takes what the model's folder says, else the variant's: linear for schnell, shifted for the
-    /// others.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub schedule: Option<Schedule>,
-    /// Steps that are not computed whole; `None` computes all.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cache: Option<StepCache>,
-    /// Guidance strength, for models that were distilled for it.
-    pub guidance: Option<f64>,
-    /// What the picture shall not show: with [`Request::true_cfg_scale`], and at twice the work.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub negative_prompt: Option<String>,
-    /// How far each velocity is led away from the negative prompt's; above 1, else there is none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub true_cfg_scale: Option<f64>,
-    /// The pictures that it begins with.
-    #[serde(skip)]
-    pub edit: Option<Arc<Edit>>,
-    /// The pictures that it shall look like.
-    #[serde(skip)]
-    pub redux: Option<Arc<Redux>>,
-    /// The pictures that ControlNets follow; each adds to what the others say.
-    #[serde(skip)]
-    pub controls: Vec<Control>,
-    /// Pictures that it shall be like, each brought in by an IP-Adapter.
-    #[serde(skip)]
-    pub pictured: Vec<IpAdapterImage>,
-    /// The first picture's noise; the following ones count on from it.
-    pub seed: u64,
-    /// Leads each picture's noise a part of the way towards another one's.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub variation: Option<Variation>,
-    /// Pictures of each prompt.
-    pub num_images: usize,
-    /// Tokens of T5, padding included.
-    pub max_sequence_length: Option<usize>,
-    /// Draws bf16 noise as torch up to 2.11 did.
-    #[serde(default)]
-    pub legacy_noise: bool,
-    /// Small pictures on the way, evenly spaced over the steps of each picture. They change no bit of it. The autoencoder
-    /// makes them of the latent's means, or what [`Parts::preview`](super::Parts::preview) names, of the latent.
-    #[serde(skip)]
-    pub previews: usize,
-}
-
-fn euler() -> Option<Sampler> {
-    Some(Sampler::Euler)
-}
-
 impl Request {
     /// One picture of the prompt, with the model's own settings.
     pub fn new(prompt: impl Into<String>, width: i64, height: i64) -> Self {
-        Self {
-            prompts: vec![prompt.into()],
-            prompt_2: None,
-            literal: false,
-            width,
-            height,
-            steps: None,
-            sampler: None,
-            schedule: None,
-            cache: None,
-            guidance: None,
-            negative_prompt: None,
-            true_cfg_scale: None,
-            edit: None,
-            redux: None,
-            controls: Vec::new(),
-            pictured: Vec::new(),
-            seed: 0,
-            variation: None,
-            num_images: 1,
-            max_sequence_length: None,
-            legacy_noise: false,
-            previews: 0,
-        }
+        Self { prompts: vec![prompt.into()], width, height, ..Self::blank() }
     }
 
     /// Sets the steps from noise to picture.
@@ -398,8 +298,13 @@ impl Request {
         Ok(())
     }
 
+    /// Whether there is true classifier-free guidance, which reads the negative prompt.
+    pub fn has_true_guidance(&self) -> bool {
+        self.scale().is_some()
+    }
+
     /// The scale of the true guidance, where there is one.
-    pub(super) fn scale(&self) -> Option<f64> {
+    pub(crate) fn scale(&self) -> Option<f64> {
         self.true_cfg_scale.filter(|&scale| scale > 1.0 && self.negative_prompt.is_some())
     }
 
@@ -410,56 +315,25 @@ impl Request {
     }
 
     /// # Errors
-    /// [`Error::Request`] with what is wrong and what would be right.
+    /// [`Error::Parameter`] and [`Error::Request`] with what is wrong and what would be right.
     pub fn check(&self) -> Result<()> {
-        let wrong = |text: String| Err(Error::Request(text));
-        for (what, pixels) in [("width", self.width), ("height", self.height)] {
-            if pixels > MAX_SIDE {
-                return wrong(format!("{what} {pixels} is more than {MAX_SIDE}"));
-            }
-            if pixels < 16 || pixels % 16 != 0 {
-                let below = pixels.max(0) / 16 * 16;
-                let nearest = if below < 16 { "16".into() } else { format!("{below} and {}", below + 16) };
-                return wrong(format!("{what} {pixels} is no multiple of 16; the nearest are {nearest}"));
-            }
-        }
+        self.check_rows()?;
         if self.prompts.is_empty() {
-            return wrong("no prompt".into());
+            return Err(Error::Request("no prompt".into()));
         }
         self.check_weights()?;
-        if self.num_images == 0 {
-            return wrong("num_images must be at least 1".into());
-        }
-        if let Some(cache) = self.cache {
-            cache.check()?;
-        }
         if let Some(schedule) = &self.schedule {
-            // Before the steps: those of one's own times are counted from them.
-            schedule.check()?;
-            if let (Some(own), Some(steps)) = (schedule.steps(), self.steps)
-                && own != steps
-            {
-                return wrong(format!(
-                    "{own} sigmas are for {own} steps, not {steps}: leave one of both out"
-                ));
-            }
-        }
-        if self.steps == Some(0) {
-            return wrong("steps must be at least 1".into());
+            self.check_schedule(schedule)?;
         }
         if let Some(Variation { strength, .. }) = self.variation
             && !(0.0..=1.0).contains(&strength)
         {
-            return wrong(format!("the strength {strength} of a variation is not between 0 and 1"));
-        }
-        if self.guidance.is_some_and(|g| !g.is_finite()) {
-            return wrong("guidance must be a finite number".into());
-        }
-        if self.true_cfg_scale.is_some_and(|scale| !scale.is_finite()) {
-            return wrong("true_cfg_scale must be a finite number".into());
+            let rest = format!(" must be a number from 0 to 1, not {strength}");
+            return Err(ParameterProblem::of_value("variation_strength", rest).into());
         }
         if self.true_cfg_scale.is_some_and(|scale| scale > 1.0) && self.negative_prompt.is_none() {
-            return wrong("true_cfg_scale above 1 needs a negative_prompt".into());
+            let text = "a {true_cfg_scale} above 1 needs a {negative_prompt}, which may be empty";
+            return Err(ParameterProblem::new("negative_prompt", text, &[]).into());
         }
         if let Some(edit) = &self.edit {
             edit.check()?;
@@ -468,11 +342,26 @@ impl Request {
             redux.check(&self.prompts, self.prompt_2.as_deref())?;
         }
         self.controls.iter().try_for_each(Control::check)?;
-        self.pictured.iter().try_for_each(IpAdapterImage::check)?;
-        if self.max_sequence_length.is_some_and(|n| !(2..=512).contains(&n)) {
-            return wrong("max_sequence_length must be between 2 and 512".into());
+        self.pictured.iter().try_for_each(IpAdapterImage::check)
+    }
+
+    fn check_schedule(&self, schedule: &Schedule) -> Result<()> {
+        // Before the steps: those of one's own times are counted from them.
+        match schedule.check() {
+            Err(_) if matches!(schedule, Schedule::Sigmas(_)) => {
+                let rest =
+                    " must fall from at most 1, each below the one before, down to 0 or what is above it";
+                return Err(ParameterProblem::of_value("sigmas", rest).into());
+            }
+            checked => checked?,
         }
-        Ok(())
+        match (schedule.steps(), self.steps) {
+            (Some(own), Some(steps)) if own != steps => {
+                let text = "{steps} is {}, but there are {sigmas} for {}: leave one of both out";
+                Err(ParameterProblem::new("steps", text, &[&steps, &own]).into())
+            }
+            _ => Ok(()),
+        }
     }
 }
 

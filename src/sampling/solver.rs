@@ -1,31 +1,30 @@
 //! How the loop goes from one time to the next.
 
-use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
+use crate::choice::choice;
 use crate::error::{Error, Result};
 
-/// Ways along the velocities.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Sampler {
-    /// Straight on, in the kind of the latents: the official one.
-    #[default]
-    Euler,
-    /// Along the mean of the velocities at both ends of a step; twice the work, but for the last step.
-    ///
-    /// Source: diffusers 0.42.1, `FlowMatchHeunDiscreteScheduler.step`.
-    Heun,
-    /// DPM-Solver++ of second order in several steps: what the step before expected of the picture is taken into account.
-    ///
-    /// Source: diffusers 0.42.1, `DPMSolverMultistepScheduler` with `algorithm_type` `dpmsolver++`, `solver_order` 2,
-    /// `prediction_type` `flow_prediction`, `use_flow_sigmas`, `final_sigmas_type` `zero`.
-    #[serde(rename = "dpmpp_2m")]
-    Dpmpp2m,
-    /// To the picture that is expected, and back with new noise: for models that were distilled for few steps.
-    ///
-    /// Source: diffusers 0.42.1, `FlowMatchLCMScheduler.step`.
-    Lcm,
+choice! {
+    /// Ways along the velocities.
+    #[derive(Default)]
+    pub enum Sampler {
+        /// Straight on, in the kind of the latents: the official one.
+        Euler = "euler", default;
+        /// Along the mean of the velocities at both ends of a step; twice the work, but for the last step.
+        ///
+        /// Source: diffusers 0.42.1, `FlowMatchHeunDiscreteScheduler.step`.
+        Heun = "heun";
+        /// DPM-Solver++ of second order in several steps: what the step before expected of the picture is taken into account.
+        ///
+        /// Source: diffusers 0.42.1, `DPMSolverMultistepScheduler` with `algorithm_type` `dpmsolver++`, `solver_order` 2,
+        /// `prediction_type` `flow_prediction`, `use_flow_sigmas`, `final_sigmas_type` `zero`.
+        Dpmpp2m = "dpmpp_2m";
+        /// To the picture that is expected, and back with new noise: for models that were distilled for few steps.
+        ///
+        /// Source: diffusers 0.42.1, `FlowMatchLCMScheduler.step`.
+        Lcm = "lcm";
+    }
 }
 
 impl Sampler {

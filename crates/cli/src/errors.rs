@@ -10,6 +10,7 @@ use tch_flux::Error;
 
 use super::hints;
 use super::output::print_json;
+use super::parameter_args::worded;
 
 /// An error of a command that had done a part of its work.
 #[derive(Debug)]
@@ -76,7 +77,7 @@ fn kind(error: &anyhow::Error) -> &'static str {
     let error = cause(error);
     let known = error.chain().find_map(|cause| cause.downcast_ref::<Error>());
     match known {
-        Some(Error::Request(_)) => "request",
+        Some(Error::Request(_) | Error::Parameter(_)) => "request",
         Some(Error::Io { .. }) => "io",
         Some(Error::File { .. } | Error::Mismatch(_) | Error::Tokenizer { .. } | Error::Changed { .. }) => {
             "file"
@@ -106,7 +107,12 @@ pub(super) fn in_full(error: &anyhow::Error) -> String {
 }
 
 fn with_causes(error: &anyhow::Error) -> String {
-    cause(error).chain().map(ToString::to_string).fold(String::new(), |said, cause| match said.as_str() {
+    // The library calls parameters by other names than flags.
+    let text = |cause: &(dyn std::error::Error + 'static)| match cause.downcast_ref() {
+        Some(Error::Parameter(problem)) => worded(problem),
+        _ => cause.to_string(),
+    };
+    cause(error).chain().map(text).fold(String::new(), |said, cause| match said.as_str() {
         "" => cause,
         said if said.ends_with(&cause) => said.to_string(),
         said => format!("{said}: {cause}"),

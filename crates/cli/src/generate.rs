@@ -21,8 +21,8 @@ use super::image_format;
 use super::ip_adapter::IpAdapterArgs;
 use super::memory::MemoryArgs;
 use super::model_args::{ModelArgs, parse_lora};
+use super::parameter_args::ParameterArgs;
 use super::redux::ReduxArgs;
-use super::sampling_args::{SamplingArgs, parse_seed};
 
 #[derive(Args)]
 pub(super) struct Generate {
@@ -38,14 +38,6 @@ pub(super) struct Generate {
     /// prompt with `#`.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["positional", "prompt"], help_heading = "Prompt")]
     prompt_file: Option<PathBuf>,
-    /// What T5 reads in place of the prompt, which CLIP alone reads then.
-    #[arg(long, value_name = "PROMPT", help_heading = "Prompt", hide_short_help = true)]
-    prompt_2: Option<String>,
-    /// Read the prompts to the letter. Otherwise a prompt in which a group has a number is read by ComfyUI's rules:
-    /// (word:1.3) weighs more, (word:0.7) less, (word) 1.1, and a parenthesis after a backslash is text. `--literal=false` is
-    /// for a picture of `--from-image` that was drawn to the letter.
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Prompt", hide_short_help = true)]
-    literal: Option<bool>,
     /// A picture of ours, to be drawn again; other flags change what it says.
     #[arg(long, value_name = "FILE", help_heading = "Prompt")]
     from_image: Option<PathBuf>,
@@ -53,40 +45,19 @@ pub(super) struct Generate {
     model: ModelArgs,
     #[command(flatten, next_help_heading = "Redux")]
     redux: ReduxArgs,
-    /// Pixels, a multiple of 16. [default: what the model was trained for]
-    #[arg(long, help_heading = "Sampling")]
-    width: Option<i64>,
-    /// Pixels, a multiple of 16. [default: what the model was trained for]
-    #[arg(long, help_heading = "Sampling")]
-    height: Option<i64>,
-    #[command(flatten, next_help_heading = "Sampling")]
-    sampling: SamplingArgs,
+    #[command(flatten)]
+    parameters: ParameterArgs<false>,
+    /// Draws each picture without the cache, too, and says how far it lies from it.
+    #[arg(long, requires = "cache", help_heading = "Sampling", hide_short_help = true)]
+    compare_cache: bool,
     #[command(flatten, next_help_heading = "Memory and speed")]
     memory: MemoryArgs,
-    /// Guidance strength of distilled models. [default: 2.5]
-    #[arg(long, help_heading = "Sampling")]
-    guidance: Option<f64>,
-    /// What the picture shall not show; takes twice the time.
-    #[arg(long, value_name = "PROMPT", help_heading = "Prompt")]
-    negative_prompt: Option<String>,
-    /// How far the picture is led away from the negative prompt; 1 is not at all. [default: 4 with a negative prompt]
-    #[arg(long, value_name = "SCALE", help_heading = "Sampling", hide_short_help = true)]
-    true_cfg_scale: Option<f64>,
-    /// The noise. [default: another one each time; it is printed]
-    #[arg(long, value_parser = parse_seed, help_heading = "Sampling")]
-    seed: Option<u64>,
-    /// Pictures of each prompt; their seeds count on.
-    #[arg(short = 'n', long, help_heading = "Sampling")]
-    num_images: Option<usize>,
     /// The kind of numbers to compute in. [default: the weights']
     #[arg(long, help_heading = "Memory and speed", hide_short_help = true)]
     kind: Option<KindArg>,
     /// cpu, cuda, cuda:N or mps.
     #[arg(long, default_value = "cpu", value_parser = parse_device, help_heading = "Memory and speed")]
     device: Device,
-    /// Tokens that T5 reads. [default: schnell 256, dev 512]
-    #[arg(long, help_heading = "Sampling", hide_short_help = true)]
-    max_sequence_length: Option<usize>,
     /// Where to write, as PNG, JPEG or WebP by the name's ending; folders are made. [default: {seed}-{index}.png]
     ///
     /// {seed}, {variation_seed} and {index} are filled in; an index counts on from the first that is free. The endings are .png,
@@ -102,12 +73,6 @@ pub(super) struct Generate {
     /// All pictures on one sheet, too: a row for each prompt, or as square as can be for one.
     #[arg(long, value_name = "FILE", value_parser = image_format::parse_picture, help_heading = "Output")]
     grid: Option<PathBuf>,
-    /// Write so many small pictures on the way, beside each picture and in its format: NAME.step-N.png.
-    #[arg(long, value_name = "COUNT", default_value_t = 0, help_heading = "Output", hide_short_help = true)]
-    previews: usize,
-    /// Draw bf16 noise as torch up to 2.11 did, for pictures that were published with it.
-    #[arg(long, help_heading = "Sampling", hide_short_help = true)]
-    legacy_noise: bool,
     #[command(flatten, next_help_heading = "Memory and speed")]
     threads: ThreadsArg,
     /// Read the files instead of mapping them.

@@ -10,6 +10,7 @@ use tch_flux::generation::{self, Pipeline};
 use tch_flux::image::Image;
 
 use super::input_images::read;
+use super::parameter_args::ParameterArgs;
 use super::targets::Input;
 
 #[derive(Args)]
@@ -17,43 +18,33 @@ pub(super) struct IpAdapterArgs {
     /// An IP-Adapter in XLabs' layout; may be given several times, each with its --ip-image.
     #[arg(long, value_name = "FILE", hide_short_help = true)]
     ip_adapter: Vec<PathBuf>,
-    /// What the picture shall be like, PNG, JPEG or WebP; of one IP-Adapter there may be several.
-    #[arg(long, value_name = "FILE", hide_short_help = true)]
-    ip_image: Vec<PathBuf>,
-    /// What the negative prompt's picture is like. [default: a black one]
-    #[arg(long, value_name = "FILE", hide_short_help = true)]
-    ip_negative_image: Vec<PathBuf>,
-    /// How much of the IP-Adapter is added, or that for each double block, with commas between; once for all, or for each
-    /// IP-Adapter. [default: 1]
-    #[arg(long, value_name = "X[,X…]", value_parser = parse_scales, hide_short_help = true)]
-    ip_strength: Vec<Scales>,
     /// The IP-Adapter's image encoder: CLIP-L's vision model or a whole CLIP, a file or a folder.
     #[arg(long, value_name = "PATH", hide_short_help = true)]
     ip_image_encoder: Option<PathBuf>,
 }
-
-/// For all double blocks, or for each.
-#[derive(Clone)]
-struct Scales(Vec<f64>);
 
 impl IpAdapterArgs {
     /// Returns the files that the flags name.
     pub(super) fn inputs(&self) -> Vec<Input> {
         let named = |flag| move |path: &PathBuf| Input::new(flag, path);
         let adapters = self.ip_adapter.iter().map(named("--ip-adapter"));
-        let images = self.ip_image.iter().map(named("--ip-image"));
-        let negative = self.ip_negative_image.iter().map(named("--ip-negative-image"));
         let encoder = self.ip_image_encoder.iter().map(named("--ip-image-encoder"));
-        adapters.chain(images).chain(negative).chain(encoder).collect()
+        adapters.chain(encoder).collect()
     }
 
     /// Returns what the flags ask for, and without them what a picture was drawn with before.
-    pub(super) fn records(&self, before: Vec<IpAdapterRecord>) -> anyhow::Result<Vec<IpAdapterRecord>> {
+    pub(super) fn records(
+        &self,
+        parameters: &ParameterArgs<false>,
+        before: Vec<IpAdapterRecord>,
+    ) -> anyhow::Result<Vec<IpAdapterRecord>> {
         let wrong = |text: String| Err(Error::Request(text).into());
-        let (adapters, pictures) = (self.ip_adapter.len(), self.ip_image.len());
+        let (files, negative) =
+            (parameters.files("ip_adapter_image"), parameters.files("negative_ip_adapter_image"));
+        let (adapters, pictures) = (self.ip_adapter.len(), files.len());
         let mut all = before;
         if pictures > 0 && all.iter().any(|record| record.images.is_empty()) {
-            self.set_files(&mut all)?;
+            self.set_files(files, &mut all)?;
         } else if adapters > 0 || pictures > 0 {
             if adapters == 0 || pictures == 0 || (adapters > 1 && adapters != pictures) {
                 return wrong(format!(
@@ -65,8 +56,8 @@ impl IpAdapterArgs {
                 return wrong("an IP-Adapter needs --ip-image-encoder: CLIP-L's vision model".into());
             };
             let images = |i: usize| match adapters {
-                1 => self.ip_image.clone(),
-                _ => vec![self.ip_image[i].clone()],
+                1 => files.to_vec(),
+                _ => vec![files[i].clone()],
             };
             let record = |(i, path): (usize, &PathBuf)| IpAdapterRecord {
                 ip_adapter: path.clone(),
@@ -77,30 +68,27 @@ impl IpAdapterArgs {
             };
             all = self.ip_adapter.iter().enumerate().map(record).collect();
         }
-        let given = self.ip_strength.len();
-        if all.is_empty() && (given > 0 || !self.ip_negative_image.is_empty()) {
-            return wrong("no picture as a prompt: give --ip-adapter and --ip-image".into());
-        }
-        if !matches!(given, 0 | 1) && given != all.len() {
-            return wrong(format!("{given} --ip-strength for {} --ip-adapter", all.len()));
+        let scales = parameters.values.scales();
+        if !matches!(scales.len(), 0 | 1) && scales.len() != all.len() {
+            return wrong(format!("{} --ip-strength for {} --ip-adapter", scales.len(), all.len()));
         }
         for (i, record) in all.iter_mut().enumerate() {
-            if let Some(Scales(scales)) = self.ip_strength.get(if given == 1 { 0 } else { i }) {
+            if let Some(scales) = scales.get(if scales.len() == 1 { 0 } else { i }) {
                 record.scales = scales.clone();
             }
             if let Some(encoder) = &self.ip_image_encoder {
                 record.image_encoder = Some(encoder.clone());
             }
-            if !self.ip_negative_image.is_empty() {
-                record.negative = self.ip_negative_image.clone();
+            if !negative.is_empty() {
+                record.negative = negative.to_vec();
             }
         }
         Ok(all)
     }
 
     /// Names the files in the records of a picture that came from a server, which does not know them.
-    fn set_files(&self, before: &mut [IpAdapterRecord]) -> anyhow::Result<()> {
-        let (adapters, pictures) = (self.ip_adapter.len(), self.ip_image.len());
+    fn set_files(&self, files: &[PathBuf], before: &mut [IpAdapterRecord]) -> anyhow::Result<()> {
+        let (adapters, pictures) = (self.ip_adapter.len(), files.len());
         let fits = before.len() == 1 || pictures == before.len();
         if !fits || (adapters > 0 && adapters != before.len()) {
             let text = format!(
@@ -111,7 +99,7 @@ impl IpAdapterArgs {
         }
         let several = before.len() > 1;
         for (i, record) in before.iter_mut().enumerate() {
-            record.images = if several { vec![self.ip_image[i].clone()] } else { self.ip_image.clone() };
+            record.images = if several { vec![files[i].clone()] } else { files.to_vec() };
             if let Some(adapter) = self.ip_adapter.get(i) {
                 record.ip_adapter.clone_from(adapter);
             }
@@ -145,9 +133,4 @@ pub(super) fn load(
         })
     };
     records.iter().enumerate().map(ip_adapter_image).collect()
-}
-
-fn parse_scales(text: &str) -> Result<Scales, String> {
-    let scales: Result<Vec<f64>, _> = text.split(',').map(|part| part.trim().parse()).collect();
-    scales.map(Scales).map_err(|problem| format!("expected numbers with commas between: {problem}"))
 }

@@ -3,6 +3,7 @@
 // First: the others print with its macros.
 #[macro_use]
 mod output;
+mod parameter_args;
 
 mod bench;
 mod bytes;
@@ -34,7 +35,7 @@ mod peak_memory;
 mod progress;
 mod prompts;
 mod redux;
-mod sampling_args;
+
 mod serve;
 mod targets;
 mod weights;

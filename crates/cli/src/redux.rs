@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde::{Deserialize, Serialize};
 use tch_flux::Error;
+use tch_flux::generation::params::Values;
 use tch_flux::generation::provenance::{ReduxImageRecord, ReduxRecord};
-use tch_flux::generation::{PartOverrides, Parts, Redux, ReduxImage, ReduxMix};
+use tch_flux::generation::{PartOverrides, Parts, Redux, ReduxImage};
 
 use super::progress::Verbosity;
 use super::targets::Input;
@@ -18,12 +19,6 @@ pub(super) struct ReduxArgs {
     /// multiplied by STRENGTH, and of a sum the pooled text by POOLED; without a PROMPT it is drawn from pictures alone.
     #[arg(long, value_name = "FILE[=STRENGTH[,POOLED]]", value_parser = parse_image, hide_short_help = true)]
     redux: Vec<ReduxImageArg>,
-    /// How several pictures come together. [default: append]
-    #[arg(long, value_enum, hide_short_help = true)]
-    redux_mix: Option<MixArg>,
-    /// Zeros in place of the text's states, as diffusers' Redux takes them where it has no text encoders.
-    #[arg(long, hide_short_help = true)]
-    redux_without_text: bool,
     #[command(flatten)]
     model: ReduxModelArgs,
 }
@@ -46,14 +41,6 @@ pub(super) struct ReduxModelArgs {
     /// SigLIP, which reads the pictures of Redux; instead of that folder's.
     #[arg(long, value_name = "PATH", hide_short_help = true)]
     image_encoder: Option<PathBuf>,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum MixArg {
-    /// One picture behind the other, as ComfyUI does it.
-    Append,
-    /// Their sum, as diffusers does it.
-    Sum,
 }
 
 impl ReduxModelArgs {
@@ -98,7 +85,7 @@ impl ReduxArgs {
     }
 
     /// Returns what the flags ask for; the rest stays as it was before.
-    pub(super) fn record(&self, before: Option<ReduxRecord>) -> anyhow::Result<Option<ReduxRecord>> {
+    pub(super) fn record(&self, values: &Values, before: Option<ReduxRecord>) -> Option<ReduxRecord> {
         let mut record = before.unwrap_or_default();
         if self.has_pictures() {
             // Of a picture that came from a server, which does not know their files.
@@ -112,16 +99,9 @@ impl ReduxArgs {
             };
             record.images = self.redux.iter().enumerate().map(image_record).collect();
         }
-        match self.redux_mix {
-            Some(MixArg::Append) => record.mix = ReduxMix::Append,
-            Some(MixArg::Sum) => record.mix = ReduxMix::Sum,
-            None => {}
-        }
-        record.without_text |= self.redux_without_text;
-        if record.images.is_empty() && record != ReduxRecord::default() {
-            return Err(Error::Request("nothing to look at: name a picture by --redux".into()).into());
-        }
-        Ok(Some(record).filter(|record| !record.images.is_empty()))
+        record.mix = values.redux_mix().unwrap_or(record.mix);
+        record.without_text = values.boolean("redux_without_text").unwrap_or(record.without_text);
+        Some(record).filter(|record| !record.images.is_empty())
     }
 }
 

@@ -7,9 +7,9 @@ use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, body::Body};
 use serde::Serialize;
-use serde_json::Value;
 
-use tch_flux::Error;
+use crate::fields::{field_name, worded};
+use tch_flux::{Error, ParameterProblem};
 
 /// Clients of the `openai` package repeat some requests after an error unless this says `false`.
 pub(crate) const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
@@ -110,6 +110,7 @@ impl ApiError {
             Error::Full { .. } => Self::busy("queue_full", text).retry_after(wait),
             Error::Stopped => Self::unavailable("stopping", "the server is stopping").retry_after(1),
             Error::Request(_) => Self::invalid("invalid_value", text),
+            Error::Parameter(problem) => problem.as_ref().into(),
             Error::TooLarge { .. } => Self::invalid("too_large", text).param("size"),
             Error::OutOfMemory(_) => Self::unavailable("out_of_memory", text).retry_after(wait),
             Error::DeviceLost { .. } => Self::unavailable("device_lost", text).retry_after(wait),
@@ -125,6 +126,18 @@ impl ApiError {
     pub(crate) fn body(&self) -> Vec<u8> {
         // Text and numbers can always be written.
         serde_json::to_vec(&ErrorBody { error: &self.detail }).unwrap_or_default()
+    }
+}
+
+impl From<&ParameterProblem> for ApiError {
+    fn from(problem: &ParameterProblem) -> Self {
+        Self::value(field_name(problem.parameter()), worded(problem))
+    }
+}
+
+impl From<ParameterProblem> for ApiError {
+    fn from(problem: ParameterProblem) -> Self {
+        Self::from(&problem)
     }
 }
 
@@ -153,11 +166,6 @@ impl IntoResponse for ApiError {
         }
         response
     }
-}
-
-/// Quotes a value in an error.
-pub(crate) fn quote(value: &Value) -> String {
-    shorten(&value.to_string())
 }
 
 /// Shortens a text that a client sent, so that errors and logs stay readable.

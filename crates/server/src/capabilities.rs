@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use tch_flux::generation::params::{Group, Parameter};
 use tch_flux::generation::provenance::{ControlRecord, IpAdapterRecord};
 use tch_flux::generation::{Control, IpAdapterImage, Pipeline, Request, Role};
 
@@ -58,29 +59,18 @@ impl Capabilities {
     }
 
     /// Whether a field of a request has any effect with this model.
-    pub(crate) fn offers(&self, field: &str) -> bool {
+    pub(crate) fn offers(&self, field: &Parameter) -> bool {
         let takes = |roles: &[Role]| self.only_role.is_none_or(|only| roles.contains(&only));
-        match field {
-            "redux_image"
-            | "prompt_embeds_scale"
-            | "pooled_prompt_embeds_scale"
-            | "redux_mix"
-            | "redux_without_text" => self.redux,
-            "control_mode" => self.controlnets.iter().any(|net| net.modes.is_some()),
-            "controlnet"
-            | "control_image"
-            | "controlnet_conditioning_scale"
-            | "control_guidance_start"
-            | "control_guidance_end"
-            | "control_canny" => !self.controlnets.is_empty(),
-            "ip_adapter" | "ip_adapter_image" | "negative_ip_adapter_image" | "ip_adapter_scale" => {
-                !self.ip_adapters.is_empty()
-            }
-            "canny" => self.only_role == Some(Role::Control),
-            "depth" => self.only_role == Some(Role::Control) && self.depth,
-            "strength" => takes(&[Role::Start]),
-            "mask" => takes(&[Role::Start, Role::Fill]),
-            "keep_size" => takes(&[Role::Reference]),
+        match (field.group, field.key) {
+            (Group::Redux, _) => self.redux,
+            (Group::ControlNet, "control_mode") => self.controlnets.iter().any(|net| net.modes.is_some()),
+            (Group::ControlNet, _) => !self.controlnets.is_empty(),
+            (Group::IpAdapter, _) => !self.ip_adapters.is_empty(),
+            (Group::Picture, "canny") => self.only_role == Some(Role::Control),
+            (Group::Picture, "depth") => self.only_role == Some(Role::Control) && self.depth,
+            (Group::Picture, "strength") => takes(&[Role::Start]),
+            (Group::Picture, "mask") => takes(&[Role::Start, Role::Fill]),
+            (Group::Picture, "keep_size") => takes(&[Role::Reference]),
             _ => true,
         }
     }

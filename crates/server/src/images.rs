@@ -14,11 +14,11 @@ use crate::api_error::ApiError;
 use crate::body::BodyReader;
 use crate::encode::run_blocking;
 use crate::request::GenerationRequest;
-use crate::request::field_type::{FieldType, nearest_side};
 use crate::request::raw_request::{RawRequest, parse_part_name};
 use crate::response::images_response;
 use crate::state::{Charge, ServerState};
 use crate::{jobs, sse};
+use tch_flux::generation::params::{Kind, nearest_side};
 use tch_flux::generation::{self, Role};
 
 /// The most parts of a form: every field, every picture, and some that are repeated.
@@ -106,7 +106,7 @@ async fn read_form(reader: BodyReader, boundary: String, image_bytes: usize) -> 
             return Err(ApiError::invalid("invalid_form", "a part of the form has no name"));
         };
         let part_name = parse_part_name(&name)?;
-        let is_picture = part_name.field.field_type == FieldType::Pictures;
+        let is_picture = part_name.field.kind == Kind::Pictures;
         let most = if is_picture { image_bytes } else { MAX_TEXT_BYTES };
         let mut bytes = Vec::new();
         while let Some(piece) = part.chunk().await.map_err(form_error)? {

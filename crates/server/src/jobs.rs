@@ -16,32 +16,11 @@ use crate::request::GenerationRequest;
 use crate::state::{Charge, ServerState};
 use crate::uploads::{UploadDecoder, Uploads};
 use tch_flux::engine::{Event, Job};
+use tch_flux::generation::params::EditSettings;
 use tch_flux::generation::{
     Control, Edit, Generated, IpAdapterImage, Phase, Redux, ReduxImage, Request, Role,
 };
 use tch_flux::image::Image;
-
-/// Returns the engine's request, without pictures.
-fn text_request(request: &GenerationRequest, model: &Model) -> Request {
-    let (width, height) = request.size.unwrap_or((model.side, model.side));
-    Request {
-        prompt_2: request.prompt_2.clone(),
-        literal: request.literal,
-        max_sequence_length: request.max_sequence_length,
-        steps: request.steps,
-        sampler: request.sampler,
-        schedule: request.schedule.clone(),
-        cache: request.cache,
-        variation: request.variation,
-        guidance: request.guidance,
-        negative_prompt: request.negative_prompt.clone(),
-        true_cfg_scale: request.true_cfg_scale,
-        seed: request.seed.unwrap_or_else(Request::random_seed),
-        num_images: request.n,
-        previews: if request.stream { request.partial_images } else { 0 },
-        ..Request::new(request.prompt.clone(), width, height)
-    }
-}
 
 /// Returns the engine's request. Its pictures are decoded within the limits, and charged for.
 pub(crate) async fn engine_request(
@@ -52,14 +31,19 @@ pub(crate) async fn engine_request(
     uploads: Uploads,
     charge: &Arc<Charge>,
 ) -> Result<Request, ApiError> {
-    let engine_request = text_request(request, model);
+    let mut engine_request = request.generation.clone();
+    (engine_request.width, engine_request.height) = request.size.unwrap_or((model.side, model.side));
     if uploads.is_empty() {
         return Ok(engine_request);
     }
     let limits = DecodeLimits { pixels: state.options.image_pixels, charge: charge.clone() };
     let decoder = UploadDecoder { uploads, limits, max_file_bytes: state.options.image_bytes };
     let request = request.clone();
-    let decode = move || add_images(engine_request, &request, conditioning, decoder);
+    let decode = move || {
+        let engine_request = add_images(engine_request, &request, conditioning, decoder)?;
+        engine_request.check().map_err(|error| ApiError::from_engine(&error, 0))?;
+        Ok(engine_request)
+    };
     run_blocking(&state.codec_permits, decode).await
 }
 
@@ -74,9 +58,10 @@ fn add_images(
         engine_request.edit = Some(Arc::new(edit(request, role, &mut decoder)?));
     }
     let controls = decoder.images("control_image")?.into_iter().zip(conditioning.controlnets);
+    let canny = request.values.boolean("control_canny").unwrap_or(false);
     let control = |(image, input): (Image, ControlNetInput)| {
         let ControlNetInput { net, strength, mode, start, end } = input;
-        Control { net, image: Arc::new(image), strength, mode, start, end, canny: request.control.canny }
+        Control { net, image: Arc::new(image), strength, mode, start, end, canny }
     };
     engine_request.controls = controls.map(control).collect();
     engine_request.pictured = ip_adapter_images(conditioning.ip_adapters, &mut decoder)?;
@@ -85,7 +70,8 @@ fn add_images(
         .map(|(image, ReduxInput { strength, pooled })| ReduxImage { image, strength, pooled })
         .collect();
     if !images.is_empty() {
-        let (mix, without_text) = (request.redux.mix.unwrap_or_default(), request.redux.without_text);
+        let mix = request.values.redux_mix().unwrap_or_default();
+        let without_text = request.values.boolean("redux_without_text").unwrap_or(false);
         engine_request.redux = Some(Arc::new(Redux { images, mix, without_text }));
     }
     Ok(engine_request)
@@ -102,8 +88,7 @@ fn edit(request: &GenerationRequest, role: Role, decoder: &mut UploadDecoder) ->
         let text = format!("the mask is {}x{}, but the picture {}x{}", mask.0, mask.1, first.0, first.1);
         return Err(ApiError::invalid("invalid_mask", text).param("mask"));
     }
-    let strength = request.strength.unwrap_or(Edit::STRENGTH);
-    let (keep_size, follow) = (request.keep_size, request.preprocess);
+    let EditSettings { strength, keep_size, follow, .. } = request.values.edit(EditSettings::default());
     Ok(Edit { mask, strength, role: Some(role), keep_size, follow, ..Edit::new(images) })
 }
 

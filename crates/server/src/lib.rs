@@ -29,6 +29,7 @@ mod conditioning;
 mod connection;
 mod decode;
 mod encode;
+mod fields;
 mod image_store;
 mod images;
 mod jobs;

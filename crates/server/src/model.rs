@@ -6,7 +6,7 @@ use tch::Device;
 
 use crate::api_error::ApiError;
 use crate::capabilities::Capabilities;
-use crate::options::MAX_IMAGES;
+use tch_flux::generation::params::MAX_IMAGES;
 use tch_flux::generation::provenance::ModelRecord;
 use tch_flux::generation::{Parts, Pipeline, Request, Role};
 use tch_flux::models::text::{Tokenizer, WeightedPrompt};

@@ -4,8 +4,6 @@ use std::time::Duration;
 
 /// A mebibyte.
 const MIB: usize = 1 << 20;
-/// How many pictures, or values for pictures, one field of a request may hold. No option changes it.
-pub(crate) const MAX_IMAGES: usize = 16;
 
 /// How a server behaves. What it bounds is bounded for all clients together unless it says otherwise.
 #[derive(Debug, Clone, PartialEq)]

@@ -72,8 +72,10 @@ impl Usage {
         output_images: usize,
     ) -> Self {
         let image = ((width / 16) * (height / 16)) as usize;
-        let (text_tokens, image_tokens) =
-            (model.count_tokens(&request.prompt, request.literal), input_images * image);
+        let (text_tokens, image_tokens) = (
+            model.count_tokens(&request.generation.prompts[0], request.generation.literal),
+            input_images * image,
+        );
         let (input_tokens, output_tokens) = (text_tokens + image_tokens, output_images * image);
         Self {
             input_tokens,

@@ -213,7 +213,9 @@ impl EventStream {
             let model = &state.loaded_model()?.model;
             let file = encode(&picture, model, request.format, request.quality)?;
             let size = image_size(std::slice::from_ref(&picture));
-            let usage = usage.unwrap_or_else(|| Usage::new(model, &request, size, input_images, request.n));
+            let usage = usage.unwrap_or_else(|| {
+                Usage::new(model, &request, size, input_images, request.generation.num_images)
+            });
             let completed = Completed {
                 r#type: format!("{kind}.completed"),
                 b64_json: BASE64_STANDARD.encode(file),

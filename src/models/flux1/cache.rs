@@ -1,5 +1,6 @@
 //! Step caches: a part of a step is skipped, and what earlier steps have left replaces it.
 
+use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -42,6 +43,8 @@ pub enum StepCache {
 }
 
 impl StepCache {
+    /// What stands for no cache, where a cache is written.
+    pub const NONE: &'static str = "none";
     /// With the threshold of diffusers' documentation.
     pub const FIRST_BLOCK: Self = Self::FirstBlock { threshold: 0.05 };
     /// With the mildest of its authors' thresholds.
@@ -66,6 +69,19 @@ impl StepCache {
                 )))
             }
             _ => Ok(()),
+        }
+    }
+}
+
+/// Writes a cache as it is read.
+impl fmt::Display for StepCache {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::FirstBlock { threshold } => write!(f, "first-block:{threshold}"),
+            Self::TeaCache { threshold } => write!(f, "tea-cache:{threshold}"),
+            Self::TaylorSeer { interval, order, warmup } => {
+                write!(f, "taylor-seer:{interval},{order},{warmup}")
+            }
         }
     }
 }

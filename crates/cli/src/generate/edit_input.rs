@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use tch_flux::Error;
+use tch_flux::generation::params::{EditSettings, Values};
 use tch_flux::generation::provenance::EditRecord;
 use tch_flux::generation::{Edit, Role};
 use tch_flux::image::{Image, Mask};
@@ -15,8 +16,8 @@ pub(crate) const MAX_SIDE: u32 = 16_384;
 /// The names of the pictures that an edit is drawn from, which are read once it is known that the outputs can be written.
 pub(crate) struct EditInput {
     pub(crate) record: EditRecord,
-    /// Flags that were given, and the role of pictures that each is for.
-    pub(crate) role_flags: Vec<(&'static str, Role)>,
+    /// What the flags say of the pictures.
+    pub(crate) values: Values,
 }
 
 impl EditInput {
@@ -35,7 +36,7 @@ impl EditInput {
             *first = padded;
             mask = Some(around);
         }
-        let EditRecord { strength, role, keep_size, follow, .. } = *record;
+        let EditSettings { strength, role, keep_size, follow } = record.settings;
         Ok(Edit { images, mask, strength, role, keep_size, follow })
     }
 }

@@ -77,13 +77,14 @@ impl Generate {
         let mut parts = self.redux.parts(self.model.parts(verbosity)?, verbosity)?;
         let side = default_size(&parts.autoencoder);
         if provenance.is_none() {
-            (request.width, request.height) = (self.width.unwrap_or(side), self.height.unwrap_or(side));
+            (request.width, request.height) = self.size((side, side));
         }
         if request.sampler.is_some() && request.schedule.is_some() {
             // Nothing is left for it to say, whatever it asks for.
             parts.scheduler = None;
         }
-        let redux = self.redux.record(provenance.as_ref().and_then(|provenance| provenance.redux.clone()))?;
+        let before = provenance.as_ref().and_then(|provenance| provenance.redux.clone());
+        let redux = self.redux.record(&self.parameters.values, before);
         request.redux = redux.as_ref().map(redux::read_images).transpose()?.map(Arc::new);
         let settings = self.settings(provenance.as_ref())?;
         let mut pipeline = Pipeline::open(parts.clone(), settings)?;
@@ -91,36 +92,33 @@ impl Generate {
         let loras = if self.lora.is_empty() { before } else { self.lora.clone() };
         let mut warnings = pipeline.set_loras(&loras)?;
         let before = provenance.as_ref().map(|provenance| provenance.controls.clone()).unwrap_or_default();
-        let controls = self.control.records(before)?;
+        let controls = self.control.records(&self.parameters, before)?;
         request.controls = controlnet::load(&mut pipeline, &controls)?;
         let before = provenance.as_ref().map(|provenance| provenance.pictured.clone()).unwrap_or_default();
-        let ip_adapters = self.ip_adapter.records(before)?;
+        let ip_adapters = self.ip_adapter.records(&self.parameters, before)?;
         request.pictured = ip_adapter::load(&mut pipeline, &ip_adapters)?;
         let (mut remarks, mut strength) = (Vec::new(), None);
         if let (Some(edit), Some(input)) = (request.edit.clone(), &edit_input) {
             let role = pipeline.role(&edit)?;
             strength = (role == Role::Start).then_some(edit.strength);
-            if let Some((flag, other)) = input.role_flags.iter().find(|(_, other)| *other != role) {
-                let text =
-                    format!("{flag} is for --as {other}, and this model takes the picture --as {role}");
-                return Err(Error::Request(text).into());
-            }
+            input.values.check_role(role).map_err(Error::from)?;
             let repeated =
                 provenance.as_ref().map(|provenance| (provenance.request.width, provenance.request.height));
             let max_pixels = if input.record.pad.is_some() { i64::MAX } else { 2 * side.pow(2) };
             let (width, height) = repeated.unwrap_or_else(|| size_like(&edit, role, max_pixels));
-            request.width = self.width.unwrap_or(width);
-            request.height = self.height.unwrap_or(height);
+            (request.width, request.height) = self.size((width, height));
             remarks = resize_notes(&edit, role, &input.record.images, (request.width, request.height));
         }
         request.check()?;
         self.check_sizes(&request)?;
         warnings.extend(self.device_warnings(&pipeline));
         let request = pipeline.complete(&request);
-        if self.guidance.is_some() && request.guidance.is_none() {
+        if self.parameters.values.contains("guidance") && request.guidance.is_none() {
             warnings.push("this model was not distilled for guidance: --guidance changes nothing".into());
         }
-        if self.negative_prompt.is_some() && request.true_cfg_scale.is_some_and(|scale| scale <= 1.0) {
+        if self.parameters.values.contains("negative_prompt")
+            && request.true_cfg_scale.is_some_and(|scale| scale <= 1.0)
+        {
             warnings.push("with a true guidance of 1 or less the negative prompt changes nothing".into());
         }
         let memory_report = self.memory.fit(&mut pipeline, &request)?;
@@ -156,6 +154,12 @@ impl Generate {
             remarks,
             warnings,
         })
+    }
+
+    /// Returns the size that the flags ask for; what they do not say is as given.
+    fn size(&self, (width, height): (i64, i64)) -> (i64, i64) {
+        let side = |key| self.parameters.values.integer(key).map(|side| side as i64);
+        (side("width").unwrap_or(width), side("height").unwrap_or(height))
     }
 
     /// Returns the settings that the flags ask for, and without them those that a picture was drawn with.

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use tch_flux::Error;
 use tch_flux::generation::Request;
+use tch_flux::generation::params::parameter;
 use tch_flux::generation::provenance::Provenance;
 
 use super::Generate;
@@ -40,27 +41,34 @@ impl Generate {
             let text = "nothing to draw: give a PROMPT, --prompt, --prompt-file or --from-image";
             return Err(Error::Request(text.into()).into());
         }
-        request.width = self.width.unwrap_or(request.width);
-        request.height = self.height.unwrap_or(request.height);
-        self.sampling.apply(&mut request)?;
-        request.literal = self.literal.unwrap_or(request.literal);
-        request.guidance = self.guidance.or(request.guidance);
-        request.prompt_2 = reader.read_optional(self.prompt_2.as_ref())?.or(request.prompt_2);
-        request.negative_prompt =
-            reader.read_optional(self.negative_prompt.as_ref())?.or(request.negative_prompt);
-        // diffusers' documentation of true guidance takes 4.
-        let scale = request.negative_prompt.as_ref().map(|_| 4.0);
-        request.true_cfg_scale = self.true_cfg_scale.or(request.true_cfg_scale).or(scale);
-        request.seed = self.seed.unwrap_or(request.seed);
-        request.num_images = self.num_images.unwrap_or(request.num_images);
+        let has_pictures = |key: &str| {
+            let is_repeated = provenance.is_some_and(|provenance| match key {
+                "redux_image" => provenance.redux.is_some(),
+                "control_image" => !provenance.controls.is_empty(),
+                _ => !provenance.pictured.is_empty(),
+            });
+            is_repeated
+                || !self.parameters.files(key).is_empty()
+                || (key == "redux_image" && self.redux.has_pictures())
+        };
+        let mut values = self.parameters.values.clone();
+        values.check_rules(has_pictures).map_err(Error::from)?;
+        for key in ["prompt_2", "negative_prompt"] {
+            let text = values.text(key).map(str::to_string);
+            if let (Some(parameter), Some(text)) = (parameter(key), reader.read_optional(text.as_ref())?) {
+                values.insert(parameter, text.into()).map_err(Error::from)?;
+            }
+        }
+        request.apply(&values);
+        if request.negative_prompt.is_some() {
+            // diffusers' documentation of true guidance takes 4.
+            request.true_cfg_scale = request.true_cfg_scale.or(Some(4.0));
+        }
         if request.prompts.len().checked_mul(request.num_images).is_none_or(|images| images > MAX_PICTURES) {
             let text =
                 format!("more than {MAX_PICTURES} pictures in one call: ask for fewer by --num-images");
             return Err(Error::Request(text).into());
         }
-        request.max_sequence_length = self.max_sequence_length.or(request.max_sequence_length);
-        request.legacy_noise |= self.legacy_noise;
-        request.previews = self.previews;
         Ok(request)
     }
 
@@ -76,6 +84,7 @@ impl Generate {
         inputs.extend(self.lora.iter().map(|lora| Input::new("--lora", &lora.path)));
         inputs.extend(self.model.inputs());
         inputs.extend(self.redux.inputs());
+        inputs.extend(self.parameters.inputs());
         inputs.extend(self.control.inputs());
         inputs.extend(self.ip_adapter.inputs());
         if let Some(provenance) = provenance {

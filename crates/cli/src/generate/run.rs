@@ -156,7 +156,7 @@ impl Generate {
         let seconds = started.elapsed().as_secs_f64();
         let cache = match request.cache {
             Some(_) if stopped.is_none() => {
-                let compare = self.sampling.compare_cache;
+                let compare = self.compare_cache;
                 Some(CacheReport::new(pipeline, request, &generated, seconds, compare)?)
             }
             _ => None,

@@ -3,18 +3,17 @@
 use serde_json::{Map, Value, json};
 
 use super::{Api, reference};
-use crate::options::MAX_IMAGES;
-use crate::request::field_type::FieldType;
-use crate::request::fields::{Field, ROLES, fields, role_name};
+use crate::fields::{field_name, fields, free_roles};
 use tch_flux::generation::Role;
+use tch_flux::generation::params::{Given, Kind, MAX_IMAGES, Parameter, RULES, Rule};
 
 /// Returns the schema of a request. A field that is null is absent.
 pub(crate) fn request_schema(api: &Api, edits: bool) -> Value {
     let capabilities = api.capabilities();
-    let offered: Vec<_> = fields(edits).filter(|field| capabilities.offers(field.name)).collect();
-    let has = |name: &str| offered.iter().any(|field| field.name == name);
+    let offered: Vec<_> = fields(edits).filter(|(_, field)| capabilities.offers(field)).collect();
+    let has = |name: &str| offered.iter().any(|(other, _)| *other == name);
     let properties: Map<_, _> =
-        offered.iter().map(|field| (field.name.into(), property(api, field, edits))).collect();
+        offered.iter().map(|(name, field)| ((*name).into(), property(api, name, field, edits))).collect();
     let mut required = if edits { vec!["image"] } else { Vec::new() };
     let mut rules = rules(api, edits, &has);
     let mut schema = json!({ "type": "object", "properties": properties, "additionalProperties": false });
@@ -34,7 +33,7 @@ pub(crate) fn request_schema(api: &Api, edits: bool) -> Value {
     schema
 }
 
-fn property(api: &Api, field: &Field, edits: bool) -> Value {
+fn property(api: &Api, name: &str, field: &Parameter, edits: bool) -> Value {
     let capabilities = api.capabilities();
     let one_or_list = |item: Value| {
         let list = json!({ "type": "array", "minItems": 1, "maxItems": MAX_IMAGES, "items": item });
@@ -44,18 +43,18 @@ fn property(api: &Api, field: &Field, edits: bool) -> Value {
         true => json!({ "type": "string", "enum": names }),
         false => json!({ "type": "string" }),
     };
-    let mut schema = match field.name {
+    let mut schema = match name {
         "model" => match api.model {
             // An empty name is as good as none.
             Some(model) => {
                 let aliases = model.aliases.iter().map(String::as_str);
                 one_of([model.name.as_str(), ""].into_iter().chain(aliases).collect())
             }
-            None => field.field_type.schema(),
+            None => field.served().schema(),
         },
         "as" => match capabilities.only_role {
-            Some(role) => json!({ "type": "string", "enum": [role_name(role)] }),
-            None => json!({ "type": "string", "enum": ROLES[..2] }),
+            Some(role) => json!({ "type": "string", "enum": [role.name()] }),
+            None => json!({ "type": "string", "enum": free_roles() }),
         },
         "background" => json!({ "not": { "const": "transparent" } }),
         "controlnet" => {
@@ -64,23 +63,27 @@ fn property(api: &Api, field: &Field, edits: bool) -> Value {
         "ip_adapter" => one_or_list(one_of(
             capabilities.ip_adapters.iter().map(|adapter| adapter.name.as_str()).collect(),
         )),
-        _ if edits && field.field_type == FieldType::Pictures => {
+        _ if edits && field.kind == Kind::Pictures => {
             let file = json!({ "type": "string", "format": "binary" });
             let most = api.model.map_or(1, |model| model.images);
-            match field.name {
+            match name {
                 "mask" => file,
                 "image" if capabilities.only_role.is_some() && most == 1 => file,
                 _ => one_or_list(file),
             }
         }
-        _ => field.field_type.schema(),
+        _ => field.served().schema(),
     };
     // A form has no null, except as a word where texts are read as numbers or lists.
-    let has_null = if edits { field.field_type.is_read_from_text() } else { field.name != "prompt" };
+    let has_null = if edits { field.kind.is_read_from_text() } else { name != "prompt" };
     if has_null {
         schema = nullable(schema);
     }
-    schema["description"] = field.about.into();
+    schema["description"] = match field.default {
+        Some(default) => format!("{} Default: {default}.", field.about()),
+        None => field.about().to_string(),
+    }
+    .into();
     schema
 }
 
@@ -109,31 +112,23 @@ fn rules(api: &Api, edits: bool, has: &impl Fn(&str) -> bool) -> Vec<Value> {
             holds("true_cfg_scale", json!({ "type": "number", "exclusiveMinimum": 1 })),
             is_given("negative_prompt"),
         ),
-        implies(is_given("variation_seed"), is_given("variation_strength")),
-        not_both([is_given("sigmas"), is_given("schedule")]),
-        not_both([is_given("sigmas"), is_given("shift")]),
         not_both([is_given("sigmas"), is_given("num_inference_steps")]),
-        not_both([holds("schedule", json!({ "const": "linear" })), is_given("shift")]),
     ];
-    let mut need_pictures = |pictures: &str, others: &[&str]| {
-        let others = others.iter().filter(|name| has(pictures) && has(name));
-        rules.extend(others.map(|name| implies(is_given(name), is_given(pictures))));
-    };
-    need_pictures(
-        "control_image",
-        &[
-            "controlnet",
-            "control_mode",
-            "controlnet_conditioning_scale",
-            "control_guidance_start",
-            "control_guidance_end",
-        ],
-    );
-    need_pictures("ip_adapter_image", &["ip_adapter", "negative_ip_adapter_image", "ip_adapter_scale"]);
-    need_pictures("redux_image", &["prompt_embeds_scale", "pooled_prompt_embeds_scale", "redux_mix"]);
+    let offers = |key: &str| has(field_name(key));
+    rules.extend(RULES.iter().filter_map(|rule| match *rule {
+        Rule::Excludes(when, other, _) if offers(when.key()) && offers(other.key()) => {
+            Some(not_both([given(when), given(other)]))
+        }
+        Rule::Needs(when, other, _) | Rule::NeedsPictures(when, other)
+            if offers(when.key()) && offers(other) =>
+        {
+            Some(implies(given(when), is_given(field_name(other))))
+        }
+        _ => None,
+    }));
     if edits && api.capabilities().only_role.is_none() {
         let default_role = api.model.and_then(|model| model.role).unwrap_or(Role::Start);
-        let is = |role: Role| match holds("as", json!({ "const": role_name(role) })) {
+        let is = |role: Role| match holds("as", json!({ "const": role.name() })) {
             named if default_role == role => json!({ "anyOf": [named, { "not": is_given("as") }] }),
             named => named,
         };
@@ -158,6 +153,17 @@ fn not_both(rules: [Value; 2]) -> Value {
 /// Returns the rule that the second holds where the first does.
 fn implies(condition: Value, consequence: Value) -> Value {
     json!({ "if": condition, "then": consequence })
+}
+
+/// Returns the rule that a condition holds.
+fn given(condition: Given) -> Value {
+    let name = field_name(condition.key());
+    match condition {
+        Given::Any(_) => is_given(name),
+        // Of a form, the value is text.
+        Given::True(_) => holds(name, json!({ "enum": [true, "true"] })),
+        Given::Is(_, value) => holds(name, json!({ "const": value })),
+    }
 }
 
 /// Returns the rule that a field is present and not null.

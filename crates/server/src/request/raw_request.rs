@@ -1,4 +1,4 @@
-//! The raw fields of a request, from JSON or from the parts of a form, each checked against its type.
+//! The raw fields of a request, from JSON or from the parts of a form, each checked against its kind.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -9,19 +9,18 @@ use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess,
 use serde_json::{Map, Number, Value};
 
 use crate::api_error::{ApiError, shorten};
-use crate::options::MAX_IMAGES;
-use crate::request::field_type::{FieldType, as_integer};
-use crate::request::fields::Field;
+use crate::fields::field_name;
 use crate::request::synonyms::find_field;
 use crate::uploads::Uploads;
+use tch_flux::generation::params::{Kind, MAX_IMAGES, Parameter, Values};
 
 /// The most values of a body, with those in lists and objects: each takes far more memory than its text.
 const MAX_VALUES: usize = 4096;
 
-/// The fields of a request, each of its type, and its pictures. A field that is null is absent.
+/// The fields of a request, each of its kind, and its pictures. A field that is null is absent.
 #[derive(Debug, Default)]
 pub(crate) struct RawRequest {
-    fields: BTreeMap<&'static str, Value>,
+    pub(crate) values: Values,
     pub(crate) uploads: Uploads,
     /// The index in the name of each picture, by field; `usize::MAX` where the name has none.
     indices: BTreeMap<&'static str, Vec<usize>>,
@@ -30,7 +29,7 @@ pub(crate) struct RawRequest {
 /// What the name of a form's part says.
 #[derive(Clone, Copy)]
 pub(crate) struct PartName {
-    pub(crate) field: &'static Field,
+    pub(crate) field: &'static Parameter,
     /// The `1` of `image[1]`.
     index: Option<usize>,
 }
@@ -73,39 +72,18 @@ impl RawRequest {
     /// `name[0]`, `name[1]` and so on.
     pub(crate) fn insert_text(&mut self, name: &str, part: PartName, text: String) -> Result<(), ApiError> {
         let PartName { field, index } = part;
-        let count = self.list(field.name).len();
+        let base = field_name(field.key);
+        let count = self.values.list(field.key).len();
         if let Some(index) = index.filter(|index| *index != count) {
-            let text = format!("{}[{index}] comes where {0}[{count}] is expected", field.name);
-            return Err(ApiError::value(field.name, text));
+            let text = format!("{base}[{index}] comes where {base}[{count}] is expected");
+            return Err(ApiError::value(base, text));
         }
-        let value = match field.field_type {
-            FieldType::Integer { .. }
-            | FieldType::Number { .. }
-            | FieldType::Fraction
-            | FieldType::Boolean => number_or_text(text),
-            FieldType::Numbers { .. } | FieldType::Modes | FieldType::Scales { .. } => {
-                let items =
-                    |text: &str| text.split(',').map(|item| number_or_text(item.trim().into())).collect();
-                if text.contains(',') && !text.trim_start().starts_with('[') {
-                    Value::Array(items(&text))
-                } else {
-                    number_or_text(text)
-                }
-            }
-            FieldType::Names if text.trim_start().starts_with('[') => number_or_text(text),
-            FieldType::Text { .. }
-            | FieldType::Choice(_)
-            | FieldType::Size
-            | FieldType::Names
-            | FieldType::Pictures
-            | FieldType::Cache
-            | FieldType::Ignored => Value::String(text),
-        };
-        let value = match self.fields.remove(field.name) {
-            Some(earlier) if field.field_type.is_list() => concat(earlier, value),
-            Some(_) if field.field_type != FieldType::Ignored => {
-                let text = format!("{} comes twice: which is meant cannot be known", field.name);
-                return Err(ApiError::value(field.name, text));
+        let value = field.kind.parse(text);
+        let value = match self.values.remove(field.key) {
+            Some(earlier) if field.kind.is_list() => concat(earlier, value),
+            Some(_) if field.kind != Kind::Any => {
+                let text = format!("{base} comes twice: which is meant cannot be known");
+                return Err(ApiError::value(base, text));
             }
             None if name.ends_with(']') && !value.is_array() => Value::Array(vec![value]),
             _ => value,
@@ -116,13 +94,13 @@ impl RawRequest {
     /// Adds a picture: behind the others of its field, or where the index in its name puts it.
     pub(crate) fn insert_picture(&mut self, part: PartName, file: Bytes) -> Result<(), ApiError> {
         let PartName { field, index } = part;
-        let files = self.uploads.files_mut(field.name);
-        let max = if field.name == "mask" { 1 } else { MAX_IMAGES };
+        let files = self.uploads.files_mut(field.key);
+        let max = if field.key == "mask" { 1 } else { MAX_IMAGES };
         if files.len() == max {
-            let text = format!("{}: more than {max} came", field.name);
-            return Err(ApiError::invalid("too_many_images", text).param(field.name));
+            let text = format!("{}: more than {max} came", field_name(field.key));
+            return Err(ApiError::invalid("too_many_images", text).param(field_name(field.key)));
         }
-        let indices = self.indices.entry(field.name).or_default();
+        let indices = self.indices.entry(field.key).or_default();
         let index = index.unwrap_or(usize::MAX);
         let position = indices.partition_point(|earlier| *earlier <= index);
         indices.insert(position, index);
@@ -130,13 +108,13 @@ impl RawRequest {
         Ok(())
     }
 
-    fn insert(&mut self, field: &'static Field, value: Value) -> Result<(), ApiError> {
+    fn insert(&mut self, field: &'static Parameter, value: Value) -> Result<(), ApiError> {
         if value.is_null() {
             return Ok(());
         }
-        field.check(&value)?;
-        if field.field_type != FieldType::Pictures {
-            self.fields.insert(field.name, value);
+        field.check(field.served(), &value)?;
+        if field.kind != Kind::Pictures {
+            self.values.insert(field, value)?;
             return Ok(());
         }
         let pictures = match value {
@@ -149,50 +127,13 @@ impl RawRequest {
         });
         texts.into_iter().try_for_each(|text| self.insert_picture(PartName { field, index: None }, text))
     }
-
-    pub(crate) fn text(&self, name: &str) -> Option<&str> {
-        self.fields.get(name)?.as_str()
-    }
-
-    pub(crate) fn integer(&self, name: &str) -> Option<u64> {
-        as_integer(self.fields.get(name)?)
-    }
-
-    pub(crate) fn number(&self, name: &str) -> Option<f64> {
-        self.fields.get(name)?.as_f64()
-    }
-
-    pub(crate) fn boolean(&self, name: &str) -> bool {
-        self.boolean_or(name, false)
-    }
-
-    pub(crate) fn boolean_or(&self, name: &str, absent: bool) -> bool {
-        self.fields.get(name).and_then(Value::as_bool).unwrap_or(absent)
-    }
-
-    /// Returns the items of a list; a value that is no list is one item.
-    pub(crate) fn list(&self, name: &str) -> &[Value] {
-        match self.fields.get(name) {
-            Some(Value::Array(items)) => items,
-            Some(item) => std::slice::from_ref(item),
-            None => &[],
-        }
-    }
-
-    pub(crate) fn numbers(&self, name: &str) -> Vec<f64> {
-        self.list(name).iter().filter_map(Value::as_f64).collect()
-    }
-
-    pub(crate) fn texts(&self, name: &str) -> Vec<String> {
-        self.list(name).iter().filter_map(|value| value.as_str().map(str::to_string)).collect()
-    }
 }
 
 /// Reads the name of a form's part. Those of a list may have `[]` or an index behind the name.
 pub(crate) fn parse_part_name(name: &str) -> Result<PartName, ApiError> {
     let list_item = || {
         let (base, index) = name.strip_suffix(']')?.split_once('[')?;
-        let field = find_field(base, true).ok().filter(|field| field.field_type.is_list())?;
+        let field = find_field(base, true).ok().filter(|field| field.kind.is_list())?;
         let index = if index.is_empty() { None } else { Some(index.parse().ok()?) };
         Some(PartName { field, index })
     };
@@ -200,10 +141,6 @@ pub(crate) fn parse_part_name(name: &str) -> Result<PartName, ApiError> {
         Some(part) => Ok(part),
         None => Ok(PartName { field: find_field(name, true)?, index: None }),
     }
-}
-
-fn number_or_text(text: String) -> Value {
-    serde_json::from_str(&text).unwrap_or(Value::String(text))
 }
 
 /// Returns one list of the items of two values.

@@ -2,8 +2,9 @@
 //! that other programs use.
 
 use crate::api_error::{ApiError, nearest, shorten};
-use crate::request::fields::{Field, fields};
+use crate::fields::fields;
 use crate::routes::EDITS;
+use tch_flux::generation::params::Parameter;
 
 /// The fields that may be meant, and the other names for them.
 type Synonyms = (&'static [&'static str], &'static str);
@@ -195,8 +196,9 @@ fn is_among(names: &str, spelling: &str) -> bool {
 }
 
 /// Returns the field of a name, or the error that there is none.
-pub(crate) fn find_field(name: &str, edits: bool) -> Result<&'static Field, ApiError> {
-    fields(edits).find(|field| field.name == name).ok_or_else(|| unknown(name, edits))
+pub(crate) fn find_field(name: &str, edits: bool) -> Result<&'static Parameter, ApiError> {
+    let field = fields(edits).find(|(field, _)| *field == name);
+    field.map(|(_, parameter)| parameter).ok_or_else(|| unknown(name, edits))
 }
 
 /// Returns the error about a field that does not exist, at the edits' endpoint or at the generations'.
@@ -206,6 +208,11 @@ fn unknown(name: &str, edits: bool) -> ApiError {
     ApiError::invalid("unknown_parameter", format!("there is no parameter `{name}`{hint}")).param(&name)
 }
 
+/// The names of the fields of edits, or of generations.
+fn names(edits: bool) -> impl Iterator<Item = &'static str> {
+    fields(edits).map(|(name, _)| name)
+}
+
 fn hint(name: &str, edits: bool) -> String {
     let name = shorten(name);
     let spellings = spellings(&name);
@@ -213,14 +220,14 @@ fn hint(name: &str, edits: bool) -> String {
         return String::new();
     }
     for spelling in &spellings {
-        if let Some(field) = fields(edits).find(|field| normalize(field.name) == *spelling) {
-            return suggest(&[field.name], edits);
+        if let Some(field) = names(edits).find(|field| normalize(field) == *spelling) {
+            return suggest(&[field], edits);
         }
-        if let Some(field) = fields(true).find(|field| normalize(field.name) == *spelling) {
-            return only_in_edits(&[field.name]);
+        if let Some(field) = names(true).find(|field| normalize(field) == *spelling) {
+            return only_in_edits(&[field]);
         }
         if let Some((targets, _)) = SYNONYMS.iter().find(|(_, names)| is_among(names, spelling)) {
-            let is_here = |name: &&&str| fields(edits).any(|field| field.name == **name);
+            let is_here = |name: &&&str| names(edits).any(|field| field == **name);
             let here: Vec<&str> = targets.iter().filter(is_here).copied().collect();
             return if here.is_empty() { only_in_edits(targets) } else { suggest(&here, edits) };
         }
@@ -231,7 +238,7 @@ fn hint(name: &str, edits: bool) -> String {
             return String::new();
         }
     }
-    let near = nearest(&name, fields(edits).map(|field| field.name));
+    let near = nearest(&name, names(edits));
     near.map_or(String::new(), |near| suggest(&[near], edits))
 }
 
@@ -280,13 +287,13 @@ mod tests {
     #[test]
     fn every_synonym_is_of_fields_that_are_and_is_no_field_itself() {
         for name in SYNONYMS.iter().flat_map(|(meant, _)| *meant) {
-            assert!(fields(true).any(|field| field.name == *name), "{name}");
+            assert!(super::names(true).any(|field| field == *name), "{name}");
         }
         let lists = SYNONYMS.iter().map(|(_, names)| *names);
         let lists = lists.chain(SERVER_SETTINGS.iter().map(|(_, names)| *names)).chain([UNSUPPORTED]);
         let mut names: Vec<String> = lists.flat_map(str::split_whitespace).map(normalize).collect();
         for name in &names {
-            assert!(fields(true).all(|field| normalize(field.name) != *name), "{name} is a field");
+            assert!(super::names(true).all(|field| normalize(field) != *name), "{name} is a field");
         }
         let count = names.len();
         names.sort();

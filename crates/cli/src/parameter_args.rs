@@ -1,0 +1,163 @@
+//! The flags of the library's table of parameters.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use clap::builder::{PossibleValue, PossibleValuesParser};
+use clap::error::ErrorKind;
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, value_parser};
+use serde_json::Value;
+use tch_flux::ParameterProblem;
+use tch_flux::generation::params::{Flag, Group, Kind, Parameter, Values, parameter, parameters};
+
+use super::targets::Input;
+
+/// The values of the table's flags: those of the pictures that an edit begins with, or all others.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ParameterArgs<const EDIT: bool> {
+    pub(super) values: Values,
+    files: BTreeMap<&'static str, Vec<PathBuf>>,
+}
+
+impl<const EDIT: bool> ParameterArgs<EDIT> {
+    /// The parameters that are flags here.
+    fn flags() -> impl Iterator<Item = (&'static Parameter, Flag)> {
+        let is_here = |parameter: &&Parameter| (parameter.group == Group::Picture) == EDIT;
+        parameters().filter(is_here).filter_map(|parameter| Some((parameter, parameter.flag?)))
+    }
+
+    /// Returns the files of a parameter's pictures.
+    pub(super) fn files(&self, key: &str) -> &[PathBuf] {
+        self.files.get(key).map_or(&[], Vec::as_slice)
+    }
+
+    /// Returns all files that the flags name.
+    pub(super) fn inputs(&self) -> Vec<Input> {
+        let named = |(parameter, flag): (&Parameter, Flag)| {
+            self.files(parameter.key).iter().map(move |path| Input::new(flag.name, path))
+        };
+        Self::flags().flat_map(named).collect()
+    }
+
+    /// Returns the only file of a parameter's pictures.
+    pub(super) fn file(&self, key: &str) -> Option<&Path> {
+        self.files(key).first().map(PathBuf::as_path)
+    }
+}
+
+/// Returns what the program calls a parameter.
+pub(super) fn flag_name(key: &str) -> String {
+    match parameter(key).and_then(|parameter| parameter.flag) {
+        Some(flag) => flag.name.into(),
+        None if key == "prompts" => "PROMPT".into(),
+        None if key == "redux_image" => "--redux".into(),
+        None => key.into(),
+    }
+}
+
+/// Returns the text of a problem, with the names of flags.
+pub(super) fn worded(problem: &ParameterProblem) -> String {
+    problem.worded(flag_name)
+}
+
+fn arg(parameter: &'static Parameter, flag: Flag) -> Arg {
+    let value_name = flag.value_name.map_or_else(|| parameter.key.to_uppercase(), str::to_string);
+    let help = match parameter.default {
+        Some(default) if parameter.kind != Kind::Boolean => {
+            format!("{} [default: {default}]", parameter.about())
+        }
+        _ => parameter.about().to_string(),
+    };
+    let arg = Arg::new(parameter.key)
+        .long(flag.name.trim_start_matches("--"))
+        .value_name(value_name)
+        .help(help)
+        .help_heading(parameter.group.title())
+        .hide_short_help(!flag.is_common)
+        .action(if parameter.kind.is_list() { ArgAction::Append } else { ArgAction::Set });
+    let arg = match flag.short {
+        Some(short) => arg.short(short),
+        None => arg,
+    };
+    let arg = match flag.alias {
+        Some(alias) => arg.visible_alias(alias.trim_start_matches("--")),
+        None => arg,
+    };
+    match parameter.kind {
+        Kind::Pictures if parameter.key == "mask" => {
+            arg.value_parser(value_parser!(PathBuf)).action(ArgAction::Set)
+        }
+        Kind::Pictures => arg.value_parser(value_parser!(PathBuf)),
+        Kind::Boolean => arg.num_args(0..=1).require_equals(true).default_missing_value("true"),
+        Kind::Choice(choices) => arg.value_parser(PossibleValuesParser::new(choices.iter().map(choice))),
+        _ => arg,
+    }
+}
+
+/// Returns a name with what it stands for. With dashes, it is as good.
+fn choice(&(name, about): &(&'static str, &'static str)) -> PossibleValue {
+    let sentence = about.trim().split_once(". ").map_or(about.trim(), |(sentence, _)| sentence);
+    let value = PossibleValue::new(name).help(sentence.trim_end_matches('.'));
+    if name.contains('_') { value.alias(name.replace('_', "-")) } else { value }
+}
+
+/// Returns the value of a flag's occurrences.
+fn value(kind: Kind, mut texts: Vec<String>) -> Option<Value> {
+    if texts.is_empty() {
+        return None;
+    }
+    if texts.len() == 1 {
+        return texts.pop().map(|text| match kind {
+            Kind::Choice(choices) => {
+                let named = choices.iter().find(|(name, _)| *name == text || name.replace('_', "-") == text);
+                Value::String(named.map_or(text, |(name, _)| (*name).to_string()))
+            }
+            _ => kind.parse(text),
+        });
+    }
+    let items = texts.into_iter().map(|text| match kind.parse(text) {
+        Value::Array(items) => items,
+        item => vec![item],
+    });
+    Some(match kind {
+        // Each occurrence is the list of one IP-Adapter.
+        Kind::Scales { .. } => Value::Array(items.map(Value::Array).collect()),
+        _ => Value::Array(items.flatten().collect()),
+    })
+}
+
+impl<const EDIT: bool> FromArgMatches for ParameterArgs<EDIT> {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut args = Self::default();
+        args.update_from_arg_matches(matches)?;
+        Ok(args)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        for (parameter, _) in Self::flags() {
+            if parameter.kind == Kind::Pictures {
+                let files = matches.get_many::<PathBuf>(parameter.key).unwrap_or_default().cloned();
+                self.files.insert(parameter.key, files.collect());
+                continue;
+            }
+            let texts = matches.get_many::<String>(parameter.key).unwrap_or_default().cloned().collect();
+            if let Some(value) = value(parameter.kind, texts) {
+                let problem = |problem: ParameterProblem| {
+                    clap::Error::raw(ErrorKind::ValueValidation, format!("{}\n", worded(&problem)))
+                };
+                self.values.insert(parameter, value).map_err(problem)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<const EDIT: bool> Args for ParameterArgs<EDIT> {
+    fn augment_args(command: Command) -> Command {
+        Self::flags().fold(command, |command, (parameter, flag)| command.arg(arg(parameter, flag)))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}

@@ -133,7 +133,7 @@ fn definition() -> clap::Command {
         })
     });
     let command = command.mut_subcommand("serve", serve::with_environment);
-    command.mut_subcommand("serve", |command| command.mut_args(serve::with_heading))
+    command.mut_subcommand("serve", |command| command.mut_args(serve::hide_rare))
 }
 
 #[cfg(test)]

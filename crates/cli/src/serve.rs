@@ -4,6 +4,7 @@ mod addons;
 mod checks;
 mod config;
 mod help;
+mod limits;
 mod loader;
 mod log_filter;
 mod signals;
@@ -25,9 +26,8 @@ use anyhow::Context;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tch::Device;
 use tch_flux::Error;
-use tch_flux::engine;
-use tch_flux::generation::{Offload, Settings};
-use tch_flux::numerics::{self, Numerics, Quantize};
+use tch_flux::generation::Settings;
+use tch_flux::numerics;
 use tch_flux_server::{Options, Server};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -38,10 +38,9 @@ use tracing_subscriber::prelude::*;
 
 use addons::Addons;
 pub(super) use config::{Serve, with_environment};
-pub(super) use help::with_heading;
+pub(super) use help::hide_rare;
 use loader::ModelLoader;
 use signals::Signals;
-use units::{Size, Time};
 pub(super) use usage_errors::explain_usage_error;
 
 use super::device::{access, parse_device};
@@ -81,14 +80,14 @@ impl Serve {
     }
 
     pub(super) fn log_filter(&self) -> anyhow::Result<Targets> {
-        self.checked("log-level", log_filter::parse(self.log_level.as_deref().unwrap_or("info")))
+        self.checked("log-level", log_filter::parse(&self.log_level))
     }
 
     fn log(&self) -> anyhow::Result<()> {
         let filter = self.log_filter()?.with_target("hyper", LevelFilter::ERROR);
         let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
         let registry = tracing_subscriber::registry();
-        if self.log_json.unwrap_or(false) {
+        if self.log_json {
             registry.with(lines.json().with_filter(filter)).try_init()?;
         } else {
             registry.with(lines.with_filter(filter)).try_init()?;
@@ -106,7 +105,7 @@ impl Serve {
         if !address.ip().is_loopback() && options.api_key.is_none() {
             warn!(%address, "OPEN TO THE NETWORK WITHOUT A KEY: everybody who reaches it may draw; set --api-key");
         }
-        raise_descriptors(options.connections)?;
+        raise_descriptors(options.max_connections)?;
         let signals = Signals::listen()?;
         let listener = TcpListener::bind(address).await;
         let listener = listener.map_err(|problem| self.cannot_listen(address, problem))?;
@@ -164,8 +163,7 @@ impl Serve {
     }
 
     fn address(&self) -> anyhow::Result<SocketAddr> {
-        let (host, port) = (self.host.as_deref().unwrap_or("127.0.0.1"), self.port.unwrap_or(8000));
-        self.checked("host", checks::address(host, port))
+        self.checked("host", checks::address(&self.host, self.port))
     }
 
     /// Returns the error for a socket that cannot be opened.
@@ -202,10 +200,10 @@ impl Serve {
         let parse = |text: &String| {
             self.checked("device", parse_device(text).map_err(|problem| format!("{text}: {problem}")))
         };
-        let devices = match self.device.as_deref() {
-            None | Some([]) => vec![Device::Cpu],
-            Some(devices) => devices.iter().map(parse).collect::<Result<_, _>>()?,
-        };
+        let mut devices = self.device.iter().map(parse).collect::<anyhow::Result<Vec<_>>>()?;
+        if devices.is_empty() {
+            devices.push(Device::Cpu);
+        }
         let lora = |text: &String| {
             self.checked("lora", parse_lora(text).map_err(|problem| format!("{text}: {problem}")))
         };
@@ -213,13 +211,13 @@ impl Serve {
         let settings = Settings {
             device: devices[0],
             kind: self.kind.map(Into::into),
-            access: access(self.no_mmap.unwrap_or(false)),
-            keep_text_encoders: self.keep_text_encoders.unwrap_or(true),
-            keep_quantized: self.keep_quantized.unwrap_or(false),
-            offload: self.offload.map_or(Offload::None, Into::into),
-            numerics: self.numerics.map_or(Numerics::Fast, Into::into),
-            quantize: self.quantize.map_or(Quantize::None, Into::into),
-            allow_partial_lora: self.allow_partial_lora.unwrap_or(false),
+            access: access(self.no_mmap),
+            keep_text_encoders: self.keep_text_encoders,
+            keep_quantized: self.keep_quantized,
+            offload: self.offload.into(),
+            numerics: self.numerics.into(),
+            quantize: self.quantize.into(),
+            allow_partial_lora: self.allow_partial_lora,
             vae_tile: self.vae_tile,
         };
         Ok(ModelLoader {
@@ -231,42 +229,22 @@ impl Serve {
             devices,
             loras,
             settings,
-            queue: self.queue.unwrap_or(engine::Options::default().queue),
+            queue: self.queue.0,
         })
     }
 
     fn options(&self) -> anyhow::Result<Options> {
-        let d = Options::default();
-        let time = |time: Option<Time>, default: Duration| time.map_or(default, |time| time.0);
-        let size = |size: Option<Size>, default: usize| size.map_or(default, |size| size.0);
         let loopback = self.address()?.ip().is_loopback();
         let api_key = self.key()?;
-        let hosts = self.allowed_host.clone().unwrap_or_default();
-        Ok(Options {
+        let hosts = self.allowed_host.clone();
+        Ok(self.limits.limit(Options {
             check_hosts: !hosts.is_empty() || (loopback && api_key.is_none()),
             api_key,
             hosts,
-            cors_origins: self.cors_origin.clone().unwrap_or_default(),
+            cors_origins: self.cors_origin.clone(),
             public_url: self.public_url.clone(),
-            json_bytes: size(self.max_json_bytes, d.json_bytes),
-            edit_bytes: size(self.max_edit_bytes, d.edit_bytes),
-            image_bytes: size(self.max_image_bytes, d.image_bytes),
-            image_pixels: self.max_image_pixels.map_or(d.image_pixels, |pixels| pixels.0),
-            upload_bytes: size(self.max_upload_bytes, d.upload_bytes),
-            answer_bytes: size(self.max_answer_bytes, d.answer_bytes),
-            header_timeout: time(self.header_timeout, d.header_timeout),
-            body_timeout: time(self.body_timeout, d.body_timeout),
-            body_pause: time(self.body_pause, d.body_pause),
-            write_timeout: time(self.write_timeout, d.write_timeout),
-            job_timeout: time(self.job_timeout, d.job_timeout),
-            keep_alive: time(self.stream_keep_alive, d.keep_alive),
-            grace: time(self.grace, d.grace),
-            drain_notice: time(self.drain_notice, d.drain_notice),
-            connections: self.max_connections.unwrap_or(d.connections),
-            url_lifetime: time(self.url_lifetime, d.url_lifetime),
-            url_count: self.url_count.unwrap_or(d.url_count),
-            url_bytes: size(self.url_bytes, d.url_bytes),
-        })
+            ..Options::default()
+        }))
     }
 }
 

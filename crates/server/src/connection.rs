@@ -43,7 +43,7 @@ pub(crate) async fn run(
     listener: TcpListener,
     stop: impl Future<Output = ()>,
 ) -> io::Result<()> {
-    let permits = Arc::new(Semaphore::new(state.options.connections));
+    let permits = Arc::new(Semaphore::new(state.options.max_connections));
     let (close, closing) = watch::channel(false);
     let mut connections = JoinSet::new();
     // While it drains, the server accepts connections, so that clients read that it stops instead of meeting a closed port.

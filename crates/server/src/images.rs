@@ -33,10 +33,10 @@ pub(crate) async fn generate(
 ) -> Result<Response, ApiError> {
     let headers = http_request.headers().clone();
     let model = &state.ready_model()?.model;
-    let text_limit = state.options.json_bytes;
+    let text_limit = state.options.max_json_bytes;
     // A body that brings pictures may be as long as an edit's.
     let takes_images = model.capabilities.takes_condition_images();
-    let limit = if takes_images { text_limit.max(state.options.edit_bytes) } else { text_limit };
+    let limit = if takes_images { text_limit.max(state.options.max_edit_bytes) } else { text_limit };
     let reader = BodyReader::new(&state, http_request, "application/json", limit)?;
     let (body, charge) = reader.read_all().await?;
     let length = body.len();
@@ -65,13 +65,13 @@ pub(crate) async fn edit(
 ) -> Result<Response, ApiError> {
     let headers = http_request.headers().clone();
     let content_type = headers.get(CONTENT_TYPE).and_then(|text| text.to_str().ok()).unwrap_or_default();
-    let reader = BodyReader::new(&state, http_request, "multipart/form-data", state.options.edit_bytes)?;
+    let reader = BodyReader::new(&state, http_request, "multipart/form-data", state.options.max_edit_bytes)?;
     let boundary = multer::parse_boundary(content_type).ok().filter(|boundary| !boundary.is_empty());
     let boundary = boundary.ok_or_else(|| {
         ApiError::invalid("invalid_form", "the Content-Type names no boundary of the form's parts")
     })?;
     let charge = reader.charge.clone();
-    let form = read_form(reader, boundary, state.options.image_bytes).await?;
+    let form = read_form(reader, boundary, state.options.max_image_bytes).await?;
     let request = form.parse()?;
     let model = &state.ready_model()?.model;
     model.check_name(request.model.as_deref())?;

@@ -36,8 +36,8 @@ pub(crate) async fn engine_request(
     if uploads.is_empty() {
         return Ok(engine_request);
     }
-    let limits = DecodeLimits { pixels: state.options.image_pixels, charge: charge.clone() };
-    let decoder = UploadDecoder { uploads, limits, max_file_bytes: state.options.image_bytes };
+    let limits = DecodeLimits { pixels: state.options.max_image_pixels, charge: charge.clone() };
+    let decoder = UploadDecoder { uploads, limits, max_file_bytes: state.options.max_image_bytes };
     let request = request.clone();
     let decode = move || {
         let engine_request = add_images(engine_request, &request, conditioning, decoder)?;

@@ -188,7 +188,7 @@ pub(crate) fn now() -> u64 {
 
 /// Waits until the limit of unsent bytes leaves room for a response with so many bytes of pixels, and reserves it.
 pub(crate) async fn reserve(state: &ServerState, raw: usize) -> Result<OwnedSemaphorePermit, ApiError> {
-    let most = state.options.answer_bytes / 1024;
+    let most = state.options.max_answer_bytes / 1024;
     let kibibytes = (raw / 768 + 1).min(most) as u32;
     let permit = Semaphore::acquire_many_owned(state.response_permits.clone(), kibibytes);
     let full = || ApiError::unavailable("answers_full", "too many answers wait to be read").retry_after(5);

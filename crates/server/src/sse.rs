@@ -163,7 +163,7 @@ impl EventStream {
         if self.ended {
             return None;
         }
-        let Ok(update) = timeout(self.state.options.keep_alive, self.updates.recv()).await else {
+        let Ok(update) = timeout(self.state.options.stream_keep_alive, self.updates.recv()).await else {
             return Some(Bytes::from_static(KEEP_ALIVE));
         };
         let event = match update {

@@ -54,8 +54,8 @@ impl ServerState {
         Self {
             metrics: Metrics::default(),
             image_store: ImageStore::new(&options),
-            upload_budget: Arc::new(Budget::new(options.upload_bytes)),
-            response_permits: Arc::new(Semaphore::new(options.answer_bytes / 1024)),
+            upload_budget: Arc::new(Budget::new(options.max_upload_bytes)),
+            response_permits: Arc::new(Semaphore::new(options.max_answer_bytes / 1024)),
             codec_permits: Arc::new(Semaphore::new(CODECS)),
             active_requests: Arc::default(),
             phase: watch::Sender::new(Phase::Loading),

@@ -343,7 +343,10 @@ fn a_slow_reader_is_let_go_of() {
         let rest = connection.rest();
         assert!(rest < whole, "it broke off: {rest} bytes of {whole}");
     }
-    assert_eq!(server.state.response_permits.available_permits(), server.state.options.answer_bytes / 1024);
+    assert_eq!(
+        server.state.response_permits.available_permits(),
+        server.state.options.max_answer_bytes / 1024
+    );
 }
 
 /// Fields that are not tried with every value: they say more than a schema can, or what they say depends on the server.

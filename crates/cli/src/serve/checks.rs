@@ -15,6 +15,19 @@ pub(super) fn threads(threads: usize) -> Result<i32, String> {
     })
 }
 
+/// The side of a tile, of which the smallest picture is one.
+pub(super) fn tile(side: i64) -> Result<(), String> {
+    (side >= 64).then_some(()).ok_or_else(|| format!("{side} pixels: at least 64 are needed"))
+}
+
+/// Texts of which each passes a check.
+pub(super) fn each<T: AsRef<str>>(
+    texts: impl IntoIterator<Item = T>,
+    check: fn(&str) -> Result<(), String>,
+) -> Result<(), String> {
+    texts.into_iter().try_for_each(|text| check(text.as_ref()))
+}
+
 /// The address to listen at.
 pub(super) fn address(host: &str, port: u16) -> Result<SocketAddr, String> {
     if host == "localhost" {
@@ -50,7 +63,7 @@ pub(super) fn address(host: &str, port: u16) -> Result<SocketAddr, String> {
 }
 
 /// An origin, as a browser writes it, or `*`.
-pub(super) fn origin(text: &str) -> Result<(), String> {
+fn origin(text: &str) -> Result<(), String> {
     let wrong = |why: &str| Err(format!("no page has the origin {text:?}: {why}"));
     if text == "*" {
         return Ok(());
@@ -201,8 +214,9 @@ pub(super) fn key(key: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Origins that a list with `*` has beside it would have no effect.
+/// Origins, of which none stands beside `*`, where it would have no effect.
 pub(super) fn origins(all: &[String]) -> Result<(), String> {
+    each(all, origin)?;
     let other = all.iter().find(|origin| *origin != "*");
     match other.filter(|_| all.iter().any(|origin| origin == "*")) {
         Some(other) => {

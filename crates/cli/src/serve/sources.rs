@@ -31,9 +31,15 @@ impl SettingSources {
         self.0.entry(name.into()).or_insert(place);
     }
 
+    /// Whether somebody has set it.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.0.contains_key(&name.replace('_', "-"))
+    }
+
     /// Returns what an error calls a setting.
     pub(super) fn name(&self, name: &str) -> String {
-        self.0.get(name).cloned().unwrap_or_else(|| format!("--{name}"))
+        let name = name.replace('_', "-");
+        self.0.get(&name).cloned().unwrap_or_else(|| format!("--{name}"))
     }
 }
 

@@ -24,6 +24,104 @@ pub(super) struct Time(pub(super) Duration);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Pixels(pub(super) u64);
 
+/// A number of things.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(super) struct Count(pub(super) usize);
+
+/// More of anything that is counted would only be a slip of the finger.
+const MOST: usize = 1 << 20;
+
+impl Count {
+    pub(super) const NAME: &str = "COUNT";
+
+    /// Refuses fewer than `least`, and what nobody can mean.
+    pub(super) fn at_least(self, least: usize) -> Result<(), String> {
+        let count = self.0;
+        let possible = (least..=MOST).contains(&count);
+        possible.then_some(()).ok_or_else(|| format!("{count} is not from {least} to {MOST}"))
+    }
+}
+
+impl Size {
+    pub(super) const NAME: &str = "SIZE";
+
+    /// Refuses less than `least` bytes.
+    pub(super) fn at_least(self, least: usize) -> Result<(), String> {
+        let size = self.0;
+        (size >= least).then_some(()).ok_or_else(|| format!("{size} bytes: at least {least} are needed"))
+    }
+
+    /// Refuses more than another setting lets come: `most`, of the setting `other`, which bounds `what`.
+    pub(super) fn within(self, most: Self, other: &str, what: &str) -> Result<(), String> {
+        let (size, most, other) = (self.0, most.0, other.replace('_', "-"));
+        let text = || format!("{size} bytes can never come: {what} may have {most}, which {other} says");
+        (size <= most).then_some(()).ok_or_else(text)
+    }
+}
+
+impl Time {
+    pub(super) const NAME: &str = "TIME";
+
+    /// Refuses less than so many milliseconds, of which any table asks for none or for one.
+    pub(super) fn at_least(self, milliseconds: u64) -> Result<(), String> {
+        let possible = self.0 >= Duration::from_millis(milliseconds);
+        possible.then_some(()).ok_or_else(|| "no time at all: nothing could ever be in time".into())
+    }
+}
+
+impl Pixels {
+    pub(super) const NAME: &str = "PIXELS";
+
+    /// Refuses fewer than `least`.
+    pub(super) fn at_least(self, least: u64) -> Result<(), String> {
+        let (pixels, side) = (self.0, least.isqrt());
+        let text = || format!("{pixels} pixels: at least {least} are needed, a picture of {side} by {side}");
+        (pixels >= least).then_some(()).ok_or_else(text)
+    }
+}
+
+/// Writes a number in the largest unit that it is a whole number of, else in the smallest.
+fn write_in(f: &mut fmt::Formatter, number: u64, units: &[(u64, &str)], smallest: &str) -> fmt::Result {
+    match units.iter().find(|(unit, _)| number > 0 && number.is_multiple_of(*unit)) {
+        Some((unit, name)) => write!(f, "{}{name}", number / unit),
+        None => write!(f, "{number}{smallest}"),
+    }
+}
+
+impl fmt::Display for Count {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write_in(f, self.0 as u64, &[(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")], "")
+    }
+}
+
+impl fmt::Display for Time {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let units = [(3_600_000, "h"), (60_000, "m"), (1000, "s")];
+        write_in(f, self.0.as_millis() as u64, &units, "ms")
+    }
+}
+
+impl fmt::Display for Pixels {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write_in(f, self.0, &[(1_000_000, "MP")], "")
+    }
+}
+
+impl FromStr for Count {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        whole(text).map(Self)
+    }
+}
+
 /// A whole number of something.
 pub(super) fn whole<T: FromStr>(text: &str) -> Result<T, String> {
     text.trim().parse().map_err(|_| "expected a whole number such as 4".into())

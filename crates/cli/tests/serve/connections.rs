@@ -114,7 +114,7 @@ fn raise_descriptors() {
 #[test]
 fn connections_are_bounded_and_idle_ones_make_room() {
     let options =
-        Options { connections: 4, header_timeout: Duration::from_millis(300), ..Options::default() };
+        Options { max_connections: 4, header_timeout: Duration::from_millis(300), ..Options::default() };
     let served = Served::start(options, 4);
     let _idle: Vec<_> = (0..8).map(|_| TcpStream::connect(served.at).unwrap()).collect();
     assert_eq!(get(served.at, "/health").status, 200);

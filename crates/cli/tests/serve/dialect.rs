@@ -291,8 +291,10 @@ fn a_stream_says_in_comments_how_far_it_is() {
 
 #[test]
 fn a_quiet_stream_says_that_it_is_there() {
-    let options =
-        tch_flux_server::Options { keep_alive: std::time::Duration::from_millis(20), ..Default::default() };
+    let options = tch_flux_server::Options {
+        stream_keep_alive: std::time::Duration::from_millis(20),
+        ..Default::default()
+    };
     let served = Served::start(options, 8);
     let request = json!({ "prompt": CIRCLE, "size": "512x512", "stream": true, "num_inference_steps": 2 });
     let text = generate(served.at, &request).text();

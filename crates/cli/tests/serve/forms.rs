@@ -369,7 +369,7 @@ fn without_a_size_the_picture_keeps_its_shape() {
 
 #[test]
 fn uploads_have_a_bound_together() {
-    let options = tch_flux_server::Options { upload_bytes: 100_000, ..Default::default() };
+    let options = tch_flux_server::Options { max_upload_bytes: 100_000, ..Default::default() };
     let served = crate::Served::start(options, 8);
     let (content_type, body) = form(&[("prompt", None, b"a"), ("image", Some("a.png"), &vec![7; 200_000])]);
     let answer = send(served.at, "POST", EDITS, &[("content-type", &content_type)], &body);

@@ -401,7 +401,7 @@ fn a_server_that_has_none_says_so() {
 
 #[test]
 fn pictures_in_json_have_the_bounds_of_files() {
-    let options = Options { image_bytes: 100_000, image_pixels: 10_000, ..Options::default() };
+    let options = Options { max_image_bytes: 100_000, max_image_pixels: 10_000, ..Options::default() };
     let (served, told) = telling(capable_model(), options);
     let refused = |picture: Value, status: u16| {
         let asked = merged(request(1), json!({ "redux_image": picture }));

@@ -32,8 +32,8 @@ use std::time::Duration;
 use crate::error::{Error, HubProblem, Result};
 use crate::generation::{PartOverrides, Parts};
 use cache::Store;
-use client::Client;
-use download::Download;
+use client::{Client, Hash, Web, is_safe};
+use download::{Download, Goal, Transfer, is_file_of};
 use files::Plan;
 
 /// Where repositories are fetched from, and where they are kept.
@@ -170,6 +170,41 @@ impl Hub {
         self.fetch_planned(repository, &files::plan_redux, watch)
     }
 
+    /// Fetches files from a folder of any web server, `base`, into a folder here, as those of a repository are fetched: through
+    /// the proxy, tried again, and compared with their sizes and hashes before they have their names. No token is sent. Files
+    /// that are there with their sizes are taken as they are. Two calls at a time need two folders.
+    ///
+    /// # Errors
+    /// [`Error::Hub`], [`Error::Io`], [`Error::Cancelled`].
+    pub fn fetch_files(
+        &self,
+        base: &str,
+        files: &[RemoteFile],
+        folder: &Path,
+        watch: &mut dyn FnMut(Event) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let web = Web::new(self, base.trim_end_matches('/').to_string(), None);
+        for RemoteFile { name, size, sha256 } in files.iter().copied() {
+            let what = format!("{base}: {name}");
+            let path = folder.join(name);
+            if !is_safe(name) {
+                return Err(Error::Hub { what, problem: HubProblem::UnsafeName { name: name.into() } });
+            }
+            if is_file_of(&path, size) {
+                continue;
+            }
+            if self.offline {
+                return Err(Error::Hub { what, problem: HubProblem::Offline { cache: folder.into() } });
+            }
+            let get = |from| web.get(name, from);
+            let goal = Goal { name, size, hash: Hash::Sha256(sha256.into()) };
+            let transfer =
+                Transfer { get: &get, what, goal: &goal, retries: self.retries, watch: &mut *watch };
+            transfer.run(&folder.join(format!("{name}.incomplete")), &path)?;
+        }
+        Ok(())
+    }
+
     fn fetch_planned<T>(
         &self,
         repository: &Repository,
@@ -222,6 +257,17 @@ fn read_token(path: &Path) -> Result<Option<String>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::io(path)(error)),
     }
+}
+
+/// A file on a web server, and what its bytes must come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RemoteFile<'a> {
+    /// Its name below the server's folder, and below the one that it is fetched to.
+    pub name: &'a str,
+    /// Its bytes.
+    pub size: u64,
+    /// Its SHA-256 in hexadecimal.
+    pub sha256: &'a str,
 }
 
 /// What happens while something is fetched.

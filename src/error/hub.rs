@@ -46,6 +46,12 @@ pub enum HubProblem {
         /// In the hub's words.
         reason: String,
     },
+    /// A server that is no hub does not give a file.
+    #[error("the server answers {status}")]
+    Refused {
+        /// The status.
+        status: u16,
+    },
     /// More requests than the hub allows.
     #[error("the hub asks for fewer requests{}; with a token (HF_TOKEN) it allows more", wait.map_or(
         String::new(), |wait| format!(": try again in {wait} s")

@@ -20,13 +20,20 @@ const MAX_WAIT: u64 = 60;
 /// Where the hub is unless [`Hub::endpoint`] says otherwise.
 const ENDPOINT: &str = "https://huggingface.co";
 
+/// Sends requests, through the proxy and within the times of a [`Hub`].
+pub(super) struct Web {
+    agent: Agent,
+    /// The page whose server the token is for.
+    home: String,
+    token: Option<String>,
+}
+
 /// Asks the hub for the files of one repository.
 pub(super) struct Client {
-    agent: Agent,
+    web: Web,
     /// The hub's address, without a slash at its end.
     endpoint: String,
     repository: Repository,
-    token: Option<String>,
 }
 
 /// A commit and its files by their names.
@@ -68,8 +75,8 @@ impl Hash {
     }
 }
 
-impl Client {
-    pub(super) fn new(hub: &Hub, repository: &Repository) -> Self {
+impl Web {
+    pub(super) fn new(hub: &Hub, home: String, token: Option<String>) -> Self {
         let agent = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
@@ -80,8 +87,59 @@ impl Client {
             .timeout_per_write(Some(hub.timeout))
             .user_agent(concat!("tch-flux/", env!("CARGO_PKG_VERSION")))
             .build();
+        Self { agent: agent.into(), home, token }
+    }
+
+    /// Returns the bytes from an offset on of a file below the home, which is a folder of any server; else as [`Client::get`].
+    pub(super) fn get(&self, name: &str, from: u64) -> Result<Response<Body>, HubProblem> {
+        let response = self.send(Method::Get { from }, format!("{}/{}", self.home, encode(name)))?;
+        match response.status().as_u16() {
+            200 => Ok(response),
+            206 | 416 if from > 0 => Ok(response),
+            status @ (408 | 429 | 500..=599) => {
+                Err(HubProblem::Network { reason: format!("the server answers {status}") })
+            }
+            status => Err(HubProblem::Refused { status }),
+        }
+    }
+
+    /// One question, and on to where the answers send us. The token goes to the hub alone: a redirect may lead to
+    /// anybody's server.
+    fn send(&self, method: Method, mut url: String) -> Result<Response<Body>, HubProblem> {
+        for _ in 0..MAX_REDIRECTS {
+            let request = match method {
+                Method::Head => self.agent.head(&url),
+                Method::Get { from: 0 } => self.agent.get(&url),
+                Method::Get { from } => self.agent.get(&url).header("Range", format!("bytes={from}-")),
+            };
+            // Lengths and offsets are those of the file, not of something packed.
+            let request = request.header("Accept-Encoding", "identity");
+            let is_home = origin(&url).eq_ignore_ascii_case(origin(&self.home));
+            let request = match &self.token {
+                Some(token) if is_home => request.header("Authorization", format!("Bearer {token}")),
+                _ => request,
+            };
+            let response = request.call().map_err(from_ureq)?;
+            let location =
+                header(response.headers(), "location").filter(|_| response.status().is_redirection());
+            let Some(location) = location else { return Ok(response) };
+            let next = follow(&url, location)?;
+            // What a file is, is said by the hub, not by the server that has its bytes.
+            let said = header(response.headers(), "x-linked-etag").is_some() || origin(&next) != origin(&url);
+            if matches!(method, Method::Head) && said {
+                return Ok(response);
+            }
+            url = next;
+        }
+        Err(HubProblem::Answer { reason: format!("more than {MAX_REDIRECTS} redirects") })
+    }
+}
+
+impl Client {
+    pub(super) fn new(hub: &Hub, repository: &Repository) -> Self {
         let endpoint = hub.endpoint.clone().unwrap_or_else(|| ENDPOINT.into());
-        Self { agent: agent.into(), endpoint, repository: repository.clone(), token: hub.token.clone() }
+        let web = Web::new(hub, format!("{endpoint}/{}", repository.id), hub.token.clone());
+        Self { web, endpoint, repository: repository.clone() }
     }
 
     /// The commit that the revision is now, and its files.
@@ -104,7 +162,7 @@ impl Client {
     fn ask_for_listing(&self) -> Result<String, HubProblem> {
         let Repository { id, revision } = &self.repository;
         let url = format!("{}/api/models/{id}/revision/{}?blobs=true", self.endpoint, in_path(revision));
-        let mut response = self.send(Method::Get { from: 0 }, url)?;
+        let mut response = self.web.send(Method::Get { from: 0 }, url)?;
         if !response.status().is_success() {
             return Err(self.refusal(&response));
         }
@@ -113,7 +171,7 @@ impl Client {
 
     /// Size and hash of a file of which the list does not say them.
     pub(super) fn look(&self, commit: &str, name: &str) -> Result<Listed, HubProblem> {
-        let response = self.send(Method::Head, self.address(commit, name))?;
+        let response = self.web.send(Method::Head, self.address(commit, name))?;
         let status = response.status();
         if !status.is_success() && !status.is_redirection() {
             return Err(self.refusal(&response));
@@ -133,7 +191,7 @@ impl Client {
     /// The bytes of a file from an offset on, unless the answer has another status: then it is the whole file, or says
     /// that there is nothing from there on.
     pub(super) fn get(&self, commit: &str, name: &str, from: u64) -> Result<Response<Body>, HubProblem> {
-        let response = self.send(Method::Get { from }, self.address(commit, name))?;
+        let response = self.web.send(Method::Get { from }, self.address(commit, name))?;
         match response.status().as_u16() {
             200 => Ok(response),
             206 | 416 if from > 0 => Ok(response),
@@ -142,51 +200,15 @@ impl Client {
     }
 
     fn address(&self, commit: &str, name: &str) -> String {
-        format!("{}/resolve/{}/{}", self.page(), in_path(commit), encode(name))
-    }
-
-    /// The page of the repository, for people.
-    fn page(&self) -> String {
-        format!("{}/{}", self.endpoint, self.repository.id)
-    }
-
-    /// One question, and on to where the answers send us. The token goes to the hub alone: a redirect may lead to
-    /// anybody's server.
-    fn send(&self, method: Method, mut url: String) -> Result<Response<Body>, HubProblem> {
-        for _ in 0..MAX_REDIRECTS {
-            let request = match method {
-                Method::Head => self.agent.head(&url),
-                Method::Get { from: 0 } => self.agent.get(&url),
-                Method::Get { from } => self.agent.get(&url).header("Range", format!("bytes={from}-")),
-            };
-            // Lengths and offsets are those of the file, not of something packed.
-            let request = request.header("Accept-Encoding", "identity");
-            let is_home = origin(&url).eq_ignore_ascii_case(origin(&self.page()));
-            let request = match &self.token {
-                Some(token) if is_home => request.header("Authorization", format!("Bearer {token}")),
-                _ => request,
-            };
-            let response = request.call().map_err(from_ureq)?;
-            let location =
-                header(response.headers(), "location").filter(|_| response.status().is_redirection());
-            let Some(location) = location else { return Ok(response) };
-            let next = follow(&url, location)?;
-            // What a file is, is said by the hub, not by the server that has its bytes.
-            let said = header(response.headers(), "x-linked-etag").is_some() || origin(&next) != origin(&url);
-            if matches!(method, Method::Head) && said {
-                return Ok(response);
-            }
-            url = next;
-        }
-        Err(HubProblem::Answer { reason: format!("more than {MAX_REDIRECTS} redirects") })
+        format!("{}/resolve/{}/{}", self.web.home, in_path(commit), encode(name))
     }
 
     /// What a refusal means.
     fn refusal(&self, response: &Response<Body>) -> HubProblem {
-        let token = self.token.is_some();
+        let token = self.web.token.is_some();
         let say = |name| header(response.headers(), name);
         match (response.status().as_u16(), say("x-error-code")) {
-            (_, Some("GatedRepo")) => HubProblem::Gated { page: self.page(), token },
+            (_, Some("GatedRepo")) => HubProblem::Gated { page: self.web.home.clone(), token },
             (_, Some("RepoNotFound")) => HubProblem::NotFound { token },
             (_, Some("RevisionNotFound")) => HubProblem::NoRevision,
             (_, Some("EntryNotFound")) => HubProblem::NoFile,
@@ -295,7 +317,7 @@ fn read_listing(text: &str) -> Result<Listing, HubProblem> {
 }
 
 /// Whether a name leads to a file in the folder that it is joined to, on every system.
-fn is_safe(name: &str) -> bool {
+pub(super) fn is_safe(name: &str) -> bool {
     let is_step = |step: &str| !["", ".", ".."].contains(&step);
     name.split('/').all(is_step) && !name.contains(['\\', ':']) && !name.contains(char::is_control)
 }

@@ -26,11 +26,22 @@ pub(super) struct Download<'a> {
     pub(super) watch: &'a mut dyn FnMut(Event) -> ControlFlow<()>,
 }
 
+/// A file on its way from a server to the disk.
+pub(super) struct Transfer<'a> {
+    /// Asks for the bytes from an offset on.
+    pub(super) get: &'a dyn Fn(u64) -> Result<Response<Body>, HubProblem>,
+    /// What errors call the file.
+    pub(super) what: String,
+    pub(super) goal: &'a Goal<'a>,
+    pub(super) retries: u32,
+    pub(super) watch: &'a mut dyn FnMut(Event) -> ControlFlow<()>,
+}
+
 /// What a file must become.
-struct Goal<'a> {
-    name: &'a str,
-    size: u64,
-    hash: Hash,
+pub(super) struct Goal<'a> {
+    pub(super) name: &'a str,
+    pub(super) size: u64,
+    pub(super) hash: Hash,
 }
 
 impl Download<'_> {
@@ -52,7 +63,11 @@ impl Download<'_> {
             // Without a lock nobody else may write to our file.
             let ending =
                 lock.as_ref().map_or(format!("{}.incomplete", std::process::id()), |_| "incomplete".into());
-            self.transfer(&goal, &blob.with_file_name(format!("{hash}.{ending}")), &blob)?;
+            let get = |from| self.client.get(commit, name, from);
+            let what = self.store.shown(name);
+            let transfer =
+                Transfer { get: &get, what, goal: &goal, retries: self.retries, watch: self.watch };
+            transfer.run(&blob.with_file_name(format!("{hash}.{ending}")), &blob)?;
         }
         self.store.link(commit, name, hash)
     }
@@ -77,23 +92,29 @@ impl Download<'_> {
         }
     }
 
+    fn error(&self, name: &str, problem: HubProblem) -> Error {
+        Error::Hub { what: self.store.shown(name), problem }
+    }
+}
+
+impl Transfer<'_> {
     /// Fetches the bytes, goes on where a connection broke off, now or in an earlier run, and gives them their name
     /// when they are right.
-    fn transfer(&mut self, goal: &Goal, partial: &Path, blob: &Path) -> Result<()> {
-        if let Some(folder) = blob.parent() {
+    pub(super) fn run(mut self, partial: &Path, path: &Path) -> Result<()> {
+        if let Some(folder) = path.parent() {
             fs::create_dir_all(folder).map_err(Error::io(folder))?;
         }
-        let mut partial = Partial::open(partial, goal).map_err(Error::io(partial))?;
+        let mut partial = Partial::open(partial, self.goal).map_err(Error::io(partial))?;
         while partial.take_up().map_err(Error::io(&partial.path))? {
-            self.tell(goal, partial.have)?;
+            self.tell(partial.have)?;
         }
         let mut from_earlier = partial.have > 0;
         let mut patience = Patience::new(self.retries);
         loop {
-            self.tell(goal, partial.have)?;
-            while partial.have < goal.size {
+            self.tell(partial.have)?;
+            while partial.have < self.goal.size {
                 let before = partial.have;
-                let pulled = self.pull(goal, &mut partial);
+                let pulled = self.pull(&mut partial);
                 if partial.have > before {
                     patience.renew();
                 }
@@ -107,13 +128,13 @@ impl Download<'_> {
                 }
             }
             let found = partial.digest();
-            if found == goal.hash.text() {
-                return partial.finish(blob);
+            if found == self.goal.hash.text() {
+                return partial.finish(path);
             }
             if !from_earlier {
                 partial.discard();
-                let expected = goal.hash.text().to_string();
-                return Err(self.error(goal.name, HubProblem::WrongHash { expected, found }));
+                let expected = self.goal.hash.text().to_string();
+                return Err(self.error(HubProblem::WrongHash { expected, found }));
             }
             // What an earlier run left need not be what it wrote: the disk may have been full, or the power gone.
             from_earlier = false;
@@ -122,26 +143,25 @@ impl Download<'_> {
     }
 
     /// Reads as much of the rest as one answer gives.
-    fn pull(&mut self, goal: &Goal, partial: &mut Partial) -> Result<()> {
-        let answer = self.client.get(&self.listing.commit, goal.name, partial.have);
-        let response = answer.map_err(|problem| self.error(goal.name, problem))?;
+    fn pull(&mut self, partial: &mut Partial) -> Result<()> {
+        let response = (self.get)(partial.have).map_err(|problem| self.error(problem))?;
         match response.status().as_u16() {
             206 => {
                 let (first, total) = range(&response).unwrap_or_default();
-                self.check_size(goal, total)?;
+                self.check_size(total)?;
                 if first != partial.have {
                     let reason = format!("bytes from {first} on, not from {} as asked for", partial.have);
-                    return Err(self.error(goal.name, HubProblem::Answer { reason }));
+                    return Err(self.error(HubProblem::Answer { reason }));
                 }
             }
             416 => {
                 partial.restart().map_err(Error::io(&partial.path))?;
                 let reason = "the server says that nothing is left of the file".into();
-                return Err(self.error(goal.name, HubProblem::Network { reason }));
+                return Err(self.error(HubProblem::Network { reason }));
             }
             _ => {
                 let is_plain = response.headers().get("content-encoding").is_none_or(|e| e == "identity");
-                self.check_size(goal, response.body().content_length().filter(|_| is_plain))?;
+                self.check_size(response.body().content_length().filter(|_| is_plain))?;
                 if partial.have > 0 {
                     partial.restart().map_err(Error::io(&partial.path))?;
                 }
@@ -149,41 +169,41 @@ impl Download<'_> {
         }
         let mut body = response.into_body().into_reader();
         let mut piece = vec![0; PIECE];
-        while partial.have < goal.size {
+        while partial.have < self.goal.size {
             let read = match body.read(&mut piece) {
-                Ok(0) => Err(format!("it ended after {} of {} bytes", partial.have, goal.size)),
+                Ok(0) => Err(format!("it ended after {} of {} bytes", partial.have, self.goal.size)),
                 Ok(read) => Ok(read),
                 Err(error) => Err(error.to_string()),
             };
-            let read = read.map_err(|reason| self.error(goal.name, HubProblem::Network { reason }))?;
-            self.check_size(goal, Some(partial.have + read as u64).filter(|have| *have > goal.size))?;
+            let read = read.map_err(|reason| self.error(HubProblem::Network { reason }))?;
+            self.check_size(Some(partial.have + read as u64).filter(|have| *have > self.goal.size))?;
             partial.append(&piece[..read]).map_err(|error| match error.kind() {
                 ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
                     let folder = partial.path.parent().unwrap_or(&partial.path).to_path_buf();
-                    self.error(goal.name, HubProblem::DiskFull { folder, needed: goal.size - partial.have })
+                    self.error(HubProblem::DiskFull { folder, needed: self.goal.size - partial.have })
                 }
                 _ => Error::io(&partial.path)(error),
             })?;
-            self.tell(goal, partial.have)?;
+            self.tell(partial.have)?;
         }
         Ok(())
     }
 
-    fn check_size(&self, goal: &Goal, found: Option<u64>) -> Result<()> {
+    fn check_size(&self, found: Option<u64>) -> Result<()> {
         match found {
-            Some(found) if found != goal.size => {
-                Err(self.error(goal.name, HubProblem::WrongSize { expected: goal.size, found }))
+            Some(found) if found != self.goal.size => {
+                Err(self.error(HubProblem::WrongSize { expected: self.goal.size, found }))
             }
             _ => Ok(()),
         }
     }
 
-    fn tell(&mut self, goal: &Goal, have: u64) -> Result<()> {
-        tell(self.watch, Event::File { name: goal.name, have, size: goal.size })
+    fn tell(&mut self, have: u64) -> Result<()> {
+        tell(self.watch, Event::File { name: self.goal.name, have, size: self.goal.size })
     }
 
-    fn error(&self, name: &str, problem: HubProblem) -> Error {
-        Error::Hub { what: self.store.shown(name), problem }
+    fn error(&self, problem: HubProblem) -> Error {
+        Error::Hub { what: self.what.clone(), problem }
     }
 }
 
@@ -194,7 +214,7 @@ fn range(response: &Response<Body>) -> Option<(u64, Option<u64>)> {
     Some((bytes.split_once('-')?.0.parse().ok()?, total.parse().ok()))
 }
 
-fn is_file_of(path: &Path, size: u64) -> bool {
+pub(super) fn is_file_of(path: &Path, size: u64) -> bool {
     fs::metadata(path).is_ok_and(|found| found.is_file() && found.len() == size)
 }
 

@@ -1,21 +1,20 @@
 //! The small model that is drawn with where none is named.
 
 use std::fs;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail, ensure};
-use sha2::{Digest, Sha256};
+use anyhow::Context;
+use tch_flux::hub::{Hub, RemoteFile};
 
 use super::cache;
+use super::hub::DownloadProgress;
+use super::progress::Verbosity;
 
-/// What the model's folder holds: a SHA-256 and a name on each line.
-const FILES: &str = include_str!("demo_model.sha256");
-/// No file of it is larger.
-const MAX_FILE: u64 = 16_000_000;
+/// What the model's folder holds: a SHA-256, a number of bytes and a name on each line.
+const FILES: &str = include_str!("demo_model.txt");
 
 /// Returns the model's folder: the repository's, or one in the cache, where it is fetched once.
-pub(super) fn folder() -> anyhow::Result<PathBuf> {
+pub(super) fn folder(verbosity: Verbosity) -> anyhow::Result<PathBuf> {
     let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/tiny");
     if is_whole(&beside) {
         return Ok(beside);
@@ -27,7 +26,8 @@ pub(super) fn folder() -> anyhow::Result<PathBuf> {
             "no --model was given, and the small model is not here: clone the repository, or name a folder with \
              --model, or the address of the model's folder in TCH_FLUX_TINY_URL",
         )?;
-        fetch(&base, &cached).with_context(|| format!("fetching the small model from {base}"))?;
+        fetch(&Hub::from_env()?, &base, &cached, verbosity)
+            .with_context(|| format!("fetching the small model from {base}"))?;
     }
     Ok(cached)
 }
@@ -38,22 +38,28 @@ fn published() -> Option<String> {
     (!repository.is_empty()).then(|| format!("{repository}/raw/v{}/fixtures/tiny", env!("CARGO_PKG_VERSION")))
 }
 
-fn files() -> impl Iterator<Item = (&'static str, &'static str)> {
-    FILES.lines().filter_map(|line| line.split_once("  "))
+fn files() -> Vec<RemoteFile<'static>> {
+    let file = |line: &'static str| {
+        let mut words = line.split_ascii_whitespace();
+        let (sha256, size, name) = (words.next()?, words.next()?.parse().ok()?, words.next()?);
+        Some(RemoteFile { name, size, sha256 })
+    };
+    FILES.lines().filter_map(file).collect()
 }
 
 /// Whether every file is there; their contents were checked when they came.
 fn is_whole(folder: &Path) -> bool {
-    files().next().is_some() && files().all(|(_, name)| folder.join(name).is_file())
+    files().iter().all(|file| folder.join(file.name).is_file())
 }
 
 /// Fetches every file, checks it, and puts the whole folder in place at once.
-fn fetch(base: &str, folder: &Path) -> anyhow::Result<()> {
+fn fetch(hub: &Hub, base: &str, folder: &Path, verbosity: Verbosity) -> anyhow::Result<()> {
     let parent = folder.parent().context("the cache folder has no parent")?;
     let beside = parent.join(format!(".tiny.{}.part", std::process::id()));
     fs::create_dir_all(&beside).with_context(|| beside.display().to_string())?;
-    let fetched = files().try_for_each(|(digest, name)| fetch_file(base, &beside, digest, name));
-    let placed = fetched.and_then(|()| match fs::rename(&beside, folder) {
+    let mut progress = DownloadProgress::new(verbosity);
+    let fetched = hub.fetch_files(base, &files(), &beside, &mut |event| progress.show(event));
+    let placed = fetched.map_err(anyhow::Error::from).and_then(|()| match fs::rename(&beside, folder) {
         // Another process was quicker; its folder is as good.
         Err(_) if is_whole(folder) => Ok(()),
         other => other.with_context(|| folder.display().to_string()),
@@ -64,30 +70,14 @@ fn fetch(base: &str, folder: &Path) -> anyhow::Result<()> {
     placed
 }
 
-fn fetch_file(base: &str, folder: &Path, digest: &str, name: &str) -> anyhow::Result<()> {
-    let url = format!("{}/{name}", base.trim_end_matches('/'));
-    let mut response = ureq::get(&url).call().with_context(|| url.clone())?;
-    let mut bytes = Vec::new();
-    let mut body = response.body_mut().as_reader().take(MAX_FILE + 1);
-    body.read_to_end(&mut bytes).with_context(|| url.clone())?;
-    ensure!(bytes.len() as u64 <= MAX_FILE, "{url}: larger than {MAX_FILE} bytes");
-    let found: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-    if found != digest {
-        bail!("{url}: its SHA-256 is {found}, not {digest}");
-    }
-    let path = folder.join(name);
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent).with_context(|| parent.display().to_string())?;
-    }
-    fs::write(&path, bytes).with_context(|| path.display().to_string())
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::{BufRead, BufReader, Write};
     use std::net::TcpListener;
 
     use super::*;
+
+    const QUIET: Verbosity = Verbosity { bars: false, warnings: false };
 
     /// What becomes of a file on the way; `None` for one that is not there.
     type Change = fn(Vec<u8>) -> Option<Vec<u8>>;
@@ -123,7 +113,7 @@ mod tests {
     fn fetches_the_whole_model_once() {
         let cache = tempfile::tempdir().unwrap();
         let folder = cache.path().join("new/tiny");
-        fetch(&serve(files().count(), Some), &folder).unwrap();
+        fetch(&Hub::new(cache.path()), &serve(files().len(), Some), &folder, QUIET).unwrap();
         assert!(is_whole(&folder));
         assert_eq!(fs::read_dir(folder.parent().unwrap()).unwrap().count(), 1, "nothing else stays");
     }
@@ -144,7 +134,7 @@ mod tests {
         for change in changes {
             let cache = tempfile::tempdir().unwrap();
             let folder = cache.path().join("tiny");
-            assert!(fetch(&serve(1, change), &folder).is_err());
+            assert!(fetch(&Hub::new(cache.path()), &serve(1, change), &folder, QUIET).is_err());
             assert_eq!(fs::read_dir(cache.path()).unwrap().count(), 0, "nothing half-fetched stays");
         }
     }

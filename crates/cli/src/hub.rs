@@ -16,7 +16,7 @@ pub(super) fn parts(model: &Path, overrides: PartOverrides, verbosity: Verbosity
     let name = model.to_string_lossy();
     let repository: Repository =
         name.parse().context("there is no such folder, nor is it a name on the hub")?;
-    let mut progress = DownloadProgress { verbosity, name: String::new(), bar: None };
+    let mut progress = DownloadProgress::new(verbosity);
     match Hub::from_env()?.fetch(&repository, overrides, &mut |event| progress.show(event)) {
         Err(error @ Error::Hub { problem: HubProblem::NotFound { .. }, .. }) => {
             Err(error).context("there is no such folder here")
@@ -30,7 +30,7 @@ pub(super) fn redux(model: &Path, verbosity: Verbosity) -> anyhow::Result<PartOv
     let name = model.to_string_lossy();
     let repository: Repository =
         name.parse().context("there is no such file or folder, nor is it a name on the hub")?;
-    let mut progress = DownloadProgress { verbosity, name: String::new(), bar: None };
+    let mut progress = DownloadProgress::new(verbosity);
     match Hub::from_env()?.fetch_redux(&repository, &mut |event| progress.show(event)) {
         Err(error @ Error::Hub { problem: HubProblem::NotFound { .. }, .. }) => {
             Err(error).context("there is no such file or folder here")
@@ -40,14 +40,18 @@ pub(super) fn redux(model: &Path, verbosity: Verbosity) -> anyhow::Result<PartOv
 }
 
 /// A bar for each file that is fetched.
-struct DownloadProgress {
+pub(super) struct DownloadProgress {
     verbosity: Verbosity,
     name: String,
     bar: Option<ProgressBar>,
 }
 
 impl DownloadProgress {
-    fn show(&mut self, event: Event) -> ControlFlow<()> {
+    pub(super) fn new(verbosity: Verbosity) -> Self {
+        Self { verbosity, name: String::new(), bar: None }
+    }
+
+    pub(super) fn show(&mut self, event: Event) -> ControlFlow<()> {
         match event {
             Event::File { name, have: fetched, size } => self.file(name, fetched, size),
             Event::Waiting { name } => self.warn(&format!("{name}: another process is fetching it; waiting")),

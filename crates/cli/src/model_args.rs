@@ -121,7 +121,7 @@ impl ModelArgs {
             Some(folder) => {
                 Parts::find_rest(overrides, folder).map_err(|error| self.incomplete(folder, error))
             }
-            None => Ok(Parts::find_rest(overrides, demo_model::folder()?)?),
+            None => Ok(Parts::find_rest(overrides, demo_model::folder(verbosity)?)?),
         }
     }
 }

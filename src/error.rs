@@ -15,7 +15,6 @@ pub use hint::Hint;
 #[cfg(feature = "hub")]
 pub use hub::HubProblem;
 pub use parameter::ParameterProblem;
-pub(crate) use tensors::OUTSIDE_THE_BLOCKS;
 pub use tensors::{Mismatch, Unplaced};
 
 /// What this crate's functions return.
@@ -95,6 +94,10 @@ pub enum Error {
     /// A guidance-distilled model was called without a guidance strength.
     #[error("this model is distilled for guidance: it needs a guidance strength")]
     MissingGuidance,
+
+    /// A model that reads pooled text was called without it.
+    #[error("this model reads pooled text: it needs the vector of a CLIP")]
+    MissingPooledText,
 
     /// A model was used before a checkpoint had filled it.
     #[error("{count} parameters have no values yet, {example} among them: load a checkpoint first")]

@@ -11,6 +11,7 @@
 //! | [`convert`] | weight files into other names, other numbers and other sizes of file |
 //! | [`checkpoint`] | weight files: opened, recognised, renamed, loaded into a `VarStore` |
 //! | [`models`] | FLUX.1 with ControlNets and IP-Adapters, the autoencoders, text and image encoders |
+//! | [`family`] | the families of models, a row each: how they are detected, their variants, defaults and latents |
 //! | [`sampling`] | noise, positions, schedules, solvers |
 //! | [`image`] | eight-bit pictures, and their files: PNG, JPEG, WebP |
 //! | `config` | configuration files of diffusers and transformers, read key by key, and what other files are |
@@ -38,6 +39,7 @@ mod config;
 pub mod convert;
 pub mod engine;
 mod error;
+pub mod family;
 pub mod generation;
 #[cfg(feature = "hub")]
 pub mod hub;

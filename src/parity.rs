@@ -253,6 +253,6 @@ fn output(x: Tensor) -> Result<Option<BTreeMap<String, Tensor>>> {
     named([("output", x)])
 }
 
-fn named<const N: usize>(pairs: [(&str, Tensor); N]) -> Result<Option<BTreeMap<String, Tensor>>> {
+fn named<'a>(pairs: impl IntoIterator<Item = (&'a str, Tensor)>) -> Result<Option<BTreeMap<String, Tensor>>> {
     Ok(Some(pairs.into_iter().map(|(name, x)| (name.to_string(), x)).collect()))
 }

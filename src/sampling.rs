@@ -1,24 +1,22 @@
-//! Noise, positions, schedules and the Euler loop. Nothing here knows a model.
+//! Noise, positions, schedules and the Euler loop. Nothing here knows a model: [`LatentSpec`] says what a family's latents are.
 //!
 //! Source: `black-forest-labs/flux` at 802fb47, `src/flux/sampling.py`.
 
 mod flow_match;
+mod latent;
 mod schedule;
 mod scheduler;
 mod solver;
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 pub use flow_match::{FlowMatch, Spacing, TimeShift};
+pub use latent::{LatentSpec, PositionAxes, Prepared};
 pub use schedule::{Schedule, get_schedule};
 pub(crate) use scheduler::Scheduler;
 pub use solver::{Sampler, Solver, Stepped, Velocity};
 
 use crate::error::{Error, Result};
-use crate::shim;
-
-/// Channels of FLUX.1's latents.
-const CHANNELS: i64 = 16;
 
 /// How the values of a seed come about in a kind narrower than f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -29,44 +27,6 @@ pub enum NoiseRule {
     /// bf16 noise as torch up to 2.11 draws it, for pictures that were published with an older torch. In f32 and f16
     /// it is the same as [`NoiseRule::Current`].
     Legacy,
-}
-
-/// Side of the latent of a picture of `pixels`: `2·⌈pixels / 16⌉`.
-pub fn latent_size(pixels: i64) -> i64 {
-    2 * ((pixels + 15) / 16)
-}
-
-/// Standard normal noise `[num_samples, 16, 2⌈height/16⌉, 2⌈width/16⌉]` on the CPU, the official bits for a seed.
-///
-/// The values come from a generator of their own: no other draw of the process changes them, nor they it.
-/// Source: `sampling.py` lines 16–34.
-///
-/// # Errors
-/// [`Error::Tch`] where the memory is not to be had.
-pub fn get_noise(
-    num_samples: i64,
-    height: i64,
-    width: i64,
-    kind: Kind,
-    seed: u64,
-    rule: NoiseRule,
-) -> Result<Tensor> {
-    let size = [num_samples, CHANNELS, latent_size(height), latent_size(width)];
-    if rule == NoiseRule::Legacy && kind == Kind::BFloat16 {
-        return Ok(legacy::randn_bf16(size.iter().product::<i64>() as usize, seed)?.f_reshape(size)?);
-    }
-    Ok(shim::randn(&size, seed)?.f_to_kind(kind)?)
-}
-
-/// What the generator of a seed gives after the first picture's noise, so many times: f32 `[count, 16, 2⌈height/16⌉,
-/// 2⌈width/16⌉]`. For samplers that add noise on the way.
-///
-/// # Errors
-/// [`Error::Tch`] where the memory is not to be had.
-pub fn get_more_noise(count: i64, height: i64, width: i64, seed: u64) -> Result<Tensor> {
-    let count = count.max(0);
-    let all = get_noise(count + 1, height, width, Kind::Float, seed, NoiseRule::Current)?;
-    Ok(all.f_narrow(0, 1, count)?)
 }
 
 /// The noise between two of one shape, on the great circle through both: as long as they are. `strength` 0 is the first.
@@ -87,91 +47,6 @@ pub fn slerp(from: &Tensor, to: &Tensor, strength: f64) -> Result<Tensor> {
         sine => (((1.0 - strength) * angle).sin() / sine, (strength * angle).sin() / sine),
     };
     Ok(one.f_mul_scalar(a)?.f_add(&other.f_mul_scalar(b)?)?.f_to_kind(from.kind())?)
-}
-
-/// Latents `[B, C, H, W]` to patches `[B, H/2·W/2, 4·C]`.
-///
-/// # Errors
-/// [`Error::Shape`] where a side is odd.
-pub fn pack(img: &Tensor) -> Result<Tensor> {
-    let [b, c, h, w] = img.size()[..] else {
-        return Err(Error::Shape { what: "img", expected: "[B, C, H, W]".into(), found: img.size() });
-    };
-    if h % 2 != 0 || w % 2 != 0 {
-        return Err(Error::Shape { what: "img", expected: "even in both sides".into(), found: img.size() });
-    }
-    let img = img.f_reshape([b, c, h / 2, 2, w / 2, 2])?.permute([0, 2, 4, 1, 3, 5]);
-    Ok(img.f_reshape([b, (h / 2) * (w / 2), c * 4])?)
-}
-
-/// Patches of a picture of `height` × `width` pixels back to latents. Source: `sampling.py` lines 357–365.
-///
-/// # Errors
-/// [`Error::Shape`] where the count of patches is not the picture's.
-pub fn unpack(x: &Tensor, height: i64, width: i64) -> Result<Tensor> {
-    let (h, w) = (latent_size(height) / 2, latent_size(width) / 2);
-    match x.size()[..] {
-        [b, l, c] if l == h * w && c % 4 == 0 => {
-            let x = x.f_reshape([b, h, w, c / 4, 2, 2])?.permute([0, 3, 1, 4, 2, 5]);
-            Ok(x.f_reshape([b, c / 4, h * 2, w * 2])?)
-        }
-        _ => Err(Error::Shape { what: "x", expected: format!("[B, {}, 4·C]", h * w), found: x.size() }),
-    }
-}
-
-/// Positions of the patches of a latent of `height` × `width`: `[B, L, 3]` in f32, `(0, row, column)`.
-pub fn image_ids(batch: i64, height: i64, width: i64) -> Tensor {
-    let (h, w) = (height / 2, width / 2);
-    let options = (Kind::Float, Device::Cpu);
-    let rows = Tensor::arange(h, options).unsqueeze(1).expand([h, w], false);
-    let columns = Tensor::arange(w, options).unsqueeze(0).expand([h, w], false);
-    let ids = Tensor::stack(&[&rows.zeros_like(), &rows, &columns], -1);
-    ids.reshape([1, h * w, 3]).repeat([batch, 1, 1])
-}
-
-/// What a transformer is called with, made from latents and text.
-#[derive(Debug)]
-pub struct Prepared {
-    /// Patches `[B, Li, 4·C]`.
-    pub img: Tensor,
-    /// Their positions `[B, Li, 3]`.
-    pub img_ids: Tensor,
-    /// Text states `[B, Lt, …]`.
-    pub txt: Tensor,
-    /// Their positions `[B, Lt, 3]`, all zero.
-    pub txt_ids: Tensor,
-    /// Pooled text `[B, …]`.
-    pub vec: Tensor,
-}
-
-/// Packs latents `[B, C, H, W]` and adds the positions, on the latents' device. One picture and several prompts, or
-/// one prompt and several pictures, are repeated to fit. Source: `sampling.py` lines 37–75.
-///
-/// # Errors
-/// [`Error::Shape`] where the batches do not fit.
-pub fn prepare(img: &Tensor, txt: &Tensor, vec: &Tensor) -> Result<Prepared> {
-    let packed = pack(img)?;
-    let batch = img.size()[0].max(txt.size().first().copied().unwrap_or(1));
-    let repeated = |what: &'static str, x: &Tensor, dims: usize| {
-        let found = x.size();
-        if found.len() != dims || (found[0] != 1 && found[0] != batch) {
-            let expected = format!("{dims}-dimensional, with a batch of 1 or {batch}");
-            return Err(Error::Shape { what, expected, found });
-        }
-        let mut repeats = vec![1; dims];
-        repeats[0] = batch / found[0];
-        Ok(x.f_repeat(repeats)?)
-    };
-    let device = img.device();
-    let txt = repeated("txt", txt, 3)?;
-    let txt_ids = Tensor::f_zeros([batch, txt.size()[1], 3], (Kind::Float, device))?;
-    Ok(Prepared {
-        img: repeated("img", &packed, 3)?,
-        img_ids: image_ids(batch, img.size()[2], img.size()[3]).f_to_device(device)?,
-        txt: txt.f_to_device(device)?,
-        txt_ids,
-        vec: repeated("vec", vec, 2)?.f_to_device(device)?,
-    })
 }
 
 /// Walks `img` along the velocities that `model` predicts, from each time to the next, in the kind of `img`.

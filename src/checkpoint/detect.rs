@@ -13,54 +13,35 @@ pub(crate) use packed::find as find_packing;
 pub(super) use wrapped::without_wrappers;
 
 use super::lora::is_change;
-
-/// Whose names a file bears.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Layout {
-    /// The official ones.
-    Official,
-    /// Those of diffusers.
-    Diffusers,
-    /// Those of ComfyUI: the official ones behind a prefix.
-    Comfy,
-    /// Those of llama.cpp.
-    Llama,
-    /// Those of XLabs' models, which have the official ones within.
-    XLabs,
-}
+pub use crate::family::Layout;
+use crate::family::{ModelFamily, TransformerNames};
 
 /// What a file holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Family {
-    /// A FLUX.1 transformer.
-    Flux1 {
+    /// A transformer.
+    Transformer {
+        /// The family of models.
+        family: ModelFamily,
         /// Whose names.
         layout: Layout,
-        /// Channels of a patch: 64 (dev, schnell), 128 (Canny, Depth), 384 (Fill).
+        /// Channels of a patch; of FLUX.1 64 (dev, schnell), 128 (Canny, Depth), 384 (Fill).
         in_channels: Option<i64>,
         /// Channels of a predicted patch.
         out_channels: Option<i64>,
-        /// Whether it is distilled for guidance; schnell is not.
+        /// Whether it is distilled for guidance; FLUX.1 schnell is not.
         guidance: bool,
-    },
-    /// A FLUX.2 transformer.
-    Flux2 {
-        /// Whose names.
-        layout: Layout,
     },
     /// A ControlNet of FLUX.1.
     ControlNet {
         /// Whose names: XLabs', or diffusers' as InstantX' and Shakker's have them.
         layout: Layout,
     },
-    /// The autoencoder of FLUX.1.
+    /// The autoencoder of a family.
     AutoEncoder {
-        /// Whose names.
-        layout: Layout,
-    },
-    /// The autoencoder of FLUX.2.
-    AutoEncoder2 {
+        /// The family of models.
+        family: ModelFamily,
         /// Whose names.
         layout: Layout,
     },
@@ -210,11 +191,19 @@ impl Names<'_> {
         let shape = |name: &str| self.shapes.get(format!("{prefix}{name}").as_str());
         let has = |name: &str| shape(name).is_some();
         let is_kernel = |name: &str| shape(name).is_some_and(|shape| shape.len() == 4);
-        let flux1 = |layout, img_in: &str, out: &str, guidance: &str| Family::Flux1 {
-            layout,
-            in_channels: shape(img_in).and_then(|s| s.get(1).copied()),
-            out_channels: shape(out).and_then(|s| s.first().copied()),
-            guidance: has(guidance),
+        let transformer = |family: ModelFamily, names: &TransformerNames| Family::Transformer {
+            family,
+            layout: names.layout,
+            in_channels: shape(names.img_in).and_then(|s| s.get(1).copied()),
+            out_channels: shape(names.final_layer).and_then(|s| s.first().copied()),
+            guidance: has(names.guidance_in),
+        };
+        let transformers = ModelFamily::ALL
+            .iter()
+            .flat_map(|&family| family.row().transformer.iter().map(move |names| (family, names)));
+        let autoencoder = |layout| {
+            let is_of = |family: &ModelFamily| family.row().autoencoder.is_none_or(&has);
+            ModelFamily::ALL.into_iter().find(is_of).map(|family| Family::AutoEncoder { family, layout })
         };
         // CLIP's vision tower has a class and no bias there.
         let is_siglip = |tower: &str| {
@@ -222,28 +211,23 @@ impl Names<'_> {
                 && has(&format!("{tower}post_layernorm.weight"))
                 && !has(&format!("{tower}embeddings.class_embedding"))
         };
-        let norm = ["scale", "weight"].map(|s| format!("double_blocks.0.img_attn.norm.key_norm.{s}"));
-        let diffusers = has("transformer_blocks.0.attn.norm_added_k.weight");
         let family = if has("controlnet_blocks.0.weight") && has("pos_embed_input.weight") {
             Family::ControlNet { layout: Layout::XLabs }
-        } else if has("controlnet_blocks.0.weight") && has("controlnet_x_embedder.weight") && diffusers {
+        } else if has("controlnet_blocks.0.weight")
+            && has("controlnet_x_embedder.weight")
+            && has("transformer_blocks.0.attn.norm_added_k.weight")
+        {
             Family::ControlNet { layout: Layout::Diffusers }
         } else if has("ip_adapter_proj_model.proj.weight") {
             Family::IpAdapter
-        } else if has("double_stream_modulation_img.lin.weight") {
-            Family::Flux2 { layout: Layout::Official }
-        } else if has("double_stream_modulation_img.linear.weight") {
-            Family::Flux2 { layout: Layout::Diffusers }
-        } else if norm.iter().any(|name| has(name)) {
-            let (out, guidance) = ("final_layer.linear.weight", "guidance_in.in_layer.weight");
-            flux1(Layout::Official, "img_in.weight", out, guidance)
-        } else if diffusers {
-            let guidance = "time_text_embed.guidance_embedder.linear_1.weight";
-            flux1(Layout::Diffusers, "x_embedder.weight", "proj_out.weight", guidance)
+        } else if let Some((family, names)) =
+            { transformers }.find(|(_, names)| names.any_of.iter().any(|name| has(name)))
+        {
+            transformer(family, names)
         } else if has("encoder.down.0.block.0.conv1.weight") {
-            autoencoder(Layout::Official, has("bn.running_mean"))
+            autoencoder(Layout::Official)?
         } else if has("encoder.down_blocks.0.resnets.0.conv1.weight") {
-            autoencoder(Layout::Diffusers, has("bn.running_mean"))
+            autoencoder(Layout::Diffusers)?
         } else if has("decoder.layers.2.conv.0.weight") || has("encoder.layers.1.conv.0.weight") {
             Family::TinyAutoEncoder { layout: Layout::Diffusers }
         } else if is_kernel("0.weight") && has("1.conv.0.weight")
@@ -278,17 +262,25 @@ impl Names<'_> {
     }
 }
 
-fn autoencoder(layout: Layout, second: bool) -> Family {
-    if second { Family::AutoEncoder2 { layout } } else { Family::AutoEncoder { layout } }
-}
-
 impl Family {
+    /// Whether pictures are drawn with it; `false` for files that are only detected and converted.
+    pub fn is_drawn(&self) -> bool {
+        match self {
+            Self::Transformer { family, .. } | Self::AutoEncoder { family, .. } => {
+                family.row().drawing.is_some()
+            }
+            Self::Foreign(_) | Self::Packed { .. } | Self::Unknown { .. } => false,
+            _ => true,
+        }
+    }
+
     /// What of the program's flags takes it.
     pub(crate) fn flag(&self) -> Option<&'static str> {
         Some(match self {
-            Self::Flux1 { .. } => "--transformer",
+            Self::Transformer { .. } if self.is_drawn() => "--transformer",
             Self::ControlNet { .. } => "--controlnet",
-            Self::AutoEncoder { .. } | Self::TinyAutoEncoder { .. } => "--autoencoder",
+            Self::AutoEncoder { .. } if self.is_drawn() => "--autoencoder",
+            Self::TinyAutoEncoder { .. } => "--autoencoder",
             Self::T5 { .. } => "--t5",
             Self::Clip => "--clip",
             Self::Siglip => "--image-encoder",
@@ -298,8 +290,8 @@ impl Family {
             Self::IpAdapter => "--ip-adapter",
             Self::Lora => "--lora",
             Self::AllInOne => "--model",
-            Self::Flux2 { .. }
-            | Self::AutoEncoder2 { .. }
+            Self::Transformer { .. }
+            | Self::AutoEncoder { .. }
             | Self::Foreign(_)
             | Self::Packed { .. }
             | Self::Unknown { .. } => return None,
@@ -314,11 +306,9 @@ impl Family {
     /// Whose names it bears, where there is a choice.
     pub fn layout(&self) -> Option<Layout> {
         match self {
-            Self::Flux1 { layout, .. }
-            | Self::Flux2 { layout }
+            Self::Transformer { layout, .. }
             | Self::ControlNet { layout }
-            | Self::AutoEncoder { layout }
-            | Self::AutoEncoder2 { layout }
+            | Self::AutoEncoder { layout, .. }
             | Self::TinyAutoEncoder { layout }
             | Self::T5 { layout } => Some(*layout),
             Self::AllInOne => Some(Layout::Comfy),
@@ -329,11 +319,9 @@ impl Family {
     /// The same behind one of ComfyUI's prefixes.
     fn prefixed(mut self) -> Self {
         match &mut self {
-            Self::Flux1 { layout, .. }
-            | Self::Flux2 { layout }
+            Self::Transformer { layout, .. }
             | Self::ControlNet { layout }
-            | Self::AutoEncoder { layout }
-            | Self::AutoEncoder2 { layout }
+            | Self::AutoEncoder { layout, .. }
             | Self::TinyAutoEncoder { layout }
             | Self::T5 { layout } => *layout = Layout::Comfy,
             _ => {}
@@ -344,9 +332,9 @@ impl Family {
     /// In which order the models of a file are told of.
     fn rank(&self) -> u8 {
         match self {
-            Self::Flux1 { .. } | Self::Flux2 { .. } | Self::ControlNet { .. } => 0,
+            Self::Transformer { .. } | Self::ControlNet { .. } => 0,
             Self::Foreign(model) if model.role == Role::Transformer => 0,
-            Self::AutoEncoder { .. } | Self::AutoEncoder2 { .. } | Self::TinyAutoEncoder { .. } => 1,
+            Self::AutoEncoder { .. } | Self::TinyAutoEncoder { .. } => 1,
             Self::Foreign(model) if model.role == Role::Autoencoder => 1,
             Self::Clip => 2,
             Self::T5 { .. } => 3,
@@ -357,11 +345,9 @@ impl Family {
     /// What it is in a few words: `FLUX.1 transformer`.
     pub fn name(&self) -> &'static str {
         match self {
-            Self::Flux1 { .. } => "FLUX.1 transformer",
-            Self::Flux2 { .. } => "FLUX.2 transformer",
+            Self::Transformer { family, .. } => family.row().transformer_name,
             Self::ControlNet { .. } => "ControlNet",
-            Self::AutoEncoder { .. } => "FLUX.1 autoencoder",
-            Self::AutoEncoder2 { .. } => "FLUX.2 autoencoder",
+            Self::AutoEncoder { family, .. } => family.row().autoencoder_name,
             Self::TinyAutoEncoder { .. } => "tiny autoencoder",
             Self::T5 { .. } => "T5 encoder",
             Self::Clip => "CLIP text model",
@@ -379,43 +365,35 @@ impl Family {
     }
 }
 
-impl fmt::Display for Layout {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str(match self {
-            Layout::Official => "the official names",
-            Layout::Diffusers => "diffusers' names",
-            Layout::Comfy => "ComfyUI's names",
-            Layout::Llama => "llama.cpp's names",
-            Layout::XLabs => "XLabs' names",
-        })
-    }
-}
-
 impl fmt::Display for Family {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
-            Family::Flux1 { layout, in_channels, out_channels, guidance } => {
+            Family::Transformer { family, layout, in_channels, out_channels, guidance }
+                if self.is_drawn() =>
+            {
                 let variant = match (in_channels, out_channels) {
                     (None, _) => "without img_in",
-                    (a, b) if a == b && *guidance => "dev",
-                    (a, b) if a == b => "schnell",
-                    (Some(a), Some(b)) if *a == 6 * b => "Fill",
-                    (Some(a), Some(b)) if *a == 2 * b => "Canny or Depth",
-                    _ => "of an unknown variant",
+                    (Some(a), Some(b)) => {
+                        family.variant(*a, *b, *guidance).map_or("of an unknown variant", |v| v.name)
+                    }
+                    (Some(_), None) => "of an unknown variant",
                 };
-                write!(f, "this is FLUX.1 {variant}, in {layout}")?;
+                write!(f, "this is {family} {variant}, in {layout}")?;
                 in_channels.map_or(Ok(()), |c| write!(f, ": img_in has {c} inputs"))?;
                 write!(f, "; {} guidance_in", if *guidance { "with" } else { "without" })
             }
-            Family::Flux2 { layout } => {
+            Family::Transformer { family, layout, .. } => {
                 let instead = Role::Transformer.of_flux1();
-                write!(f, "this is a FLUX.2 transformer, in {layout}, which is not run here: take {instead}")
+                write!(
+                    f,
+                    "this is a {family} transformer, in {layout}, which is not run here: take {instead}"
+                )
             }
             Family::ControlNet { layout } => write!(f, "this is a ControlNet of FLUX.1, in {layout}"),
-            Family::AutoEncoder { layout } => write!(f, "this is FLUX.1's autoencoder, in {layout}"),
-            Family::AutoEncoder2 { layout } => {
+            Family::AutoEncoder { family, layout } => {
+                write!(f, "this is {family}'s autoencoder, in {layout}")?;
                 let instead = Role::Autoencoder.of_flux1();
-                write!(f, "this is FLUX.2's autoencoder, in {layout}, which is not run here: take {instead}")
+                if self.is_drawn() { Ok(()) } else { write!(f, ", which is not run here: take {instead}") }
             }
             Family::TinyAutoEncoder { layout } => {
                 write!(f, "this is a tiny autoencoder (TAESD), in {layout}")

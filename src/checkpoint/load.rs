@@ -13,6 +13,7 @@ use super::source::{FourBitState, Part, Place, Source, Stored};
 use super::staging::Staging;
 use super::{Checkpoint, Contained, is_embedding, is_quantised};
 use crate::error::{Error, FileProblem, Mismatch, Result};
+use crate::family::ModelFamily;
 use crate::nn::{Linears, WeightSource};
 use crate::numerics;
 use crate::quant::{self, Code, Encoding, Job, Piece, QuantState, Quantized, four_bit};
@@ -414,6 +415,8 @@ impl Checkpoint {
                 mismatch.of_another_kind.push((name.clone(), why));
             }
         }
+        mismatch.lacks_only_ends =
+            mismatch.missing.iter().all(|name| ModelFamily::is_outside_the_blocks(name));
         mismatch.unexpected = self.tensors.keys().filter(|n| !variables.contains_key(*n)).cloned().collect();
         if !mismatch.is_empty() {
             mismatch.looks_like = self.looks_like();

@@ -37,12 +37,13 @@ pub use load::{LoadOptions, Loaded};
 pub use names::{
     AUTOENCODER_DIFFUSERS, CLIP_OPENAI, CLIP_VISION_OPENAI, CONTROLNET_DIFFUSERS, DEPTH_TRANSFORMERS_5,
     FLUX1_DIFFUSERS, FLUX2_DIFFUSERS, NORMS_SPELLED_WEIGHT, Rename, Renames, T5_LLAMA, TAESD_DECODER,
-    TAESD_ENCODER,
+    TAESD_ENCODER, transformer_diffusers,
 };
 pub(crate) use quant_state::is_embedding;
 pub use safetensors::{Entry, Header};
 
-use crate::error::{Error, FileProblem, OUTSIDE_THE_BLOCKS, Result};
+use crate::error::{Error, FileProblem, Result};
+use crate::family::ModelFamily;
 use detect::{Names, find_packing, without_wrappers};
 use file::WeightFile;
 use folder::Weights;
@@ -138,7 +139,7 @@ impl Checkpoint {
     /// `final_layer`) from another checkpoint in the official names, as finetunes leave it out that did not train it.
     /// Returns the names that were taken.
     pub fn filled_from(self, base: Self) -> (Self, Vec<String>) {
-        self.taking(base, |name| OUTSIDE_THE_BLOCKS.iter().any(|prefix| name.starts_with(prefix)))
+        self.taking(base, ModelFamily::is_outside_the_blocks)
     }
 
     /// Both, where a model lies in two files. Of a name that both have, the first one's tensor stays.

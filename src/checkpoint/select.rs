@@ -4,8 +4,8 @@ use super::names;
 use super::source::Source;
 use super::{
     AUTOENCODER_DIFFUSERS, CLIP_OPENAI, CLIP_VISION_OPENAI, CONTROLNET_DIFFUSERS, Checkpoint, Contained,
-    DEPTH_TRANSFORMERS_5, FLUX1_DIFFUSERS, FLUX2_DIFFUSERS, Family, Layout, NORMS_SPELLED_WEIGHT, T5_LLAMA,
-    TAESD_DECODER, TAESD_ENCODER,
+    DEPTH_TRANSFORMERS_5, Family, Layout, NORMS_SPELLED_WEIGHT, T5_LLAMA, TAESD_DECODER, TAESD_ENCODER,
+    transformer_diffusers,
 };
 
 impl Checkpoint {
@@ -98,9 +98,7 @@ impl Checkpoint {
             Family::T5 { layout: Layout::Llama } => &["enc.", "token_embd."],
             Family::T5 { .. } if has("enc.blk.0.attn_q.weight") => &["enc.", "token_embd."],
             Family::T5 { .. } => &["encoder.", "shared."],
-            Family::AutoEncoder { .. } | Family::AutoEncoder2 { .. } => {
-                &["encoder.", "decoder.", "bn.", "quant_conv.", "post_quant_conv."]
-            }
+            Family::AutoEncoder { .. } => &["encoder.", "decoder.", "bn.", "quant_conv.", "post_quant_conv."],
             _ => return None,
         })
     }
@@ -120,15 +118,10 @@ impl Checkpoint {
             || self.shape("transformer_blocks.0.attn.norm_added_k.weight").is_some()
             || self.shape("encoder.down_blocks.0.resnets.0.conv1.weight").is_some();
         match family {
-            Family::Flux1 { .. } if diffusers => self.renamed(&FLUX1_DIFFUSERS),
-            Family::Flux2 { .. } if diffusers => self.renamed(&FLUX2_DIFFUSERS),
+            Family::Transformer { family, .. } if diffusers => self.renamed(transformer_diffusers(*family)),
             Family::ControlNet { .. } if diffusers => self.renamed(&CONTROLNET_DIFFUSERS),
-            Family::Flux1 { .. } | Family::Flux2 { .. } | Family::ControlNet { .. } => {
-                self.renamed(&NORMS_SPELLED_WEIGHT)
-            }
-            Family::AutoEncoder { .. } | Family::AutoEncoder2 { .. } if diffusers => {
-                self.renamed(&AUTOENCODER_DIFFUSERS)
-            }
+            Family::Transformer { .. } | Family::ControlNet { .. } => self.renamed(&NORMS_SPELLED_WEIGHT),
+            Family::AutoEncoder { .. } if diffusers => self.renamed(&AUTOENCODER_DIFFUSERS),
             Family::TinyAutoEncoder { .. } if self.shape("0.weight").is_some() => {
                 self.renamed(&TAESD_ENCODER)
             }

@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::checkpoint::{Checkpoint, Family, read_index};
 use crate::error::{Error, FileProblem, Result};
+use crate::family::ModelFamily;
 use crate::models::autoencoder::{AutoEncoderParams, TinyAutoEncoderParams};
 use crate::models::flux1::{ControlNetParams, Flux1Params};
 use crate::models::text::{ClipConfig, T5Config};
@@ -21,11 +22,10 @@ const DIFFUSERS: &str = "0.42.1";
 pub(super) fn of(official: &Checkpoint, family: &Family, own: Option<Value>) -> Result<Option<Value>> {
     let shape = |name: &str| official.shape(name);
     let config = match family {
-        Family::Flux1 { .. } => flux1(&Flux1Params::from_shapes(shape)?)?,
-        Family::Flux2 { .. } => flux2(&shape)?,
+        Family::Transformer { family: ModelFamily::Flux1, .. } => flux1(&Flux1Params::from_shapes(shape)?)?,
+        Family::Transformer { family: ModelFamily::Flux2, .. } => flux2(&shape)?,
         Family::ControlNet { .. } => controlnet(&ControlNetParams::from_shapes(shape)?)?,
-        Family::AutoEncoder { .. } => autoencoder(&shape, false)?,
-        Family::AutoEncoder2 { .. } => autoencoder(&shape, true)?,
+        Family::AutoEncoder { family, .. } => autoencoder(&shape, *family)?,
         Family::TinyAutoEncoder { .. } => tiny_autoencoder(&shape)?,
         Family::Clip | Family::T5 { .. } | Family::Siglip if own.is_some() => Value::Null,
         Family::Clip => text("CLIPTextModel", "clip_text_model", ClipConfig::from_shapes(shape)?),
@@ -90,18 +90,6 @@ pub(super) fn without_quantization(mut config: Value) -> Value {
     config
 }
 
-/// A FLUX.1's variant as a part of a file's name.
-pub(super) fn variant(official: &Checkpoint) -> &'static str {
-    let params = Flux1Params::from_shapes(|name| official.shape(name));
-    match params.as_ref().map(Flux1Params::variant) {
-        Ok("dev") => "dev",
-        Ok("schnell") => "schnell",
-        Ok("Fill") => "fill",
-        Ok("Canny or Depth") => "control",
-        _ => "transformer",
-    }
-}
-
 fn text(class: &str, model_type: &str, sizes: impl serde::Serialize) -> Value {
     let mut config = serde_json::to_value(sizes).unwrap_or_default();
     if let Value::Object(fields) = &mut config {
@@ -117,7 +105,7 @@ fn flux1(params: &Flux1Params) -> Result<Value> {
         return Err(Error::Config(reason.into()));
     }
     Ok(json!({
-        "_class_name": "FluxTransformer2DModel",
+        "_class_name": ModelFamily::Flux1.row().transformer_class,
         "_diffusers_version": DIFFUSERS,
         "attention_head_dim": params.hidden_size / params.num_heads,
         "axes_dims_rope": params.axes_dim,
@@ -162,7 +150,7 @@ fn flux2(shape: &Shape) -> Result<Value> {
     let hidden = size("img_in.weight", 0)?;
     let head = size("double_blocks.0.img_attn.norm.key_norm.scale", 0)?;
     Ok(json!({
-        "_class_name": "Flux2Transformer2DModel",
+        "_class_name": ModelFamily::Flux2.row().transformer_class,
         "_diffusers_version": DIFFUSERS,
         "attention_head_dim": head,
         "axes_dims_rope": vec![head / 4; 4],
@@ -181,13 +169,13 @@ fn flux2(shape: &Shape) -> Result<Value> {
     }))
 }
 
-fn autoencoder(shape: &Shape, second: bool) -> Result<Value> {
+fn autoencoder(shape: &Shape, family: ModelFamily) -> Result<Value> {
     let params = AutoEncoderParams::from_shapes(shape)?;
     let channels: Vec<i64> = params.ch_mult.iter().map(|mult| mult * params.ch).collect();
     let decoder = |level: usize| shape(&format!("decoder.up.{level}.block.0.conv1.weight"))?.first().copied();
     let decoder: Vec<i64> = (0..channels.len()).filter_map(decoder).collect();
     let mut config = json!({
-        "_class_name": if second { "AutoencoderKLFlux2" } else { "AutoencoderKL" },
+        "_class_name": family.row().autoencoder_class,
         "_diffusers_version": DIFFUSERS,
         "act_fn": "silu",
         "block_out_channels": channels,
@@ -203,18 +191,18 @@ fn autoencoder(shape: &Shape, second: bool) -> Result<Value> {
         "use_post_quant_conv": shape("decoder.post_quant_conv.weight").is_some(),
         "use_quant_conv": shape("encoder.quant_conv.weight").is_some(),
     });
-    let more = match second {
-        true => json!({
+    let more = match family {
+        ModelFamily::Flux2 => json!({
             "batch_norm_eps": 1e-4,
             "batch_norm_momentum": 0.1,
             "decoder_block_out_channels": if decoder == channels { Value::Null } else { json!(decoder) },
             "patch_size": [2, 2],
         }),
-        false if decoder != channels => {
+        ModelFamily::Flux1 if decoder != channels => {
             let reason = "diffusers builds FLUX.1's decoder as wide as its encoder alone";
             return Err(Error::Config(reason.into()));
         }
-        false => json!({
+        ModelFamily::Flux1 => json!({
             "force_upcast": true,
             "latents_mean": null,
             "latents_std": null,

@@ -18,8 +18,9 @@ use super::outputs::{Output, metadata};
 use super::{DiskKind, Job, Written};
 use crate::checkpoint::lora::{Form, Holder, Lora, Maker, Model, Part, Patch, Slot};
 use crate::checkpoint::write::Planned;
-use crate::checkpoint::{Checkpoint, FLUX1_DIFFUSERS, FLUX2_DIFFUSERS, Layout, Renames};
+use crate::checkpoint::{Checkpoint, Layout, Renames, transformer_diffusers};
 use crate::error::{Error, FileProblem, Result, Unplaced};
+use crate::family::ModelFamily;
 use crate::quant::Encoding;
 
 /// What diffusers and peft say of the alphas, module by module, under the names that the modules had.
@@ -73,7 +74,8 @@ impl Job<'_> {
             self.notes.push("its numbers in fp8 are BF16 now".into());
         }
         let second = lora.patches().any(is_flux2);
-        let renames = if second { &FLUX2_DIFFUSERS } else { &FLUX1_DIFFUSERS };
+        let family = if second { ModelFamily::Flux2 } else { ModelFamily::Flux1 };
+        let renames = transformer_diffusers(family);
         let mut writer = Writer {
             file: Rc::new(checkpoint.clone()),
             layout,

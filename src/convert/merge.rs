@@ -50,7 +50,7 @@ impl Merges {
         let mut merges = BTreeMap::new();
         for contained in checkpoint.contained() {
             let model = match contained.family {
-                Family::Flux1 { .. } | Family::Flux2 { .. } => Model::Transformer,
+                Family::Transformer { .. } => Model::Transformer,
                 Family::Clip => Model::Clip,
                 Family::T5 { .. } => Model::T5,
                 _ => continue,

@@ -11,8 +11,8 @@ use super::merge::Merges;
 use super::{DiskKind, Job, Place, config};
 use crate::checkpoint::write::{PartFile, Planned, Target, json_file};
 use crate::checkpoint::{
-    AUTOENCODER_DIFFUSERS, CONTROLNET_DIFFUSERS, Checkpoint, Contained, FLUX1_DIFFUSERS, FLUX2_DIFFUSERS,
-    Family, Layout, Renames, is_embedding,
+    AUTOENCODER_DIFFUSERS, CONTROLNET_DIFFUSERS, Checkpoint, Contained, Family, Layout, Renames,
+    is_embedding, transformer_diffusers,
 };
 use crate::error::{Error, FileProblem, Result};
 
@@ -59,7 +59,7 @@ impl Output {
     fn linear_of(&self, name: &str) -> Option<&str> {
         let shape = self.checkpoint.shape(name)?;
         let (prefix, family) = self.models.iter().rev().find(|(prefix, _)| name.starts_with(prefix))?;
-        let pictures = matches!(family, Family::AutoEncoder { .. } | Family::AutoEncoder2 { .. });
+        let pictures = matches!(family, Family::AutoEncoder { .. });
         let linear = shape.len() == 2 && name.ends_with(".weight") && !is_embedding(name) && !pictures;
         linear.then_some(prefix.as_str())
     }
@@ -144,7 +144,7 @@ impl Job<'_> {
             self.note_lost(&official, family)?;
         }
         let (checkpoint, prefix) = match (layout, family) {
-            (Layout::Comfy, Family::Flux1 { .. } | Family::Flux2 { .. }) => {
+            (Layout::Comfy, Family::Transformer { .. }) => {
                 (official.prefixed(COMFY_TRANSFORMER), COMFY_TRANSFORMER)
             }
             (Layout::Diffusers, _) => (self.diffusers(official, family), ""),
@@ -178,7 +178,7 @@ impl Job<'_> {
         let theirs = official.renamed_back(renames);
         let unknown: Vec<&str> = theirs.names().filter(|name| !renames.writes(name)).collect();
         // Some of an autoencoder's names are the same in both layouts.
-        let transformer = matches!(family, Family::Flux1 { .. } | Family::Flux2 { .. });
+        let transformer = matches!(family, Family::Transformer { .. });
         if transformer && !unknown.is_empty() {
             self.notes.push(format!("kept, though diffusers does not know it: {}", unknown.join(", ")));
         }
@@ -314,10 +314,9 @@ fn official(own: Checkpoint, family: &Family) -> Checkpoint {
 
 pub(super) fn renames(family: &Family) -> Option<&'static Renames> {
     match family {
-        Family::Flux1 { .. } => Some(&FLUX1_DIFFUSERS),
-        Family::Flux2 { .. } => Some(&FLUX2_DIFFUSERS),
+        Family::Transformer { family, .. } => Some(transformer_diffusers(*family)),
         Family::ControlNet { .. } => Some(&CONTROLNET_DIFFUSERS),
-        Family::AutoEncoder { .. } | Family::AutoEncoder2 { .. } => Some(&AUTOENCODER_DIFFUSERS),
+        Family::AutoEncoder { .. } => Some(&AUTOENCODER_DIFFUSERS),
         _ => None,
     }
 }
@@ -333,17 +332,30 @@ fn room(family: &Family, layout: Layout, official: &Checkpoint) -> Room {
     let (folder, stem) = match (family, layout) {
         (Family::T5 { .. }, _) => ("text_encoder_2", "model".into()),
         (Family::Clip, _) => ("text_encoder", "model".into()),
-        (
-            Family::AutoEncoder { .. } | Family::AutoEncoder2 { .. } | Family::TinyAutoEncoder { .. },
-            Layout::Diffusers,
-        ) => ("vae", "diffusion_pytorch_model".into()),
+        (Family::AutoEncoder { .. } | Family::TinyAutoEncoder { .. }, Layout::Diffusers) => {
+            ("vae", "diffusion_pytorch_model".into())
+        }
         (_, Layout::Diffusers) => ("transformer", "diffusion_pytorch_model".into()),
-        (Family::AutoEncoder { .. } | Family::AutoEncoder2 { .. }, _) => ("", "ae".into()),
+        (Family::AutoEncoder { .. }, _) => ("", "ae".into()),
         (Family::TinyAutoEncoder { .. }, _) => ("", "taef1".into()),
-        (Family::Flux2 { .. }, _) => ("", "flux2".into()),
-        _ => ("", format!("flux1-{}", config::variant(official))),
+        (family, _) => ("", file_stem(family, official)),
     };
     Room { folder, stem }
+}
+
+/// The name of a transformer's file: `flux1-dev`.
+fn file_stem(family: &Family, official: &Checkpoint) -> String {
+    let Family::Transformer { family, in_channels, out_channels, guidance, .. } = official.family() else {
+        return family.name().to_lowercase().replace(' ', "-");
+    };
+    let stem = family.row().file_stem;
+    let channels = in_channels.zip(out_channels);
+    let variant = channels.and_then(|(input, output)| family.variant(input, output, guidance));
+    match variant {
+        Some(variant) => format!("{stem}-{}", variant.file_name),
+        None if family.row().drawing.is_some() => format!("{stem}-transformer"),
+        None => stem.into(),
+    }
 }
 
 fn is_float(dtype: Dtype) -> bool {

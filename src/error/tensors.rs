@@ -5,10 +5,6 @@ use std::path::PathBuf;
 
 use super::Hint;
 
-/// What a finetune may lack, since it was not trained: everything outside of the blocks.
-pub(crate) const OUTSIDE_THE_BLOCKS: [&str; 6] =
-    ["img_in.", "time_in.", "vector_in.", "guidance_in.", "txt_in.", "final_layer."];
-
 /// How the tensors that a model declares differ from those that a checkpoint holds.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Mismatch {
@@ -22,6 +18,8 @@ pub struct Mismatch {
     pub misshapen: Vec<(String, Vec<i64>, Vec<i64>)>,
     /// In both, of a type that cannot become what is wanted: name, and why.
     pub of_another_kind: Vec<(String, String)>,
+    /// Whether all that is missing lies outside of a transformer's blocks.
+    pub lacks_only_ends: bool,
     /// What the files seem to be.
     pub looks_like: String,
 }
@@ -29,10 +27,9 @@ pub struct Mismatch {
 impl Mismatch {
     /// Whether all that is wrong is that tensors outside of the blocks are missing, as in many finetunes.
     pub fn needs_base(&self) -> bool {
-        let Self { missing, unexpected, misshapen, of_another_kind, .. } = self;
+        let Self { missing, unexpected, misshapen, of_another_kind, lacks_only_ends, .. } = self;
         let else_right = unexpected.is_empty() && misshapen.is_empty() && of_another_kind.is_empty();
-        let outside = |name: &String| OUTSIDE_THE_BLOCKS.iter().any(|prefix| name.starts_with(prefix));
-        else_right && !missing.is_empty() && missing.iter().all(outside)
+        else_right && !missing.is_empty() && *lacks_only_ends
     }
 
     /// Whether nothing differs.

@@ -10,9 +10,10 @@ use super::ip_adapter::ImagePrompts;
 use super::prompts::Encoded;
 use super::{Pipeline, Request, Variation};
 use crate::error::{Error, Result};
+use crate::family::ModelFamily;
 use crate::math;
 use crate::models::flux1::{Additions, Flux1, StepCache};
-use crate::sampling::{self, NoiseRule, Prepared, get_more_noise, get_noise, prepare};
+use crate::sampling::{self, NoiseRule, Prepared};
 
 /// A drawing as the loop has it.
 pub(super) struct BatchItem<'a> {
@@ -41,11 +42,11 @@ impl<'a> BatchItem<'a> {
         of: &'a Drawing<'a>,
         times: &Times,
     ) -> Result<Self> {
-        let request = &of.request;
+        let (request, latent) = (&of.request, ModelFamily::Flux1.latent());
         let noise = noise(request, pipeline.kind)?.f_to_device(pipeline.settings.device)?;
         let guidance = request.guidance.unwrap_or(0.0);
         let course = |text: &Encoded| {
-            let prepared = prepare(&noise, &text.txt, &text.vec)?;
+            let prepared = latent.prepare(&noise, &text.txt, Some(&text.vec))?;
             let course =
                 DenoiseInputs::new(model, &prepared, &times.timesteps, guidance, &of.given.conditions)?;
             Ok::<_, Error>((prepared, course))
@@ -58,9 +59,13 @@ impl<'a> BatchItem<'a> {
             None => noise.shallow_clone(),
         };
         let more_noise = request.sampler.unwrap_or_default().draws_noise().then(|| {
-            let more =
-                get_more_noise(times.sigmas.len() as i64 - 2, request.height, request.width, request.seed)?;
-            Ok::<_, Error>(sampling::pack(&more)?.f_unsqueeze(0)?.f_to_device(pipeline.settings.device)?)
+            let more = latent.get_more_noise(
+                times.sigmas.len() as i64 - 2,
+                request.height,
+                request.width,
+                request.seed,
+            )?;
+            Ok::<_, Error>(latent.pack(&more)?.f_unsqueeze(0)?.f_to_device(pipeline.settings.device)?)
         });
         let more_noise = more_noise.transpose()?;
         let true_cfg_scale = request.scale();
@@ -84,7 +89,7 @@ impl<'a> BatchItem<'a> {
 /// The noise of a request's first picture.
 fn noise(request: &Request, kind: Kind) -> Result<Tensor> {
     let rule = if request.legacy_noise { NoiseRule::Legacy } else { NoiseRule::Current };
-    let of = |seed| get_noise(1, request.height, request.width, kind, seed, rule);
+    let of = |seed| ModelFamily::Flux1.latent().get_noise(1, request.height, request.width, kind, seed, rule);
     match request.variation {
         Some(Variation { seed, strength }) => sampling::slerp(&of(request.seed)?, &of(seed)?, strength),
         None => of(request.seed),

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use tch::Tensor;
 
 use super::control::ControlNetInput;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::math;
 use crate::models::flux1::{
     Additions, CachedSteps, Flux1, Flux1Input, Flux1Options, Residuals, StepCache, Steps,
@@ -81,7 +81,7 @@ impl DenoiseInputs {
             img_ids,
             txt: txt.shallow_clone(),
             txt_ids: txt_ids.shallow_clone(),
-            vec: vec.shallow_clone(),
+            vec: vec.as_ref().ok_or(Error::MissingPooledText)?.shallow_clone(),
             guidance,
             img_cond: conditions.img_cond.as_ref().map(Tensor::shallow_clone),
             img_cond_seq: conditions.img_cond_seq.as_ref().map(|(patches, _)| patches.shallow_clone()),

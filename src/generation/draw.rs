@@ -18,11 +18,12 @@ use super::{
 };
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
+use crate::family::ModelFamily;
 use crate::image::Image;
 use crate::models::Model;
 use crate::models::autoencoder::AnyAutoEncoder;
 use crate::numerics::{self, Numerics};
-use crate::sampling::{self, Schedule, Solver, unpack};
+use crate::sampling::{Schedule, Solver};
 use crate::shim;
 
 /// Tokens that a step computes together at most: measured, more are no faster.
@@ -354,7 +355,7 @@ impl Pipeline {
 
     /// Tokens of a picture, and of its text with what stands behind it.
     pub(super) fn tokens(&self, request: &Request) -> (i64, i64) {
-        let side = |pixels: i64| sampling::latent_size(pixels.max(0)) / 2;
+        let side = |pixels: i64| ModelFamily::Flux1.latent().patches(pixels.max(0));
         let text = request.max_sequence_length.unwrap_or(512) as i64;
         (side(request.width) * side(request.height), text + self.redux_tokens(request))
     }
@@ -558,7 +559,11 @@ impl Pipeline {
 
     /// Patches to pixels.
     fn decode(&self, patches: &Tensor, request: &Request) -> Result<Tensor> {
-        let latent = unpack(&patches.f_to_kind(Kind::Float)?, request.height, request.width)?;
+        let latent = ModelFamily::Flux1.latent().unpack(
+            &patches.f_to_kind(Kind::Float)?,
+            request.height,
+            request.width,
+        )?;
         self.decode_latent(self.autoencoder()?, &latent)
     }
 

@@ -5,8 +5,9 @@ use tch::Tensor;
 use super::ip_adapter::ImagePrompts;
 use super::{Conditions, ControlPreprocess, Edit, Pipeline, Request, Role};
 use crate::error::{Error, Result};
+use crate::family::ModelFamily;
 use crate::image::{Image, Mask};
-use crate::{math, sampling};
+use crate::math;
 
 /// What a picture is begun with, as patches `[B, L, C]`.
 pub(super) struct InitLatents {
@@ -204,7 +205,9 @@ impl Pipeline {
                     // As diffusers: each number of the latent takes the mask's pixel at its corner.
                     let mask = self.mask(mask, (width, height))?;
                     let mask = mask.f_upsample_nearest2d([size[2], size[3]], None, None)?;
-                    sampling::pack(&mask.f_repeat([1, size[1], 1, 1])?.f_to_kind(self.kind)?)
+                    ModelFamily::Flux1
+                        .latent()
+                        .pack(&mask.f_repeat([1, size[1], 1, 1])?.f_to_kind(self.kind)?)
                 });
                 given.start = Some(InitLatents { patches: self.patches(&latent)?, mask: mask.transpose()? });
             }
@@ -247,7 +250,7 @@ impl Pipeline {
             let (down, across) = if beside { (0, width) } else { (height, 0) };
             (height, width) = (height.max(down + h), width.max(across + w));
             let place = Tensor::from_slice(&[1.0, down as f32 / 2.0, across as f32 / 2.0]);
-            ids.push(sampling::image_ids(1, h, w).f_add(&place)?);
+            ids.push(ModelFamily::Flux1.latent().image_ids(1, h, w).f_add(&place)?);
             all.push(self.patches(&latent)?);
         }
         let ids = Tensor::f_cat(&ids, 1)?.f_to_device(self.settings.device)?;
@@ -277,7 +280,7 @@ impl Pipeline {
     }
 
     pub(super) fn patches(&self, latent: &Tensor) -> Result<Tensor> {
-        sampling::pack(&latent.f_to_kind(self.kind)?)
+        ModelFamily::Flux1.latent().pack(&latent.f_to_kind(self.kind)?)
     }
 
     fn mask(&self, mask: &Mask, (width, height): (u32, u32)) -> Result<Tensor> {
@@ -305,7 +308,7 @@ impl Pipeline {
 fn fold(mask: &Tensor) -> Result<Tensor> {
     let (h, w) = (mask.size()[2] / LATENT, mask.size()[3] / LATENT);
     let mask = mask.f_reshape([1, h, LATENT, w, LATENT])?.permute([0, 2, 4, 1, 3]);
-    sampling::pack(&mask.f_reshape([1, LATENT * LATENT, h, w])?)
+    ModelFamily::Flux1.latent().pack(&mask.f_reshape([1, LATENT * LATENT, h, w])?)
 }
 
 #[cfg(test)]

@@ -8,10 +8,10 @@ use tch::{Kind, Tensor};
 use super::resident::{self, Resident};
 use super::{Pipeline, PreviewBy, Request};
 use crate::error::{Error, FileProblem, Result};
+use crate::family::ModelFamily;
 use crate::image::Image;
 use crate::models::autoencoder::AnyAutoEncoder;
 use crate::models::text::read_config;
-use crate::sampling::unpack;
 
 /// The longest side of the latent that the autoencoder itself makes a preview of.
 const SIDE: i64 = 32;
@@ -105,7 +105,11 @@ impl Pipeline {
 
     /// Patches to a picture that costs little: see [`Request::previews`].
     pub(super) fn preview(&self, patches: &Tensor, request: &Request) -> Result<Image> {
-        let latent = unpack(&patches.f_to_kind(Kind::Float)?, request.height, request.width)?;
+        let latent = ModelFamily::Flux1.latent().unpack(
+            &patches.f_to_kind(Kind::Float)?,
+            request.height,
+            request.width,
+        )?;
         let picture = match &self.previewer {
             Some(Previewer::Factors(factors)) => factors.forward(&latent)?,
             Some(Previewer::Decoder(decoder)) => self.decode_latent(decoder, &latent)?,

@@ -20,7 +20,9 @@ use crate::models::vision::{
 impl Parts {
     /// The transformer's file under the official names, and what was taken from the base.
     pub(super) fn open_transformer(&self, access: Access) -> Result<(Checkpoint, Vec<String>)> {
-        let open = |path| open(path, access, TRANSFORMER, |f| matches!(f, Family::Flux1 { .. }));
+        let open = |path| {
+            open(path, access, TRANSFORMER, |f| f.is_drawn() && matches!(f, Family::Transformer { .. }))
+        };
         let transformer = open(&self.transformer)?;
         match &self.base {
             Some(base) => Ok(transformer.filled_from(open(base)?)),
@@ -104,8 +106,9 @@ impl Parts {
 /// Opens an autoencoder, full or tiny. Of a tiny one in two files, as its author has them, the second is looked for beside
 /// the first.
 pub(super) fn open_autoencoder(path: &Path, access: Access) -> Result<Checkpoint> {
-    let is_one =
-        |family: &Family| matches!(family, Family::AutoEncoder { .. } | Family::TinyAutoEncoder { .. });
+    let is_one = |family: &Family| {
+        family.is_drawn() && matches!(family, Family::AutoEncoder { .. } | Family::TinyAutoEncoder { .. })
+    };
     let first = open(path, access, AUTOENCODER, is_one)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let of_two = |mine: &str, other: &str| {

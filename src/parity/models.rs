@@ -12,6 +12,7 @@ use super::{Case, named, output};
 use crate::checkpoint::lora::{Lora, Model};
 use crate::checkpoint::{Checkpoint, LoadOptions};
 use crate::error::Result;
+use crate::family::ModelFamily;
 use crate::generation::{Conditions, denoise};
 use crate::image::Image;
 use crate::models::Model as _;
@@ -24,7 +25,7 @@ use crate::models::vision::{
     ReduxImageEncoder, SiglipConfig, SiglipVision,
 };
 use crate::nn::Parameters;
-use crate::sampling::{Prepared, get_noise, get_schedule, prepare, unpack};
+use crate::sampling::{Prepared, get_schedule};
 
 impl Case {
     /// `None` where the module is none of these.
@@ -53,7 +54,14 @@ impl Case {
             "flux.sampling.get_noise" => {
                 let p: NoiseParams = self.params()?;
                 let kind = p.kind()?;
-                output(get_noise(p.num_samples, p.height, p.width, kind, p.seed, p.rule())?)
+                output(ModelFamily::Flux1.latent().get_noise(
+                    p.num_samples,
+                    p.height,
+                    p.width,
+                    kind,
+                    p.seed,
+                    p.rule(),
+                )?)
             }
             "flux.sampling.get_schedule" => {
                 let p: ScheduleParams = self.params()?;
@@ -62,13 +70,17 @@ impl Case {
                 output(Tensor::from_slice(&schedule))
             }
             "flux.sampling.prepare" => {
-                let p = prepare(&self.input("img")?, &self.input("txt")?, &self.input("vec")?)?;
+                let latent = ModelFamily::Flux1.latent();
+                let p =
+                    latent.prepare(&self.input("img")?, &self.input("txt")?, Some(&self.input("vec")?))?;
                 let Prepared { img, img_ids, txt, txt_ids, vec } = p;
-                named([("img", img), ("img_ids", img_ids), ("txt", txt), ("txt_ids", txt_ids), ("vec", vec)])
+                let vec = vec.map(|vec| ("vec", vec));
+                let all = [("img", img), ("img_ids", img_ids), ("txt", txt), ("txt_ids", txt_ids)];
+                named(all.into_iter().chain(vec))
             }
             "flux.sampling.unpack" => {
                 let p: SizeParams = self.params()?;
-                output(unpack(&self.input("x")?, p.height, p.width)?)
+                output(ModelFamily::Flux1.latent().unpack(&self.input("x")?, p.height, p.width)?)
             }
             "flux.sampling.denoise" => output(self.denoise()?),
             "diffusers.schedulers" => output(self.walk()?),
@@ -224,7 +236,7 @@ impl Case {
             img_ids: self.input("img_ids")?,
             txt: self.input("txt")?,
             txt_ids: self.input("txt_ids")?,
-            vec: self.input("vec")?,
+            vec: Some(self.input("vec")?),
         };
         let timesteps: Vec<f64> = Vec::try_from(self.input("timesteps")?)?;
         let conditions = Conditions {

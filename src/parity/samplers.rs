@@ -5,7 +5,8 @@ use tch::Tensor;
 use super::Case;
 use super::params::SamplerParams;
 use crate::error::{Error, Result};
-use crate::sampling::{Solver, get_more_noise, pack};
+use crate::family::ModelFamily;
+use crate::sampling::Solver;
 
 impl Case {
     /// Along tanh(W x + t b).
@@ -16,8 +17,10 @@ impl Case {
         let weight =
             |name| Ok::<_, Error>(weights.tensor(name)?.f_to_device(self.device)?.f_to_kind(img.kind())?);
         let (weight, bias) = (weight("weight")?, weight("bias")?);
+        let latent = ModelFamily::Flux1.latent();
         let times = Vec::<f64>::try_from(self.input("times")?)?;
-        let more = pack(&get_more_noise(times.len() as i64, p.height, p.width, p.seed)?)?
+        let more = latent
+            .pack(&latent.get_more_noise(times.len() as i64, p.height, p.width, p.seed)?)?
             .f_to_device(self.device)?;
         let mut velocity = |img: &Tensor, t_vec: &Tensor, _: usize| {
             let along = img.f_matmul(&weight.f_tr()?)?;

@@ -12,11 +12,11 @@ use tch::nn::VarStore;
 use tch::{Cuda, Device, Kind, Tensor};
 use tch_flux::Error;
 use tch_flux::engine::{Engine, Event, Options};
+use tch_flux::family::ModelFamily;
 use tch_flux::generation::{Conditions, Generated, Parts, Phase, Pipeline, Request, Settings, denoise};
 use tch_flux::models::Model;
 use tch_flux::models::flux1::{Flux1, Flux1Params};
 use tch_flux::numerics::{Numerics, with_cancel};
-use tch_flux::sampling::{get_noise, prepare};
 
 const DEVICE: Device = Device::Cuda(0);
 
@@ -193,8 +193,10 @@ fn what_is_cancelled_ends_within_two_blocks() {
     const BLOCKS: usize = 60;
     let (_vs, model) = wide(BLOCKS);
     let random = |size: &[i64]| Tensor::randn(size, (Kind::BFloat16, DEVICE));
-    let noise = get_noise(1, 1024, 1024, Kind::BFloat16, 1, Default::default()).unwrap().to_device(DEVICE);
-    let prepared = prepare(&noise, &random(&[1, 512, 4096]), &random(&[1, 768])).unwrap();
+    let latent = ModelFamily::Flux1.latent();
+    let noise =
+        latent.get_noise(1, 1024, 1024, Kind::BFloat16, 1, Default::default()).unwrap().to_device(DEVICE);
+    let prepared = latent.prepare(&noise, &random(&[1, 512, 4096]), Some(&random(&[1, 768]))).unwrap();
     let run = |steps: usize| {
         let times: Vec<f64> = (0..=steps).map(|i| 1.0 - i as f64 / steps as f64).collect();
         denoise(&model, &prepared, &times, 2.5, &Conditions::default(), &mut |_, _| Ok(()))

@@ -3,11 +3,12 @@
 use approx::assert_abs_diff_eq;
 use tch::nn::{Module, VarStore};
 use tch::{Device, Kind, Tensor};
+use tch_flux::family::ModelFamily;
 use tch_flux::layers::{DoubleStreamBlock, EmbedNd, LinearLora, timestep_embedding};
 use tch_flux::math::{apply_rope, rope};
 use tch_flux::models::autoencoder::{AutoEncoder, AutoEncoderParams};
 use tch_flux::models::flux1::{Flux1, Flux1Input, Flux1Options, Flux1Params};
-use tch_flux::sampling::{NoiseRule, get_noise, get_schedule, latent_size, pack, unpack};
+use tch_flux::sampling::{NoiseRule, get_schedule};
 use tch_flux::{Error, nn};
 
 fn values(x: &Tensor) -> Vec<f64> {
@@ -15,7 +16,9 @@ fn values(x: &Tensor) -> Vec<f64> {
 }
 
 fn randn(size: &[i64], kind: Kind) -> Tensor {
-    get_noise(1, 512, 512, Kind::Float, 5, NoiseRule::Current)
+    ModelFamily::Flux1
+        .latent()
+        .get_noise(1, 512, 512, Kind::Float, 5, NoiseRule::Current)
         .unwrap()
         .flatten(0, -1)
         .narrow(0, 0, size.iter().product())
@@ -83,12 +86,13 @@ fn schedules_fall_from_one_to_zero_and_larger_pictures_stay_noisy_longer() {
 
 #[test]
 fn unpacking_undoes_packing() {
-    let latent = randn(&[2, 16, latent_size(48), latent_size(80)], Kind::Float);
-    let packed = pack(&latent).unwrap();
+    let spec = ModelFamily::Flux1.latent();
+    let latent = randn(&[2, 16, spec.size(48), spec.size(80)], Kind::Float);
+    let packed = spec.pack(&latent).unwrap();
     assert_eq!(packed.size(), [2, 15, 64]);
-    assert_eq!(unpack(&packed, 48, 80).unwrap(), latent);
-    assert!(matches!(unpack(&packed, 64, 80), Err(Error::Shape { .. })));
-    assert!(matches!(pack(&latent.narrow(2, 0, 5)), Err(Error::Shape { .. })));
+    assert_eq!(spec.unpack(&packed, 48, 80).unwrap(), latent);
+    assert!(matches!(spec.unpack(&packed, 64, 80), Err(Error::Shape { .. })));
+    assert!(matches!(spec.pack(&latent.narrow(2, 0, 5)), Err(Error::Shape { .. })));
 }
 
 #[test]

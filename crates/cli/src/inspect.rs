@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tch_flux::Error;
 use tch_flux::checkpoint::lora::Lora;
 use tch_flux::checkpoint::{Access, Checkpoint, Contained, Family};
+use tch_flux::family::ModelFamily;
 use tch_flux::generation::Parts;
 use tch_flux::models::autoencoder::{AutoEncoderParams, TinyAutoEncoderParams};
 use tch_flux::models::flux1::{ControlNetParams, Flux1Params, IpAdapterParams};
@@ -160,11 +161,7 @@ impl Report {
                 family => family.name().to_string(),
             },
             note: match &family {
-                Family::Foreign(_)
-                | Family::Packed { .. }
-                | Family::Flux2 { .. }
-                | Family::AutoEncoder2 { .. }
-                | Family::Unknown { .. } => Some(family.to_string()),
+                family if !family.is_drawn() => Some(family.to_string()),
                 _ => None,
             },
             layout: family.layout().map(|layout| layout.to_string()),
@@ -203,21 +200,20 @@ impl Report {
     fn look_at(&mut self, family: &Family, official: &Checkpoint) {
         let shape = |name: &str| official.shape(name);
         let sizes = match family {
-            Family::Flux1 { .. } => Flux1Params::from_shapes(shape).and_then(|params| {
-                self.variant = Some(params.variant().to_string());
-                as_json(params)
-            }),
+            Family::Transformer { family: ModelFamily::Flux1, .. } => Flux1Params::from_shapes(shape)
+                .and_then(|params| {
+                    self.variant = Some(params.variant().to_string());
+                    as_json(params)
+                }),
             Family::ControlNet { .. } => ControlNetParams::from_shapes(shape).and_then(|params| {
                 self.variant = Some(params.variant().to_string());
                 as_json(params)
             }),
-            Family::Flux2 { .. } => {
+            Family::Transformer { .. } => {
                 self.variant = Some(flux2_variant(official).to_string());
                 return;
             }
-            Family::AutoEncoder { .. } | Family::AutoEncoder2 { .. } => {
-                AutoEncoderParams::from_shapes(shape).and_then(as_json)
-            }
+            Family::AutoEncoder { .. } => AutoEncoderParams::from_shapes(shape).and_then(as_json),
             Family::TinyAutoEncoder { .. } => TinyAutoEncoderParams::from_shapes(shape).and_then(as_json),
             Family::T5 { .. } => T5Config::from_shapes(shape).and_then(as_json),
             Family::Clip => ClipConfig::from_shapes(shape).and_then(as_json),

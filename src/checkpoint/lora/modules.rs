@@ -3,7 +3,8 @@
 use std::sync::LazyLock;
 
 use super::names::{Model, Target};
-use crate::checkpoint::names::{FLUX1_DIFFUSERS, FLUX2_DIFFUSERS, Rename, fill, numbers};
+use crate::checkpoint::names::{Rename, fill, numbers, transformer_diffusers};
+use crate::family::ModelFamily;
 
 /// Which output rows of an official module another layout's module is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -75,7 +76,9 @@ fn entries() -> Vec<Entry> {
             entries.push(Entry { flat: name.replace('.', "_"), name, official, model, slot, holder });
         }
     };
-    for rule in FLUX1_DIFFUSERS.0.iter().chain(FLUX2_DIFFUSERS.0) {
+    // Of a name that two families have, the earlier one's rule counts.
+    let rules = ModelFamily::ALL.iter().rev().flat_map(|&family| transformer_diffusers(family).0);
+    for rule in rules {
         let mut transformer = |name: &str, official: &str, slot, holder| {
             add(official, official, Model::Transformer, Slot::Whole, holder);
             add(name, official, Model::Transformer, slot, holder);

@@ -4,6 +4,7 @@ use super::Rename::{
     self, Concat, Pointwise, Reversed, Same, Shifted, Split, SwapHalves, Tensor as One, Transposed,
 };
 use super::{Renames, numbers};
+use crate::family::ModelFamily;
 
 const IMG_QKV: &[&str] = &[
     "transformer_blocks.{}.attn.to_q",
@@ -15,6 +16,14 @@ const TXT_QKV: &[&str] = &[
     "transformer_blocks.{}.attn.add_k_proj",
     "transformer_blocks.{}.attn.add_v_proj",
 ];
+
+/// Returns diffusers' names of a family's transformer.
+pub fn transformer_diffusers(family: ModelFamily) -> &'static Renames {
+    match family {
+        ModelFamily::Flux1 => &FLUX1_DIFFUSERS,
+        ModelFamily::Flux2 => &FLUX2_DIFFUSERS,
+    }
+}
 
 /// diffusers' `FluxTransformer2DModel`.
 pub const FLUX1_DIFFUSERS: Renames = Renames(&[

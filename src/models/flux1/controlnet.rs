@@ -12,11 +12,11 @@ use super::trunk::Trunk;
 use super::{Flux1Input, Flux1Params, Residuals};
 use crate::config::ConfigFile;
 use crate::error::{Error, Result};
+use crate::family::ModelFamily;
 use crate::models::Model;
 use crate::nn::{Block, Conv2d, Embedding, Linear, Parameters, check_kind, check_sizes};
 use crate::numerics;
 use crate::ops;
-use crate::sampling;
 
 /// The modes of a union ControlNet, by their number.
 ///
@@ -230,7 +230,7 @@ impl ControlNet {
         let weight = &self.pos_embed_input.weight;
         check_kind("controlnet_cond", controlnet_cond, controlnet_cond.kind(), weight)?;
         let patches = match &self.input_hint_block {
-            Some(hint) => sampling::pack(&hint.forward(controlnet_cond))?,
+            Some(hint) => ModelFamily::Flux1.latent().pack(&hint.forward(controlnet_cond))?,
             None => controlnet_cond.shallow_clone(),
         };
         Ok(ops::linear(&self.pos_embed_input, &patches, ops::Epilogue::default()))

@@ -12,6 +12,7 @@ use serde_json::json;
 use tch::nn::VarStore;
 use tch::{Device, Kind};
 use tch_flux::checkpoint::{Checkpoint, Contained, Family, LoadOptions, Loaded};
+use tch_flux::family::ModelFamily;
 use tch_flux::models::Model;
 use tch_flux::models::autoencoder::{AutoEncoder, AutoEncoderParams, TinyAutoEncoder, TinyAutoEncoderParams};
 use tch_flux::models::flux1::{Flux1, Flux1Params};
@@ -144,12 +145,12 @@ fn build(
             .load(vs, LoadOptions { kind, keep_quantized: linears.filter(|_| keep), ..Default::default() })
     };
     match family {
-        Family::Flux1 { .. } => {
+        Family::Transformer { family: ModelFamily::Flux1, .. } => {
             let model = Flux1::new(vs.root(), &Flux1Params::from_shapes(shape)?)?;
             let loaded = load(Some(model.linears()))?;
             Ok((Box::new(model), loaded))
         }
-        Family::AutoEncoder { .. } => {
+        Family::AutoEncoder { family: ModelFamily::Flux1, .. } => {
             let model = AutoEncoder::new(vs.root(), &AutoEncoderParams::from_shapes(shape)?)?;
             let loaded = load(None)?;
             Ok((Box::new(model), loaded))

@@ -7,9 +7,9 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 use tch_flux::Error;
+use tch_flux::family::ModelFamily;
 use tch_flux::models::Model;
 use tch_flux::models::flux1::{Flux1, Flux1Input, Flux1Options, Flux1Params};
-use tch_flux::sampling::image_ids;
 
 use super::measure::Measure;
 use super::random;
@@ -104,7 +104,11 @@ impl Step {
         let times: Vec<f64> = (0..passes).map(|i| 1.0 - i as f64 / passes as f64).collect();
         let input = Flux1Input {
             img: &random::normal(&[1, li, params.in_channels], kind, &vs)?,
-            img_ids: &image_ids(1, 2 * side, 2 * side).narrow(1, 0, li).to_device(device),
+            img_ids: &ModelFamily::Flux1
+                .latent()
+                .image_ids(1, 2 * side, 2 * side)
+                .narrow(1, 0, li)
+                .to_device(device),
             txt: &random::normal(&[1, lt, params.context_in_dim], kind, &vs)?,
             txt_ids: &Tensor::zeros([1, lt, 3], (Kind::Float, device)),
             timesteps: &Tensor::ones([1], (kind, device)),

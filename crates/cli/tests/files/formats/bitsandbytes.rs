@@ -3,6 +3,7 @@
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 use tch_flux::checkpoint::{Checkpoint, Family, LoadOptions};
+use tch_flux::family::ModelFamily;
 use tch_flux::models::Model;
 use tch_flux::models::flux1::Flux1Params;
 use tch_flux::models::text::{T5Config, T5Encoder};
@@ -85,7 +86,10 @@ fn what_transformers_saves_loads_as_bitsandbytes_reads_it() {
 fn the_fused_names_of_comfy_load_as_bitsandbytes_reads_them() {
     for file in ["comfy.nf4.safetensors", "comfy.nf4-double.safetensors"] {
         let raw = is_as_its_package_reads_it(file);
-        assert!(matches!(raw.family(), Family::Flux1 { guidance: false, .. }));
+        assert!(matches!(
+            raw.family(),
+            Family::Transformer { family: ModelFamily::Flux1, guidance: false, .. }
+        ));
         let checkpoint = open(fixture(file)).official();
         let params = Flux1Params::from_shapes(|name| checkpoint.shape(name)).unwrap();
         let (model, vs) = flux1(&params);

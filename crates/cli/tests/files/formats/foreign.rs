@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use tch_flux::checkpoint::{Access, Checkpoint, Family};
 use tch_flux::convert::{Conversion, convert};
+use tch_flux::family::ModelFamily;
 use tch_flux::generation::{PartOverrides, Parts, Pipeline, Settings};
 use tch_flux::{Error, FileProblem};
 
@@ -560,7 +561,10 @@ fn what_is_flux1_is_taken_for_nothing_else() {
     for name in names {
         let (_folder, path) = temp("model.safetensors");
         write_sparse(&path, &layout(name));
-        assert!(matches!(super::open(&path).family(), Family::Flux1 { .. }), "{name}");
+        assert!(
+            matches!(super::open(&path).family(), Family::Transformer { family: ModelFamily::Flux1, .. }),
+            "{name}"
+        );
     }
     // Fewer blocks (Flux.1 Lite, Flex.1), more inputs (Flex.2).
     for (channels, blocks) in [(64, 8), (196, 8), (64, 4)] {
@@ -572,7 +576,10 @@ fn what_is_flux1_is_taken_for_nothing_else() {
         });
         lines.iter_mut().filter(|(n, ..)| n == "img_in.weight").for_each(|(.., shape)| shape[1] = channels);
         write_sparse(&path, &lines);
-        assert!(matches!(super::open(&path).family(), Family::Flux1 { .. }), "{channels} {blocks}");
+        assert!(
+            matches!(super::open(&path).family(), Family::Transformer { family: ModelFamily::Flux1, .. }),
+            "{channels} {blocks}"
+        );
     }
     for (name, family) in [
         ("ae", "FLUX.1 autoencoder"),

@@ -3,6 +3,7 @@
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor};
 use tch_flux::checkpoint::{Access, Checkpoint, FLUX1_DIFFUSERS, Family, LoadOptions};
+use tch_flux::family::ModelFamily;
 use tch_flux::models::Model;
 use tch_flux::models::flux1::Flux1Params;
 use tch_flux::models::text::{T5Config, T5Encoder};
@@ -62,7 +63,7 @@ fn the_types_of_a_mixed_file_are_said() {
 #[test]
 fn flux2_loads_as_the_package_reads_it() {
     let checkpoint = is_as_its_package_reads_it("flux2.gguf");
-    assert!(matches!(checkpoint.family(), Family::Flux2 { .. }));
+    assert!(matches!(checkpoint.family(), Family::Transformer { family: ModelFamily::Flux2, .. }));
     let checkpoint = checkpoint.official();
     let vs = store_for(&checkpoint);
     load_as(&checkpoint, &vs, Kind::Float);
@@ -137,7 +138,7 @@ fn t5_in_the_names_of_llama_loads_as_the_package_reads_it() {
 #[test]
 fn the_autoencoder_has_its_kernels_in_their_own_shape() {
     let checkpoint = is_as_its_package_reads_it("ae.gguf");
-    assert!(matches!(checkpoint.family(), Family::AutoEncoder { .. }));
+    assert!(matches!(checkpoint.family(), Family::AutoEncoder { family: ModelFamily::Flux1, .. }));
     let checkpoint = checkpoint.official();
     for (name, shape) in [
         ("encoder.down.0.block.0.conv1.weight", vec![8, 4, 3, 3]),

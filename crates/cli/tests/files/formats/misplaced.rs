@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use tch_flux::checkpoint::lora::Lora;
 use tch_flux::checkpoint::{Access, Checkpoint, Family, Index};
+use tch_flux::family::ModelFamily;
 use tch_flux::models::text::Tokenizer;
 
 use super::run;
@@ -27,7 +28,7 @@ fn other_ends_of_names_are_weights_in_a_folder_too() {
         let (folder, path) = temp(name);
         std::fs::copy(tiny("flux1-schnell.safetensors"), &path).unwrap();
         let family = Checkpoint::open(folder.path(), Access::Read).unwrap().family();
-        assert!(matches!(family, Family::Flux1 { .. }), "{name}");
+        assert!(matches!(family, Family::Transformer { family: ModelFamily::Flux1, .. }), "{name}");
     }
 }
 

@@ -168,7 +168,7 @@ impl<'a> JobTimer<'a> {
         match event {
             Event::Phase(phase) => {
                 if self.started.is_none() {
-                    self.metrics.wait.observe(now - self.queued);
+                    self.metrics.wait.record(now - self.queued);
                     self.started = Some(now);
                 }
                 if *phase == Phase::Denoise {
@@ -176,7 +176,7 @@ impl<'a> JobTimer<'a> {
                 }
             }
             Event::Step { .. } => {
-                self.metrics.step.observe(now - self.step);
+                self.metrics.step.record(now - self.step);
                 self.step = now;
             }
             // The preview was made between two steps.

@@ -1,11 +1,14 @@
-//! The server's metrics, and their text for Prometheus.
+//! The server's metrics, and their text for Prometheus. Each server has a recorder of its own, none is global.
 
-use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use ::metrics::{
+    Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+    with_local_recorder,
+};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use tch::Device;
 
 use tch_flux::engine::Stats;
@@ -16,40 +19,12 @@ const BUCKETS: [f64; 16] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0, 600.0];
 /// The weight of the last job in the moving mean.
 const MEAN_WEIGHT: f64 = 0.2;
-
-/// A histogram of times.
-#[derive(Debug, Default)]
-pub(crate) struct Histogram {
-    /// The count of each bucket alone; the last bucket has no upper bound.
-    counts: [AtomicU64; BUCKETS.len() + 1],
-    micros: AtomicU64,
-}
-
-impl Histogram {
-    pub(crate) fn observe(&self, time: Duration) {
-        let seconds = time.as_secs_f64();
-        let bucket = BUCKETS.iter().position(|bound| seconds <= *bound).unwrap_or(BUCKETS.len());
-        self.counts[bucket].fetch_add(1, Ordering::Relaxed);
-        self.micros.fetch_add(time.as_micros() as u64, Ordering::Relaxed);
-    }
-
-    /// `labels` are `name="value"` and a comma, or nothing.
-    fn write(&self, text: &mut String, name: &str, labels: &str) {
-        let mut sum = 0;
-        let bounds = BUCKETS.iter().map(f64::to_string).chain(["+Inf".to_string()]);
-        for (bound, count) in bounds.zip(&self.counts) {
-            sum += count.load(Ordering::Relaxed);
-            line(text, &format!("{name}_bucket{{{labels}le=\"{bound}\"}}"), sum);
-        }
-        let all = labels.trim_end_matches(',');
-        let braces = if all.is_empty() { String::new() } else { format!("{{{all}}}") };
-        line(text, &format!("{name}_sum{braces}"), self.micros.load(Ordering::Relaxed) as f64 / 1e6);
-        line(text, &format!("{name}_count{braces}"), sum);
-    }
-}
+/// After so many requests the times that were observed are put into the buckets: where nobody reads the metrics, they would
+/// be kept one by one.
+const UPKEEP: u64 = 256;
 
 /// The labels of a request. There are few combinations, since routes, methods and statuses are few.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone)]
 pub(crate) struct RequestLabels {
     pub(crate) route: &'static str,
     pub(crate) method: &'static str,
@@ -66,25 +41,45 @@ pub(crate) struct Gauges<'a> {
 }
 
 /// What is counted and timed while the server runs.
-#[derive(Debug, Default)]
 pub(crate) struct Metrics {
+    recorder: PrometheusRecorder,
+    handle: PrometheusHandle,
     pub(crate) wait: Histogram,
     pub(crate) step: Histogram,
-    pub(crate) job: Histogram,
+    job: Histogram,
     mean_job: Mutex<Option<f64>>,
-    http: Mutex<BTreeMap<RequestLabels, Histogram>>,
+    requests: AtomicU64,
 }
 
 impl Metrics {
+    pub(crate) fn new() -> Self {
+        let builder = PrometheusBuilder::new().set_buckets(&BUCKETS).expect("there are buckets");
+        let recorder = builder.build_recorder();
+        let [wait, step, job] = with_local_recorder(&recorder, || {
+            describe();
+            ["tch_flux_queue_wait_seconds", "tch_flux_step_seconds", "tch_flux_job_seconds"]
+                .map(|name| histogram!(name))
+        });
+        let (mean_job, requests) = (Mutex::default(), AtomicU64::default());
+        Self { handle: recorder.handle(), recorder, wait, step, job, mean_job, requests }
+    }
+
     /// Counts a request and the time until its response began.
-    pub(crate) fn observe_request(&self, labels: RequestLabels, time: Duration) {
-        let mut http = self.http.lock().unwrap_or_else(PoisonError::into_inner);
-        http.entry(labels).or_default().observe(time);
+    pub(crate) fn observe_request(&self, labels: &RequestLabels, time: Duration) {
+        let RequestLabels { route, method, status } = *labels;
+        let labels = [("route", route.into()), ("method", method.into()), ("status", status.to_string())];
+        with_local_recorder(&self.recorder, || {
+            counter!("tch_flux_http_requests_total", &labels).increment(1);
+            histogram!("tch_flux_http_request_seconds", &labels).record(time);
+        });
+        if self.requests.fetch_add(1, Ordering::Relaxed) % UPKEEP == 0 {
+            self.handle.run_upkeep();
+        }
     }
 
     /// Counts the time of a finished job.
     pub(crate) fn observe_job(&self, time: Duration) {
-        self.job.observe(time);
+        self.job.record(time);
         let mut mean = self.mean_job.lock().unwrap_or_else(PoisonError::into_inner);
         let newest = time.as_secs_f64();
         *mean = Some(mean.map_or(newest, |mean| mean + MEAN_WEIGHT * (newest - mean)));
@@ -97,102 +92,61 @@ impl Metrics {
 
     /// Returns the text for Prometheus.
     pub(crate) fn text(&self, gauges: &Gauges) -> String {
-        let mut text = String::new();
-        let gauge = |text: &mut String, name: &str, help: &str, value: f64| {
-            head(text, name, help, "gauge");
-            line(text, name, value);
-        };
-        gauge(&mut text, "tch_flux_queue_length", "Jobs that wait.", gauges.engine.waiting as f64);
-        gauge(&mut text, "tch_flux_jobs_running", "Jobs that are drawn.", gauges.engine.running as f64);
-        gauge(&mut text, "tch_flux_workers", "Threads that draw.", gauges.engine.workers as f64);
-        let active = gauges.active_requests as f64;
-        gauge(
-            &mut text,
-            "tch_flux_http_requests_active",
-            "Requests that are not answered to the end.",
-            active,
-        );
-        let uploads = gauges.upload_bytes as f64;
-        gauge(&mut text, "tch_flux_upload_bytes", "Bodies, and pictures decoded from them.", uploads);
-        let kept = gauges.stored_image_bytes as f64;
-        gauge(&mut text, "tch_flux_kept_picture_bytes", "Pictures that are kept for their addresses.", kept);
-
-        head(&mut text, "tch_flux_jobs_total", "Jobs by outcome.", "counter");
-        let outcomes = [
-            ("finished", gauges.engine.finished),
-            ("failed", gauges.engine.failed),
-            ("cancelled", gauges.engine.cancelled),
-            ("refused", gauges.engine.refused),
-        ];
-        for (outcome, count) in outcomes {
-            line(&mut text, &format!("tch_flux_jobs_total{{outcome=\"{outcome}\"}}"), count);
-        }
-        let histograms = [
-            ("tch_flux_queue_wait_seconds", "How long jobs waited.", &self.wait),
-            (
-                "tch_flux_step_seconds",
-                "How long a step of the transformer took, once for each job in it.",
-                &self.step,
-            ),
-            ("tch_flux_job_seconds", "How long jobs were drawn.", &self.job),
-        ];
-        for (name, help, histogram) in histograms {
-            head(&mut text, name, help, "histogram");
-            histogram.write(&mut text, name, "");
-        }
-        write_memory(&mut text, gauges.devices);
-        self.write_requests(&mut text);
-        text
-    }
-
-    fn write_requests(&self, text: &mut String) {
-        let http = self.http.lock().unwrap_or_else(PoisonError::into_inner);
-        let name = "tch_flux_http_request_seconds";
-        head(
-            text,
-            name,
-            "How long requests took until their answer began, by route, method and status.",
-            "histogram",
-        );
-        for (RequestLabels { route, method, status }, histogram) in http.iter() {
-            let labels = format!("route=\"{route}\",method=\"{method}\",status=\"{status}\",");
-            histogram.write(text, name, &labels);
-        }
-        let name = "tch_flux_http_requests_total";
-        head(text, name, "Requests by route, method and status.", "counter");
-        for (RequestLabels { route, method, status }, histogram) in http.iter() {
-            let count: u64 = histogram.counts.iter().map(|count| count.load(Ordering::Relaxed)).sum();
-            line(
-                text,
-                &format!("{name}{{route=\"{route}\",method=\"{method}\",status=\"{status}\"}}"),
-                count,
-            );
-        }
+        with_local_recorder(&self.recorder, || set(gauges));
+        // Without the lines that are empty.
+        self.handle.render().replace("\n\n", "\n")
     }
 }
 
-fn write_memory(text: &mut String, devices: &[Device]) {
+/// Says what each metric is.
+fn describe() {
+    describe_gauge!("tch_flux_queue_length", "Jobs that wait.");
+    describe_gauge!("tch_flux_jobs_running", "Jobs that are drawn.");
+    describe_gauge!("tch_flux_workers", "Threads that draw.");
+    describe_gauge!("tch_flux_http_requests_active", "Requests that are not answered to the end.");
+    describe_gauge!("tch_flux_upload_bytes", "Bodies, and pictures decoded from them.");
+    describe_gauge!("tch_flux_kept_picture_bytes", "Pictures that are kept for their addresses.");
+    describe_gauge!("process_resident_memory_bytes", "Memory of the process.");
+    describe_gauge!("tch_flux_device_free_bytes", "Memory that is free on a device.");
+    describe_counter!("tch_flux_jobs_total", "Jobs by outcome.");
+    describe_counter!("tch_flux_http_requests_total", "Requests by route, method and status.");
+    describe_histogram!("tch_flux_queue_wait_seconds", "How long jobs waited.");
+    describe_histogram!("tch_flux_job_seconds", "How long jobs were drawn.");
+    describe_histogram!(
+        "tch_flux_step_seconds",
+        "How long a step of the transformer took, once for each job in it."
+    );
+    describe_histogram!(
+        "tch_flux_http_request_seconds",
+        "How long requests took until their answer began, by route, method and status."
+    );
+}
+
+/// Sets the metrics that are measured when they are read.
+fn set(Gauges { engine, active_requests, upload_bytes, stored_image_bytes, devices }: &Gauges) {
+    gauge!("tch_flux_queue_length").set(engine.waiting as f64);
+    gauge!("tch_flux_jobs_running").set(engine.running as f64);
+    gauge!("tch_flux_workers").set(engine.workers as f64);
+    gauge!("tch_flux_http_requests_active").set(*active_requests as f64);
+    gauge!("tch_flux_upload_bytes").set(*upload_bytes as f64);
+    gauge!("tch_flux_kept_picture_bytes").set(*stored_image_bytes as f64);
+    for (outcome, count) in [
+        ("finished", engine.finished),
+        ("failed", engine.failed),
+        ("cancelled", engine.cancelled),
+        ("refused", engine.refused),
+    ] {
+        counter!("tch_flux_jobs_total", "outcome" => outcome).absolute(count);
+    }
     if let Some(bytes) = resident_bytes() {
-        head(text, "process_resident_memory_bytes", "Memory of the process.", "gauge");
-        line(text, "process_resident_memory_bytes", bytes);
+        gauge!("process_resident_memory_bytes").set(bytes as f64);
     }
-    let free: Vec<_> = devices.iter().filter_map(|device| Some((*device, free_bytes(*device)?))).collect();
-    if !free.is_empty() {
-        head(text, "tch_flux_device_free_bytes", "Memory that is free on a device.", "gauge");
+    for device in *devices {
+        if let Some(bytes) = free_bytes(*device) {
+            let name = format!("{device:?}").to_lowercase();
+            gauge!("tch_flux_device_free_bytes", "device" => name).set(bytes as f64);
+        }
     }
-    for (device, bytes) in free {
-        let name = format!("{device:?}").to_lowercase();
-        line(text, &format!("tch_flux_device_free_bytes{{device=\"{name}\"}}"), bytes);
-    }
-}
-
-fn head(text: &mut String, name: &str, help: &str, r#type: &str) {
-    // Writing to a string cannot fail.
-    let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {type}");
-}
-
-fn line(text: &mut String, name: &str, value: impl std::fmt::Display) {
-    let _ = writeln!(text, "{name} {value}");
 }
 
 /// Returns the resident memory of the process, where the system tells it.

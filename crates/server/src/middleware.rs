@@ -230,7 +230,7 @@ impl RequestLog {
 
 impl Drop for RequestLog {
     fn drop(&mut self) {
-        self.state.metrics.observe_request(self.labels.clone(), self.started.elapsed());
+        self.state.metrics.observe_request(&self.labels, self.started.elapsed());
     }
 }
 

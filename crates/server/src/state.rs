@@ -52,7 +52,7 @@ pub(crate) struct ServerState {
 impl ServerState {
     pub(crate) fn new(options: Options) -> Self {
         Self {
-            metrics: Metrics::default(),
+            metrics: Metrics::new(),
             image_store: ImageStore::new(&options),
             upload_budget: Arc::new(Budget::new(options.max_upload_bytes)),
             response_permits: Arc::new(Semaphore::new(options.max_answer_bytes / 1024)),

@@ -1,4 +1,8 @@
 //! The middleware around all routes: request ids, metrics and logs, checks of host, origin and key, CORS, and panics.
+//!
+//! None of it is a layer of `tower-http`: the one for CORS answers every OPTIONS request itself, with 200, the one for request
+//! ids takes whatever a client sends, the limits of bodies and times are one for all requests and know no budget, and what they
+//! answer is plain text, not an error as OpenAI's clients read it.
 
 use std::net::{IpAddr, SocketAddr};
 use std::panic::AssertUnwindSafe;

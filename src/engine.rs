@@ -32,6 +32,7 @@
 //! ```
 
 mod classify;
+mod events;
 mod job;
 mod queue;
 #[cfg(test)]
@@ -47,11 +48,10 @@ use tch::Device;
 use tracing::{error, info_span};
 
 use crate::error::{Error, Result};
-use crate::generation::{Generated, OnTogether, Phase, Pipeline, Progress, Request};
+use crate::generation::{Generated, OnBatchProgress, Phase, Pipeline, Progress, Request};
 use crate::image::Image;
 use crate::numerics;
 use crate::shim;
-use job::Events;
 pub use job::Job;
 use queue::{Batch, QueuedJob, Shared};
 
@@ -148,9 +148,9 @@ pub trait Worker: Send + 'static {
     /// The device that it computes on. Workers of the CPU lend one another their threads.
     fn device(&self) -> Device;
     /// The largest number of pictures of such a request that are drawn in one batch; at least 1.
-    fn together(&self, request: &Request) -> usize;
+    fn max_batch(&self, request: &Request) -> usize;
     /// Whether the pictures of both requests may be drawn in one batch.
-    fn alike(&self, one: &Request, other: &Request) -> bool;
+    fn can_batch(&self, one: &Request, other: &Request) -> bool;
     /// Draws the pictures of all requests. Calls `on_progress` with the index of the request that the progress is of; where it
     /// returns [`ControlFlow::Break`], that request ends with [`Error::Cancelled`].
     ///
@@ -159,7 +159,7 @@ pub trait Worker: Send + 'static {
     fn draw(
         &mut self,
         requests: &[&Request],
-        on_progress: &mut OnTogether,
+        on_progress: &mut OnBatchProgress,
     ) -> Result<Vec<Result<Vec<Generated>>>>;
     /// Frees what an error may have left half-done. It is called after an error for all requests.
     fn release(&mut self);
@@ -169,22 +169,22 @@ impl Worker for Pipeline {
     fn device(&self) -> Device {
         self.settings().device
     }
-    fn together(&self, request: &Request) -> usize {
-        Pipeline::together(self, request)
+    fn max_batch(&self, request: &Request) -> usize {
+        Pipeline::max_batch(self, request)
     }
-    fn alike(&self, one: &Request, other: &Request) -> bool {
-        Pipeline::alike(self, one, other)
+    fn can_batch(&self, one: &Request, other: &Request) -> bool {
+        Pipeline::can_batch(self, one, other)
     }
     fn draw(
         &mut self,
         requests: &[&Request],
-        on_progress: &mut OnTogether,
+        on_progress: &mut OnBatchProgress,
     ) -> Result<Vec<Result<Vec<Generated>>>> {
         let checks: Vec<_> = requests.iter().map(|request| self.check_memory(request)).collect();
         let fitting: Vec<usize> = (0..checks.len()).filter(|&job| checks[job].is_ok()).collect();
         let those: Vec<&Request> = fitting.iter().map(|&job| requests[job]).collect();
         let mut drawn =
-            self.generate_together(&those, &mut |i, progress| on_progress(fitting[i], progress))?.into_iter();
+            self.generate_batch(&those, &mut |i, progress| on_progress(fitting[i], progress))?.into_iter();
         let outcome = |check: Result<()>| check.and_then(|()| drawn.next().unwrap_or(Err(Error::Cancelled)));
         Ok(checks.into_iter().map(outcome).collect())
     }
@@ -252,7 +252,8 @@ impl Engine {
     /// after [`Engine::close`], or when every device is lost.
     pub fn submit(&self, request: Request) -> Result<Job> {
         request.check()?;
-        self.inner.shared.submit(request)
+        let shared = &self.inner.shared;
+        Ok(Job::new(shared.submit(request)?, shared))
     }
 
     /// Takes no more jobs; those that were taken are drawn.

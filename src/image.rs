@@ -2,6 +2,7 @@
 
 mod canny;
 mod codec;
+mod decode_error;
 mod encode;
 mod exif;
 mod foreign;
@@ -13,7 +14,8 @@ mod resize;
 #[cfg(test)]
 mod tests;
 
-pub use codec::{DecodeError, Decoded, MAX_SIDE, decode, within_bounds};
+pub use codec::{Decoded, MAX_SIDE, decode, within_bounds};
+pub use decode_error::DecodeError;
 pub use exif::orientation;
 pub use foreign::describe;
 pub use format::Format;

@@ -1,10 +1,10 @@
 //! One weight file on the disk: opened, looked at, and read or mapped tensor by tensor.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use memmap2::{Advice, MmapMut, MmapOptions, UncheckedAdvice};
 use tch::{Device, Kind, Tensor};
@@ -28,16 +28,25 @@ pub enum Access {
     Read,
 }
 
+#[cfg(test)]
+thread_local! {
+    /// The files whose headers this thread has read, in order.
+    pub(crate) static HEADERS_READ: std::cell::RefCell<Vec<PathBuf>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
 /// A safetensors or GGUF file.
 #[derive(Debug)]
 pub(crate) struct WeightFile {
     pub(crate) path: PathBuf,
-    pub(crate) header: Header,
+    pub(crate) header: Arc<Header>,
     /// How many files the model is divided into, as a GGUF file says of itself; 1 of any other.
     pub(super) parts: usize,
-    file: File,
-    len: u64,
-    mapping: Option<Arc<Mapping>>,
+    file: Arc<File>,
+    /// What the file was when it was opened.
+    metadata: Metadata,
+    access: Access,
+    /// Made when it is first needed: whoever reads the header alone maps nothing.
+    mapping: OnceLock<Arc<Mapping>>,
 }
 
 /// A private mapping of a whole file. Neither moves nor shrinks; goes with the last tensor over it.
@@ -60,20 +69,57 @@ impl std::fmt::Debug for Mapping {
 impl WeightFile {
     /// Opens the file and reads its header, and nothing else of it.
     pub(crate) fn open(path: &Path, access: Access) -> Result<Self> {
-        let (file, len) = open_regular(path)?;
-        let (header, is_gguf) = read_header(&file, len, path)?;
+        let (file, metadata) = open_regular(path)?;
+        let (header, is_gguf) = read_header(&file, metadata.len(), path)?;
+        #[cfg(test)]
+        HEADERS_READ.with_borrow_mut(|read| read.push(path.to_path_buf()));
         let parts = header.metadata.get("split.count").filter(|_| is_gguf).and_then(|n| n.parse().ok());
-        let mapping = match access {
-            Access::Map => Some(Arc::new(map(&file, path)?)),
-            Access::Read => None,
-        };
-        Ok(Self { path: path.to_path_buf(), header, parts: parts.unwrap_or(1), file, len, mapping })
+        Ok(Self {
+            path: path.to_path_buf(),
+            header: Arc::new(header),
+            parts: parts.unwrap_or(1),
+            file: Arc::new(file),
+            metadata,
+            access,
+            mapping: OnceLock::new(),
+        })
+    }
+
+    /// The same open file with a mapping of its own, which goes with the last tensor over it.
+    pub(super) fn unmapped(&self) -> Self {
+        Self {
+            path: self.path.clone(),
+            header: self.header.clone(),
+            parts: self.parts,
+            file: self.file.clone(),
+            metadata: self.metadata.clone(),
+            access: self.access,
+            mapping: OnceLock::new(),
+        }
+    }
+
+    /// Whether the file that lies at the path now is the one that was opened, as it was then.
+    pub(super) fn is_current(&self) -> bool {
+        std::fs::metadata(&self.path).is_ok_and(|now| is_same(&now, &self.metadata))
+    }
+
+    /// The mapping of the file, where it is to be mapped.
+    fn mapping(&self) -> Result<Option<&Arc<Mapping>>> {
+        if self.access == Access::Read {
+            return Ok(None);
+        }
+        if let Some(mapping) = self.mapping.get() {
+            return Ok(Some(mapping));
+        }
+        // Where another thread was faster, this mapping goes again.
+        let mapping = Arc::new(map(&self.file, &self.path)?);
+        Ok(Some(self.mapping.get_or_init(|| mapping)))
     }
 
     /// Whether the tensor lies in the mapped file.
     pub(crate) fn holds(&self, tensor: &Tensor) -> bool {
         let on_cpu = tensor.device() == Device::Cpu;
-        self.mapping.as_ref().filter(|_| on_cpu).is_some_and(|mapping| {
+        self.mapping.get().filter(|_| on_cpu).is_some_and(|mapping| {
             let (start, len) = mapping.bytes();
             (tensor.data_ptr() as usize).checked_sub(start as usize).is_some_and(|offset| offset < len)
         })
@@ -81,7 +127,7 @@ impl WeightFile {
 
     /// Says that some of the numbers of a tensor, of the `of` that it has, will be needed soon, where the file is mapped.
     pub(super) fn bring(&self, entry: &Entry, elements: &Range<usize>, of: usize) {
-        if let Some(mapping) = &self.mapping {
+        if let Ok(Some(mapping)) = self.mapping() {
             let bytes = entry.bytes_of(elements, of);
             // An advice: without it they are read when they are used.
             let _ = mapping.0.advise_range(Advice::WillNeed, bytes.start, bytes.len());
@@ -91,7 +137,7 @@ impl WeightFile {
     /// Lets the memory go in which some of the numbers of a tensor lie: they are read again when they are used. What was
     /// written to them is lost.
     pub(super) fn let_go(&self, entry: &Entry, elements: &Range<usize>, of: usize) {
-        if let Some(mapping) = &self.mapping {
+        if let Some(mapping) = self.mapping.get() {
             let bytes = entry.bytes_of(elements, of);
             // SAFETY: the pages of this mapping are those of a file, so they come again with the bytes that they had; a model
             // whose weights lie elsewhere is not trained, and nothing else writes to them.
@@ -122,7 +168,7 @@ impl WeightFile {
     }
 
     fn run(&self, begin: u64, shape: &[i64], kind: Kind) -> Result<Tensor> {
-        if let Some(mapping) = &self.mapping
+        if let Some(mapping) = self.mapping()?
             && let Some(tensor) = shim::borrow(mapping, begin as usize, shape, kind)
         {
             return Ok(tensor?);
@@ -165,10 +211,8 @@ impl WeightFile {
     /// the process.
     pub(crate) fn check_unchanged(&self) -> Result<()> {
         let now = self.file.metadata().map_err(Error::io(&self.path))?.len();
-        if now == self.len {
-            return Ok(());
-        }
-        Err(Error::Changed { path: self.path.clone(), was: self.len, now })
+        let was = self.metadata.len();
+        if now == was { Ok(()) } else { Err(Error::Changed { path: self.path.clone(), was, now }) }
     }
 }
 
@@ -179,7 +223,7 @@ impl Source for WeightFile {
 }
 
 /// Opens what is a file and nothing else: opening a pipe would wait for ever, and a device has no end.
-fn open_regular(path: &Path) -> Result<(File, u64)> {
+fn open_regular(path: &Path) -> Result<(File, Metadata)> {
     let problem = Error::file(path);
     let metadata = std::fs::metadata(path).map_err(|error| match std::fs::read_link(path) {
         Ok(target) if error.kind() == io::ErrorKind::NotFound => {
@@ -194,13 +238,26 @@ fn open_regular(path: &Path) -> Result<(File, u64)> {
         return Err(problem(FileProblem::NotAFile));
     }
     let file = File::open(path).map_err(Error::io(path))?;
-    let len = file.metadata().map_err(Error::io(path))?.len();
-    Ok((file, len))
+    let metadata = file.metadata().map_err(Error::io(path))?;
+    Ok((file, metadata))
+}
+
+/// Whether two looks at a file found the same one, unchanged.
+fn is_same(now: &Metadata, then: &Metadata) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        if (now.dev(), now.ino()) != (then.dev(), then.ino()) {
+            return false;
+        }
+    }
+    now.len() == then.len() && now.modified().ok() == then.modified().ok()
 }
 
 /// The text of an index, which is as small as a header and as much a file as the weights.
 pub(crate) fn read_index(path: &Path) -> Result<String> {
-    let (file, len) = open_regular(path)?;
+    let (file, metadata) = open_regular(path)?;
+    let len = metadata.len();
     if len > MAX_HEADER {
         let reason = format!("{len} bytes are more than an index has");
         return Err(Error::file(path)(FileProblem::Index { reason }));

@@ -28,6 +28,8 @@ use tch::Kind;
 
 pub use detect::{Contained, Family, ForeignModel, Layout, Packing, Role};
 pub use file::Access;
+#[cfg(test)]
+pub(crate) use file::HEADERS_READ;
 pub(crate) use file::read_index;
 pub(crate) use folder::{before_end, is_index, names_in, one_model};
 #[cfg(feature = "hub")]
@@ -89,7 +91,7 @@ impl Checkpoint {
         let shards = index.shards();
         let files: Vec<_> =
             shards.iter().map(|s| WeightFile::open(&folder.join(s), access)).collect::<Result<_>>()?;
-        let headers = shards.into_iter().zip(files.iter().map(|f| &f.header)).collect();
+        let headers = shards.into_iter().zip(files.iter().map(|f| &*f.header)).collect();
         index.check(&headers).map_err(Error::file(path))?;
         Self::from_files(files)
     }
@@ -120,6 +122,18 @@ impl Checkpoint {
         }
         let files = files.into_iter().map(Arc::new).collect();
         Ok(Self { files, tensors, left_aside: Vec::new(), warnings: Vec::new(), packing })
+    }
+
+    /// The same open files with mappings of their own: what is loaded from it keeps no memory of what this one's tensors lie
+    /// in, and no header is read again.
+    pub(crate) fn unmapped(mut self) -> Self {
+        self.files.iter_mut().for_each(|file| *file = Arc::new(file.unmapped()));
+        self
+    }
+
+    /// Whether the files that lie at its paths now are those that were opened, as they were then.
+    pub(crate) fn is_current(&self) -> bool {
+        self.files.iter().all(|file| file.is_current())
     }
 
     /// The same tensors under the names of another layout. Names that no rule knows stay as they are, so that loading
@@ -230,7 +244,7 @@ impl Checkpoint {
 
     /// The headers of the files.
     pub fn headers(&self) -> Vec<&Header> {
-        self.files.iter().map(|f| &f.header).collect()
+        self.files.iter().map(|f| &*f.header).collect()
     }
 
     /// The names of the tensors, sorted.

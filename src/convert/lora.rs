@@ -16,7 +16,7 @@ use tch::{Kind, Tensor};
 use super::encode::{Content, Encoder, Recipe};
 use super::outputs::{Output, metadata};
 use super::{DiskKind, Job, Written};
-use crate::checkpoint::lora::{Form, Holder, Lora, Maker, Model, Part, Patch, Slot};
+use crate::checkpoint::lora::{Component, Form, Holder, Lora, Maker, Part, Patch, Slot};
 use crate::checkpoint::write::Planned;
 use crate::checkpoint::{Checkpoint, Layout, Renames, transformer_diffusers};
 use crate::error::{Error, FileProblem, Result, Unplaced};
@@ -148,22 +148,22 @@ impl Writer {
         let target = &patch.group.target;
         let theirs = self.layout == Layout::Diffusers;
         let prefix = match (target.model, self.layout) {
-            (Model::Transformer, Layout::Diffusers) => "transformer.",
-            (Model::Transformer, Layout::Comfy) => "diffusion_model.",
-            (Model::Transformer, _) => "",
-            (Model::Clip, Layout::Diffusers) => "text_encoder.",
-            (Model::T5, Layout::Diffusers) => "text_encoder_2.",
-            (Model::Clip, _) => "text_encoders.clip_l.transformer.",
-            (Model::T5, _) => "text_encoders.t5xxl.transformer.",
+            (Component::Transformer, Layout::Diffusers) => "transformer.",
+            (Component::Transformer, Layout::Comfy) => "diffusion_model.",
+            (Component::Transformer, _) => "",
+            (Component::Clip, Layout::Diffusers) => "text_encoder.",
+            (Component::T5, Layout::Diffusers) => "text_encoder_2.",
+            (Component::Clip, _) => "text_encoders.clip_l.transformer.",
+            (Component::T5, _) => "text_encoders.t5xxl.transformer.",
         };
         let (names, swapped) = match target.model {
-            Model::Transformer if theirs && target.holder == Holder::Norm => {
+            Component::Transformer if theirs && target.holder == Holder::Norm => {
                 let found = self.renames.modules(&format!("{}.scale", target.module));
                 let norm = |name: String| name.trim_end_matches(".weight").to_string();
                 let found = found.map(|(names, _)| (names.into_iter().map(norm).collect(), false));
                 found.ok_or_else(|| self.problem(&patch.name, "diffusers has no such norm".into()))?
             }
-            Model::Transformer if theirs => {
+            Component::Transformer if theirs => {
                 let found = self.renames.modules(&target.module);
                 found.ok_or_else(|| self.problem(&patch.name, "diffusers has no such layer".into()))?
             }

@@ -6,7 +6,7 @@ use std::ops::Range;
 use tch::{Kind, Tensor};
 
 use super::Conversion;
-use crate::checkpoint::lora::{Lora, Model, Terms};
+use crate::checkpoint::lora::{Component, Lora, Terms};
 use crate::checkpoint::{Access, Checkpoint, Family, stream};
 use crate::error::{Error, FileProblem, Result};
 use crate::lora::{Change, Term, merged, merged_bias};
@@ -19,14 +19,14 @@ const ROWS: usize = 256;
 /// What of the official parameters a written tensor is, in order.
 #[derive(Debug, Clone)]
 pub(super) struct Pieces {
-    model: Model,
+    model: Component,
     pieces: Vec<(String, Range<usize>)>,
     /// The shape that it has once it is merged: a control LoRA widens `img_in`.
     pub(super) shape: Vec<i64>,
 }
 
 /// Models under their official names, with what is to be merged into them.
-pub(super) struct Merges(BTreeMap<Model, Merge>);
+pub(super) struct Merges(BTreeMap<Component, Merge>);
 
 struct Merge {
     official: Checkpoint,
@@ -50,9 +50,9 @@ impl Merges {
         let mut merges = BTreeMap::new();
         for contained in checkpoint.contained() {
             let model = match contained.family {
-                Family::Transformer { .. } => Model::Transformer,
-                Family::Clip => Model::Clip,
-                Family::T5 { .. } => Model::T5,
+                Family::Transformer { .. } => Component::Transformer,
+                Family::Clip => Component::Clip,
+                Family::T5 { .. } => Component::T5,
                 _ => continue,
             };
             let own = checkpoint.clone().under(&contained.prefix).part("", &contained.family);
@@ -61,11 +61,11 @@ impl Merges {
             merges.insert(model, Merge { official, places, terms: Terms::default() });
         }
         for (lora, strength) in &loras {
-            let shape = |model: Model, name: &str| merges.get(&model)?.official.shape(name);
+            let shape = |model: Component, name: &str| merges.get(&model)?.official.shape(name);
             let placed = lora.place(&shape, *strength, conversion.allow_partial_lora)?;
             let left_out = placed.skipped.lines();
             notes.extend(left_out.iter().map(|line| format!("{}: left out: {line}", lora.path.display())));
-            let models = [Model::Transformer, Model::Clip, Model::T5];
+            let models = [Component::Transformer, Component::Clip, Component::T5];
             for (model, terms) in models.into_iter().zip([placed.transformer, placed.clip, placed.t5]) {
                 let Some(merge) = merges.get_mut(&model) else { continue };
                 for (name, terms) in terms.linears {

@@ -1,63 +1,18 @@
-//! A job, from both of its ends.
+//! A job, as whoever submitted it has it.
 
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 
-use async_channel::{Receiver, Sender};
+use async_channel::Receiver;
 use futures_core::Stream;
 
 use super::Event;
-use super::queue::Shared;
+use super::queue::{Shared, Submitted};
 use crate::error::{Error, Result};
 use crate::generation::Generated;
-
-/// Where a job's events go in. It ends with exactly one [`Event::Finished`] or [`Event::Failed`], also when it is only
-/// dropped.
-#[derive(Debug)]
-pub(super) struct Events(Mutex<Option<Sender<Event>>>);
-
-/// Where the last one goes.
-pub(super) struct Last(Sender<Event>);
-
-impl Events {
-    pub(super) fn channel() -> (Self, Receiver<Event>) {
-        let (sender, receiver) = async_channel::unbounded();
-        (Self(Mutex::new(Some(sender))), receiver)
-    }
-
-    pub(super) fn send(&self, event: Event) {
-        if let Some(sender) = &*self.sender() {
-            // Who does not listen any more has dropped the job, and that cancels it.
-            let _ = sender.try_send(event);
-        }
-    }
-
-    /// Once: nothing is sent behind the last.
-    pub(super) fn last(&self) -> Option<Last> {
-        self.sender().take().map(Last)
-    }
-
-    fn sender(&self) -> MutexGuard<'_, Option<Sender<Event>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Last {
-    pub(super) fn send(self, outcome: Result<Vec<Generated>>) {
-        let _ = self.0.try_send(outcome.map_or_else(Event::Failed, Event::Finished));
-    }
-}
-
-impl Drop for Events {
-    fn drop(&mut self) {
-        if let Some(last) = self.last() {
-            last.send(Err(Error::Stopped));
-        }
-    }
-}
 
 /// What was submitted. Dropping it cancels it.
 ///
@@ -72,12 +27,7 @@ pub struct Job {
 }
 
 impl Job {
-    pub(super) fn new(
-        id: u64,
-        cancel: Arc<AtomicBool>,
-        events: Receiver<Event>,
-        shared: &Arc<Shared>,
-    ) -> Self {
+    pub(super) fn new(Submitted { id, cancel, events }: Submitted, shared: &Arc<Shared>) -> Self {
         Self { id, cancel, events: Box::pin(events), shared: Arc::downgrade(shared) }
     }
 

@@ -5,9 +5,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use async_channel::Receiver;
 use tracing::{debug, info, warn};
 
-use super::{Event, Events, Job, Options, Stats, Worker};
+use super::events::Events;
+use super::{Event, Options, Stats, Worker};
 use crate::error::{Error, Result};
 use crate::generation::{Generated, Request};
 
@@ -122,6 +124,13 @@ impl State {
     }
 }
 
+/// What was put into the queue: its number, what cancels it, and where its events come out.
+pub(super) struct Submitted {
+    pub(super) id: u64,
+    pub(super) cancel: Arc<AtomicBool>,
+    pub(super) events: Receiver<Event>,
+}
+
 /// What the handles and the threads share.
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -153,7 +162,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn submit(self: &Arc<Self>, request: Request) -> Result<Job> {
+    pub(super) fn submit(&self, request: Request) -> Result<Submitted> {
         let mut state = self.lock();
         if state.closed || state.workers == 0 {
             return Err(Error::Stopped);
@@ -181,7 +190,7 @@ impl Shared {
         });
         drop(state);
         self.changed.notify_all();
-        Ok(Job::new(id, cancel, receiver, self))
+        Ok(Submitted { id, cancel, events: receiver })
     }
 
     /// The next job, once there is one, with those that are drawn with it; `None` when there will be none.
@@ -197,10 +206,10 @@ impl Shared {
             };
             // What there is of memory is asked of the system, so not under the lock.
             drop(state);
-            let most = worker.together(&first.request);
+            let most = worker.max_batch(&first.request);
             state = self.lock();
             if state.waiting.front().is_some_and(|ticket| ticket.id == first.id) {
-                let tickets = state.take(most, |other| worker.alike(&first.request, other));
+                let tickets = state.take(most, |other| worker.can_batch(&first.request, other));
                 let batch = Batch { tickets, stop: Arc::default() };
                 state.running.push(batch.clone());
                 state.tell_places();

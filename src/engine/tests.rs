@@ -19,21 +19,21 @@ struct FakeWorker<F> {
 
 impl<F> Worker for FakeWorker<F>
 where
-    F: FnMut(&[&Request], &mut OnTogether) -> Result<Vec<Result<Vec<Generated>>>> + Send + 'static,
+    F: FnMut(&[&Request], &mut OnBatchProgress) -> Result<Vec<Result<Vec<Generated>>>> + Send + 'static,
 {
     fn device(&self) -> Device {
         self.device
     }
-    fn together(&self, _: &Request) -> usize {
+    fn max_batch(&self, _: &Request) -> usize {
         self.most
     }
-    fn alike(&self, one: &Request, other: &Request) -> bool {
+    fn can_batch(&self, one: &Request, other: &Request) -> bool {
         one.width == other.width
     }
     fn draw(
         &mut self,
         requests: &[&Request],
-        on_progress: &mut OnTogether,
+        on_progress: &mut OnBatchProgress,
     ) -> Result<Vec<Result<Vec<Generated>>>> {
         (self.drawn)(requests, on_progress)
     }
@@ -45,12 +45,12 @@ where
 /// One that draws up to so many at a time.
 fn fake_worker<F>(most: usize, drawn: F) -> FakeWorker<F>
 where
-    F: FnMut(&[&Request], &mut OnTogether) -> Result<Vec<Result<Vec<Generated>>>> + Send + 'static,
+    F: FnMut(&[&Request], &mut OnBatchProgress) -> Result<Vec<Result<Vec<Generated>>>> + Send + 'static,
 {
     FakeWorker { device: Device::Cpu, most, drawn, released: Arc::default() }
 }
 
-type One = dyn FnMut(&[&Request], &mut OnTogether) -> Result<Vec<Result<Vec<Generated>>>> + Send;
+type One = dyn FnMut(&[&Request], &mut OnBatchProgress) -> Result<Vec<Result<Vec<Generated>>>> + Send;
 
 /// One that draws one at a time.
 fn worker(
@@ -58,7 +58,7 @@ fn worker(
 ) -> FakeWorker<Box<One>> {
     fake_worker(
         1,
-        Box::new(move |requests: &[&Request], on_progress: &mut OnTogether| {
+        Box::new(move |requests: &[&Request], on_progress: &mut OnBatchProgress| {
             drawn(requests[0], &mut |progress| on_progress(0, progress)).map(|pictures| vec![Ok(pictures)])
         }) as Box<One>,
     )
@@ -295,7 +295,7 @@ fn an_engine_needs_a_pipeline_and_a_request_that_can_be_drawn() {
     assert!(matches!(Engine::start([], Options::default()), Err(Error::Config(_))));
     let (engine, _pass) = held();
     let request = Request::new("a picture", 65, 64);
-    assert!(matches!(engine.submit(request), Err(Error::Request(_))));
+    assert!(matches!(engine.submit(request), Err(Error::Parameter(_))));
 }
 
 /// Requests of a width, each told by its seed.
@@ -307,7 +307,7 @@ fn sized(seed: u64, width: i64) -> Request {
 fn what_waits_and_is_alike_is_drawn_together_in_the_order_of_the_queue() {
     let (pass, wait) = mpsc::channel();
     let (tell, told) = mpsc::channel();
-    let worker = fake_worker(3, move |requests: &[&Request], _: &mut OnTogether| {
+    let worker = fake_worker(3, move |requests: &[&Request], _: &mut OnBatchProgress| {
         wait.recv_timeout(Duration::from_secs(30)).map_err(|_| Error::Cancelled)?;
         tell.send(requests.iter().map(|request| request.seed).collect::<Vec<_>>())
             .map_err(|_| Error::Stopped)?;
@@ -334,7 +334,7 @@ fn what_waits_and_is_alike_is_drawn_together_in_the_order_of_the_queue() {
 fn one_of_several_fails_or_is_cancelled_and_the_others_are_drawn() {
     let (begun, has_begun) = mpsc::channel();
     let (pass, wait) = mpsc::channel::<()>();
-    let worker = fake_worker(4, move |requests: &[&Request], on_progress: &mut OnTogether| {
+    let worker = fake_worker(4, move |requests: &[&Request], on_progress: &mut OnBatchProgress| {
         begun.send(requests.len()).map_err(|_| Error::Stopped)?;
         wait.recv_timeout(Duration::from_secs(30)).map_err(|_| Error::Cancelled)?;
         let step = Progress::Step { image: 0, images: 1, step: 1, steps: 2 };
@@ -367,7 +367,7 @@ fn one_of_several_fails_or_is_cancelled_and_the_others_are_drawn() {
 #[test]
 fn when_all_of_several_are_cancelled_the_work_stops_between_two_blocks() {
     let (begun, has_begun) = mpsc::channel();
-    let worker = fake_worker(2, move |requests: &[&Request], _: &mut OnTogether| {
+    let worker = fake_worker(2, move |requests: &[&Request], _: &mut OnBatchProgress| {
         begun.send(requests.len()).map_err(|_| Error::Stopped)?;
         loop {
             numerics::check_cancelled(&tch::Tensor::from(0.0))?;
@@ -388,7 +388,7 @@ fn when_all_of_several_are_cancelled_the_work_stops_between_two_blocks() {
 #[test]
 fn a_fault_of_one_of_several_is_that_ones_alone() {
     let (pass, wait) = mpsc::channel::<()>();
-    let worker = fake_worker(3, move |requests: &[&Request], _: &mut OnTogether| {
+    let worker = fake_worker(3, move |requests: &[&Request], _: &mut OnBatchProgress| {
         if requests[0].seed == 0 {
             wait.recv_timeout(Duration::from_secs(30)).map_err(|_| Error::Cancelled)?;
         }

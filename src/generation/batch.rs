@@ -1,16 +1,17 @@
 //! Pictures of one shape side by side: what the loop of steps computes on.
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
-use super::control::ControlNetInput;
+use super::conditions::control::{ControlNetInput, ControlNets};
+use super::conditions::edit_inputs::InitLatents;
+use super::conditions::ip_adapter::ImagePrompts;
 use super::denoise::DenoiseInputs;
-use super::draw::{Drawing, Times};
-use super::edit::{EditConditions, InitLatents};
-use super::ip_adapter::ImagePrompts;
-use super::prompts::Encoded;
-use super::{Pipeline, Request, Variation};
+use super::drawing::{Conditioning, Drawing};
+use super::loader::Loader;
+use super::text::Encoded;
+use super::times::Times;
+use super::{Request, Variation};
 use crate::error::{Error, Result};
-use crate::family::ModelFamily;
 use crate::math;
 use crate::models::flux1::{Additions, Flux1, StepCache};
 use crate::sampling::{self, NoiseRule, Prepared};
@@ -24,8 +25,8 @@ pub(super) struct BatchItem<'a> {
     noise: Tensor,
     /// What the sampler adds at each step but the last, `[1, steps, L, C]`, where it does.
     more_noise: Option<Tensor>,
-    start: Option<&'a InitLatents>,
-    course: DenoiseInputs,
+    init: Option<&'a InitLatents>,
+    inputs: DenoiseInputs,
     negative: Option<DenoiseInputs>,
     true_cfg_scale: Option<f64>,
     /// What ControlNets follow, with what it is.
@@ -36,26 +37,31 @@ pub(super) struct BatchItem<'a> {
 
 impl<'a> BatchItem<'a> {
     pub(super) fn new(
-        pipeline: &Pipeline,
+        loader: &Loader,
         model: &Flux1,
         drawing: usize,
         of: &'a Drawing<'a>,
         times: &Times,
     ) -> Result<Self> {
-        let (request, latent) = (&of.request, ModelFamily::Flux1.latent());
-        let noise = noise(request, pipeline.kind)?.f_to_device(pipeline.settings.device)?;
+        let (request, latent) = (&of.request, loader.latent());
+        let noise = noise(loader, request)?.f_to_device(loader.settings.device)?;
         let guidance = request.guidance.unwrap_or(0.0);
-        let course = |text: &Encoded| {
+        let inputs = |text: &Encoded| {
             let prepared = latent.prepare(&noise, &text.txt, Some(&text.vec))?;
-            let course =
-                DenoiseInputs::new(model, &prepared, &times.timesteps, guidance, &of.given.conditions)?;
-            Ok::<_, Error>((prepared, course))
+            let inputs = DenoiseInputs::new(
+                model,
+                &prepared,
+                &times.timesteps,
+                guidance,
+                &of.conditioning.conditions,
+            )?;
+            Ok::<_, Error>((prepared, inputs))
         };
-        let (Prepared { img: noise, .. }, prompt) = course(&of.text.prompt)?;
-        let negative = of.text.negative.as_ref().map(course).transpose()?.map(|(_, course)| course);
-        let start = of.given.start.as_ref();
-        let img = match start {
-            Some(start) => start.noised(&noise, times.sigmas[0])?,
+        let (Prepared { img: noise, .. }, prompt) = inputs(&of.text.prompt)?;
+        let negative = of.text.negative.as_ref().map(inputs).transpose()?.map(|(_, inputs)| inputs);
+        let init = of.conditioning.init.as_ref();
+        let img = match init {
+            Some(init) => init.noised(&noise, times.sigmas[0])?,
             None => noise.shallow_clone(),
         };
         let more_noise = request.sampler.unwrap_or_default().draws_noise().then(|| {
@@ -65,18 +71,18 @@ impl<'a> BatchItem<'a> {
                 request.width,
                 request.seed,
             )?;
-            Ok::<_, Error>(latent.pack(&more)?.f_unsqueeze(0)?.f_to_device(pipeline.settings.device)?)
+            Ok::<_, Error>(latent.pack(&more)?.f_unsqueeze(0)?.f_to_device(loader.settings.device)?)
         });
         let more_noise = more_noise.transpose()?;
         let true_cfg_scale = request.scale();
-        let EditConditions { controls, image_prompts, .. } = of.given;
+        let Conditioning { controls, image_prompts, .. } = of.conditioning;
         Ok(Self {
             drawing,
             img,
             noise,
             more_noise,
-            start,
-            course: prompt,
+            init,
+            inputs: prompt,
             negative,
             true_cfg_scale,
             controls,
@@ -87,9 +93,10 @@ impl<'a> BatchItem<'a> {
 }
 
 /// The noise of a request's first picture.
-fn noise(request: &Request, kind: Kind) -> Result<Tensor> {
+fn noise(loader: &Loader, request: &Request) -> Result<Tensor> {
     let rule = if request.legacy_noise { NoiseRule::Legacy } else { NoiseRule::Current };
-    let of = |seed| ModelFamily::Flux1.latent().get_noise(1, request.height, request.width, kind, seed, rule);
+    let (latent, kind) = (loader.latent(), loader.kind);
+    let of = |seed| latent.get_noise(1, request.height, request.width, kind, seed, rule);
     match request.variation {
         Some(Variation { seed, strength }) => sampling::slerp(&of(request.seed)?, &of(seed)?, strength),
         None => of(request.seed),
@@ -101,40 +108,40 @@ pub(super) struct Batch<'a> {
     pub(super) img: Tensor,
     noise: Tensor,
     more_noise: Option<Tensor>,
-    start: Option<InitLatents>,
-    course: DenoiseInputs,
+    init: Option<InitLatents>,
+    inputs: DenoiseInputs,
     /// What is led away from, and how far.
     negative: Option<(DenoiseInputs, f64)>,
     /// What ControlNets add, where there are any.
-    led: Option<ControlNetInput<'a>>,
+    controls: Option<ControlNetInput<'a>>,
     image_prompts: ImagePrompts,
 }
 
 impl<'a> Batch<'a> {
-    /// For a loop of so many steps.
-    pub(super) fn of(pipeline: &'a Pipeline, rows: &[BatchItem<'a>], steps: usize) -> Result<Self> {
+    /// Returns these rows, for a loop of so many steps.
+    pub(super) fn new(controlnets: &'a ControlNets, rows: &[BatchItem<'a>], steps: usize) -> Result<Self> {
         let cat = |of: for<'r> fn(&'r BatchItem<'a>) -> &'r Tensor| {
             math::cat(&rows.iter().map(of).collect::<Vec<_>>(), 0)
         };
-        let starts: Option<Vec<_>> = rows.iter().map(|row| row.start).collect();
+        let inits: Option<Vec<_>> = rows.iter().map(|row| row.init).collect();
         let negatives: Option<Vec<_>> = rows.iter().map(|row| row.negative.as_ref()).collect();
-        let negative = negatives.map(|negatives| DenoiseInputs::together(&negatives)).transpose()?;
+        let negative = negatives.map(|negatives| DenoiseInputs::cat(&negatives)).transpose()?;
         let more_noise: Option<Vec<_>> = rows.iter().map(|row| row.more_noise.as_ref()).collect();
         let controls = rows.first().map_or(&[][..], |row| &row.request.controls);
         let embedded = |i: usize| rows.iter().filter_map(|row| row.controls.get(i)).collect();
         let embedded: Vec<Vec<&Tensor>> = (0..controls.len()).map(embedded).collect();
-        let led = (!controls.is_empty())
-            .then(|| ControlNetInput::new(pipeline, controls, &embedded, steps))
+        let control_input = (!controls.is_empty())
+            .then(|| ControlNetInput::new(controlnets, controls, &embedded, steps))
             .transpose()?;
         let image_prompts: Vec<_> = rows.iter().map(|row| row.image_prompts).collect();
         Ok(Self {
-            led,
-            image_prompts: ImagePrompts::together(&image_prompts)?,
+            controls: control_input,
+            image_prompts: ImagePrompts::cat(&image_prompts)?,
             img: cat(|row| &row.img)?,
             noise: cat(|row| &row.noise)?,
             more_noise: more_noise.map(|more| math::cat(&more, 0)).transpose()?,
-            start: starts.map(|starts| InitLatents::together(&starts)).transpose()?,
-            course: DenoiseInputs::together(&rows.iter().map(|row| &row.course).collect::<Vec<_>>())?,
+            init: inits.map(|inits| InitLatents::cat(&inits)).transpose()?,
+            inputs: DenoiseInputs::cat(&rows.iter().map(|row| &row.inputs).collect::<Vec<_>>())?,
             negative: negative.zip(rows.first().and_then(|row| row.true_cfg_scale)),
         })
     }
@@ -147,13 +154,15 @@ impl<'a> Batch<'a> {
         t_vec: &Tensor,
         step: usize,
     ) -> Result<Tensor> {
-        let residuals = match &self.led {
-            Some(led) if led.counts_in(step) => self.course.led(led, img, t_vec, step)?,
+        let residuals = match &self.controls {
+            Some(controls) if controls.counts_in(step) => {
+                self.inputs.control_residuals(controls, img, t_vec, step)?
+            }
             _ => Vec::new(),
         };
         let ImagePrompts { prompt, negative: others } = &self.image_prompts;
         let additions = Additions { residuals: &residuals, image_prompts: prompt };
-        let pred = self.course.velocity(model, img, t_vec, step, &additions)?;
+        let pred = self.inputs.velocity(model, img, t_vec, step, &additions)?;
         match &self.negative {
             Some((negative, scale)) => {
                 let additions = Additions { image_prompts: others, ..additions };
@@ -166,27 +175,27 @@ impl<'a> Batch<'a> {
 
     /// From now on some of so many calls of the model are not computed whole. For a picture that is drawn alone.
     pub(super) fn skip(&mut self, cache: StepCache, calls: usize) {
-        self.course.skip(cache, calls);
+        self.inputs.skip(cache, calls);
         self.negative.iter_mut().for_each(|(negative, _)| negative.skip(cache, calls));
     }
 
     /// Calls of the model that were not computed whole, and all that could have been skipped.
     pub(super) fn skipped(&self) -> (usize, usize) {
-        let (skipped, calls) = self.course.skipped();
+        let (skipped, calls) = self.inputs.skipped();
         let (more, more_calls) = self.negative.as_ref().map_or((0, 0), |(negative, _)| negative.skipped());
         (skipped + more, calls + more_calls)
     }
 
     /// Goes on with these rows alone, which stood at these places.
-    pub(super) fn go_on_with(
+    pub(super) fn keep(
         &mut self,
-        pipeline: &'a Pipeline,
+        controlnets: &'a ControlNets,
         rows: &[BatchItem<'a>],
         steps: usize,
         places: &Tensor,
     ) -> Result<()> {
         let img = self.img.f_index_select(0, places)?;
-        *self = Self { img, ..Self::of(pipeline, rows, steps)? };
+        *self = Self { img, ..Self::new(controlnets, rows, steps)? };
         Ok(())
     }
 
@@ -199,8 +208,8 @@ impl<'a> Batch<'a> {
     }
 
     pub(super) fn keep_unmasked(&self, img: &Tensor, time: f64) -> Result<Tensor> {
-        match &self.start {
-            Some(start) => start.keep_unmasked(img, &self.noise, time),
+        match &self.init {
+            Some(init) => init.keep_unmasked(img, &self.noise, time),
             None => Ok(img.shallow_clone()),
         }
     }

@@ -1,6 +1,6 @@
 //! What the pictures of requests must have in common to be computed together.
 
-use super::ip_adapter::IpAdapterKey;
+use super::conditions::ip_adapter::IpAdapterKey;
 use super::{Control, IpAdapterImage, Request, Role};
 
 /// Strength, role and mask of an edit, and the sizes of its references.

@@ -6,14 +6,12 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Parts, Role};
 use crate::checkpoint::Checkpoint;
 use crate::config::ConfigFile;
 use crate::error::{Error, FileProblem, Result};
 use crate::models::autoencoder::{AutoEncoderParams, TinyAutoEncoderParams};
 use crate::models::flux1::{ControlNetParams, Flux1Params};
 use crate::models::text::{ClipConfig, T5Config};
-use crate::sampling::Scheduler;
 
 /// The words of diffusers and transformers for a model, in its settings.
 #[derive(Debug, Clone, Copy)]
@@ -169,120 +167,4 @@ pub(super) fn t5(weights: &Path, checkpoint: &Checkpoint) -> Result<T5Config> {
         Some(config) => T5Config::from_config(&config, Some(&shapes)),
         None => Ok(shapes),
     }
-}
-
-/// What a folder's `model_index.json` says of the whole.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct ModelIndex {
-    /// What pictures are to it, where only its pipeline's class tells.
-    pub(super) role: Option<Role>,
-    /// The class of its scheduler.
-    pub(super) scheduler: Option<String>,
-    pub(super) warnings: Vec<String>,
-}
-
-impl ModelIndex {
-    /// # Errors
-    /// [`Error::File`](crate::Error::File) where it is another model's than FLUX.1's.
-    pub(super) fn read(path: &Path) -> Result<Self> {
-        const KNOWN: [&str; 12] = [
-            "FluxControlImg2ImgPipeline",
-            "FluxControlInpaintPipeline",
-            "FluxControlNetImg2ImgPipeline",
-            "FluxControlNetInpaintPipeline",
-            "FluxControlNetPipeline",
-            "FluxControlPipeline",
-            "FluxFillPipeline",
-            "FluxImg2ImgPipeline",
-            "FluxInpaintPipeline",
-            "FluxKontextInpaintPipeline",
-            "FluxKontextPipeline",
-            "FluxPipeline",
-        ];
-        let config = ConfigFile::read(path)?;
-        let class = config.text_or_second("_class_name")?;
-        let mut index = Self::default();
-        if let Some(class) = class {
-            let first = class
-                .strip_prefix("Flux")
-                .is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()));
-            if !first || class.starts_with("FluxPriorRedux") {
-                let reason = format!("is {class:?}: this folder is of another model than FLUX.1");
-                return Err(config.wrong("_class_name", reason));
-            }
-            if !KNOWN.contains(&class) {
-                let path = path.display();
-                index
-                    .warnings
-                    .push(format!("{path}: {class} is not known: it is drawn as FluxPipeline does"));
-            }
-            index.role = class.starts_with("FluxKontext").then_some(Role::Reference);
-        }
-        index.scheduler =
-            config.texts("scheduler")?.and_then(|pair| pair.get(1).map(|class| class.to_string()));
-        Ok(index)
-    }
-}
-
-/// What the folder of a model says of the whole: how it is walked, and what pictures are to it.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Folder {
-    /// `None`: as the official code walks.
-    pub(super) scheduler: Option<Scheduler>,
-    pub(super) role: Option<Role>,
-    pub(super) warnings: Vec<String>,
-}
-
-impl Folder {
-    /// That of the parts; `params` are the transformer's.
-    pub(super) fn of(parts: &Parts, params: &Flux1Params) -> Result<Self> {
-        let index = parts.model_index.as_deref().map(ModelIndex::read).transpose()?.unwrap_or_default();
-        let mut folder = Self { scheduler: None, role: index.role, warnings: index.warnings };
-        let Some(path) = &parts.scheduler else { return Ok(folder) };
-        if let Some(other) = other_variant(path, parts, params)? {
-            let (path, file) = (path.display(), parts.transformer.display());
-            folder.warnings.push(format!(
-                "{path} is not obeyed: it is for a FLUX.1 {other}, and {file} is a {}, which is walked as the official \
-                 code does",
-                params.variant()
-            ));
-            return Ok(folder);
-        }
-        let config = ConfigFile::read(path)?;
-        let mut scheduler = Scheduler::from_config(&config)?;
-        folder.warnings.append(&mut scheduler.warnings);
-        if let (Some(named), Some(class)) = (&index.scheduler, config.text("_class_name")?)
-            && named != class
-        {
-            let path = path.display();
-            folder.warnings.push(format!(
-                "{path} is of {class}, though model_index.json names {named}: {class} is taken"
-            ));
-        }
-        folder.scheduler = Some(scheduler);
-        Ok(folder)
-    }
-}
-
-/// The variant that a scheduler is for, where the transformer is not of its folder and is of another one: schnell's times
-/// are not dev's.
-fn other_variant(scheduler: &Path, parts: &Parts, params: &Flux1Params) -> Result<Option<&'static str>> {
-    let model = scheduler.parent().and_then(Path::parent).unwrap_or(Path::new(""));
-    if parts.transformer.starts_with(model) && model != Path::new("") {
-        return Ok(None);
-    }
-    let config = model.join("transformer/config.json");
-    let guided = match config.is_file() {
-        true => ConfigFile::read(&config)?.flag("guidance_embeds")?.unwrap_or(false),
-        false => match Parts::transformer_in(model) {
-            Some(own) => Checkpoint::open(own, crate::checkpoint::Access::Map)?.names().any(is_guidance),
-            None => return Ok(None),
-        },
-    };
-    Ok((guided != params.guidance_embed).then_some(if guided { "dev" } else { "schnell" }))
-}
-
-/// Whether only a model that was distilled for guidance has a tensor of this name, in any layout.
-fn is_guidance(name: &str) -> bool {
-    name.contains("guidance_in.") || name.contains("guidance_embedder.")
 }

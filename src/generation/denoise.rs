@@ -4,22 +4,14 @@ use std::cell::RefCell;
 
 use tch::Tensor;
 
-use super::control::ControlNetInput;
+use super::Conditions;
+use super::conditions::control::ControlNetInput;
 use crate::error::{Error, Result};
 use crate::math;
 use crate::models::flux1::{
     Additions, CachedSteps, Flux1, Flux1Input, Flux1Options, Residuals, StepCache, Steps,
 };
 use crate::sampling::{self, Prepared};
-
-/// What a picture is drawn from beside text.
-#[derive(Debug, Default)]
-pub struct Conditions {
-    /// More channels of every patch `[B, Li, …]`: Fill's image and mask, Canny's edges, the depth.
-    pub img_cond: Option<Tensor>,
-    /// More patches along the sequence `[B, Lc, …]` with their positions `[B, Lc, 3]`: Kontext's reference.
-    pub img_cond_seq: Option<(Tensor, Tensor)>,
-}
 
 /// The official loop over FLUX.1: every step calls the model with the time and the guidance in the latents' kind, and
 /// with the conditions beside the noisy patches. `on_step` hears of each step that is done, from 1, with the patches.
@@ -36,11 +28,11 @@ pub fn denoise(
     conditions: &Conditions,
     on_step: &mut dyn FnMut(usize, &Tensor) -> Result<()>,
 ) -> Result<Tensor> {
-    let course = DenoiseInputs::new(model, prepared, timesteps, guidance, conditions)?;
+    let inputs = DenoiseInputs::new(model, prepared, timesteps, guidance, conditions)?;
     let mut img = prepared.img.shallow_clone();
     for (step, times) in timesteps.windows(2).enumerate() {
         img = sampling::denoise(&img, times, |img, t_vec, _| {
-            course.velocity(model, img, t_vec, step, &Additions::default())
+            inputs.velocity(model, img, t_vec, step, &Additions::default())
         })?;
         on_step(step + 1, &img)?;
     }
@@ -77,7 +69,7 @@ impl DenoiseInputs {
             Some((_, ids)) => Tensor::f_cat(&[img_ids, ids], 1)?,
             None => img_ids.shallow_clone(),
         };
-        let mut course = Self {
+        let mut inputs = Self {
             img_ids,
             txt: txt.shallow_clone(),
             txt_ids: txt_ids.shallow_clone(),
@@ -91,30 +83,31 @@ impl DenoiseInputs {
         if let Some(times) = timesteps.split_last().map(|(_, times)| times).filter(|times| !times.is_empty())
         {
             let first = Tensor::f_full([img.size()[0]], times[0], (img.kind(), img.device()))?;
-            course.steps = model.prepare_steps(&course.input(&course.beside(img)?, &first), times)?;
+            inputs.steps =
+                model.prepare_steps(&inputs.input(&inputs.with_conditions(img)?, &first), times)?;
         }
-        Ok(course)
+        Ok(inputs)
     }
 
     /// Those of several pictures, side by side along the batch. All must have been made for the same times, from inputs
     /// of the same shapes.
-    pub(super) fn together(courses: &[&Self]) -> Result<Self> {
+    pub(super) fn cat(inputs: &[&Self]) -> Result<Self> {
         let cat = |of: fn(&Self) -> &Tensor| {
-            math::cat(&courses.iter().map(|course| of(course)).collect::<Vec<_>>(), 0)
+            math::cat(&inputs.iter().map(|inputs| of(inputs)).collect::<Vec<_>>(), 0)
         };
         let cat_some = |of: fn(&Self) -> Option<&Tensor>| {
-            let some: Option<Vec<_>> = courses.iter().map(|course| of(course)).collect();
+            let some: Option<Vec<_>> = inputs.iter().map(|inputs| of(inputs)).collect();
             some.filter(|some| !some.is_empty()).map(|some| math::cat(&some, 0)).transpose()
         };
-        let steps: Option<Vec<_>> = courses.iter().map(|course| course.steps.as_ref()).collect();
+        let steps: Option<Vec<_>> = inputs.iter().map(|inputs| inputs.steps.as_ref()).collect();
         Ok(Self {
-            img_ids: cat(|course| &course.img_ids)?,
-            txt: cat(|course| &course.txt)?,
-            txt_ids: cat(|course| &course.txt_ids)?,
-            vec: cat(|course| &course.vec)?,
-            guidance: cat(|course| &course.guidance)?,
-            img_cond: cat_some(|course| course.img_cond.as_ref())?,
-            img_cond_seq: cat_some(|course| course.img_cond_seq.as_ref())?,
+            img_ids: cat(|inputs| &inputs.img_ids)?,
+            txt: cat(|inputs| &inputs.txt)?,
+            txt_ids: cat(|inputs| &inputs.txt_ids)?,
+            vec: cat(|inputs| &inputs.vec)?,
+            guidance: cat(|inputs| &inputs.guidance)?,
+            img_cond: cat_some(|inputs| inputs.img_cond.as_ref())?,
+            img_cond_seq: cat_some(|inputs| inputs.img_cond_seq.as_ref())?,
             steps: steps.map(|steps| Steps::cat(&steps)).transpose()?,
             cached: None,
         })
@@ -139,7 +132,7 @@ impl DenoiseInputs {
         step: usize,
         additions: &Additions,
     ) -> Result<Tensor> {
-        let img_input = self.beside(img)?;
+        let img_input = self.with_conditions(img)?;
         let input = self.input(&img_input, t_vec);
         let mut cached = self.cached.as_ref().map(|cached| cached.borrow_mut());
         let options = Flux1Options {
@@ -152,19 +145,19 @@ impl DenoiseInputs {
     }
 
     /// What ControlNets add in a step. They know the noisy patches alone.
-    pub(super) fn led(
+    pub(super) fn control_residuals(
         &self,
-        led: &ControlNetInput,
+        controls: &ControlNetInput,
         img: &Tensor,
         t_vec: &Tensor,
         step: usize,
     ) -> Result<Vec<Residuals>> {
         let img_ids = &self.img_ids.f_narrow(1, 0, img.size()[1])?;
-        led.residuals(&Flux1Input { img_ids, ..self.input(img, t_vec) }, step)
+        controls.residuals(&Flux1Input { img_ids, ..self.input(img, t_vec) }, step)
     }
 
     /// The patches with the conditions beside them.
-    fn beside(&self, img: &Tensor) -> Result<Tensor> {
+    fn with_conditions(&self, img: &Tensor) -> Result<Tensor> {
         let mut img_input = img.shallow_clone();
         if let Some(img_cond) = &self.img_cond {
             img_input = Tensor::f_cat(&[&img_input, img_cond], -1)?;

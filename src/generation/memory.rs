@@ -2,11 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use tch::Device;
+use tch::{Device, Kind};
 
-use super::{ControlPreprocess, Edit, Offload, Pipeline, PreviewBy, Request, Settings, Weights, resident};
+use super::conditions::control::ControlNets;
+use super::loader::Loader;
+use super::opened::is_tiny;
+use super::{ControlPreprocess, Edit, Offload, PartKind, PreviewBy, Request, Settings, Weights};
 use crate::checkpoint::Access;
-use crate::error::{Error, Hint, Result};
+use crate::error::{Hint, Result};
+use crate::models::flux1::Flux1Params;
 use crate::numerics::{Numerics, Quantize};
 use crate::shim;
 
@@ -42,13 +46,55 @@ const DECODE_TINY: u64 = 5;
 /// Bytes that the large depth model takes for a picture, whatever its size, beside its weights.
 const DEPTH: u64 = 1 << 30;
 
-/// What is read from the headers once.
+/// What the weights take, from the headers of their files.
 #[derive(Debug)]
-pub(super) struct Owned {
+pub(super) struct WeightSizes {
     /// What the weights of each part take of memory of their own.
-    bytes: BTreeMap<&'static str, u64>,
+    pub(super) bytes: BTreeMap<PartKind, u64>,
     /// Whether the autoencoder is a tiny one.
-    tiny: bool,
+    pub(super) is_tiny: bool,
+}
+
+impl WeightSizes {
+    /// Of these weights of all parts.
+    pub(super) fn new(loader: &Loader, weights: &[Weights]) -> Result<Self> {
+        let mut bytes = BTreeMap::new();
+        for weights in weights {
+            *bytes.entry(weights.part).or_default() += own_bytes(weights, &loader.settings);
+        }
+        Ok(Self { bytes, is_tiny: is_tiny(&loader.open_autoencoder()?) })
+    }
+}
+
+/// The lengths of what the transformer reads for a picture, in tokens.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tokens {
+    pub(super) image: i64,
+    /// Of the text, with what stands behind it.
+    pub(super) text: i64,
+    /// Of the pictures that stand beside the one that is drawn.
+    pub(super) references: i64,
+}
+
+impl Tokens {
+    pub(super) fn sum(&self) -> i64 {
+        self.image + self.text + self.references
+    }
+}
+
+/// What a request is to the models.
+pub(super) struct MemoryInputs<'a> {
+    /// With nothing left open.
+    pub(super) request: &'a Request,
+    pub(super) tokens: Tokens,
+    pub(super) params: &'a Flux1Params,
+    pub(super) controlnets: &'a ControlNets,
+    /// Whether the autoencoder encodes any of its pictures.
+    pub(super) encodes: bool,
+    /// The kind of the transformer.
+    pub(super) kind: Kind,
+    pub(super) preview: Option<&'a PreviewBy>,
+    pub(super) is_tiny: bool,
 }
 
 /// Which of two the numerics take: exact, fast.
@@ -56,99 +102,60 @@ fn form(numbers: [u64; 2], numerics: Numerics) -> u64 {
     numbers[usize::from(numerics == Numerics::Fast)]
 }
 
-impl Pipeline {
-    /// What a request takes, from the sizes of the models and of the picture.
-    ///
-    /// # Errors
-    /// What is wrong with the files.
-    pub fn memory(&self, request: &Request) -> Result<Memory> {
-        self.memory_of(request, 1)
-    }
-
-    /// How many pictures of a request the memory allows at a time, at least one and at most so many.
-    pub(super) fn fitting(&self, request: &Request, most: usize) -> usize {
-        let Some(free) = free_bytes(self.settings.device) else { return most };
-        let fits = |&count: &usize| self.memory_of(request, count).is_ok_and(|memory| memory.peak() <= free);
-        (2..=most).rev().find(fits).unwrap_or(1)
-    }
-
-    /// What so many pictures take that are computed together.
-    fn memory_of(&self, request: &Request, pictures: usize) -> Result<Memory> {
-        let owned = self.owned()?;
-        // What is there already takes no more.
-        let resident = |part| match part {
-            "transformer" => self.transformer.is_some(),
-            "T5" => self.t5.is_some(),
-            "CLIP" => self.clip.is_some(),
-            "autoencoder" => self.autoencoder.is_some(),
-            "preview decoder" => self.previewer.is_some(),
-            "image encoder" | "Redux" => self.vision.is_some(),
-            "ControlNet" => self.resident_controlnets().all(|resident| resident),
-            "IP-Adapter" | "CLIP vision model" => self.resident_pictured().all(|resident| resident),
-            _ => false,
-        };
-        let own = |part| owned.bytes.get(part).copied().filter(|_| !resident(part)).unwrap_or(0);
-        Ok(self.memory_with(request, pictures, &self.settings, owned.tiny, &own))
-    }
-
-    /// What so many pictures take with these settings, where the weights of each part take so much, and the autoencoder is a
-    /// tiny one or not.
-    pub(super) fn memory_with(
+impl MemoryInputs<'_> {
+    /// What so many pictures take that are computed together, where the weights of each part take so much.
+    pub(super) fn memory(
         &self,
-        request: &Request,
-        pictures: usize,
         settings: &Settings,
-        is_tiny: bool,
-        own: &dyn Fn(&'static str) -> u64,
+        pictures: usize,
+        own: &dyn Fn(PartKind) -> u64,
     ) -> Memory {
-        let request = self.complete(request);
+        let request = self.request;
         let offloads = settings.offload != Offload::None;
-        let (transformer, autoencoder) = (own("transformer"), own("autoencoder"));
-        let vision = if request.redux.is_some() { own("image encoder") + own("Redux") } else { 0 };
-        let sees = if request.pictured.is_empty() { 0 } else { own("CLIP vision model") };
-        let text = own("T5") + own("CLIP") + vision + sees;
+        let (transformer, autoencoder) = (own(PartKind::Transformer), own(PartKind::Autoencoder));
+        let vision =
+            if request.redux.is_some() { own(PartKind::ImageEncoder) + own(PartKind::Redux) } else { 0 };
+        let sees = if request.pictured.is_empty() { 0 } else { own(PartKind::ClipVision) };
+        let text = own(PartKind::T5) + own(PartKind::Clip) + vision + sees;
         let kept = if settings.keep_text_encoders && !offloads { text } else { 0 };
-        let controlnets = if request.controls.is_empty() { 0 } else { own("ControlNet") };
-        let adapters = if request.pictured.is_empty() { 0 } else { own("IP-Adapter") };
+        let controlnets = if request.controls.is_empty() { 0 } else { own(PartKind::ControlNet) };
+        let adapters = if request.pictured.is_empty() { 0 } else { own(PartKind::IpAdapter) };
         let added = controlnets + adapters;
 
-        let p = &self.params;
+        let p = self.params;
         let number = self.kind.elt_size_in_bytes() as u64;
         let side = |pixels: i64| (pixels.max(0) as u64).div_ceil(16);
-        let (image_tokens, text_tokens) = self.tokens(&request);
-        let (image_tokens, text_tokens) = (image_tokens.unsigned_abs(), text_tokens.unsigned_abs());
-        let beside = self.reference_tokens(&request).unsigned_abs();
-        let tokens = (image_tokens + text_tokens + beside) * pictures as u64;
+        let tokens = self.tokens.sum().unsigned_abs() * pictures as u64;
         // What ControlNets say stays until the step is done; of several, two at a time.
-        let said = request.controls.iter().filter_map(|control| self.controlnets().nth(control.net));
+        let said = request.controls.iter().filter_map(|control| self.controlnets.params().nth(control.net));
         let said = said.map(|net| net.flux.depth + net.flux.depth_single_blocks).max().unwrap_or(0) as u64;
         let said = said * (request.controls.len() as u64).min(2);
         let numbers = form(DENOISE, settings.numerics) + said;
         let step = tokens * p.hidden_size.unsigned_abs() * number * numbers;
         // The wider of T5's two: its MLP. In the kinds that the fast form widens, f32. A picture of Redux has about as
         // many tokens, and SigLIP is no wider.
-        let encoding = text_tokens * p.context_in_dim.unsigned_abs() * 4 * 16;
+        let encoding = self.tokens.text.unsigned_abs() * p.context_in_dim.unsigned_abs() * 4 * 16;
         let after = if offloads { 0 } else { transformer + added };
         let tile = settings.vae_tile.map_or(u64::MAX, |tile| tile.max(0).unsigned_abs());
         let pixels = (side(request.width) * 16).min(tile) * (side(request.height) * 16).min(tile);
         let tiny = pixels * TINY_CHANNELS * 4 * DECODE_TINY;
         let full = pixels * AUTOENCODER_CHANNELS * 4 * form(DECODE, settings.numerics);
-        let decoding = if is_tiny { tiny } else { full };
-        let by_decoder = matches!(self.parts.preview, Some(PreviewBy::Decoder(_)));
+        let decoding = if self.is_tiny { tiny } else { full };
+        let by_decoder = matches!(self.preview, Some(PreviewBy::Decoder(_)));
         let mut beside = 0;
         // What was encoded before the first step needs the autoencoder no more where it is offloaded. Where it is not, it
         // stays while the pictures after the first ones are drawn.
         let images = request.prompts.len() * request.num_images;
-        let stays = !offloads && (self.encodes(&request) || images > pictures);
-        if stays || request.previews > 0 && self.parts.preview.is_none() {
+        let stays = !offloads && (self.encodes || images > pictures);
+        if stays || request.previews > 0 && self.preview.is_none() {
             beside += autoencoder;
         }
         if request.previews > 0 && by_decoder {
-            beside += own("preview decoder") + tiny;
+            beside += own(PartKind::PreviewDecoder) + tiny;
         }
         let follows = |edit: &Edit| edit.follow == ControlPreprocess::Depth;
         let depths =
-            if request.edit.as_deref().is_some_and(follows) { own("depth model") + DEPTH } else { 0 };
+            if request.edit.as_deref().is_some_and(follows) { own(PartKind::Depth) + DEPTH } else { 0 };
         Memory {
             text: text + encoding,
             // Depths are found before the first step.
@@ -156,51 +163,21 @@ impl Pipeline {
             decode: kept + after + autoencoder + decoding,
         }
     }
+}
 
-    /// What the weights of each part take of memory of their own, read from the headers once.
-    fn owned(&self) -> Result<&Owned> {
-        if let Some(owned) = self.owned.get() {
-            return Ok(owned);
-        }
-        let mut bytes = BTreeMap::new();
-        for weights in self.weights()? {
-            *bytes.entry(weights.part).or_default() += own_bytes(&weights, &self.settings);
-        }
-        let autoencoder = self.parts.open_autoencoder(self.settings.access)?;
-        let tiny = resident::is_tiny(&autoencoder);
-        Ok(self.owned.get_or_init(|| Owned { bytes, tiny }))
+/// What would make it fit.
+pub(super) fn hints(settings: &Settings, memory: &Memory, free: u64) -> Vec<Hint> {
+    let mut hints = vec![Hint::SmallerPicture];
+    if memory.decode > free && settings.vae_tile.is_none() {
+        hints.push(Hint::VaeTile);
     }
-
-    /// [`Error::TooLarge`] where less is free than a request takes. Where the system does not say what is free, nothing
-    /// is refused.
-    ///
-    /// # Errors
-    /// That, and what is wrong with the files.
-    pub fn check_memory(&self, request: &Request) -> Result<()> {
-        let device = self.settings.device;
-        let Some(free) = free_bytes(device) else { return Ok(()) };
-        let memory = self.memory(request)?;
-        if memory.peak() <= free {
-            return Ok(());
-        }
-        Err(Error::TooLarge { needed: memory.peak(), free, device, hints: self.memory_hints(&memory, free) })
+    if settings.keep_text_encoders {
+        hints.push(Hint::ReleaseTextEncoders);
     }
-
-    /// What would make it fit.
-    fn memory_hints(&self, memory: &Memory, free: u64) -> Vec<Hint> {
-        let settings = &self.settings;
-        let mut hints = vec![Hint::SmallerPicture];
-        if memory.decode > free && settings.vae_tile.is_none() {
-            hints.push(Hint::VaeTile);
-        }
-        if settings.keep_text_encoders {
-            hints.push(Hint::ReleaseTextEncoders);
-        }
-        if memory.denoise > free && !settings.keep_quantized && settings.quantize == Quantize::None {
-            hints.push(Hint::QuantizedWeights);
-        }
-        hints
+    if memory.denoise > free && !settings.keep_quantized && settings.quantize == Quantize::None {
+        hints.push(Hint::QuantizedWeights);
     }
+    hints
 }
 
 /// Of the first level of FLUX.1's autoencoder.

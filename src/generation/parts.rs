@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::configs::ModelIndex;
+use super::PartKind;
+use super::model_index::ModelIndex;
 use crate::checkpoint::{before_end, is_index, names_in, one_model};
 use crate::error::{Error, Result};
 
@@ -102,40 +103,39 @@ impl Parts {
     /// The transformer in a folder, where one alone could be meant.
     pub(super) fn transformer_in(folder: &Path) -> Option<PathBuf> {
         let names = names_in(folder).ok()?;
-        Part::Transformer.choose(folder, &names).ok().map(|name| folder.join(name))
+        PartKind::Transformer.choose(folder, &names).ok().map(|name| folder.join(name))
     }
 
     /// The embedder and the image encoder in a folder, where it has them.
     fn with_redux_of(mut self, folder: &Path) -> Result<Self> {
         let names = names_in(folder)?;
-        let found = |part: Part| match part.choose(folder, &names) {
+        let found = |part: PartKind| match part.choose(folder, &names) {
             Ok(name) => Ok(Some(folder.join(name))),
             Err(Error::MissingPart { .. }) => Ok(None),
             Err(other) => Err(other),
         };
-        if let Some(redux) = found(Part::Redux)? {
+        if let Some(redux) = found(PartKind::Redux)? {
             self.redux = Some(redux);
             // Other models have an image encoder of their own: only beside Redux it is this one.
             if self.image_encoder.is_none() {
-                self.image_encoder = found(Part::ImageEncoder)?;
+                self.image_encoder = found(PartKind::ImageEncoder)?;
             }
         }
         Ok(self)
     }
 
-    /// The parts by name, each with its place in a folder or with what is wrong: `transformer`, `autoencoder`,
-    /// `CLIP text model`, `T5 encoder`, `CLIP tokenizer`, `T5 tokenizer`; and, where they are there, `Redux` and its
-    /// `image encoder`.
+    /// Returns the parts that every pipeline has, each with its place in a folder or with what is wrong; and, where they are
+    /// there, Redux and its image encoder.
     ///
     /// # Errors
     /// [`Error::Io`] where the folder cannot be read.
-    pub fn look(folder: &Path) -> Result<Vec<(&'static str, Result<PathBuf>)>> {
+    pub fn look(folder: &Path) -> Result<Vec<(PartKind, Result<PathBuf>)>> {
         let names = names_in(folder)?;
-        let place = |part: Part| (part.name(), part.choose(folder, &names).map(|name| folder.join(name)));
-        let mut places: Vec<_> = Part::ALL.map(place).into();
-        if let redux @ (_, Ok(_)) = place(Part::Redux) {
+        let place = |part: PartKind| (part, part.choose(folder, &names).map(|name| folder.join(name)));
+        let mut places: Vec<_> = PartKind::REQUIRED.map(place).into();
+        if let redux @ (_, Ok(_)) = place(PartKind::Redux) {
             places.push(redux);
-            places.extend(Some(place(Part::ImageEncoder)).filter(|(_, found)| found.is_ok()));
+            places.extend(Some(place(PartKind::ImageEncoder)).filter(|(_, found)| found.is_ok()));
         }
         Ok(places)
     }
@@ -185,17 +185,17 @@ impl PartOverrides {
     /// The parts that are named, and those that `find` finds.
     pub(crate) fn rest<E>(
         self,
-        mut find: impl FnMut(Part) -> std::result::Result<PathBuf, E>,
+        mut find: impl FnMut(PartKind) -> std::result::Result<PathBuf, E>,
     ) -> std::result::Result<Parts, E> {
         let mut pick = |own: Option<PathBuf>, part| own.map_or_else(|| find(part), Ok);
         Ok(Parts {
-            transformer: pick(self.transformer, Part::Transformer)?,
+            transformer: pick(self.transformer, PartKind::Transformer)?,
             base: self.base,
-            autoencoder: pick(self.autoencoder, Part::Autoencoder)?,
-            clip: pick(self.clip, Part::Clip)?,
-            t5: pick(self.t5, Part::T5)?,
-            clip_tokenizer: pick(self.clip_tokenizer, Part::ClipTokenizer)?,
-            t5_tokenizer: pick(self.t5_tokenizer, Part::T5Tokenizer)?,
+            autoencoder: pick(self.autoencoder, PartKind::Autoencoder)?,
+            clip: pick(self.clip, PartKind::Clip)?,
+            t5: pick(self.t5, PartKind::T5)?,
+            clip_tokenizer: pick(self.clip_tokenizer, PartKind::ClipTokenizer)?,
+            t5_tokenizer: pick(self.t5_tokenizer, PartKind::T5Tokenizer)?,
             redux: self.redux,
             image_encoder: self.image_encoder,
             preview: self.preview,
@@ -206,54 +206,10 @@ impl PartOverrides {
     }
 }
 
-/// One of the parts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Part {
-    Transformer,
-    Autoencoder,
-    Clip,
-    T5,
-    ClipTokenizer,
-    T5Tokenizer,
-    Redux,
-    ImageEncoder,
-}
-
-impl Part {
-    /// Those that every pipeline has.
-    const ALL: [Self; 6] =
-        [Self::Transformer, Self::Autoencoder, Self::Clip, Self::T5, Self::ClipTokenizer, Self::T5Tokenizer];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Transformer => "transformer",
-            Self::Autoencoder => "autoencoder",
-            Self::Clip => "CLIP text model",
-            Self::T5 => "T5 encoder",
-            Self::ClipTokenizer => "CLIP tokenizer",
-            Self::T5Tokenizer => "T5 tokenizer",
-            Self::Redux => "Redux",
-            Self::ImageEncoder => "image encoder",
-        }
-    }
-
-    fn is_tokenizer(self) -> bool {
-        matches!(self, Self::ClipTokenizer | Self::T5Tokenizer)
-    }
-
+impl PartKind {
     /// Which of the names in a folder is this part: the rule for folders and for repositories.
     pub(crate) fn choose<'a>(self, folder: &Path, names: &'a [String]) -> Result<&'a str> {
-        let part = self.name();
-        let expected: &[&str] = match self {
-            Self::Transformer => &["flux1-*.safetensors", "flux1-*.sft", "flux1-*.gguf", "transformer"],
-            Self::Autoencoder => &["ae.safetensors", "ae.sft", "vae"],
-            Self::Clip => &["text_encoder"],
-            Self::T5 => &["text_encoder_2"],
-            Self::ClipTokenizer => &["tokenizer"],
-            Self::T5Tokenizer => &["tokenizer_2"],
-            Self::Redux => &["flux1-redux-*.safetensors", "image_embedder"],
-            Self::ImageEncoder => &["image_encoder"],
-        };
+        let (part, expected) = (self.name(), self.patterns());
         for pattern in expected {
             let Some((start, end)) = pattern.split_once('*') else {
                 match names.iter().find(|name| name == pattern) {

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use tch::{Device, Kind};
+use tch::Device;
 
-use super::{Memory, Offload, Pipeline, Request, Settings, resident};
-use crate::checkpoint::Checkpoint;
+use super::models::OpenPart;
+use super::{Memory, Offload, PartKind, Settings, Weights};
 use crate::error::{Error, Hint, Result};
 use crate::models::flux1::Flux1;
 use crate::numerics::Quantize;
@@ -34,42 +34,37 @@ pub struct Plan {
     pub quantized_fits: bool,
 }
 
-/// A part whose weights can be brought a block at a time.
-struct InBlocks {
-    part: &'static str,
-    checkpoint: Checkpoint,
-    kind: Kind,
-    /// What the names in blocks start with.
-    blocks: &'static [&'static str],
+/// What a plan is made for.
+pub(super) struct PlanInputs<'a> {
+    pub(super) limit: u64,
+    /// Whether the weights of the transformer's blocks may be quantised.
+    pub(super) may_quantize: bool,
+    pub(super) parts: &'a [OpenPart],
+    /// What becomes of their weights as the settings are.
+    pub(super) weights: &'a [Weights],
+    /// What is expected of each phase, with these settings and where the weights of each part take so much.
+    pub(super) expected: &'a dyn Fn(&Settings, &dyn Fn(PartKind) -> u64) -> Memory,
 }
 
-impl Pipeline {
-    /// Changes the settings so that a request takes no more than so many bytes on the pipeline's device, and says how.
-    /// Text encoders are released, parts are offloaded, quantised files stay quantised, then blocks are offloaded; only
-    /// tiles of the autoencoder, at last, change bits of the picture: they blend their seams. Where it `may_quantize`, the
-    /// weights of the transformer's blocks become int8, on CUDA fp8, if that saves bringing them anew in every step. Models
-    /// that were loaded are released.
+impl PlanInputs<'_> {
+    /// Finds settings with which no phase takes more than the limit, and says how they differ from these.
     ///
     /// # Errors
-    /// [`Error::TooLarge`] where nothing makes it fit, and the settings are then as they were; what is wrong with the files.
-    pub fn fit(&mut self, request: &Request, limit: u64, may_quantize: bool) -> Result<Plan> {
-        let in_blocks = self.in_blocks()?;
-        let mut settings = self.settings;
+    /// [`Error::TooLarge`] where nothing makes it fit.
+    pub(super) fn plan(&self, mut settings: Settings) -> Result<(Settings, Plan)> {
+        let (limit, may_quantize) = (self.limit, self.may_quantize);
         let (mut steps, mut quantized_fits) = (Vec::new(), false);
         loop {
-            let expected = self.expected(request, &settings, &in_blocks)?;
+            let expected = self.expected(&settings);
             if expected.peak() <= limit {
-                self.release();
-                self.owned.take();
-                self.settings = settings;
-                return Ok(Plan { limit, expected, steps, quantized_fits });
+                return Ok((settings, Plan { limit, expected, steps, quantized_fits }));
             }
-            let next = next(&settings, &expected, limit, self.is_quantised()?);
+            let next = next(&settings, &expected, limit, self.is_quantised());
             if let Some((changed, _)) = next
                 && changed.offload == Offload::Blocks
-                && let Some(quantized) = self.quantized(&changed)?
+                && let Some(quantized) = self.quantized(&changed)
             {
-                let expected = self.expected(request, &quantized, &in_blocks)?;
+                let expected = self.expected(&quantized);
                 quantized_fits = expected.text.max(expected.denoise) <= limit;
                 if may_quantize && quantized_fits {
                     let numbers = if quantized.quantize == Quantize::Fp8 { "fp8" } else { "int8" };
@@ -91,7 +86,7 @@ impl Pipeline {
                     if settings.quantize != Quantize::None {
                         hints.push(Hint::UnquantizedBlocks);
                     }
-                    let device = self.settings.device;
+                    let device = settings.device;
                     return Err(Error::TooLarge { needed: expected.peak(), free: limit, device, hints });
                 }
             }
@@ -99,94 +94,83 @@ impl Pipeline {
     }
 
     /// These settings, with the transformer quantised, where the device can do it and it is not quantised already.
-    fn quantized(&self, settings: &Settings) -> Result<Option<Settings>> {
+    fn quantized(&self, settings: &Settings) -> Option<Settings> {
         let quantize = match settings.device {
             Device::Cpu => Quantize::Int8,
             device if ops::cuda::check_fp8(device).is_ok() => Quantize::Fp8,
-            _ => return Ok(None),
+            _ => return None,
         };
-        let (transformer, _) = self.parts.open_transformer(settings.access)?;
-        let already = settings.quantize != Quantize::None || transformer.is_quantised();
-        Ok((!already).then_some(Settings { quantize, ..*settings }))
-    }
-
-    fn in_blocks(&self) -> Result<Vec<InBlocks>> {
-        let access = self.settings.access;
-        let (transformer, _) = self.parts.open_transformer(access)?;
-        let t5 = self.parts.open_t5(access)?;
-        let part = |part, checkpoint, kind, blocks| InBlocks { part, checkpoint, kind, blocks };
-        let mut all = vec![
-            part("transformer", transformer, self.kind, &["double_blocks.", "single_blocks."][..]),
-            part("T5", t5, self.text_kind(), &["encoder.block."]),
-        ];
-        for checkpoint in self.open_controlnets()? {
-            let blocks =
-                &["double_blocks.", "single_blocks.", "controlnet_blocks.", "controlnet_single_blocks."];
-            all.push(part("ControlNet", checkpoint, self.kind, blocks));
-        }
-        for checkpoint in self.open_ip_adapters()? {
-            all.push(part("IP-Adapter", checkpoint, self.kind, &["double_blocks."]));
-        }
-        Ok(all)
+        let mut transformers = self.parts.iter().filter(|part| part.part == PartKind::Transformer);
+        let already =
+            settings.quantize != Quantize::None || transformers.any(|part| part.checkpoint.is_quantised());
+        (!already).then_some(Settings { quantize, ..*settings })
     }
 
     /// What a request takes with these settings.
-    fn expected(&self, request: &Request, settings: &Settings, in_blocks: &[InBlocks]) -> Result<Memory> {
-        let tiny = resident::is_tiny(&self.parts.open_autoencoder(settings.access)?);
-        let weights = self.weights()?;
+    fn expected(&self, settings: &Settings) -> Memory {
         let program = if settings.device == Device::Cpu { PROGRAM } else { 0 };
-        let own = |part: &'static str| {
-            if !in_blocks.iter().any(|one| one.part == part) {
-                let of = weights.iter().filter(|weights| weights.part == part);
+        let own = |part: PartKind| {
+            let Some(blocks) = blocks_of(part) else {
+                let of = self.weights.iter().filter(|weights| weights.part == part);
                 return of.flat_map(|weights| weights.in_memory.values()).sum();
-            }
-            let of = in_blocks.iter().filter(|one| one.part == part);
-            of.map(|one| one.bytes(settings, part == "transformer")).sum()
+            };
+            let of = self.parts.iter().filter(|open| open.part == part);
+            of.map(|open| bytes(open, blocks, settings)).sum()
         };
-        let Memory { text, denoise, decode } = self.memory_with(request, 1, settings, tiny, &own);
-        Ok(Memory { text: text + program, denoise: denoise + program, decode: decode + program })
+        let Memory { text, denoise, decode } = (self.expected)(settings, &own);
+        Memory { text: text + program, denoise: denoise + program, decode: decode + program }
     }
 
-    fn is_quantised(&self) -> Result<bool> {
-        let access = self.settings.access;
-        Ok(self.parts.open_transformer(access)?.0.is_quantised()
-            || self.parts.open_t5(access)?.is_quantised())
+    fn is_quantised(&self) -> bool {
+        let is_large = |part| matches!(part, PartKind::Transformer | PartKind::T5);
+        self.parts.iter().any(|open| is_large(open.part) && open.checkpoint.is_quantised())
     }
 }
 
-impl InBlocks {
-    /// What its weights take at most at a time. Those in the host's own files are counted: they are in memory while they are
-    /// used.
-    fn bytes(&self, settings: &Settings, quantizes: bool) -> u64 {
-        let on_host = settings.device == Device::Cpu;
-        let quantizes = quantizes && settings.quantize != Quantize::None;
-        let number = self.kind.elt_size_in_bytes() as u64;
-        let numbers = |name: &str| {
-            let numbers: i64 = self.checkpoint.shape(name).unwrap_or_default().iter().product();
-            numbers.unsigned_abs()
-        };
-        let quantized = self.checkpoint.names().filter(|name| quantizes && Flux1::quantizes(name));
-        let quantized: u64 = quantized.map(|name| numbers(name) + PAGE).sum();
-        if settings.offload != Offload::Blocks {
-            let whole: u64 =
-                self.checkpoint.types_in_memory(self.kind, settings.keep_quantized).values().sum();
-            // On a device what was quantised takes the place of what it was.
-            return whole + if on_host { quantized } else { 0 };
+/// What the names in the blocks of a part start with, where its weights can be brought a block at a time.
+fn blocks_of(part: PartKind) -> Option<&'static [&'static str]> {
+    match part {
+        PartKind::Transformer => Some(&["double_blocks.", "single_blocks."]),
+        PartKind::T5 => Some(&["encoder.block."]),
+        PartKind::ControlNet => {
+            Some(&["double_blocks.", "single_blocks.", "controlnet_blocks.", "controlnet_single_blocks."])
         }
-        // In the host's own files each tensor goes as soon as it was computed with, or quantised; elsewhere a block.
-        let (mut rest, mut sizes) = (quantized, BTreeMap::<&str, u64>::new());
-        for name in self.checkpoint.names() {
-            let bytes = numbers(name) * number;
-            match self.blocks.iter().find_map(|start| block_of(name, start)) {
-                Some(block) => {
-                    let alone = on_host || quantizes && Flux1::quantizes(name);
-                    *sizes.entry(if alone { name } else { block }).or_default() += bytes;
-                }
-                None => rest += bytes,
-            }
-        }
-        rest + 2 * sizes.values().max().copied().unwrap_or(0)
+        PartKind::IpAdapter => Some(&["double_blocks."]),
+        _ => None,
     }
+}
+
+/// What the weights of a part with such blocks take at most at a time. Those in the host's own files are counted: they are in
+/// memory while they are used.
+fn bytes(open: &OpenPart, blocks: &[&str], settings: &Settings) -> u64 {
+    let OpenPart { part, checkpoint, kind } = open;
+    let on_host = settings.device == Device::Cpu;
+    let quantizes = *part == PartKind::Transformer && settings.quantize != Quantize::None;
+    let number = kind.elt_size_in_bytes() as u64;
+    let numbers = |name: &str| {
+        let numbers: i64 = checkpoint.shape(name).unwrap_or_default().iter().product();
+        numbers.unsigned_abs()
+    };
+    let quantized = checkpoint.names().filter(|name| quantizes && Flux1::quantizes(name));
+    let quantized: u64 = quantized.map(|name| numbers(name) + PAGE).sum();
+    if settings.offload != Offload::Blocks {
+        let whole: u64 = checkpoint.types_in_memory(*kind, settings.keep_quantized).values().sum();
+        // On a device what was quantised takes the place of what it was.
+        return whole + if on_host { quantized } else { 0 };
+    }
+    // In the host's own files each tensor goes as soon as it was computed with, or quantised; elsewhere a block.
+    let (mut rest, mut sizes) = (quantized, BTreeMap::<&str, u64>::new());
+    for name in checkpoint.names() {
+        let bytes = numbers(name) * number;
+        match blocks.iter().find_map(|start| block_of(name, start)) {
+            Some(block) => {
+                let alone = on_host || quantizes && Flux1::quantizes(name);
+                *sizes.entry(if alone { name } else { block }).or_default() += bytes;
+            }
+            None => rest += bytes,
+        }
+    }
+    rest + 2 * sizes.values().max().copied().unwrap_or(0)
 }
 
 /// The next thing to be done for the phase that takes too much, mildest first: the settings then, and what it is.

@@ -5,12 +5,15 @@ use std::path::Path;
 use serde::Deserialize;
 use tch::{Kind, Tensor};
 
-use super::resident::{self, Resident};
-use super::{Pipeline, PreviewBy, Request};
+use super::autoencoder::{self, Autoencoder};
+use super::loader::Loader;
+use super::resident::Resident;
+use super::{PartKind, PreviewBy};
 use crate::error::{Error, FileProblem, Result};
-use crate::family::ModelFamily;
 use crate::image::Image;
+use crate::models::Model;
 use crate::models::autoencoder::AnyAutoEncoder;
+use crate::models::flux1::Flux1Params;
 use crate::models::text::read_config;
 
 /// The longest side of the latent that the autoencoder itself makes a preview of.
@@ -21,14 +24,14 @@ const FORMAT: &str = "latent-rgb/1";
 
 /// What makes previews in place of the autoencoder.
 #[derive(Debug)]
-pub(super) enum Previewer {
+enum PreviewModel {
     Decoder(Box<Resident<AnyAutoEncoder>>),
     Factors(LatentRgb),
 }
 
 /// The colour of each place of a latent as a sum of its channels: `scripts/fit_latent_rgb.py` fits it.
 #[derive(Debug, Deserialize)]
-pub(super) struct LatentRgb {
+struct LatentRgb {
     format: String,
     /// Red, green and blue of each channel, in the range of pictures: −1 is black, 1 is white.
     factors: Vec<[f32; 3]>,
@@ -63,21 +66,57 @@ impl LatentRgb {
     }
 }
 
-impl Pipeline {
-    /// Whether there is what makes previews, and whether it is of this model. It stays loaded.
+/// What makes the previews of a pipeline: the autoencoder, unless the parts name another.
+#[derive(Debug, Default)]
+pub(super) struct Previewer {
+    model: Option<PreviewModel>,
+}
+
+impl Previewer {
+    /// Loads what makes previews, where that is not the autoencoder.
+    pub(super) fn load(&mut self, loader: &Loader) -> Result<()> {
+        if self.model.is_some() {
+            return Ok(());
+        }
+        self.model = match &loader.parts.preview {
+            None => None,
+            Some(PreviewBy::Factors(path)) => Some(PreviewModel::Factors(LatentRgb::read(path)?)),
+            Some(PreviewBy::Decoder(path)) => {
+                let checkpoint = loader.open_part(PartKind::PreviewDecoder, path)?;
+                let decoder = loader.load_autoencoder(path, checkpoint)?;
+                Some(PreviewModel::Decoder(Box::new(decoder)))
+            }
+        };
+        Ok(())
+    }
+
+    pub(super) fn is_loaded(&self) -> bool {
+        self.model.is_some()
+    }
+
+    pub(super) fn release(&mut self) {
+        self.model = None;
+    }
+
+    pub(super) fn release_workspace(&self) {
+        if let Some(PreviewModel::Decoder(decoder)) = &self.model {
+            decoder.model.release_workspace();
+        }
+    }
+
+    /// Whether what is loaded is for latents of this transformer.
     ///
     /// # Errors
-    /// What is wrong with its files.
-    pub fn check_previews(&mut self) -> Result<()> {
-        self.load_previewer()?;
-        match (&self.previewer, &self.parts.preview) {
-            (Some(Previewer::Factors(factors)), Some(PreviewBy::Factors(path)))
-                if factors.factors.len() as i64 * 4 != self.params.out_channels =>
+    /// [`Error::File`] where it is not.
+    pub(super) fn check(&self, loader: &Loader, transformer: &Flux1Params) -> Result<()> {
+        match (&self.model, &loader.parts.preview) {
+            (Some(PreviewModel::Factors(factors)), Some(PreviewBy::Factors(path)))
+                if factors.factors.len() as i64 * 4 != transformer.out_channels =>
             {
                 let reason = format!(
                     "it has factors for {} channels, and the model's latents have {}",
                     factors.factors.len(),
-                    self.params.out_channels / 4
+                    transformer.out_channels / 4
                 );
                 Err(Error::file(path)(FileProblem::Settings { reason }))
             }
@@ -85,40 +124,25 @@ impl Pipeline {
         }
     }
 
-    /// Loads what makes previews, where that is not the autoencoder.
-    pub(super) fn load_previewer(&mut self) -> Result<()> {
-        if self.previewer.is_some() {
-            return Ok(());
-        }
-        self.previewer = match &self.parts.preview {
-            None => None,
-            Some(PreviewBy::Factors(path)) => Some(Previewer::Factors(LatentRgb::read(path)?)),
-            Some(PreviewBy::Decoder(path)) => {
-                let checkpoint = resident::open_autoencoder(path, self.settings.access)?;
-                let kind = self.autoencoder_kind(&checkpoint);
-                let decoder = resident::load_autoencoder(&self.settings, kind, path, checkpoint)?;
-                Some(Previewer::Decoder(Box::new(decoder)))
-            }
-        };
-        Ok(())
-    }
-
-    /// Patches to a picture that costs little: see [`Request::previews`].
-    pub(super) fn preview(&self, patches: &Tensor, request: &Request) -> Result<Image> {
-        let latent = ModelFamily::Flux1.latent().unpack(
-            &patches.f_to_kind(Kind::Float)?,
-            request.height,
-            request.width,
-        )?;
-        let picture = match &self.previewer {
-            Some(Previewer::Factors(factors)) => factors.forward(&latent)?,
-            Some(Previewer::Decoder(decoder)) => self.decode_latent(decoder, &latent)?,
+    /// Patches `[1, L, C]` of a picture of this height and width to a picture that costs little: see
+    /// [`Request::previews`](super::Request::previews).
+    pub(super) fn preview(
+        &self,
+        loader: &Loader,
+        autoencoder: &Autoencoder,
+        patches: &Tensor,
+        (height, width): (i64, i64),
+    ) -> Result<Image> {
+        let latent = loader.latent().unpack(&patches.f_to_kind(Kind::Float)?, height, width)?;
+        let picture = match &self.model {
+            Some(PreviewModel::Factors(factors)) => factors.forward(&latent)?,
+            Some(PreviewModel::Decoder(decoder)) => autoencoder::decode(loader, decoder, &latent)?,
             None => {
                 let (height, width) = (latent.size()[2], latent.size()[3]);
                 let times = (height.max(width) + SIDE - 1) / SIDE;
                 let small =
                     latent.f_adaptive_avg_pool2d([(height / times).max(1), (width / times).max(1)])?;
-                self.decode_latent(self.autoencoder()?, &small)?
+                autoencoder.decode(loader, &small)?
             }
         };
         Image::from_tensor(&picture)

@@ -236,7 +236,7 @@ impl Provenance {
         let variation = request.variation.map_or(String::new(), |Variation { seed, strength }| {
             format!("Variation seed: {seed}, Variation seed strength: {strength}, ")
         });
-        let start = edit.as_ref().filter(|edit| matches!(edit.settings.role, None | Some(Role::Start)));
+        let start = edit.as_ref().filter(|edit| matches!(edit.settings.role, None | Some(Role::Init)));
         let strength =
             start.map_or(String::new(), |edit| format!("Denoising strength: {}, ", edit.settings.strength));
         format!(

@@ -4,125 +4,19 @@ use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
 use super::params::EditSettings;
-use super::{Control, IpAdapterImage, Request};
-use crate::choice::choice;
+use super::{Control, Edit, IpAdapterImage, Redux, Request, Variation};
 use crate::error::{Error, ParameterProblem, Result};
-use crate::generation::Redux;
-use crate::image::{Image, Mask};
 use crate::models::flux1::StepCache;
 use crate::models::text::WeightedPrompt;
 use crate::sampling::{Sampler, Schedule};
 
-choice! {
-    /// How pictures come into a drawing.
-    pub enum Role {
-        /// It is noised and drawn anew from there: image-to-image, and with a mask inpainting. Any model that draws from text
-        /// does it.
-        Start = "start";
-        /// Its patches stand beside those that are drawn, for Kontext to look at.
-        Reference = "reference";
-        /// What a mask has not chosen is seen by Fill, which draws the rest.
-        Fill = "fill";
-        /// Edges or depths, which the models of Canny and Depth follow.
-        Control = "control";
-    }
-}
-
-impl Role {
-    /// What pictures are to a model of this name. Kontext's weights have the shapes of dev's: only the name tells.
-    pub fn of_model(name: &str) -> Option<Self> {
-        name.to_lowercase().contains("kontext").then_some(Self::Reference)
-    }
-}
-
-choice! {
-    /// What of a picture a drawing follows.
-    #[derive(Default)]
-    pub enum ControlPreprocess {
-        /// The picture as it is: edges or depths already.
-        Picture = "picture", default;
-        /// Its edges as OpenCV's Canny finds them, on which Canny-dev was trained.
-        Canny = "canny";
-        /// How far away its pixels are, as [`Parts::depth`](super::Parts::depth) says, on which Depth-dev was trained.
-        Depth = "depth";
-    }
-}
-
-/// Pictures that a request begins with.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Edit {
-    /// Of any size. Those of [`Role::Reference`] may be several, each of which is resized to one of Kontext's sizes; the
-    /// one of any other role is resized to the request's size.
-    pub images: Vec<Image>,
-    /// What is drawn anew; without it, all of the picture. Of the first picture's size. [`Role::Start`] may have one,
-    /// [`Role::Fill`] needs one.
-    pub mask: Option<Mask>,
-    /// How much of the way from noise to picture [`Role::Start`] walks: 1 forgets the picture, near 0 it stays as it is.
-    pub strength: f64,
-    /// What they are to the model; `None` takes the only role that its input channels allow, and else [`Role::Start`].
-    pub role: Option<Role>,
-    /// References stay as large as they are, but for the rest of a division by 16.
-    pub keep_size: bool,
-    /// What [`Role::Control`] follows of the picture.
-    pub follow: ControlPreprocess,
-}
-
 impl Edit {
-    /// The strength of image-to-image where nothing is said: diffusers' default.
-    pub const STRENGTH: f64 = 0.6;
-
-    /// Of these pictures, all of them anew, with the role that the model has for them.
-    pub fn new(images: Vec<Image>) -> Self {
-        Self {
-            images,
-            mask: None,
-            strength: 1.0,
-            role: None,
-            keep_size: false,
-            follow: ControlPreprocess::Picture,
-        }
-    }
-
     /// Returns what is said of the pictures.
     pub fn settings(&self) -> EditSettings {
         let Self { strength, role, keep_size, follow, .. } = *self;
         EditSettings { strength, role, keep_size, follow }
     }
-
-    fn check(&self) -> Result<()> {
-        let wrong = |text: String| Err(Error::Request(text));
-        let Some(first) = self.images.first() else { return wrong("no picture to begin with".into()) };
-        if !(self.strength > 0.0 && self.strength <= 1.0) {
-            let rest = format!(" must be a number above 0 and at most 1, not {}", self.strength);
-            return Err(ParameterProblem::of_value("strength", rest).into());
-        }
-        if let Some(mask) = &self.mask
-            && (mask.width, mask.height) != (first.width, first.height)
-        {
-            let size = |width, height| format!("{width}x{height}");
-            return wrong(format!(
-                "the mask is {} and the picture {}: they must be of one size",
-                size(mask.width, mask.height),
-                size(first.width, first.height)
-            ));
-        }
-        if self.mask.as_ref().is_some_and(|mask| !mask.chosen.iter().any(|&pixel| pixel >= Mask::CHOSEN)) {
-            return wrong("the mask chooses nothing: what is drawn anew must be white in it".into());
-        }
-        Ok(())
-    }
-}
-
-/// Another noise, and how near to it.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Variation {
-    /// The first picture's; the following ones count on from it, and the request's own seed then stays.
-    pub seed: u64,
-    /// 0 is the request's own noise, 1 the other one, and between both the noises on the great circle through them.
-    pub strength: f64,
 }
 
 impl Request {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::checkpoint::{Index, is_index, shards_of, weights_among};
 use crate::error::{Error, Result};
-use crate::generation::{MODEL_INDEX, Part, PartOverrides, Parts, SCHEDULER};
+use crate::generation::{MODEL_INDEX, PartKind, PartOverrides, Parts, SCHEDULER};
 
 /// What is made of a repository's names, with the files that it needs: of the repository as errors show it, and of the
 /// folder of its snapshot.
@@ -53,12 +53,12 @@ pub(super) fn plan_redux(
 ) -> Result<(PartOverrides, Vec<String>)> {
     let tops = tops(names);
     let mut needed = Vec::new();
-    let mut place = |part: Part| -> Result<_> {
+    let mut place = |part: PartKind| -> Result<_> {
         let chosen = part.choose(shown, &tops)?;
         needed.splice(0..0, files_of(part, chosen, shown, names)?);
         Ok(Some(snapshot.join(chosen)))
     };
-    let (redux, image_encoder) = (place(Part::Redux)?, place(Part::ImageEncoder)?);
+    let (redux, image_encoder) = (place(PartKind::Redux)?, place(PartKind::ImageEncoder)?);
     Ok((PartOverrides { redux, image_encoder, ..PartOverrides::default() }, needed))
 }
 
@@ -89,12 +89,12 @@ pub(super) fn for_each(
 }
 
 /// The files that are read of a part: `chosen` itself, or what is needed in the folder of that name.
-fn files_of(part: Part, chosen: &str, shown: &Path, names: &[String]) -> Result<Vec<String>> {
+fn files_of(part: PartKind, chosen: &str, shown: &Path, names: &[String]) -> Result<Vec<String>> {
     let listed = |name: &str| names.iter().any(|n| n == name);
     let config = |folder: &str| Some(format!("{folder}/config.json")).filter(|name| listed(name));
     if listed(chosen) {
         // The size of pictures that an autoencoder was trained for is said there alone.
-        let config = if part == Part::Autoencoder { config("vae") } else { None };
+        let config = if part == PartKind::Autoencoder { config("vae") } else { None };
         let files = shards_of(shown, chosen, names)?.into_iter().map(String::from);
         return Ok(files.chain(config).collect());
     }
@@ -104,8 +104,8 @@ fn files_of(part: Part, chosen: &str, shown: &Path, names: &[String]) -> Result<
         .map(String::from)
         .collect();
     let (what, forms): (_, &[&[&str]]) = match part {
-        Part::ClipTokenizer => ("CLIP tokenizer", &[&["tokenizer.json"], &["vocab.json", "merges.txt"]]),
-        Part::T5Tokenizer => ("T5 tokenizer", &[&["tokenizer.json"], &["spiece.model"]]),
+        PartKind::ClipTokenizer => ("CLIP tokenizer", &[&["tokenizer.json"], &["vocab.json", "merges.txt"]]),
+        PartKind::T5Tokenizer => ("T5 tokenizer", &[&["tokenizer.json"], &["spiece.model"]]),
         _ => {
             let weights = weights_among(&shown.join(chosen), &inside)?;
             let files = weights.iter().map(|name| format!("{chosen}/{name}"));

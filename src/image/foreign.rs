@@ -1,6 +1,6 @@
 //! What a file is that is no PNG, JPEG or WebP, by its contents: whoever gets a web page in place of a picture is told so.
 
-use super::codec::DecodeError;
+use super::decode_error::DecodeError;
 use super::exif::Tiff;
 
 const CONVERT: &str = "make a PNG, JPEG or WebP of it";

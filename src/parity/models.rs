@@ -9,7 +9,7 @@ use super::params::{
     WrapperParams,
 };
 use super::{Case, named, output};
-use crate::checkpoint::lora::{Lora, Model};
+use crate::checkpoint::lora::{Component, Lora};
 use crate::checkpoint::{Checkpoint, LoadOptions};
 use crate::error::Result;
 use crate::family::ModelFamily;
@@ -170,7 +170,7 @@ impl Case {
         self.drawn(&vs)?;
         let lora = Lora::from_checkpoint(self.weights()?.under("lora."))?;
         let shapes = vs.variables();
-        let shape = |_: Model, name: &str| Some(shapes.get(name)?.size());
+        let shape = |_: Component, name: &str| Some(shapes.get(name)?.size());
         lora.place(&shape, params.lora_scale, false)?.transformer.put_on(&vs, model.linears())?;
         self.run_flux(&model, Additions::default())
     }

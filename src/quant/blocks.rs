@@ -3,15 +3,14 @@
 //! bits.
 
 use super::BlockType;
-use super::decode::To;
-use super::lanes::Lanes;
+use super::lanes::{Lanes, Output};
 
 /// The 16 numbers of IQ4's four bits, from -127 to 113.
 pub(super) const IQ4: [u8; 16] = [129, 152, 173, 191, 207, 221, 234, 246, 1, 13, 25, 38, 53, 69, 89, 113];
 
 /// Fills `out` with the numbers of as many whole blocks as are in both.
 #[inline(always)]
-pub(super) fn decode<L: Lanes, T: To>(l: L, block: BlockType, src: &[u8], out: &mut [u8]) {
+pub(super) fn decode<L: Lanes, T: Output>(l: L, block: BlockType, src: &[u8], out: &mut [u8]) {
     macro_rules! each {
         ($decode:ident, $groups:literal) => {
             for (block, out) in src.as_chunks().0.iter().zip(out.chunks_exact_mut($groups * T::BYTES)) {

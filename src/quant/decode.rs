@@ -3,53 +3,8 @@
 use tch::Kind;
 
 use super::code::{Code, RECIPROCAL_OF_127};
-#[cfg(target_arch = "x86_64")]
-use super::lanes::{Lanes, Processor};
+use super::lanes::{Bf16, F16, F32, Lanes, Output, Processor};
 use super::{blocks, float};
-
-/// What numbers are written as, thirty-two at a time.
-pub(super) trait To {
-    /// The bytes of thirty-two.
-    const BYTES: usize;
-    fn put<L: Lanes>(l: L, numbers: L::F, out: &mut [u8]);
-}
-
-struct F32;
-struct Bf16;
-struct F16;
-
-impl To for F32 {
-    const BYTES: usize = 128;
-
-    #[inline(always)]
-    fn put<L: Lanes>(l: L, numbers: L::F, out: &mut [u8]) {
-        if let Some(out) = out.first_chunk_mut() {
-            l.write_f32(numbers, out);
-        }
-    }
-}
-
-impl To for Bf16 {
-    const BYTES: usize = 64;
-
-    #[inline(always)]
-    fn put<L: Lanes>(l: L, numbers: L::F, out: &mut [u8]) {
-        if let Some(out) = out.first_chunk_mut() {
-            l.write_bf16(numbers, out);
-        }
-    }
-}
-
-impl To for F16 {
-    const BYTES: usize = 64;
-
-    #[inline(always)]
-    fn put<L: Lanes>(l: L, numbers: L::F, out: &mut [u8]) {
-        if let Some(out) = out.first_chunk_mut() {
-            l.write_f16(numbers, out);
-        }
-    }
-}
 
 impl Code {
     /// Fills `out` with the numbers of `src` as `to`: f64, f32, bf16 or f16. The first of them is number `first` of the
@@ -105,7 +60,7 @@ impl Code {
     }
 
     #[inline(always)]
-    fn decode_to<L: Lanes, T: To>(&self, l: L, src: &[u8], first: usize, out: &mut [u8]) {
+    fn decode_to<L: Lanes, T: Output>(&self, l: L, src: &[u8], first: usize, out: &mut [u8]) {
         // Thirty-two numbers from so many bytes. Macros, since what is not inlined is not compiled for the processor.
         macro_rules! each {
             ($size:literal, $src:expr, $out:expr, |$bytes:ident| $numbers:expr) => {
@@ -166,7 +121,7 @@ impl Code {
 
 /// Thirty-two numbers from each `S` bytes; at the end as many as there are.
 #[inline(always)]
-fn each<const S: usize, L: Lanes, T: To>(
+fn each<const S: usize, L: Lanes, T: Output>(
     l: L,
     src: &[u8],
     out: &mut [u8],
@@ -193,7 +148,7 @@ fn each<const S: usize, L: Lanes, T: To>(
 /// Gives what lies in one row, with its scale, to `decode`, where `S` bytes are thirty-two numbers. `first` says where in
 /// the tensor the bytes begin. A scale that is not there is NaN.
 #[inline(always)]
-fn by_row<const S: usize, T: To>(
+fn by_row<const S: usize, T: Output>(
     first: usize,
     row: usize,
     scale: &[f32],

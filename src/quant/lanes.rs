@@ -90,3 +90,50 @@ pub(super) trait Lanes: Copy {
     fn write_bf16(self, numbers: Self::F, bytes: &mut [u8; 64]);
     fn write_f16(self, numbers: Self::F, bytes: &mut [u8; 64]);
 }
+
+/// What numbers are written as, thirty-two at a time.
+pub(super) trait Output {
+    /// The bytes of thirty-two.
+    const BYTES: usize;
+    fn put<L: Lanes>(l: L, numbers: L::F, out: &mut [u8]);
+}
+
+/// f32.
+pub(super) struct F32;
+/// bf16.
+pub(super) struct Bf16;
+/// f16.
+pub(super) struct F16;
+
+impl Output for F32 {
+    const BYTES: usize = 128;
+
+    #[inline(always)]
+    fn put<L: Lanes>(l: L, numbers: L::F, out: &mut [u8]) {
+        if let Some(out) = out.first_chunk_mut() {
+            l.write_f32(numbers, out);
+        }
+    }
+}
+
+impl Output for Bf16 {
+    const BYTES: usize = 64;
+
+    #[inline(always)]
+    fn put<L: Lanes>(l: L, numbers: L::F, out: &mut [u8]) {
+        if let Some(out) = out.first_chunk_mut() {
+            l.write_bf16(numbers, out);
+        }
+    }
+}
+
+impl Output for F16 {
+    const BYTES: usize = 64;
+
+    #[inline(always)]
+    fn put<L: Lanes>(l: L, numbers: L::F, out: &mut [u8]) {
+        if let Some(out) = out.first_chunk_mut() {
+            l.write_f16(numbers, out);
+        }
+    }
+}

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use tch_flux::checkpoint::Access;
-use tch_flux::checkpoint::lora::{Lora, Maker, Model};
+use tch_flux::checkpoint::lora::{Component, Lora, Maker};
 
 use crate::support::{layout, temp, write_sparse};
 
@@ -51,7 +51,7 @@ fn a_lora_for_few_steps_changes_every_linear_layer_of_dev() {
             (Some(Maker::Diffusers), &[][..], &[][..])
         );
         let shape = |model, name: &str| {
-            let (.., shape) = dev.iter().find(|(own, ..)| model == Model::Transformer && own == name)?;
+            let (.., shape) = dev.iter().find(|(own, ..)| model == Component::Transformer && own == name)?;
             Some(shape.clone())
         };
         let placed = lora.place(&shape, 0.125, false).unwrap();

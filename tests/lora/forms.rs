@@ -3,7 +3,7 @@
 use tch::nn::{Module, VarStore};
 use tch::{Device, Kind, Tensor};
 use tch_flux::checkpoint::Access;
-use tch_flux::checkpoint::lora::{Lora, Maker, Model};
+use tch_flux::checkpoint::lora::{Component, Lora, Maker};
 use tch_flux::layers::LinearLora;
 use tch_flux::lora::{LoraBranch, grown_columns, merged, merged_bias};
 
@@ -28,13 +28,13 @@ fn dora_sets_the_lengths_of_rows() {
         ("lora_unet_double_blocks_0_img_attn_qkv.alpha", &Tensor::from_slice(&[1f32])),
         ("lora_unet_double_blocks_0_img_attn_qkv.dora_scale", &magnitude),
     ]);
-    let base = weight(Model::Transformer, QKV);
+    let base = weight(Component::Transformer, QKV);
     let sum = &base + up.matmul(&down) * 0.5;
     let whole = &sum * &magnitude / lengths(&sum, 1);
-    let found = changed_by(&lora, 1.0, Model::Transformer, QKV);
+    let found = changed_by(&lora, 1.0, Component::Transformer, QKV);
     assert_close(&found, &whole);
     assert_close(&lengths(&found, 1), &magnitude);
-    assert_close(&changed_by(&lora, 0.25, Model::Transformer, QKV), &(&base + (&whole - &base) * 0.25));
+    assert_close(&changed_by(&lora, 0.25, Component::Transformer, QKV), &(&base + (&whole - &base) * 0.25));
     assert!(lora.to_string().contains("LoRA with DoRA; rank 2; alpha 1"), "{lora}");
 }
 
@@ -47,8 +47,8 @@ fn dora_sets_the_lengths_of_columns_where_they_are_given() {
         ("diffusion_model.double_blocks.0.img_attn.proj.lora_up.weight", &up),
         ("diffusion_model.double_blocks.0.img_attn.proj.dora_scale", &magnitude),
     ];
-    let sum = weight(Model::Transformer, PROJ) + up.matmul(&down);
-    assert_close(&changed(&tensors, Model::Transformer, PROJ), &(&sum * &magnitude / lengths(&sum, 0)));
+    let sum = weight(Component::Transformer, PROJ) + up.matmul(&down);
+    assert_close(&changed(&tensors, Component::Transformer, PROJ), &(&sum * &magnitude / lengths(&sum, 0)));
 }
 
 #[test]
@@ -61,10 +61,10 @@ fn peft_dora_changes_the_rows_of_one_projection() {
             ("transformer.transformer_blocks.0.attn.to_v.lora_B.weight", &up),
             ("transformer.transformer_blocks.0.attn.to_v.lora_magnitude_vector", &magnitude),
         ],
-        Model::Transformer,
+        Component::Transformer,
         QKV,
     );
-    let base = weight(Model::Transformer, QKV);
+    let base = weight(Component::Transformer, QKV);
     let v = base.narrow(0, 16, 8) + up.matmul(&down);
     let v = &v * magnitude.unsqueeze(1) / lengths(&v, 1);
     assert_close(&found, &Tensor::cat(&[base.narrow(0, 0, 16), v], 0));
@@ -84,7 +84,7 @@ fn a_control_lora_runs_as_the_official_layer_does() {
     assert_eq!(lora.maker, Some(Maker::Official));
     assert_eq!(lora.img_in_columns(), Some(8));
     let base = base();
-    let grown = grown_columns(&weight(Model::Transformer, "img_in"), 8).unwrap();
+    let grown = grown_columns(&weight(Component::Transformer, "img_in"), 8).unwrap();
     let shape = |model, name: &str| match name {
         "img_in.weight" => Some(grown.size()),
         _ => Some(base.get(&(model, name))?.size()),
@@ -95,7 +95,7 @@ fn a_control_lora_runs_as_the_official_layer_does() {
     let official = LinearLora::new(vs.root(), 8, 8, true, 2, true, 0.85);
     for (name, values) in [
         ("weight", &grown),
-        ("bias", &parameter(Model::Transformer, "img_in.bias")),
+        ("bias", &parameter(Component::Transformer, "img_in.bias")),
         ("lora_A.weight", &down),
         ("lora_B.weight", &up),
         ("lora_B.bias", &bias),
@@ -105,7 +105,7 @@ fn a_control_lora_runs_as_the_official_layer_does() {
     let x = wave(&[2, 3, 8], 9.0);
     let terms = &placed.linears["img_in"];
     let beside = LoraBranch::new(terms, &|| Ok(grown.shallow_clone()), Device::Cpu, Kind::Float).unwrap();
-    let bias_of_base = parameter(Model::Transformer, "img_in.bias");
+    let bias_of_base = parameter(Component::Transformer, "img_in.bias");
     let y = beside.forward(&x, x.linear(&grown, Some(&bias_of_base)), &|x| x.linear::<&Tensor>(&grown, None));
     assert!(y == official.forward(&x), "the bits are the official ones");
 
@@ -113,7 +113,7 @@ fn a_control_lora_runs_as_the_official_layer_does() {
     let bias = merged_bias(Some(&bias_of_base), 8, terms).unwrap();
     assert_close(&x.linear(&merged_weight, bias.as_ref()), &y);
     let name = "double_blocks.0.img_attn.norm.query_norm.scale";
-    let replaced = merged(&parameter(Model::Transformer, name), &placed.parameters[name]).unwrap();
+    let replaced = merged(&parameter(Component::Transformer, name), &placed.parameters[name]).unwrap();
     assert!(replaced == norm, "a whole norm is replaced at any strength");
 }
 
@@ -127,7 +127,7 @@ fn a_control_lora_does_not_fit_an_img_in_that_has_not_grown() {
 
 #[test]
 fn a_lora_for_fewer_inputs_changes_the_first_of_a_grown_img_in() {
-    let base = weight(Model::Transformer, "img_in");
+    let base = weight(Component::Transformer, "img_in");
     let grown = grown_columns(&base, 8).unwrap();
     let (down, up) = (wave(&[2, 4], 1.0), wave(&[8, 2], 2.0));
     let (ones, w1, w2) = (wave(&[1, 4], 3.0), wave(&[2, 2], 4.0), wave(&[4, 2], 5.0));
@@ -155,7 +155,7 @@ fn a_lora_for_fewer_inputs_changes_the_first_of_a_grown_img_in() {
 fn flux2_has_official_and_diffusers_names() {
     let (down, up) = (wave(&[2, 8], 1.0), wave(&[48, 2], 2.0));
     let module = "double_stream_modulation_img.lin";
-    let expected = weight(Model::Transformer, module) + up.matmul(&down);
+    let expected = weight(Component::Transformer, module) + up.matmul(&down);
     for prefix in [
         "diffusion_model.double_stream_modulation_img.lin",
         "transformer.double_stream_modulation_img.linear",
@@ -164,7 +164,7 @@ fn flux2_has_official_and_diffusers_names() {
     ] {
         let (a, b) = (format!("{prefix}.lora_A.weight"), format!("{prefix}.lora_B.weight"));
         let tensors: [(&str, &Tensor); 2] = [(&a, &down), (&b, &up)];
-        assert_close(&changed(&tensors, Model::Transformer, module), &expected);
+        assert_close(&changed(&tensors, Component::Transformer, module), &expected);
     }
     let up = wave(&[56, 2], 2.0);
     let linear1 = "single_blocks.0.linear1";
@@ -173,10 +173,10 @@ fn flux2_has_official_and_diffusers_names() {
             ("transformer.single_transformer_blocks.0.attn.to_qkv_mlp_proj.lora_A.weight", &down),
             ("transformer.single_transformer_blocks.0.attn.to_qkv_mlp_proj.lora_B.weight", &up),
         ],
-        Model::Transformer,
+        Component::Transformer,
         linear1,
     );
-    assert_close(&found, &(weight(Model::Transformer, linear1) + up.matmul(&down)));
+    assert_close(&found, &(weight(Component::Transformer, linear1) + up.matmul(&down)));
 }
 
 #[test]
@@ -193,8 +193,8 @@ fn diffusers_gives_the_alphas_in_the_header() {
     let (_folder, path) = temp("pytorch_lora_weights.safetensors");
     std::fs::write(&path, framed(json, &data)).unwrap();
     let lora = Lora::open(&path, Access::Read).unwrap();
-    let expected = weight(Model::Transformer, PROJ) + up.matmul(&down) * 3;
-    assert_close(&changed_by(&lora, 1.0, Model::Transformer, PROJ), &expected);
+    let expected = weight(Component::Transformer, PROJ) + up.matmul(&down) * 3;
+    assert_close(&changed_by(&lora, 1.0, Component::Transformer, PROJ), &expected);
 }
 
 /// Its numbers are those of the file, whichever of the two kinds of fp8 they are in, alphas and lengths included.
@@ -220,8 +220,8 @@ fn a_lora_in_fp8_is_the_same_numbers_in_f32() {
                 .collect();
             let wide = open(&named.iter().map(|(name, t)| (name.as_str(), t)).collect::<Vec<_>>());
             assert_eq!(lora.to_string(), wide.to_string());
-            let [a, b] = [&lora, &wide].map(|lora| changed_by(lora, 0.7, Model::Transformer, PROJ));
-            assert!(a.equal(&b) && !a.equal(&weight(Model::Transformer, PROJ)), "{dtype}, {count} parts");
+            let [a, b] = [&lora, &wide].map(|lora| changed_by(lora, 0.7, Component::Transformer, PROJ));
+            assert!(a.equal(&b) && !a.equal(&weight(Component::Transformer, PROJ)), "{dtype}, {count} parts");
         }
     }
 }
@@ -251,7 +251,7 @@ fn an_alpha_of_0_switches_its_layer_off_and_a_negative_one_turns_it_round() {
             "the other one stays"
         );
     }
-    let base = weight(Model::Transformer, PROJ);
+    let base = weight(Component::Transformer, PROJ);
     for alpha in [-4.0, 1e-3, 7.5, 1000.0] {
         let expected = &base + up.matmul(&down) * f64::from(alpha) / 2.0;
         let found = merged(&base, &with(alpha).linears[PROJ]).unwrap();
@@ -275,7 +275,7 @@ fn an_alpha_of_0_excuses_no_misfit_and_leaves_doras_lengths() {
     };
     assert!(place(&lora(&wave(&[9, 2], 2.0), None), 1.0, false).is_err());
     let magnitude = wave(&[8, 1], 3.0).abs() + 1;
-    let found = changed_by(&lora(&wave(&[8, 2], 2.0), Some(&magnitude)), 1.0, Model::Transformer, PROJ);
+    let found = changed_by(&lora(&wave(&[8, 2], 2.0), Some(&magnitude)), 1.0, Component::Transformer, PROJ);
     assert_close(&lengths(&found, 1), &magnitude);
 }
 

@@ -14,38 +14,38 @@ use std::collections::BTreeMap;
 
 use tch::{Device, Kind, Tensor};
 use tch_flux::checkpoint::Access;
-use tch_flux::checkpoint::lora::{Lora, Model, Placed};
+use tch_flux::checkpoint::lora::{Component, Lora, Placed};
 use tch_flux::lora::merged;
 
 use crate::support::{Stored, stored, temp, write_file};
 
 /// The weights that the LoRAs here are for: one block of each kind, 8 wide, and a layer of each text encoder.
-pub fn base() -> BTreeMap<(Model, &'static str), Tensor> {
-    let shapes: [(Model, &str, &[i64]); 24] = [
-        (Model::Transformer, "img_in.weight", &[8, 4]),
-        (Model::Transformer, "img_in.bias", &[8]),
-        (Model::Transformer, "double_blocks.0.img_mod.lin.weight", &[48, 8]),
-        (Model::Transformer, "double_blocks.0.img_attn.qkv.weight", &[24, 8]),
-        (Model::Transformer, "double_blocks.0.img_attn.qkv.bias", &[24]),
-        (Model::Transformer, "double_blocks.0.img_attn.proj.weight", &[8, 8]),
-        (Model::Transformer, "double_blocks.0.img_attn.norm.query_norm.scale", &[4]),
-        (Model::Transformer, "double_blocks.0.img_mlp.0.weight", &[32, 8]),
-        (Model::Transformer, "double_blocks.0.txt_attn.qkv.weight", &[24, 8]),
-        (Model::Transformer, "double_blocks.0.txt_attn.proj.weight", &[8, 8]),
-        (Model::Transformer, "double_blocks.0.txt_mlp.2.weight", &[8, 32]),
-        (Model::Transformer, "single_blocks.0.linear1.weight", &[56, 8]),
-        (Model::Transformer, "single_blocks.0.linear1.bias", &[56]),
-        (Model::Transformer, "single_blocks.0.linear2.weight", &[8, 40]),
-        (Model::Transformer, "single_blocks.0.modulation.lin.weight", &[24, 8]),
-        (Model::Transformer, "final_layer.linear.weight", &[4, 8]),
-        (Model::Transformer, "final_layer.adaLN_modulation.1.weight", &[16, 8]),
-        (Model::Transformer, "final_layer.adaLN_modulation.1.bias", &[16]),
-        (Model::Transformer, "double_stream_modulation_img.lin.weight", &[48, 8]),
-        (Model::Clip, "text_model.encoder.layers.0.self_attn.q_proj.weight", &[6, 6]),
-        (Model::Clip, "text_model.encoder.layers.0.mlp.fc1.weight", &[12, 6]),
-        (Model::Clip, "text_model.final_layer_norm.bias", &[6]),
-        (Model::T5, "encoder.block.0.layer.0.SelfAttention.q.weight", &[6, 10]),
-        (Model::T5, "encoder.block.0.layer.1.DenseReluDense.wi_0.weight", &[14, 10]),
+pub fn base() -> BTreeMap<(Component, &'static str), Tensor> {
+    let shapes: [(Component, &str, &[i64]); 24] = [
+        (Component::Transformer, "img_in.weight", &[8, 4]),
+        (Component::Transformer, "img_in.bias", &[8]),
+        (Component::Transformer, "double_blocks.0.img_mod.lin.weight", &[48, 8]),
+        (Component::Transformer, "double_blocks.0.img_attn.qkv.weight", &[24, 8]),
+        (Component::Transformer, "double_blocks.0.img_attn.qkv.bias", &[24]),
+        (Component::Transformer, "double_blocks.0.img_attn.proj.weight", &[8, 8]),
+        (Component::Transformer, "double_blocks.0.img_attn.norm.query_norm.scale", &[4]),
+        (Component::Transformer, "double_blocks.0.img_mlp.0.weight", &[32, 8]),
+        (Component::Transformer, "double_blocks.0.txt_attn.qkv.weight", &[24, 8]),
+        (Component::Transformer, "double_blocks.0.txt_attn.proj.weight", &[8, 8]),
+        (Component::Transformer, "double_blocks.0.txt_mlp.2.weight", &[8, 32]),
+        (Component::Transformer, "single_blocks.0.linear1.weight", &[56, 8]),
+        (Component::Transformer, "single_blocks.0.linear1.bias", &[56]),
+        (Component::Transformer, "single_blocks.0.linear2.weight", &[8, 40]),
+        (Component::Transformer, "single_blocks.0.modulation.lin.weight", &[24, 8]),
+        (Component::Transformer, "final_layer.linear.weight", &[4, 8]),
+        (Component::Transformer, "final_layer.adaLN_modulation.1.weight", &[16, 8]),
+        (Component::Transformer, "final_layer.adaLN_modulation.1.bias", &[16]),
+        (Component::Transformer, "double_stream_modulation_img.lin.weight", &[48, 8]),
+        (Component::Clip, "text_model.encoder.layers.0.self_attn.q_proj.weight", &[6, 6]),
+        (Component::Clip, "text_model.encoder.layers.0.mlp.fc1.weight", &[12, 6]),
+        (Component::Clip, "text_model.final_layer_norm.bias", &[6]),
+        (Component::T5, "encoder.block.0.layer.0.SelfAttention.q.weight", &[6, 10]),
+        (Component::T5, "encoder.block.0.layer.1.DenseReluDense.wi_0.weight", &[14, 10]),
     ];
     let weights = shapes.iter().zip(1..);
     weights.map(|((model, name, shape), seed)| ((*model, *name), wave(shape, f64::from(seed)))).collect()
@@ -84,26 +84,26 @@ pub fn place(lora: &Lora, strength: f64, partial: bool) -> tch_flux::Result<Plac
 }
 
 /// The weight of a module with the LoRA at full strength.
-pub fn changed(tensors: &[(&str, &Tensor)], model: Model, module: &str) -> Tensor {
+pub fn changed(tensors: &[(&str, &Tensor)], model: Component, module: &str) -> Tensor {
     changed_by(&open(tensors), 1.0, model, module)
 }
 
-pub fn changed_by(lora: &Lora, strength: f64, model: Model, module: &str) -> Tensor {
+pub fn changed_by(lora: &Lora, strength: f64, model: Component, module: &str) -> Tensor {
     let placed = place(lora, strength, false).unwrap();
     let terms = match model {
-        Model::Transformer => &placed.transformer,
-        Model::Clip => &placed.clip,
-        Model::T5 => &placed.t5,
+        Component::Transformer => &placed.transformer,
+        Component::Clip => &placed.clip,
+        Component::T5 => &placed.t5,
     };
     merged(&weight(model, module), &terms.linears[module]).unwrap()
 }
 
 /// A weight without any LoRA.
-pub fn weight(model: Model, module: &str) -> Tensor {
+pub fn weight(model: Component, module: &str) -> Tensor {
     parameter(model, &format!("{module}.weight"))
 }
 
-pub fn parameter(model: Model, name: &str) -> Tensor {
+pub fn parameter(model: Component, name: &str) -> Tensor {
     let found = base().into_iter().find(|(key, _)| *key == (model, name)).map(|(_, tensor)| tensor);
     found.unwrap_or_else(|| panic!("no {name} here"))
 }

@@ -1,7 +1,7 @@
 //! One test for each maker and form.
 
 use tch::{Kind, Tensor};
-use tch_flux::checkpoint::lora::{Maker, Model};
+use tch_flux::checkpoint::lora::{Component, Maker};
 use tch_flux::lora::{merged, merged_bias};
 
 use crate::{assert_close, changed, changed_by, open, parameter, place, wave, weight};
@@ -18,7 +18,7 @@ fn pair(out: i64, inputs: i64) -> (Tensor, Tensor) {
 
 /// A weight of the transformer with the known pair at a scale.
 fn expected(module: &str, scale: f64) -> Tensor {
-    let weight = weight(Model::Transformer, module);
+    let weight = weight(Component::Transformer, module);
     let (down, up) = pair(weight.size()[0], weight.size()[1]);
     weight + up.matmul(&down) * scale
 }
@@ -43,8 +43,8 @@ fn kohya_scales_by_alpha_over_rank() {
         ("lora_unet_double_blocks_0_img_attn_qkv.alpha", &number(1.0)),
     ]);
     assert_eq!(lora.maker, Some(Maker::Kohya));
-    assert_close(&changed_by(&lora, 1.0, Model::Transformer, QKV), &expected(QKV, 0.5));
-    assert_close(&changed_by(&lora, -0.5, Model::Transformer, QKV), &expected(QKV, -0.25));
+    assert_close(&changed_by(&lora, 1.0, Component::Transformer, QKV), &expected(QKV, 0.5));
+    assert_close(&changed_by(&lora, -0.5, Component::Transformer, QKV), &expected(QKV, -0.25));
     assert_eq!(lora.to_string(), "kohya: modules changed: 1 of transformer; LoRA; rank 2; alpha 1");
 }
 
@@ -59,8 +59,11 @@ fn kohya_names_both_text_encoders() {
         ("lora_te3_encoder_block_0_layer_0_SelfAttention_q.lora_down.weight", &down5),
         ("lora_te3_encoder_block_0_layer_0_SelfAttention_q.lora_up.weight", &up5),
     ];
-    assert_close(&changed(&tensors, Model::Clip, clip), &(weight(Model::Clip, clip) + up.matmul(&down)));
-    assert_close(&changed(&tensors, Model::T5, t5), &(weight(Model::T5, t5) + up5.matmul(&down5)));
+    assert_close(
+        &changed(&tensors, Component::Clip, clip),
+        &(weight(Component::Clip, clip) + up.matmul(&down)),
+    );
+    assert_close(&changed(&tensors, Component::T5, t5), &(weight(Component::T5, t5) + up5.matmul(&down5)));
 }
 
 #[test]
@@ -76,7 +79,7 @@ fn diffusers_names_q_k_and_v_apart() {
         ("transformer.transformer_blocks.0.attn.to_v.lora_B.weight", &v),
     ]);
     assert_eq!(lora.maker, Some(Maker::Diffusers));
-    assert_close(&changed_by(&lora, 1.0, Model::Transformer, QKV), &expected(QKV, 1.0));
+    assert_close(&changed_by(&lora, 1.0, Component::Transformer, QKV), &expected(QKV, 1.0));
 }
 
 #[test]
@@ -91,7 +94,7 @@ fn diffusers_names_the_entry_of_a_single_block_in_four() {
     let tensors =
         names.iter().zip(&rows).flat_map(|([a, b], rows)| [(a.as_str(), &down), (b.as_str(), rows)]);
     let tensors: Vec<_> = tensors.collect();
-    assert_close(&changed(&tensors, Model::Transformer, LINEAR1), &expected(LINEAR1, 1.0));
+    assert_close(&changed(&tensors, Component::Transformer, LINEAR1), &expected(LINEAR1, 1.0));
 }
 
 #[test]
@@ -104,15 +107,15 @@ fn diffusers_swaps_the_halves_of_norm_out() {
         ("transformer.norm_out.linear.diff_b", &swapped(&bias)),
     ];
     let lora = open(&tensors);
-    assert_close(&changed_by(&lora, 1.0, Model::Transformer, ADA_LN), &expected(ADA_LN, 1.0));
+    assert_close(&changed_by(&lora, 1.0, Component::Transformer, ADA_LN), &expected(ADA_LN, 1.0));
     let terms = &place(&lora, 0.5, false).unwrap().transformer.linears[ADA_LN];
-    let base = parameter(Model::Transformer, &format!("{ADA_LN}.bias"));
+    let base = parameter(Component::Transformer, &format!("{ADA_LN}.bias"));
     assert_close(&merged_bias(Some(&base), 16, terms).unwrap().unwrap(), &(base + bias * 0.5));
 }
 
 #[test]
 fn swapped_halves_hold_for_loha_lokr_and_whole_differences() {
-    let base = weight(Model::Transformer, ADA_LN);
+    let base = weight(Component::Transformer, ADA_LN);
     let (down, up) = pair(16, 8);
     let ones = (
         Tensor::ones([16, 1], (Kind::Float, tch::Device::Cpu)),
@@ -125,20 +128,20 @@ fn swapped_halves_hold_for_loha_lokr_and_whole_differences() {
             ("lycoris_norm_out_linear.hada_w2_a", &ones.0),
             ("lycoris_norm_out_linear.hada_w2_b", &ones.1),
         ],
-        Model::Transformer,
+        Component::Transformer,
         ADA_LN,
     );
     assert_close(&loha, &expected(ADA_LN, 1.0));
     let diff = changed(
         &[("transformer.norm_out.linear.diff", &swapped(&up.matmul(&down)))],
-        Model::Transformer,
+        Component::Transformer,
         ADA_LN,
     );
     assert_close(&diff, &expected(ADA_LN, 1.0));
     let (w1, w2) = (wave(&[4, 2], 1.0), wave(&[4, 4], 2.0));
     let lokr = changed(
         &[("lycoris_norm_out_linear.lokr_w1", &w1), ("lycoris_norm_out_linear.lokr_w2", &w2)],
-        Model::Transformer,
+        Component::Transformer,
         ADA_LN,
     );
     assert_close(&lokr, &(base + swapped(&w1.kron(&w2))));
@@ -163,7 +166,7 @@ fn peft_gives_the_alphas_beside_the_matrices() {
     ] {
         std::fs::write(folder.path().join("adapter_config.json"), settings).unwrap();
         let lora = tch_flux::checkpoint::lora::Lora::open(folder.path(), Default::default()).unwrap();
-        assert_close(&changed_by(&lora, 1.0, Model::Transformer, proj), &expected(proj, scale));
+        assert_close(&changed_by(&lora, 1.0, Component::Transformer, proj), &expected(proj, scale));
     }
 }
 
@@ -175,7 +178,7 @@ fn fal_puts_base_model_before_official_names() {
         ("base_model.model.double_blocks.0.img_attn.qkv.lora_B.weight", &up),
     ]);
     assert_eq!(lora.maker, Some(Maker::Fal));
-    assert_close(&changed_by(&lora, 1.0, Model::Transformer, QKV), &expected(QKV, 1.0));
+    assert_close(&changed_by(&lora, 1.0, Component::Transformer, QKV), &expected(QKV, 1.0));
 }
 
 #[test]
@@ -186,7 +189,7 @@ fn ai_toolkit_puts_diffusion_model_before_official_names() {
         ("diffusion_model.double_blocks.0.img_attn.qkv.lora_B.weight", &up),
     ]);
     assert_eq!(lora.maker, Some(Maker::AiToolkit));
-    assert_close(&changed_by(&lora, 1.0, Model::Transformer, QKV), &expected(QKV, 1.0));
+    assert_close(&changed_by(&lora, 1.0, Component::Transformer, QKV), &expected(QKV, 1.0));
 }
 
 #[test]
@@ -203,16 +206,16 @@ fn comfyui_names_the_text_encoders_too_and_whole_differences() {
     ]);
     assert_eq!(lora.maker, Some(Maker::ComfyUi));
     let fc1 = "text_model.encoder.layers.0.mlp.fc1";
-    let clip = changed_by(&lora, 1.0, Model::Clip, fc1);
-    assert_close(&clip, &(weight(Model::Clip, fc1) + up.matmul(&down)));
-    let linear1 = changed_by(&lora, 2.0, Model::Transformer, LINEAR1);
-    assert_close(&linear1, &(weight(Model::Transformer, LINEAR1) + delta * 2));
+    let clip = changed_by(&lora, 1.0, Component::Clip, fc1);
+    assert_close(&clip, &(weight(Component::Clip, fc1) + up.matmul(&down)));
+    let linear1 = changed_by(&lora, 2.0, Component::Transformer, LINEAR1);
+    assert_close(&linear1, &(weight(Component::Transformer, LINEAR1) + delta * 2));
     let placed = place(&lora, 2.0, false).unwrap().transformer;
-    let base = parameter(Model::Transformer, "single_blocks.0.linear1.bias");
+    let base = parameter(Component::Transformer, "single_blocks.0.linear1.bias");
     let found = merged_bias(Some(&base), 56, &placed.linears[LINEAR1]).unwrap().unwrap();
     assert_close(&found, &(base + bias * 2));
     let norm = "double_blocks.0.img_attn.norm.query_norm.scale";
-    let base = parameter(Model::Transformer, norm);
+    let base = parameter(Component::Transformer, norm);
     assert_close(&merged(&base, &placed.parameters[norm]).unwrap(), &(base + scale * 2));
 }
 
@@ -222,7 +225,7 @@ fn the_bias_of_a_text_encoders_norm_is_a_parameter_of_its_own() {
     let lora = open(&[("text_encoders.clip_l.transformer.text_model.final_layer_norm.diff_b", &delta)]);
     let placed = place(&lora, 1.0, false).unwrap().clip;
     let name = "text_model.final_layer_norm.bias";
-    let base = parameter(Model::Clip, name);
+    let base = parameter(Component::Clip, name);
     assert_close(&merged(&base, &placed.parameters[name]).unwrap(), &(base + delta));
 }
 
@@ -240,12 +243,12 @@ fn onetrainer_writes_diffusers_names_with_underscores() {
         ("lora_te2_encoder_block_0_layer_1_DenseReluDense_wi_0.lora_up.weight", &up5),
     ]);
     assert_eq!(lora.maker, Some(Maker::OneTrainer));
-    let found = changed_by(&lora, 1.0, Model::Transformer, LINEAR1);
+    let found = changed_by(&lora, 1.0, Component::Transformer, LINEAR1);
     let all = expected(LINEAR1, 2.0);
-    let base = weight(Model::Transformer, LINEAR1);
+    let base = weight(Component::Transformer, LINEAR1);
     assert_close(&found, &Tensor::cat(&[base.narrow(0, 0, 24), all.narrow(0, 24, 32)], 0));
-    let found = changed_by(&lora, 1.0, Model::T5, t5);
-    assert_close(&found, &(weight(Model::T5, t5) + up5.matmul(&down5)));
+    let found = changed_by(&lora, 1.0, Component::T5, t5);
+    assert_close(&found, &(weight(Component::T5, t5) + up5.matmul(&down5)));
 }
 
 #[test]
@@ -257,10 +260,10 @@ fn onetrainer_counts_the_parts_of_joined_layers_in_its_other_format() {
             ("transformer.double_blocks.0.img_attn.qkv.1.lora_down.weight", &down),
             ("transformer.double_blocks.0.img_attn.qkv.1.lora_up.weight", &k),
         ],
-        Model::Transformer,
+        Component::Transformer,
         QKV,
     );
-    let (base, all) = (weight(Model::Transformer, QKV), expected(QKV, 1.0));
+    let (base, all) = (weight(Component::Transformer, QKV), expected(QKV, 1.0));
     let parts = [base.narrow(0, 0, 8), all.narrow(0, 8, 8), base.narrow(0, 16, 8)];
     assert_close(&found, &Tensor::cat(&parts, 0));
 }
@@ -275,10 +278,10 @@ fn simpletuner_lokr_of_two_whole_matrices_ignores_its_alpha() {
     ];
     let lora = open(&tensors);
     assert_eq!(lora.maker, Some(Maker::SimpleTuner));
-    let base = weight(Model::Transformer, QKV);
+    let base = weight(Component::Transformer, QKV);
     let k = base.narrow(0, 8, 8) + w1.kron(&w2);
     let parts = [base.narrow(0, 0, 8), k, base.narrow(0, 16, 8)];
-    assert_close(&changed_by(&lora, 1.0, Model::Transformer, QKV), &Tensor::cat(&parts, 0));
+    assert_close(&changed_by(&lora, 1.0, Component::Transformer, QKV), &Tensor::cat(&parts, 0));
 }
 
 #[test]
@@ -294,11 +297,11 @@ fn simpletuner_lokr_divides_alpha_by_the_rank_of_its_second_factor() {
             ("lycoris_transformer_blocks_0_attn_to_out_0.lokr_w2_b", &w2_b),
             ("lycoris_transformer_blocks_0_attn_to_out_0.alpha", &number(1.0)),
         ],
-        Model::Transformer,
+        Component::Transformer,
         proj,
     );
     let delta = w1_a.matmul(&w1_b).kron(&w2_a.matmul(&w2_b)) * 0.5;
-    assert_close(&found, &(weight(Model::Transformer, proj) + delta));
+    assert_close(&found, &(weight(Component::Transformer, proj) + delta));
 }
 
 #[test]
@@ -313,11 +316,11 @@ fn simpletuner_loha_multiplies_two_products() {
             ("lycoris_double_blocks_0_img_attn_qkv.hada_w2_b", &other_down),
             ("lycoris_double_blocks_0_img_attn_qkv.alpha", &number(1.0)),
         ],
-        Model::Transformer,
+        Component::Transformer,
         QKV,
     );
     let delta = up.matmul(&down) * other_up.matmul(&other_down) * 0.5;
-    assert_close(&found, &(weight(Model::Transformer, QKV) + delta));
+    assert_close(&found, &(weight(Component::Transformer, QKV) + delta));
 }
 
 #[test]
@@ -334,9 +337,9 @@ fn xlabs_counts_the_streams_and_joins_the_single_blocks_q_k_and_v() {
         ("single_blocks.0.processor.qkv_lora.up.weight", &rows),
     ]);
     assert_eq!(lora.maker, Some(Maker::XLabs));
-    assert_close(&changed_by(&lora, 1.0, Model::Transformer, QKV), &expected(QKV, 1.0));
-    assert_close(&changed_by(&lora, 1.0, Model::Transformer, txt), &expected(txt, 3.0));
-    let found = changed_by(&lora, 1.0, Model::Transformer, LINEAR1);
-    let (base, all) = (weight(Model::Transformer, LINEAR1), expected(LINEAR1, 1.0));
+    assert_close(&changed_by(&lora, 1.0, Component::Transformer, QKV), &expected(QKV, 1.0));
+    assert_close(&changed_by(&lora, 1.0, Component::Transformer, txt), &expected(txt, 3.0));
+    let found = changed_by(&lora, 1.0, Component::Transformer, LINEAR1);
+    let (base, all) = (weight(Component::Transformer, LINEAR1), expected(LINEAR1, 1.0));
     assert_close(&found, &Tensor::cat(&[all.narrow(0, 0, 24), base.narrow(0, 24, 32)], 0));
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tch_flux::checkpoint::lora::{Holder, Model, Slot, parse_names};
+use tch_flux::checkpoint::lora::{Component, Holder, Slot, parse_names};
 
 use crate::support::layout;
 
@@ -19,12 +19,12 @@ fn modules(name: &str) -> BTreeMap<String, bool> {
 #[test]
 fn every_module_of_the_official_files_is_known_with_dots_and_with_underscores() {
     for (file, model, dots, underscores) in [
-        ("flux1-dev", Model::Transformer, "diffusion_model.", "lora_unet_"),
-        ("flux1-dev.diffusers", Model::Transformer, "transformer.", "lora_transformer_"),
-        ("flux2-dev", Model::Transformer, "base_model.model.", "lora_unet_"),
-        ("flux2-dev.diffusers", Model::Transformer, "base_model.model.transformer.", "lycoris_"),
-        ("clip-l-text", Model::Clip, "text_encoders.clip_l.transformer.", "lora_te1_"),
-        ("t5-xxl-encoder", Model::T5, "text_encoders.t5xxl.transformer.", "lora_te3_"),
+        ("flux1-dev", Component::Transformer, "diffusion_model.", "lora_unet_"),
+        ("flux1-dev.diffusers", Component::Transformer, "transformer.", "lora_transformer_"),
+        ("flux2-dev", Component::Transformer, "base_model.model.", "lora_unet_"),
+        ("flux2-dev.diffusers", Component::Transformer, "base_model.model.transformer.", "lycoris_"),
+        ("clip-l-text", Component::Clip, "text_encoders.clip_l.transformer.", "lora_te1_"),
+        ("t5-xxl-encoder", Component::T5, "text_encoders.t5xxl.transformer.", "lora_te3_"),
     ] {
         let modules = modules(file);
         assert!(modules.len() > 70, "{file}");

@@ -1,7 +1,7 @@
 //! What does not fit is an error that lists it, and only what is asked for is left out.
 
 use tch::{Kind, Tensor};
-use tch_flux::checkpoint::lora::Model;
+use tch_flux::checkpoint::lora::Component;
 use tch_flux::{Error, FileProblem};
 
 use crate::support::{Stored, f32s, stored, write_file};
@@ -78,7 +78,7 @@ fn the_models_that_are_not_there_take_nothing() {
         ("lora_te1_text_model_encoder_layers_0_self_attn_q_proj.lora_down.weight", &down),
         ("lora_te1_text_model_encoder_layers_0_self_attn_q_proj.lora_up.weight", &up),
     ]);
-    assert_eq!(lora.modules(Model::Clip), 1);
+    assert_eq!(lora.modules(Component::Clip), 1);
     assert!(matches!(lora.place(&|_, _| None, 1.0, false), Err(Error::Lora(_))));
     assert!(lora.place(&|_, _| None, 1.0, true).unwrap().clip.linears.is_empty());
 }
@@ -188,8 +188,8 @@ fn bf16_matrices_are_added_in_f32() {
     let stored = names.map(|(n, t)| stored(&format!("{NAME}.{n}.weight"), t, Kind::BFloat16));
     let lora = open_stored(&stored).unwrap();
     let rounded = |t: &Tensor| t.to_kind(Kind::BFloat16).to_kind(Kind::Float);
-    let expected = weight(Model::Transformer, PROJ) + rounded(&up).matmul(&rounded(&down));
-    assert_close(&changed_by(&lora, 1.0, Model::Transformer, PROJ), &expected);
+    let expected = weight(Component::Transformer, PROJ) + rounded(&up).matmul(&rounded(&down));
+    assert_close(&changed_by(&lora, 1.0, Component::Transformer, PROJ), &expected);
 }
 
 #[test]

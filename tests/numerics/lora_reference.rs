@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 use tch::{Kind, Tensor};
-use tch_flux::checkpoint::lora::{Lora, Model, Terms};
+use tch_flux::checkpoint::lora::{Component, Lora, Terms};
 use tch_flux::checkpoint::{Access, Checkpoint, FLUX1_DIFFUSERS, FLUX2_DIFFUSERS};
 use tch_flux::lora::{grown_columns, merged, merged_bias};
 
@@ -24,11 +24,11 @@ struct Case {
 type Weights = BTreeMap<String, Tensor>;
 
 /// The weights of a file under their official names.
-fn weights(path: &Path, model: Model, flux2: bool) -> Weights {
+fn weights(path: &Path, model: Component, flux2: bool) -> Weights {
     let file = Checkpoint::open(path, Access::Read).unwrap();
     let file = match model {
-        Model::Transformer => file.renamed(if flux2 { &FLUX2_DIFFUSERS } else { &FLUX1_DIFFUSERS }),
-        Model::Clip | Model::T5 => file.official(),
+        Component::Transformer => file.renamed(if flux2 { &FLUX2_DIFFUSERS } else { &FLUX1_DIFFUSERS }),
+        Component::Clip | Component::T5 => file.official(),
     };
     file.names().map(|name| (name.to_string(), file.tensor(name).unwrap())).collect()
 }
@@ -47,23 +47,23 @@ fn with_terms(name: &str, before: &Tensor, terms: &Terms) -> Tensor {
 
 fn compare(folder: &Path, case: &Case) {
     let lora = Lora::open(folder.join(&case.lora), Access::Read).unwrap();
-    let models = [("transformer", Model::Transformer), ("clip", Model::Clip)];
+    let models = [("transformer", Component::Transformer), ("clip", Component::Clip)];
     let models = models.iter().filter_map(|(name, model)| Some((*model, case.models.get(*name)?)));
-    let mut before: BTreeMap<Model, Weights> = BTreeMap::new();
-    let mut after: BTreeMap<Model, Weights> = BTreeMap::new();
+    let mut before: BTreeMap<Component, Weights> = BTreeMap::new();
+    let mut after: BTreeMap<Component, Weights> = BTreeMap::new();
     for (model, (first, second)) in models {
         let flux2 = case.name.starts_with("flux2");
         before.insert(model, weights(&folder.join(first), model, flux2));
         after.insert(model, weights(&folder.join(second), model, flux2));
     }
-    if let (Some(columns), Some(weights)) = (lora.img_in_columns(), before.get_mut(&Model::Transformer)) {
+    if let (Some(columns), Some(weights)) = (lora.img_in_columns(), before.get_mut(&Component::Transformer)) {
         let grown = grown_columns(&weights["img_in.weight"], columns).unwrap();
         weights.insert("img_in.weight".into(), grown);
     }
     let shape = |model, name: &str| Some(before.get(&model)?.get(name)?.size());
     let placed = lora.place(&shape, case.strength, false).unwrap();
     for (model, after) in &after {
-        let terms = if *model == Model::Clip { &placed.clip } else { &placed.transformer };
+        let terms = if *model == Component::Clip { &placed.clip } else { &placed.transformer };
         for (name, expected) in after {
             let found = with_terms(name, &before[model][name], terms);
             assert_eq!((found.size(), found.kind()), (expected.size(), Kind::Float), "{}: {name}", case.name);

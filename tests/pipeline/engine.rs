@@ -167,22 +167,22 @@ fn what_is_drawn_together_has_the_bits_that_it_has_alone() {
     let requests = mixed();
     let expected: Vec<_> = requests.iter().map(alone).collect();
     let mut pipeline = open(settings());
-    assert!(pipeline.together(&requests[0]) > 2, "small pictures are drawn several at a time");
+    assert!(pipeline.max_batch(&requests[0]) > 2, "small pictures are drawn several at a time");
     let all: Vec<_> = requests.iter().collect();
-    let drawn = pipeline.generate_together(&all, &mut |_, _| ControlFlow::Continue(())).unwrap();
+    let drawn = pipeline.generate_batch(&all, &mut |_, _| ControlFlow::Continue(())).unwrap();
     for (i, (drawn, expected)) in drawn.into_iter().zip(&expected).enumerate() {
         assert_eq!(&drawn.unwrap(), expected, "request {i}");
     }
     // The exact numerics are libtorch's, whose bits depend on what is beside a row.
     let exact = Settings { numerics: Numerics::Exact, ..settings() };
-    assert_eq!(open(exact).together(&requests[0]), 1);
+    assert_eq!(open(exact).max_batch(&requests[0]), 1);
 }
 
 #[test]
 fn one_that_is_stopped_leaves_the_others_as_they_are_alone() {
     let requests = [0, 1, 2].map(|i| request(i).steps(4));
     let mut pipeline = open(settings());
-    let outcomes = pipeline.generate_together(&requests.each_ref(), &mut |job, progress| match progress {
+    let outcomes = pipeline.generate_batch(&requests.each_ref(), &mut |job, progress| match progress {
         tch_flux::generation::Progress::Step { step: 2, .. } if job == 1 => ControlFlow::Break(()),
         tch_flux::generation::Progress::Step { step: 3.., .. } if job == 1 => panic!("it was stopped"),
         _ => ControlFlow::Continue(()),

@@ -152,7 +152,7 @@ fn what_is_nearly_done_when_it_is_stopped_is_finished() {
     let fast = Settings { numerics: tch_flux::numerics::Numerics::Fast, ..Settings::default() };
     for settings in [Settings::default(), fast] {
         let whole = draw(&mut open(settings), &four());
-        let together = open(settings).together(&four()).min(4);
+        let together = open(settings).max_batch(&four()).min(4);
         let step_of = |progress: &Progress| match progress {
             Progress::Step { image, step, .. } => Some((*image, *step)),
             _ => None,
@@ -370,7 +370,7 @@ fn references_are_looked_at_and_a_picture_beside_changes_nothing() {
         assert!(alone[i + 1..].iter().all(|other| *other != alone[i]), "{i} is another one's, too");
     }
     let all: Vec<&Request> = requests.iter().chain(&requests[..2]).collect();
-    let together = pipeline.generate_together(&all, &mut |_, _| ControlFlow::Continue(())).unwrap();
+    let together = pipeline.generate_batch(&all, &mut |_, _| ControlFlow::Continue(())).unwrap();
     for (i, outcome) in together.into_iter().enumerate() {
         assert_eq!(outcome.unwrap().remove(0).image, alone[i % requests.len()], "request {i}");
     }
@@ -386,7 +386,7 @@ fn pictures_in_a_role_that_the_model_does_not_have_are_refused() {
         Err(Error::Request(text)) => text,
         other => panic!("{other:?}"),
     };
-    assert_eq!(pipeline.role(&one()).unwrap(), Role::Start);
+    assert_eq!(pipeline.role(&one()).unwrap(), Role::Init);
     for role in [Role::Fill, Role::Control] {
         assert!(refused(Edit { role: Some(role), ..one() }).contains("start or reference"));
     }

@@ -42,7 +42,7 @@ impl DryRun<'_> {
             let sum = |bytes: &std::collections::BTreeMap<String, u64>| human_bytes(bytes.values().sum());
             let types = on_disk.keys().cloned().collect::<Vec<_>>().join(" and ");
             let sizes = format!("{types}, {} on the disk, {} in memory", sum(on_disk), sum(in_memory));
-            lines.push(field(part, &format!("{} ({sizes})", file.display())));
+            lines.push(field(part.label(), &format!("{} ({sizes})", file.display())));
         }
         for LoraFile { path, strength } in self.loras {
             lines.push(field("LoRA", &format!("{} at {strength}", path.display())));

@@ -96,9 +96,9 @@ impl Inspect {
         let is_a_model = parts.iter().any(|(_, found)| found.is_ok());
         for (part, found) in parts.into_iter().filter(|_| is_a_model) {
             match found {
-                Ok(_) if part.contains("tokenizer") => {}
+                Ok(_) if part.is_tokenizer() => {}
                 Ok(path) => reports.extend(reports_of(&path, self.tensors)?),
-                Err(error) => reports.push(Report::missing(part, &error)),
+                Err(error) => reports.push(Report::missing(part.name(), &error)),
             }
         }
         if !is_a_model {
@@ -297,8 +297,8 @@ fn flux2_variant(official: &Checkpoint) -> &'static str {
 
 /// Returns what a LoRA changes, and how.
 fn lora(lora: &Lora) -> Value {
-    use tch_flux::checkpoint::lora::Model;
-    let counts = [("transformer", Model::Transformer), ("clip", Model::Clip), ("t5", Model::T5)];
+    use tch_flux::checkpoint::lora::Component;
+    let counts = [("transformer", Component::Transformer), ("clip", Component::Clip), ("t5", Component::T5)];
     let modules: BTreeMap<_, _> = counts.map(|(name, model)| (name, lora.modules(model))).into();
     let mut ranks: BTreeMap<i64, usize> = BTreeMap::new();
     let mut alphas: BTreeMap<String, usize> = BTreeMap::new();

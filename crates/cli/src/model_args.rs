@@ -131,7 +131,8 @@ impl ModelArgs {
     fn incomplete(&self, folder: &Path, error: Error) -> anyhow::Error {
         let Error::MissingPart { part, .. } = &error else { return error.into() };
         let found = Parts::look(folder).unwrap_or_default();
-        let found: Vec<_> = found.into_iter().filter_map(|(part, path)| Some((part, path.ok()?))).collect();
+        let found: Vec<_> =
+            found.into_iter().filter_map(|(part, path)| Some((part.name(), path.ok()?))).collect();
         let advice = match &found[..] {
             [(part, path)] if misplaced(folder).is_none() => format!(
                 "{} holds {} {part} alone: name it by {} {}, and by --model the folder of a model that has the rest",

@@ -32,7 +32,7 @@ pub(super) fn describe(weights: &Weights) -> String {
 pub(super) fn to_json(weights: &Weights) -> Value {
     let Weights { part, file, on_disk, in_memory, arithmetic, from_base, .. } = weights;
     json!({
-        "part": part, "file": file, "on_disk": on_disk, "in_memory": in_memory,
+        "part": part.label(), "file": file, "on_disk": on_disk, "in_memory": in_memory,
         "arithmetic": kind_name(*arithmetic), "from_base": from_base,
     })
 }

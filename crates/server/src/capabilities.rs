@@ -68,8 +68,8 @@ impl Capabilities {
             (Group::IpAdapter, _) => !self.ip_adapters.is_empty(),
             (Group::Picture, "canny") => self.only_role == Some(Role::Control),
             (Group::Picture, "depth") => self.only_role == Some(Role::Control) && self.depth,
-            (Group::Picture, "strength") => takes(&[Role::Start]),
-            (Group::Picture, "mask") => takes(&[Role::Start, Role::Fill]),
+            (Group::Picture, "strength") => takes(&[Role::Init]),
+            (Group::Picture, "mask") => takes(&[Role::Init, Role::Fill]),
             (Group::Picture, "keep_size") => takes(&[Role::Reference]),
             _ => true,
         }

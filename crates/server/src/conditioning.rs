@@ -78,9 +78,9 @@ impl Model {
     fn edit_role(&self, request: &GenerationRequest, counts: &UploadCounts) -> Result<Role, ApiError> {
         let only = self.capabilities.only_role;
         let EditSettings { role, .. } = request.values.edit(EditSettings::default());
-        let role = role.or(only).or(self.role).unwrap_or(Role::Start);
+        let role = role.or(only).or(self.role).unwrap_or(Role::Init);
         let name = role.name();
-        let fits = only.map_or(matches!(role, Role::Start | Role::Reference), |only| only == role);
+        let fits = only.map_or(matches!(role, Role::Init | Role::Reference), |only| only == role);
         if !fits {
             let takes = only.map_or("`start` or `reference`".into(), |only| format!("`{}`", only.name()));
             return Err(ApiError::value(

@@ -77,5 +77,5 @@ pub(crate) fn worded(problem: &ParameterProblem) -> String {
 
 /// Returns the roles that pictures may have, where a model leaves the choice.
 pub(crate) fn free_roles() -> [&'static str; 2] {
-    [Role::Start.name(), Role::Reference.name()]
+    [Role::Init.name(), Role::Reference.name()]
 }

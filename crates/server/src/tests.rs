@@ -21,7 +21,7 @@ use super::*;
 use client::{Connection, GENERATIONS, JSON, events, generate, metric, post, until};
 use tch_flux::engine::{Options as Queue, Worker};
 use tch_flux::generation::provenance::ModelRecord;
-use tch_flux::generation::{Generated, OnTogether, Phase, Progress, Request};
+use tch_flux::generation::{Generated, OnBatchProgress, Phase, Progress, Request};
 use tch_flux::image::{Format, Image};
 use tch_flux::numerics::{Numerics, Quantize};
 use tch_flux::{Error, Result};
@@ -36,16 +36,16 @@ where
     fn device(&self) -> Device {
         self.0
     }
-    fn together(&self, _: &Request) -> usize {
+    fn max_batch(&self, _: &Request) -> usize {
         1
     }
-    fn alike(&self, _: &Request, _: &Request) -> bool {
+    fn can_batch(&self, _: &Request, _: &Request) -> bool {
         false
     }
     fn draw(
         &mut self,
         requests: &[&Request],
-        on_progress: &mut OnTogether,
+        on_progress: &mut OnBatchProgress,
     ) -> Result<Vec<Result<Vec<Generated>>>> {
         let draw = |(place, request): (usize, &&Request)| {
             if let ControlFlow::Break(()) = on_progress(place, Progress::Phase(Phase::Text)) {

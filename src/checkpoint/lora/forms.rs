@@ -6,8 +6,8 @@ use std::fmt;
 use safetensors::Dtype;
 
 use super::metadata::Settings;
-use super::modules::Holder;
 use super::names::{Group, Part};
+use super::target::Holder;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, FileProblem, Result};
 use crate::quant::Encoding;

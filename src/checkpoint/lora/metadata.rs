@@ -6,14 +6,15 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::names::{Model, without_prefixes};
+use super::names::without_prefixes;
+use super::target::Component;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::safetensors::printable;
 use crate::error::{Error, FileProblem, Result};
 
 /// The settings of a file, for each model; none where neither its header nor a file beside it has any.
 #[derive(Debug, Default)]
-pub(super) struct Settings(BTreeMap<Model, Adapter>);
+pub(super) struct Settings(BTreeMap<Component, Adapter>);
 
 /// `LoraConfig`, `LoHaConfig` or `LoKrConfig`, as far as the scale depends on it.
 #[derive(Debug, Default, Clone, Deserialize)]
@@ -53,9 +54,9 @@ impl Settings {
         let all: Map<String, Value> = serde_json::from_str(text).map_err(|e| printable(&e))?;
         let mut settings = BTreeMap::new();
         for (model, prefix) in [
-            (Model::Transformer, "transformer."),
-            (Model::Clip, "text_encoder."),
-            (Model::T5, "text_encoder_2."),
+            (Component::Transformer, "transformer."),
+            (Component::Clip, "text_encoder."),
+            (Component::T5, "text_encoder_2."),
         ] {
             let own = all.iter().filter_map(|(k, v)| Some((k.strip_prefix(prefix)?.to_string(), v.clone())));
             let own: Map<String, Value> = own.collect();
@@ -64,7 +65,7 @@ impl Settings {
             }
         }
         if settings.is_empty() {
-            settings.insert(Model::Transformer, Adapter::new(Value::Object(all))?);
+            settings.insert(Component::Transformer, Adapter::new(Value::Object(all))?);
         }
         Ok(Self(settings))
     }
@@ -74,11 +75,13 @@ impl Settings {
         let problem = |reason| Error::file(path)(FileProblem::Settings { reason });
         let value = serde_json::from_str(&text).map_err(|e| problem(printable(&e)))?;
         let adapter = Adapter::new(value).map_err(problem)?;
-        Ok(Self([Model::Transformer, Model::Clip, Model::T5].map(|m| (m, adapter.clone())).into()))
+        Ok(Self(
+            [Component::Transformer, Component::Clip, Component::T5].map(|m| (m, adapter.clone())).into(),
+        ))
     }
 
     /// The scale of a module without an alpha of its own: 1 where nothing is said. `rank` is what its matrices show.
-    pub fn scale(&self, model: Model, module: &str, rank: Option<i64>) -> f64 {
+    pub fn scale(&self, model: Component, module: &str, rank: Option<i64>) -> f64 {
         let Some(adapter) = self.0.get(&model) else { return 1.0 };
         let alpha = pattern(&adapter.alpha_pattern, module).or(adapter.alpha);
         let rank = rank.or_else(|| pattern(&adapter.rank_pattern, module)).or(adapter.r);

@@ -9,16 +9,17 @@ mod metadata;
 mod modules;
 mod names;
 mod place;
+mod target;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 pub use forms::{Form, Patch};
-pub use modules::{Holder, Slot};
 pub(super) use names::is_change;
-pub use names::{Group, Maker, Model, Names, Part, Target, parse_names};
+pub use names::{Group, Maker, Names, Part, parse_names};
 pub use place::{Placed, Terms};
+pub use target::{Component, Holder, Slot, Target};
 
 use super::{Access, Checkpoint};
 use crate::error::{Error, FileProblem, Result};
@@ -33,7 +34,7 @@ pub struct Lora {
     /// Whose names it bears.
     pub maker: Option<Maker>,
     /// What it changes, by model and official name of the module.
-    pub targets: BTreeMap<(Model, String), Vec<Patch>>,
+    pub targets: BTreeMap<(Component, String), Vec<Patch>>,
     /// Keys whose meaning is not known.
     pub unknown: Vec<String>,
     /// Modules that change what another module of the file changes: this one, which is left out, and the other.
@@ -66,7 +67,7 @@ impl Lora {
         }
         let settings = Settings::read(&checkpoint)?;
         let reader = Reader { checkpoint: &checkpoint, settings: &settings };
-        let mut targets: BTreeMap<(Model, String), Vec<Patch>> = BTreeMap::new();
+        let mut targets: BTreeMap<(Component, String), Vec<Patch>> = BTreeMap::new();
         let mut twice = Vec::new();
         for (name, group) in &groups {
             let target = &group.target;
@@ -84,12 +85,12 @@ impl Lora {
     /// How many inputs the transformer's `img_in` needs for this LoRA, where it changes that layer. The official control
     /// LoRAs need twice as many as the model has: see [`grown_columns`](crate::lora::grown_columns).
     pub fn img_in_columns(&self) -> Option<i64> {
-        let patches = self.targets.get(&(Model::Transformer, place::IMG_IN.to_string()))?;
+        let patches = self.targets.get(&(Component::Transformer, place::IMG_IN.to_string()))?;
         patches.iter().filter_map(|patch| patch.shape.get(1).copied()).max()
     }
 
     /// How many modules of a model it changes.
-    pub fn modules(&self, model: Model) -> usize {
+    pub fn modules(&self, model: Component) -> usize {
         self.targets.keys().filter(|(of, _)| *of == model).count()
     }
 
@@ -116,7 +117,7 @@ impl fmt::Display for Lora {
     /// `kohya: modules changed: 304 of transformer, 72 of CLIP; LoRA; rank 16; alpha 8`.
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let maker = self.maker.map_or("an unknown maker".into(), |maker| maker.to_string());
-        let models = [Model::Transformer, Model::Clip, Model::T5];
+        let models = [Component::Transformer, Component::Clip, Component::T5];
         let counts = models.map(|model| (self.modules(model), model));
         let counts = counts.iter().filter(|(n, _)| *n > 0).map(|(n, model)| format!("{n} of {model}"));
         write!(f, "{maker}: modules changed: {}", counts.collect::<Vec<_>>().join(", "))?;

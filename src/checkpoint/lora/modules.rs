@@ -2,48 +2,9 @@
 
 use std::sync::LazyLock;
 
-use super::names::{Model, Target};
+use super::target::{Component, Holder, Slot, Target};
 use crate::checkpoint::names::{Rename, fill, numbers, transformer_diffusers};
 use crate::family::ModelFamily;
-
-/// Which output rows of an official module another layout's module is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Slot {
-    /// All of them.
-    Whole,
-    /// The queries' of a joined projection: as many as the module has inputs.
-    Q,
-    /// The keys'.
-    K,
-    /// The values'.
-    V,
-    /// All three.
-    Qkv,
-    /// Those behind the three: the MLP's.
-    Rest,
-    /// All of them, the second half first.
-    Swapped,
-}
-
-impl Slot {
-    /// Whether two slots of one module have rows in common.
-    pub(super) fn overlaps(self, other: Self) -> bool {
-        let joined = |a, b| a == Slot::Qkv && matches!(b, Slot::Q | Slot::K | Slot::V);
-        let whole = |a| matches!(a, Slot::Whole | Slot::Swapped);
-        self == other || whole(self) || whole(other) || joined(self, other) || joined(other, self)
-    }
-}
-
-/// What kind of module it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Holder {
-    /// A linear layer: `weight` and perhaps `bias`.
-    Linear,
-    /// A root mean square norm of the transformer: `scale`.
-    Norm,
-    /// Another module with `weight` and perhaps `bias`: an embedding, or a norm of a text encoder.
-    Other,
-}
 
 /// One name of one module, `{}` for each number.
 struct Entry {
@@ -52,13 +13,13 @@ struct Entry {
     /// As it is written with underscores.
     flat: String,
     official: String,
-    model: Model,
+    model: Component,
     slot: Slot,
     holder: Holder,
 }
 
 /// The module of this name, with dots or with underscores, in the given model or in any.
-pub(super) fn find(model: Option<Model>, name: &str) -> Option<Target> {
+pub(super) fn find(model: Option<Component>, name: &str) -> Option<Target> {
     ENTRIES.iter().filter(|e| model.is_none_or(|m| m == e.model)).find_map(|entry| {
         let numbers = numbers(&entry.name, name).or_else(|| numbers(&entry.flat, name))?;
         let module = fill(&entry.official, &numbers);
@@ -80,8 +41,8 @@ fn entries() -> Vec<Entry> {
     let rules = ModelFamily::ALL.iter().rev().flat_map(|&family| transformer_diffusers(family).0);
     for rule in rules {
         let mut transformer = |name: &str, official: &str, slot, holder| {
-            add(official, official, Model::Transformer, Slot::Whole, holder);
-            add(name, official, Model::Transformer, slot, holder);
+            add(official, official, Component::Transformer, Slot::Whole, holder);
+            add(name, official, Component::Transformer, slot, holder);
         };
         match rule {
             Rename::Same(name, official) => transformer(name, official, Slot::Whole, Holder::Linear),
@@ -105,14 +66,20 @@ fn entries() -> Vec<Entry> {
         }
     }
     for (name, official, slot) in OTHERS {
-        add(name, official, Model::Transformer, *slot, Holder::Linear);
+        add(name, official, Component::Transformer, *slot, Holder::Linear);
     }
     for (name, holder) in CLIP {
-        add(&format!("text_model.{name}"), &format!("text_model.{name}"), Model::Clip, Slot::Whole, *holder);
-        add(name, &format!("text_model.{name}"), Model::Clip, Slot::Whole, *holder);
+        add(
+            &format!("text_model.{name}"),
+            &format!("text_model.{name}"),
+            Component::Clip,
+            Slot::Whole,
+            *holder,
+        );
+        add(name, &format!("text_model.{name}"), Component::Clip, Slot::Whole, *holder);
     }
     for (name, holder) in T5 {
-        add(name, name, Model::T5, Slot::Whole, *holder);
+        add(name, name, Component::T5, Slot::Whole, *holder);
     }
     entries
 }

@@ -3,18 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::modules::{Holder, Slot, find};
-
-/// The model that a change belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Model {
-    /// FLUX itself.
-    Transformer,
-    /// The CLIP text model.
-    Clip,
-    /// The T5 encoder.
-    T5,
-}
+use super::modules::find;
+use super::target::{Component, Holder, Target};
 
 /// Whose way of naming a file follows. For display: nothing is decided by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -67,19 +57,6 @@ pub enum Part {
     Lokr(&'static str),
     /// The core between the two matrices of a convolution.
     Core,
-}
-
-/// Where a change goes.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Target {
-    /// The model.
-    pub model: Model,
-    /// The module's official name: `double_blocks.0.img_attn.qkv`.
-    pub module: String,
-    /// Which of its output rows.
-    pub slot: Slot,
-    /// What kind of module it is.
-    pub holder: Holder,
 }
 
 /// The keys of one module, as one maker spells it.
@@ -213,12 +190,12 @@ fn part(ending: &str) -> Option<Part> {
 }
 
 /// A module's name without what stands before it, the model that this says, and the prefix that says it.
-fn strip(module: &str) -> (&str, Option<Model>, &'static str) {
+fn strip(module: &str) -> (&str, Option<Component>, &'static str) {
     let (mut rest, mut model, mut prefix) = (module, None, "");
     // Wrappers may stand one inside the other: `base_model.model.transformer.`.
     for _ in 0..8 {
         let fits =
-            |(p, of): &&(&str, Option<Model>)| rest.starts_with(p) && (of.is_none() || model.is_none());
+            |(p, of): &&(&str, Option<Component>)| rest.starts_with(p) && (of.is_none() || model.is_none());
         let Some((found, of)) = PREFIXES.iter().find(fits) else { break };
         rest = &rest[found.len()..];
         model = model.or(*of);
@@ -256,41 +233,41 @@ fn resolve(module: &str, part: Part, ending: &str) -> Option<(Target, Maker)> {
 }
 
 /// What may stand before a module's name, and whose module it then is.
-const PREFIXES: [(&str, Option<Model>); 36] = [
+const PREFIXES: [(&str, Option<Component>); 36] = [
     ("module.", None),
     ("_orig_mod.", None),
     ("_orig_mod_", None),
     ("state_dict.", None),
     ("base_model.model.", None),
-    ("model.diffusion_model.", Some(Model::Transformer)),
-    ("diffusion_model.", Some(Model::Transformer)),
-    ("transformer.", Some(Model::Transformer)),
-    ("unet.", Some(Model::Transformer)),
-    ("pipe.dit.", Some(Model::Transformer)),
-    ("dit.", Some(Model::Transformer)),
-    ("flux.", Some(Model::Transformer)),
-    ("denoiser.", Some(Model::Transformer)),
-    ("lora_unet.", Some(Model::Transformer)),
-    ("lora_transformer.", Some(Model::Transformer)),
-    ("lora_unet_", Some(Model::Transformer)),
-    ("lora_transformer_", Some(Model::Transformer)),
-    ("lycoris_", Some(Model::Transformer)),
-    ("text_encoders.clip_l.transformer.", Some(Model::Clip)),
-    ("text_encoders.clip_l.", Some(Model::Clip)),
-    ("clip_l.transformer.", Some(Model::Clip)),
-    ("clip_l.", Some(Model::Clip)),
-    ("text_encoder.", Some(Model::Clip)),
-    ("lora_te_", Some(Model::Clip)),
-    ("lora_te1_", Some(Model::Clip)),
-    ("text_encoders.t5xxl.transformer.", Some(Model::T5)),
-    ("text_encoders.t5xxl.", Some(Model::T5)),
-    ("t5xxl.transformer.", Some(Model::T5)),
-    ("t5xxl.", Some(Model::T5)),
-    ("t5.", Some(Model::T5)),
-    ("text_encoder_2.", Some(Model::T5)),
+    ("model.diffusion_model.", Some(Component::Transformer)),
+    ("diffusion_model.", Some(Component::Transformer)),
+    ("transformer.", Some(Component::Transformer)),
+    ("unet.", Some(Component::Transformer)),
+    ("pipe.dit.", Some(Component::Transformer)),
+    ("dit.", Some(Component::Transformer)),
+    ("flux.", Some(Component::Transformer)),
+    ("denoiser.", Some(Component::Transformer)),
+    ("lora_unet.", Some(Component::Transformer)),
+    ("lora_transformer.", Some(Component::Transformer)),
+    ("lora_unet_", Some(Component::Transformer)),
+    ("lora_transformer_", Some(Component::Transformer)),
+    ("lycoris_", Some(Component::Transformer)),
+    ("text_encoders.clip_l.transformer.", Some(Component::Clip)),
+    ("text_encoders.clip_l.", Some(Component::Clip)),
+    ("clip_l.transformer.", Some(Component::Clip)),
+    ("clip_l.", Some(Component::Clip)),
+    ("text_encoder.", Some(Component::Clip)),
+    ("lora_te_", Some(Component::Clip)),
+    ("lora_te1_", Some(Component::Clip)),
+    ("text_encoders.t5xxl.transformer.", Some(Component::T5)),
+    ("text_encoders.t5xxl.", Some(Component::T5)),
+    ("t5xxl.transformer.", Some(Component::T5)),
+    ("t5xxl.", Some(Component::T5)),
+    ("t5.", Some(Component::T5)),
+    ("text_encoder_2.", Some(Component::T5)),
     // kohya counts SDXL's second CLIP, OneTrainer does not.
-    ("lora_te2_", Some(Model::T5)),
-    ("lora_te3_", Some(Model::T5)),
+    ("lora_te2_", Some(Component::T5)),
+    ("lora_te3_", Some(Component::T5)),
     ("text_encoders.transformer.", None),
     ("model.", None),
     ("net.", None),
@@ -327,16 +304,6 @@ impl fmt::Display for Maker {
             Self::SimpleTuner => "SimpleTuner (LyCORIS)",
             Self::XLabs => "XLabs",
             Self::Official => "Black Forest Labs",
-        })
-    }
-}
-
-impl fmt::Display for Model {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str(match self {
-            Self::Transformer => "transformer",
-            Self::Clip => "CLIP",
-            Self::T5 => "T5",
         })
     }
 }

@@ -6,7 +6,7 @@ use std::ops::Range;
 use tch::Tensor;
 use tch::nn::VarStore;
 
-use super::{Form, Holder, Lora, Model, Part, Patch, Slot, Target};
+use super::{Component, Form, Holder, Lora, Part, Patch, Slot, Target};
 use crate::error::{Error, Result, Unplaced};
 use crate::lora::{Change, Factor, Term, Update, delta, grown_columns, merged};
 use crate::nn::Linears;
@@ -98,7 +98,7 @@ impl Lora {
     /// [`Checkpoint::tensor`](crate::checkpoint::Checkpoint::tensor).
     pub fn place(
         &self,
-        shape: &dyn Fn(Model, &str) -> Option<Vec<i64>>,
+        shape: &dyn Fn(Component, &str) -> Option<Vec<i64>>,
         strength: f64,
         partial: bool,
     ) -> Result<Placed> {
@@ -123,7 +123,7 @@ impl Lora {
         }
         // One of which a part fits the transformer was made for it, whatever else lies in the file. CLIP-L is that of Stable
         // Diffusion, too.
-        let fits = |(patch, _): &(&Patch, _)| patch.group.target.model == Model::Transformer;
+        let fits = |(patch, _): &(&Patch, _)| patch.group.target.model == Component::Transformer;
         if !fitting.iter().any(fits) {
             unplaced.made_for = self.made_for();
         }
@@ -138,9 +138,9 @@ impl Lora {
             let term = Term { update: self.update(patch, columns)?, rows, strength };
             let target = &patch.group.target;
             let terms = match target.model {
-                Model::Transformer => &mut placed.transformer,
-                Model::Clip => &mut placed.clip,
-                Model::T5 => &mut placed.t5,
+                Component::Transformer => &mut placed.transformer,
+                Component::Clip => &mut placed.clip,
+                Component::T5 => &mut placed.t5,
             };
             let terms = match target.holder {
                 Holder::Linear => terms.linears.entry(target.module.clone()),
@@ -210,7 +210,7 @@ impl Patch {
     }
 
     /// Whether the model has what it changes, in the shape that it changes.
-    fn fit(&self, shape: &dyn Fn(Model, &str) -> Option<Vec<i64>>) -> std::result::Result<Fit, Misfit> {
+    fn fit(&self, shape: &dyn Fn(Component, &str) -> Option<Vec<i64>>) -> std::result::Result<Fit, Misfit> {
         let Target { model, module, slot, holder } = &self.group.target;
         if *holder != Holder::Linear {
             let size = shape(*model, &self.parameter()).ok_or(Misfit::Absent)?;
@@ -231,7 +231,7 @@ impl Patch {
         let mut fit = Fit { rows: (len != rows).then_some(range.clone()), columns: None };
         // The lengths that DoRA was trained with are those of fewer columns, too.
         let dora = self.group.parts.contains_key(&Part::Magnitude);
-        let grows = *model == Model::Transformer && module == IMG_IN && !dora;
+        let grows = *model == Component::Transformer && module == IMG_IN && !dora;
         if let (true, &[_, known]) = (grows, &self.shape[..])
             && known < columns
         {

@@ -263,7 +263,7 @@ impl Values {
     /// What is for another role.
     pub fn check_role(&self, role: Role) -> Result<(), ParameterProblem> {
         for (key, needed) in [
-            ("strength", Role::Start),
+            ("strength", Role::Init),
             ("keep_size", Role::Reference),
             ("canny", Role::Control),
             ("depth", Role::Control),

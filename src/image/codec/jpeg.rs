@@ -11,8 +11,8 @@ mod upsample;
 use block::Idct;
 use entropy::{Bits, Huffman, Scan};
 
-use super::{DecodeError, Decoded, Metadata, Size};
-use crate::image::Format;
+use super::{Decoded, Metadata, Size};
+use crate::image::{DecodeError, Format};
 
 /// Samples in a row of a block, and in a block.
 const SIDE: usize = 8;

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::io::Cursor;
 
-use super::{DecodeError, Decoded, Metadata, Size};
-use crate::image::Format;
+use super::{Decoded, Metadata, Size};
+use crate::image::{DecodeError, Format};
 
 /// Where programs put EXIF into a PNG before there was a place for it, as hexadecimal digits.
 const RAW_EXIF: [&str; 2] = ["Raw profile type exif", "Raw profile type APP1"];

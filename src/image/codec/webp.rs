@@ -5,8 +5,8 @@ use std::io::Cursor;
 
 use image_webp::WebPDecoder;
 
-use super::{DecodeError, Decoded, Metadata, Size};
-use crate::image::Format;
+use super::{Decoded, Metadata, Size};
+use crate::image::{DecodeError, Format};
 
 /// A decoder's own bytes for each pixel, at most.
 const WORKING: usize = 8;

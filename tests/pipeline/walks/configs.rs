@@ -74,8 +74,8 @@ fn a_scheduler_says_how_requests_are_walked_that_say_nothing() {
     // A request says more, and the schedule that is named is the one that is taken.
     assert_eq!(picture(&mut pipeline, &circle().schedule(Schedule::Linear)), usual);
     assert_eq!(picture(&mut open(&model()).unwrap(), &circle().schedule(shifted.clone())), drawn);
-    assert!(pipeline.alike(&circle(), &circle().schedule(shifted)));
-    assert!(!pipeline.alike(&circle(), &circle().schedule(Schedule::Linear)));
+    assert!(pipeline.can_batch(&circle(), &circle().schedule(shifted)));
+    assert!(!pipeline.can_batch(&circle(), &circle().schedule(Schedule::Linear)));
 
     let folder = changed(&[(SCHEDULER, json!({ "stochastic_sampling": true, "use_karras_sigmas": true }))]);
     let mut pipeline = open(folder.path()).unwrap();
@@ -149,7 +149,7 @@ fn a_schedule_without_times_fails_its_request_alone() {
     // One step begins at 1, which is stretched to no terminal.
     let (one, four) = (circle().steps(1), circle());
     let outcomes =
-        pipeline.generate_together(&[&one, &four], &mut |_, _| std::ops::ControlFlow::Continue(())).unwrap();
+        pipeline.generate_batch(&[&one, &four], &mut |_, _| std::ops::ControlFlow::Continue(())).unwrap();
     assert!(
         matches!(&outcomes[0], Err(Error::Request(text)) if text.contains("1 steps")),
         "{:?}",
@@ -163,7 +163,7 @@ fn the_autoencoders_factors_are_those_of_its_settings() {
     let factors = json!({ "scaling_factor": 0.5, "shift_factor": 0.05 });
     let folder = changed(&[("vae/config.json", factors)]);
     let ring = Image { width: 64, height: 64, rgb: (0..64 * 64 * 3).map(|i| (i % 251) as u8).collect() };
-    let begun = Edit { strength: 0.5, role: Some(Role::Start), ..Edit::new(vec![ring]) };
+    let begun = Edit { strength: 0.5, role: Some(Role::Init), ..Edit::new(vec![ring]) };
     for request in [circle(), circle().edit(begun)] {
         let drawn = picture(&mut open(folder.path()).unwrap(), &request);
         assert_ne!(drawn, picture(&mut open(&model()).unwrap(), &request));
@@ -338,18 +338,18 @@ fn the_class_of_the_pipeline_says_what_pictures_are_to_the_model() {
         let pipeline = open(folder.path()).unwrap();
         (pipeline.usual_role(), pipeline.role(&edit).unwrap())
     };
-    assert_eq!(role("FluxPipeline"), (None, Role::Start));
+    assert_eq!(role("FluxPipeline"), (None, Role::Init));
     assert_eq!(role("FluxKontextPipeline"), (Some(Role::Reference), Role::Reference));
-    assert_eq!(role("FluxImg2ImgPipeline"), (None, Role::Start));
+    assert_eq!(role("FluxImg2ImgPipeline"), (None, Role::Init));
     // A request says more.
     let folder = changed(&[("model_index.json", json!({ "_class_name": "FluxKontextPipeline" }))]);
     let begun = Edit {
-        role: Some(Role::Start),
+        role: Some(Role::Init),
         follow: ControlPreprocess::Picture,
         mask: None::<Mask>,
         ..edit.clone()
     };
-    assert_eq!(open(folder.path()).unwrap().role(&begun).unwrap(), Role::Start);
+    assert_eq!(open(folder.path()).unwrap().role(&begun).unwrap(), Role::Init);
 }
 
 #[test]

@@ -100,7 +100,7 @@ impl Generate {
         let (mut remarks, mut strength) = (Vec::new(), None);
         if let (Some(edit), Some(input)) = (request.edit.clone(), &edit_input) {
             let role = pipeline.role(&edit)?;
-            strength = (role == Role::Start).then_some(edit.strength);
+            strength = (role == Role::Init).then_some(edit.strength);
             input.values.check_role(role).map_err(Error::from)?;
             let repeated =
                 provenance.as_ref().map(|provenance| (provenance.request.width, provenance.request.height));

@@ -323,7 +323,7 @@ fn what_is_put_on_counts_in_the_memory() {
     // The f32 of the file becomes bf16 of half its size.
     let half = std::fs::metadata(net).unwrap().len() / 2;
     assert!(memory.denoise > bare.denoise + half && memory.text > bare.text, "{memory:?} {bare:?}");
-    let parts: Vec<_> = pipeline.weights().unwrap().into_iter().map(|weights| weights.part).collect();
+    let parts: Vec<_> = pipeline.weights().unwrap().into_iter().map(|weights| weights.part.label()).collect();
     assert_eq!(parts[4..], ["ControlNet", "IP-Adapter", "CLIP vision model"]);
 }
 

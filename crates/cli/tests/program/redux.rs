@@ -105,12 +105,14 @@ fn every_picture_and_strength_is_another_drawing_and_one_beside_changes_nothing(
         assert!(alone[i + 1..].iter().all(|other| *other != alone[i]), "{i} is another one's, too");
     }
     let all: Vec<&Request> = requests.iter().chain(&requests[..4]).collect();
-    let together = pipeline.generate_together(&all, &mut |_, _| ControlFlow::Continue(())).unwrap();
+    let together = pipeline.generate_batch(&all, &mut |_, _| ControlFlow::Continue(())).unwrap();
     for (i, outcome) in together.into_iter().enumerate() {
         assert_eq!(outcome.unwrap().remove(0).image, alone[i % requests.len()], "request {i}");
     }
-    assert!(pipeline.alike(&requests[1], &requests[3]), "pictures of another size have as many tokens");
-    assert!(!pipeline.alike(&requests[0], &requests[1]) && !pipeline.alike(&requests[1], &requests[4]));
+    assert!(pipeline.can_batch(&requests[1], &requests[3]), "pictures of another size have as many tokens");
+    assert!(
+        !pipeline.can_batch(&requests[0], &requests[1]) && !pipeline.can_batch(&requests[1], &requests[4])
+    );
 }
 
 /// One picture of strength 1 is the same to both ways: the official one.
@@ -158,7 +160,7 @@ fn its_tokens_and_models_count_for_memory() {
     // The file is f32 and the pipeline computes in bf16: the weights take memory of their own.
     assert!(one.text > none.text && one.decode == none.decode, "{none:?} {one:?}");
     let weights = pipeline.weights().unwrap();
-    let parts: Vec<_> = weights.iter().map(|weights| weights.part).collect();
+    let parts: Vec<_> = weights.iter().map(|weights| weights.part.label()).collect();
     assert_eq!(parts, ["transformer", "T5", "CLIP", "autoencoder", "image encoder", "Redux"]);
 }
 

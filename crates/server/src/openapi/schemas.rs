@@ -127,7 +127,7 @@ fn rules(api: &Api, edits: bool, has: &impl Fn(&str) -> bool) -> Vec<Value> {
         _ => None,
     }));
     if edits && api.capabilities().only_role.is_none() {
-        let default_role = api.model.and_then(|model| model.role).unwrap_or(Role::Start);
+        let default_role = api.model.and_then(|model| model.role).unwrap_or(Role::Init);
         let is = |role: Role| match holds("as", json!({ "const": role.name() })) {
             named if default_role == role => json!({ "anyOf": [named, { "not": is_given("as") }] }),
             named => named,
@@ -135,7 +135,7 @@ fn rules(api: &Api, edits: bool, has: &impl Fn(&str) -> bool) -> Vec<Value> {
         let several = json!({ "type": "array", "minItems": 2 });
         rules.push(implies(holds("image", several), is(Role::Reference)));
         rules.push(implies(holds("keep_size", json!({ "const": true })), is(Role::Reference)));
-        rules.push(implies(is_given("mask"), is(Role::Start)));
+        rules.push(implies(is_given("mask"), is(Role::Init)));
     }
     rules
 }

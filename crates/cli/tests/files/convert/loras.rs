@@ -4,7 +4,7 @@ use std::path::Path;
 
 use tch::{Kind, Tensor};
 use tch_flux::Error;
-use tch_flux::checkpoint::lora::{Lora, Model};
+use tch_flux::checkpoint::lora::{Component, Lora};
 use tch_flux::checkpoint::{Access, Checkpoint, Layout};
 use tch_flux::convert::{Conversion, DiskKind};
 use tch_flux::lora::merged;
@@ -50,13 +50,13 @@ fn peft(layers: &[(&str, i64, i64)]) -> Vec<Stored> {
 fn changed(path: &Path) -> Vec<(String, Tensor)> {
     let lora = Lora::open(path, Access::Read).unwrap();
     let lines = small("flux1-dev");
-    let shape = |model: Model, name: &str| {
-        let found = lines.iter().find(|(line, ..)| model == Model::Transformer && line == name);
+    let shape = |model: Component, name: &str| {
+        let found = lines.iter().find(|(line, ..)| model == Component::Transformer && line == name);
         found.map(|(.., shape)| shape.clone())
     };
     let placed = lora.place(&shape, 1.0, false).unwrap();
     let weight = |(module, terms): (String, Vec<_>)| {
-        let size = shape(Model::Transformer, &format!("{module}.weight")).unwrap();
+        let size = shape(Component::Transformer, &format!("{module}.weight")).unwrap();
         (module, merged(&Tensor::zeros(size, (Kind::Float, tch::Device::Cpu)), &terms).unwrap())
     };
     placed.transformer.linears.into_iter().map(weight).collect()

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use tch::{Kind, Tensor};
 use tch_flux::Error;
-use tch_flux::checkpoint::lora::{Lora, Model, Terms};
+use tch_flux::checkpoint::lora::{Component, Lora, Terms};
 use tch_flux::checkpoint::{Access, Checkpoint, Layout};
 use tch_flux::convert::{Conversion, DiskKind};
 use tch_flux::lora::{merged, merged_bias};
@@ -39,7 +39,7 @@ fn open(path: &Path) -> Checkpoint {
 }
 
 fn terms(lora: &Path, base: &Checkpoint, strength: f64) -> Terms {
-    let shape = |model: Model, name: &str| base.shape(name).filter(|_| model == Model::Transformer);
+    let shape = |model: Component, name: &str| base.shape(name).filter(|_| model == Component::Transformer);
     Lora::open(lora, Access::Read).unwrap().place(&shape, strength, false).unwrap().transformer
 }
 

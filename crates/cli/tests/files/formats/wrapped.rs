@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use tch::Kind;
-use tch_flux::checkpoint::lora::{Lora, Model};
+use tch_flux::checkpoint::lora::{Component, Lora};
 use tch_flux::checkpoint::{Access, Checkpoint};
 use tch_flux::generation::{LoraFile, PartOverrides, Parts, Pipeline, Request, Settings};
 use tch_flux::image::Image;
@@ -188,7 +188,7 @@ fn a_wrapped_lora_stays_a_lora_of_the_same_layers() {
             }
             let module = format!("{prefix}{module}");
             let found = file(&lora(&format!("{module}.{down}"), &format!("{module}.{up}")));
-            assert_eq!(found, [(Model::Transformer, layer.to_string())], "{module}");
+            assert_eq!(found, [(Component::Transformer, layer.to_string())], "{module}");
         }
     }
 }

@@ -3,16 +3,18 @@
 //! SigLIP reads each, an embedder makes tokens of its states, and those stand behind T5's. With one picture of strength 1
 //! that is the official code (`black-forest-labs/flux` at 802fb47, `src/flux/sampling.py`, `prepare_redux`).
 
+use std::cell::OnceCell;
+
 use tch::{Kind, Tensor};
 
-use super::prompts::Encoded;
-use super::resident::Resident;
-use super::{Pipeline, Request};
 use crate::choice::choice;
 use crate::error::{Error, ParameterProblem, Result};
+use crate::generation::loader::Loader;
+use crate::generation::resident::Resident;
 use crate::image::Image;
 use crate::math;
-use crate::models::vision::{ReduxConfig, ReduxImageEncoder, SiglipConfig, SiglipVision};
+use crate::models::flux1::Flux1Params;
+use crate::models::vision::{ReduxImageEncoder, SiglipVision};
 
 /// A picture that a drawing shall look like.
 #[derive(Debug, Clone, PartialEq)]
@@ -65,7 +67,7 @@ impl Redux {
         Self { images, mix: ReduxMix::Append, without_text: false }
     }
 
-    pub(super) fn check(&self, prompts: &[String], prompt_2: Option<&str>) -> Result<()> {
+    pub(in crate::generation) fn check(&self, prompts: &[String], prompt_2: Option<&str>) -> Result<()> {
         let wrong = |text: &str| Err(Error::Request(text.into()));
         if self.images.is_empty() {
             return wrong("Redux has no picture to look at");
@@ -93,31 +95,42 @@ impl Redux {
     }
 
     /// As many pictures' tokens stand behind the text's.
-    pub(super) fn blocks(&self) -> usize {
+    pub(in crate::generation) fn blocks(&self) -> usize {
         if self.mix == ReduxMix::Append { self.images.len() } else { 1 }
     }
 }
 
 /// The two models that Redux reads pictures with.
 #[derive(Debug)]
-pub(super) struct Vision {
+struct Vision {
     siglip: Resident<SiglipVision>,
     redux: Resident<ReduxImageEncoder>,
 }
 
-impl Pipeline {
-    /// Whether what the request's pictures are read with is there, and fits the transformer.
-    pub(super) fn check_redux(&self, request: &Request) -> Result<()> {
-        if request.redux.is_none() { Ok(()) } else { self.check_vision() }
+/// What reads the pictures of Redux.
+#[derive(Debug, Default)]
+pub(in crate::generation) struct ReduxEncoder {
+    vision: Option<Vision>,
+    /// Tokens of a picture.
+    tokens: OnceCell<i64>,
+}
+
+impl ReduxEncoder {
+    pub(in crate::generation) fn is_loaded(&self) -> bool {
+        self.vision.is_some()
     }
 
-    /// Whether there is what reads the pictures of Redux, from its headers.
+    pub(in crate::generation) fn release(&mut self) {
+        self.vision = None;
+    }
+
+    /// Whether there is what reads the pictures, and whether it fits the transformer, from the headers.
     ///
     /// # Errors
     /// What is missing, wrong with the files, or of another transformer.
-    pub fn check_vision(&self) -> Result<()> {
-        let (siglip, redux) = self.vision_sizes()?;
-        let width = self.params.context_in_dim;
+    pub(in crate::generation) fn check(&self, loader: &Loader, transformer: &Flux1Params) -> Result<()> {
+        let (siglip, redux) = loader.redux_sizes()?;
+        let width = transformer.context_in_dim;
         if redux.txt_in_features != width {
             return Err(Error::Config(format!(
                 "the Redux embedder makes tokens of {}, but the transformer reads text of {width}",
@@ -133,73 +146,52 @@ impl Pipeline {
         Ok(())
     }
 
-    /// The sizes of both models, from their headers.
-    fn vision_sizes(&self) -> Result<(SiglipConfig, ReduxConfig)> {
-        let access = self.settings.access;
-        let redux = self.parts.open_redux(access)?;
-        let siglip = self.parts.siglip_config(&self.parts.open_image_encoder(access)?)?;
-        Ok((siglip, ReduxConfig::from_shapes(|name| redux.shape(name))?))
-    }
-
-    /// Tokens that the request's Redux pictures add behind the text.
-    pub(super) fn redux_tokens(&self, request: &Request) -> i64 {
-        let Some(redux) = request.redux.as_deref() else { return 0 };
-        // Without the models there is nothing to be counted: `check_redux` says what is wrong.
-        let of_one = self.redux_tokens.get().copied().or_else(|| {
-            let (siglip, _) = self.vision_sizes().ok()?;
-            Some(*self.redux_tokens.get_or_init(|| siglip.patches()))
+    /// Tokens that stand behind the text.
+    pub(in crate::generation) fn tokens(&self, loader: &Loader, redux: &Redux) -> i64 {
+        // Without the models there is nothing to be counted: `check` says what is wrong.
+        let of_one = self.tokens.get().copied().or_else(|| {
+            let (siglip, _) = loader.redux_sizes().ok()?;
+            Some(*self.tokens.get_or_init(|| siglip.patches()))
         });
         of_one.unwrap_or(0) * redux.blocks() as i64
     }
 
-    /// The tokens `[1, L, context_in_dim]` of each of the request's Redux pictures, in the pipeline's kind.
-    pub(super) fn encode_redux_images(&mut self, request: &Request) -> Result<Vec<Tensor>> {
-        let Some(redux) = request.redux.as_deref() else { return Ok(Vec::new()) };
-        let kind = self.text_kind();
+    /// The tokens `[1, L, context_in_dim]` of each picture, in the pipeline's kind.
+    pub(in crate::generation) fn encode(&mut self, loader: &Loader, redux: &Redux) -> Result<Vec<Tensor>> {
         let vision = match self.vision.take() {
             Some(vision) => vision,
-            None => Vision {
-                siglip: self.parts.load_image_encoder(&self.settings, kind)?,
-                redux: self.parts.load_redux(&self.settings, kind)?,
-            },
+            None => Vision { siglip: loader.load_image_encoder()?, redux: loader.load_redux()? },
         };
         let Vision { siglip, redux: embedder } = self.vision.insert(vision);
-        siglip.checkpoint.check_unchanged()?;
-        embedder.checkpoint.check_unchanged()?;
-        let tokens = |ReduxImage { image, .. }: &ReduxImage| {
-            let pixels = siglip.model.config().preprocess(image)?.f_to_device(self.settings.device)?;
-            let states = siglip.model.forward(&pixels.f_to_kind(kind)?)?;
-            Ok(embedder.model.forward(&states)?.f_to_kind(self.kind)?)
+        let (siglip, embedder) = (siglip.model()?, embedder.model()?);
+        let encode = |ReduxImage { image, .. }: &ReduxImage| {
+            let pixels = siglip.config().preprocess(image)?.f_to_device(loader.settings.device)?;
+            let states = siglip.forward(&pixels.f_to_kind(loader.text_kind())?)?;
+            Ok(embedder.forward(&states)?.f_to_kind(loader.kind)?)
         };
-        redux.images.iter().map(tokens).collect()
-    }
-
-    /// What stands for text where there is none: zeros.
-    pub(super) fn no_text(&self, request: &Request) -> Result<Encoded> {
-        let options = (self.kind, self.settings.device);
-        let length = request.max_sequence_length.unwrap_or(512) as i64;
-        let txt = Tensor::f_zeros([1, length, self.params.context_in_dim], options)?;
-        let vec = Tensor::f_zeros([1, self.params.vec_in_dim], options)?;
-        Ok(Encoded { txt, vec, warnings: Vec::new() })
+        redux.images.iter().map(encode).collect()
     }
 }
 
-/// The text with what was seen behind it: the tokens of each picture.
-pub(super) fn beside(text: Encoded, redux: &Redux, seen: &[Tensor]) -> Result<Encoded> {
-    let Encoded { txt, vec, warnings } = text;
+/// Puts the tokens of each picture behind the states of the text, `[1, L, D]`; also returns the pooled text, `[1, D]`.
+pub(in crate::generation) fn mix(
+    (txt, vec): (Tensor, Tensor),
+    redux: &Redux,
+    tokens: &[Tensor],
+) -> Result<(Tensor, Tensor)> {
     let mut parts = vec![txt];
     match redux.mix {
         ReduxMix::Append => {
-            for (tokens, image) in seen.iter().zip(&redux.images) {
+            for (tokens, image) in tokens.iter().zip(&redux.images) {
                 parts.push(times(tokens, image.strength)?);
             }
             let txt = math::cat(&parts.iter().collect::<Vec<_>>(), 1)?;
-            Ok(Encoded { txt, vec, warnings })
+            Ok((txt, vec))
         }
         ReduxMix::Sum => {
-            let count = seen.len() as i64;
-            let seen = Tensor::f_cat(seen, 0)?;
-            let txt = Tensor::f_cat(&[parts[0].f_repeat([count, 1, 1])?, seen], 1)?;
+            let count = tokens.len() as i64;
+            let tokens = Tensor::f_cat(tokens, 0)?;
+            let txt = Tensor::f_cat(&[parts[0].f_repeat([count, 1, 1])?, tokens], 1)?;
             let factors = |of: fn(&ReduxImage) -> f64| {
                 let factors: Vec<f64> = redux.images.iter().map(of).collect();
                 Tensor::f_from_slice(&factors)?.f_to_kind(txt.kind())?.f_to_device(txt.device())
@@ -208,7 +200,7 @@ pub(super) fn beside(text: Encoded, redux: &Redux, seen: &[Tensor]) -> Result<En
             let pooled = factors(|image| image.pooled)?.f_view([count, 1])?;
             let vec = vec.f_repeat([count, 1])?.f_mul(&pooled)?;
             let sum = |x: &Tensor| x.f_sum_dim_intlist([0i64].as_slice(), true, None::<Kind>);
-            Ok(Encoded { txt: sum(&txt.f_mul(&strengths)?)?, vec: sum(&vec)?, warnings })
+            Ok((sum(&txt.f_mul(&strengths)?)?, sum(&vec)?))
         }
     }
 }
@@ -228,15 +220,14 @@ mod tests {
 
     fn mixed(mix: ReduxMix, strengths: [f64; 2]) -> (Vec<f64>, Vec<f64>) {
         let number = |x: f64| Tensor::from_slice(&[x]).view([1, 1, 1]);
-        let text =
-            Encoded { txt: number(10.0), vec: Tensor::from_slice(&[7.0]).view([1, 1]), warnings: vec![] };
+        let text = (number(10.0), Tensor::from_slice(&[7.0]).view([1, 1]));
         let pooled = if mix == ReduxMix::Sum { [0.5, 2.0] } else { [1.0; 2] };
         let images = strengths.into_iter().zip(pooled);
         let images =
             images.map(|(strength, pooled)| ReduxImage { image: image(), strength, pooled }).collect();
         let redux = Redux { images, mix, without_text: false };
         redux.check(&[], None).unwrap();
-        let Encoded { txt, vec, .. } = beside(text, &redux, &[number(1.0), number(2.0)]).unwrap();
+        let (txt, vec) = super::mix(text, &redux, &[number(1.0), number(2.0)]).unwrap();
         assert_eq!(txt.size(), [1, 1 + redux.blocks() as i64, 1]);
         (Vec::try_from(txt.view([-1])).unwrap(), Vec::try_from(vec.view([-1])).unwrap())
     }
@@ -252,12 +243,12 @@ mod tests {
     #[test]
     fn what_cannot_be_meant_is_refused() {
         let refused = |redux: &Redux, prompt: &str| match redux.check(&[prompt.to_string()], None) {
-            Err(Error::Request(text)) => text,
+            Err(error @ (Error::Request(_) | Error::Parameter(_))) => error.to_string(),
             other => panic!("{other:?}"),
         };
         assert!(refused(&Redux::new(Vec::new()), "").contains("no picture"));
         let one = Redux::new(vec![image()]);
-        assert!(refused(&Redux { without_text: true, ..one.clone() }, "a cat").contains("empty"));
+        assert!(refused(&Redux { without_text: true, ..one.clone() }, "a cat").contains("is not read"));
         let with = |strength, pooled| Redux {
             images: vec![ReduxImage { image: image(), strength, pooled }],
             ..one.clone()

@@ -2,10 +2,12 @@
 
 use tch::{Kind, Tensor};
 
-use super::draw::not_loaded;
-use super::{Pipeline, Request, redux};
+use super::loader::Loader;
+use super::loras::Loras;
+use super::resident::{Resident, not_loaded};
+use super::{PartKind, Parts, Request};
 use crate::error::{Error, Result};
-use crate::models::text::{Tokenizer, Tokens};
+use crate::models::text::{ClipText, T5Encoder, Tokenizer, Tokens};
 
 /// A prompt as the transformer takes it.
 pub(super) struct Encoded {
@@ -28,44 +30,62 @@ impl Text {
     }
 }
 
-impl Pipeline {
-    /// Those of a request, with what Redux sees behind each.
-    pub(super) fn texts_of(&mut self, request: &Request) -> Result<Vec<Text>> {
-        let seen = self.encode_redux_images(request)?;
-        request.prompts.iter().map(|prompt| self.text(prompt, request, &seen)).collect()
+/// The text encoders with their tokenizers.
+#[derive(Debug)]
+pub(super) struct TextEncoders {
+    clip_tokenizer: Tokenizer,
+    t5_tokenizer: Tokenizer,
+    clip: Option<Resident<ClipText>>,
+    t5: Option<Resident<T5Encoder>>,
+}
+
+impl TextEncoders {
+    /// Reads the tokenizers.
+    pub(super) fn open(parts: &Parts) -> Result<Self> {
+        Ok(Self {
+            clip_tokenizer: Tokenizer::clip(&parts.clip_tokenizer)?,
+            t5_tokenizer: Tokenizer::t5(&parts.t5_tokenizer)?,
+            clip: None,
+            t5: None,
+        })
     }
 
-    /// `seen`: the tokens of Redux's pictures. The negative prompt stands alone, as in diffusers and in ComfyUI.
-    fn text(&mut self, prompt: &str, request: &Request, seen: &[Tensor]) -> Result<Text> {
-        let mut prompt = match &request.redux {
-            Some(redux) if redux.without_text => self.no_text(request)?,
-            _ => self.encode(prompt, request.prompt_2.as_deref().unwrap_or(prompt), request)?,
-        };
-        if let Some(redux) = &request.redux {
-            prompt = redux::beside(prompt, redux, seen)?;
-        }
-        let negative = request.scale().and(request.negative_prompt.as_deref());
-        let negative = negative.map(|negative| self.encode(negative, negative, request)).transpose()?;
-        Ok(Text { prompt, negative })
+    pub(super) fn release(&mut self) {
+        (self.clip, self.t5) = (None, None);
+    }
+
+    pub(super) fn is_loaded(&self, part: PartKind) -> bool {
+        if part == PartKind::T5 { self.t5.is_some() } else { self.clip.is_some() }
+    }
+
+    /// Applies these LoRAs to what is loaded, in place of those from before.
+    pub(super) fn adapt(&mut self, loras: &Loras) -> Result<()> {
+        self.clip = self.clip.take().map(|clip| clip.adapt(&loras.terms.clip)).transpose()?;
+        self.t5 = self.t5.take().map(|t5| t5.adapt(&loras.terms.t5)).transpose()?;
+        Ok(())
     }
 
     /// The states of T5 and the pooled vector of CLIP, each of its own prompt. Weights are T5's alone, as in ComfyUI: the
     /// pooled vector is that of CLIP's tokens without them.
-    fn encode(&mut self, for_clip: &str, for_t5: &str, request: &Request) -> Result<Encoded> {
-        let device = self.settings.device;
+    pub(super) fn encode(
+        &mut self,
+        loader: &Loader,
+        loras: &Loras,
+        (for_clip, for_t5): (&str, &str),
+        request: &Request,
+    ) -> Result<Encoded> {
         let length = request.max_sequence_length.unwrap_or(512);
-        let kind = self.text_kind();
         if self.t5.is_none() {
-            self.t5 = Some(self.parts.load_t5(&self.settings, kind)?.adapt(&self.loras.t5)?);
+            self.t5 = Some(loader.load_t5()?.adapt(&loras.terms.t5)?);
         }
         if self.clip.is_none() {
-            self.clip = Some(self.parts.load_clip(&self.settings, kind)?.adapt(&self.loras.clip)?);
+            self.clip = Some(loader.load_clip()?.adapt(&loras.terms.clip)?);
         }
         let (Some(t5), Some(clip)) = (&self.t5, &self.clip) else { return Err(not_loaded()) };
-        t5.checkpoint.check_unchanged()?;
-        clip.checkpoint.check_unchanged()?;
+        let (t5, clip) = (t5.model()?, clip.model()?);
         let ids = |tokens: &Tokens| {
-            Ok::<_, Error>(Tensor::f_from_slice(&tokens.ids)?.f_unsqueeze(0)?.f_to_device(device)?)
+            let ids = Tensor::f_from_slice(&tokens.ids)?.f_unsqueeze(0)?;
+            Ok::<_, Error>(ids.f_to_device(loader.settings.device)?)
         };
 
         let mut warnings = request.warnings_of(for_t5);
@@ -74,21 +94,16 @@ impl Pipeline {
         }
         let (tokens, weights) = read(&self.t5_tokenizer, for_t5, request, length)?;
         warnings.extend(cut("T5", &tokens));
-        let mut txt = t5.model.forward(&ids(&tokens)?)?;
+        let mut txt = t5.forward(&ids(&tokens)?)?;
         if weights.iter().any(|weight| *weight != 1.0) {
-            let empty = t5.model.forward(&ids(&self.t5_tokenizer.encode("", length)?)?)?;
+            let empty = t5.forward(&ids(&self.t5_tokenizer.encode("", length)?)?)?;
             txt = weigh(&txt, &empty, &weights)?;
         }
-        let most = clip.model.config().max_position_embeddings.max(2) as usize;
+        let most = clip.config().max_position_embeddings.max(2) as usize;
         let (tokens, _) = read(&self.clip_tokenizer, for_clip, request, most)?;
         warnings.extend(cut("CLIP", &tokens));
-        let vec = clip.model.forward(&ids(&tokens)?)?.pooler_output;
-        Ok(Encoded { txt: txt.f_to_kind(self.kind)?, vec: vec.f_to_kind(self.kind)?, warnings })
-    }
-
-    /// T5 overflows in f16, so there the text encoders run in bf16.
-    pub(super) fn text_kind(&self) -> Kind {
-        if self.kind == Kind::Half { Kind::BFloat16 } else { self.kind }
+        let vec = clip.forward(&ids(&tokens)?)?.pooler_output;
+        Ok(Encoded { txt: txt.f_to_kind(loader.kind)?, vec: vec.f_to_kind(loader.kind)?, warnings })
     }
 }
 

@@ -72,7 +72,7 @@ impl Metrics {
             counter!("tch_flux_http_requests_total", &labels).increment(1);
             histogram!("tch_flux_http_request_seconds", &labels).record(time);
         });
-        if self.requests.fetch_add(1, Ordering::Relaxed) % UPKEEP == 0 {
+        if self.requests.fetch_add(1, Ordering::Relaxed).is_multiple_of(UPKEEP) {
             self.handle.run_upkeep();
         }
     }

@@ -34,6 +34,9 @@ pub struct Plan {
     pub quantized_fits: bool,
 }
 
+/// What a request takes with these settings, where the weights of each part take so much.
+type Expected<'a> = dyn Fn(&Settings, &dyn Fn(PartKind) -> u64) -> Memory + 'a;
+
 /// What a plan is made for.
 pub(super) struct PlanInputs<'a> {
     pub(super) limit: u64,
@@ -43,7 +46,7 @@ pub(super) struct PlanInputs<'a> {
     /// What becomes of their weights as the settings are.
     pub(super) weights: &'a [Weights],
     /// What is expected of each phase, with these settings and where the weights of each part take so much.
-    pub(super) expected: &'a dyn Fn(&Settings, &dyn Fn(PartKind) -> u64) -> Memory,
+    pub(super) expected: &'a Expected<'a>,
 }
 
 impl PlanInputs<'_> {

@@ -87,9 +87,8 @@ impl Redux {
         } else {
             None
         };
-        match not_read {
-            Some((key, text)) => return Err(ParameterProblem::new(key, text, &[]).into()),
-            None => {}
+        if let Some((key, text)) = not_read {
+            return Err(ParameterProblem::new(key, text, &[]).into());
         }
         Ok(())
     }

@@ -6,6 +6,7 @@
 
 use std::fmt;
 
+use crate::error::{Error, Result};
 use crate::sampling::{LatentSpec, PositionAxes, Schedule};
 
 /// A family of models.
@@ -81,12 +82,12 @@ pub struct TransformerNames {
 /// How a family draws.
 #[derive(Debug)]
 pub struct Drawing {
+    /// What the transformer's files are called, as patterns.
+    pub transformer_files: &'static [&'static str],
     /// What the classes of diffusers' pipelines begin with, when no digit follows.
     pub pipeline_prefix: &'static str,
     /// The classes of diffusers' pipelines that are known.
     pub pipelines: &'static [&'static str],
-    /// The side in pixels that the models were trained for.
-    pub side: u32,
     /// The variants. Those that are alike in their conditions differ in whether they are distilled for guidance.
     pub variants: &'static [Variant],
     /// How pictures are read beside those that are drawn.
@@ -188,10 +189,34 @@ impl ModelFamily {
         }
     }
 
-    /// Returns the defaults of a transformer, distilled for guidance or not; `None` where the family draws nothing.
-    pub fn defaults(self, guidance_embed: bool) -> Option<&'static Defaults> {
-        let mut variants = self.row().drawing.as_ref()?.variants.iter();
-        variants.find(|variant| variant.guidance_embed == guidance_embed).map(|variant| &variant.defaults)
+    /// Returns the variant that draws from text alone and is distilled for guidance or not.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where the family draws nothing, or has no such variant.
+    pub fn text_variant(self, guidance_embed: bool) -> Result<&'static Variant> {
+        let is_it = |variant: &&Variant| {
+            variant.condition == Condition::None && variant.guidance_embed == guidance_embed
+        };
+        let variant = self.row().drawing.as_ref().and_then(|drawing| drawing.variants.iter().find(is_it));
+        variant.ok_or_else(|| Error::Config(format!("no pictures are drawn with such a {self}")))
+    }
+
+    /// Returns the defaults of a transformer, distilled for guidance or not.
+    ///
+    /// # Errors
+    /// As [`ModelFamily::text_variant`].
+    pub fn defaults(self, guidance_embed: bool) -> Result<&'static Defaults> {
+        Ok(&self.text_variant(guidance_embed)?.defaults)
+    }
+
+    /// Returns the sizes, width and height, that a reference is resized to.
+    pub fn reference_sizes(self) -> &'static [(u32, u32)] {
+        self.row().drawing.as_ref().map_or(&[], |drawing| drawing.references.sizes)
+    }
+
+    /// Returns how each family draws that draws pictures.
+    pub fn drawings() -> impl Iterator<Item = (Self, &'static Drawing)> {
+        Self::ALL.into_iter().filter_map(|family| Some((family, family.row().drawing.as_ref()?)))
     }
 
     /// Returns whether a tensor of this official name lies outside of the blocks of any family's transformer.
@@ -257,6 +282,7 @@ static FLUX1: FamilyRow = FamilyRow {
         axes: PositionAxes { count: 3, row: 1, column: 2, text: None },
     },
     drawing: Some(Drawing {
+        transformer_files: &["flux1-*.safetensors", "flux1-*.sft", "flux1-*.gguf"],
         pipeline_prefix: "Flux",
         pipelines: &[
             "FluxControlImg2ImgPipeline",
@@ -272,7 +298,6 @@ static FLUX1: FamilyRow = FamilyRow {
             "FluxKontextPipeline",
             "FluxPipeline",
         ],
-        side: 1024,
         variants: &[
             flux1("dev", "dev", Condition::None, true),
             flux1("schnell", "schnell", Condition::None, false),
@@ -391,7 +416,8 @@ mod tests {
     fn variants_that_are_alike_in_guidance_have_the_same_defaults() {
         for family in ModelFamily::ALL {
             for variant in family.row().drawing.iter().flat_map(|drawing| drawing.variants) {
-                assert_eq!(family.defaults(variant.guidance_embed), Some(&variant.defaults), "{family}");
+                let defaults = family.defaults(variant.guidance_embed).unwrap();
+                assert_eq!(*defaults, variant.defaults, "{family}");
             }
         }
     }

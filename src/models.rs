@@ -3,7 +3,12 @@
 pub mod autoencoder;
 pub mod flux1;
 pub mod text;
+mod transformer;
 pub mod vision;
+
+pub use transformer::{
+    Transformer, TransformerInput, TransformerOptions, TransformerParams, TransformerSteps,
+};
 
 use crate::nn::{Linears, Parameters};
 use crate::numerics::Numerics;

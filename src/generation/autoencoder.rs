@@ -36,7 +36,7 @@ impl Autoencoder {
         self.model.iter().for_each(|autoencoder| autoencoder.model.release_workspace());
     }
 
-    /// Pixels `[1, 3, H, W]` to the latent `[1, 16, H/8, W/8]`.
+    /// Pixels `[1, 3, height, width]` to the latent `[1, C, H, W]`.
     pub(super) fn encode(&self, loader: &Loader, pixels: &Tensor) -> Result<Tensor> {
         let autoencoder = self.model.as_ref().ok_or_else(not_loaded)?;
         let x = pixels.f_to_device(loader.settings.device)?.f_to_kind(autoencoder.kind)?;
@@ -59,13 +59,13 @@ impl Autoencoder {
         self.decode(loader, &latent)
     }
 
-    /// A latent `[1, 16, H/8, W/8]` to pixels `[3, H, W]`.
+    /// A latent `[1, C, H, W]` to pixels `[3, H, W]`.
     pub(super) fn decode(&self, loader: &Loader, latent: &Tensor) -> Result<Tensor> {
         decode(loader, self.model.as_ref().ok_or_else(not_loaded)?, latent)
     }
 }
 
-/// A latent `[1, 16, H/8, W/8]` to pixels `[3, H, W]`, as the official code does it: in f32, under bf16 autocast unless the
+/// A latent `[1, C, H, W]` to pixels `[3, H, W]`, as the official code does it: in f32, under bf16 autocast unless the
 /// pipeline is f32.
 pub(super) fn decode(
     loader: &Loader,

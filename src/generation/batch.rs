@@ -13,7 +13,8 @@ use super::times::Times;
 use super::{Request, Variation};
 use crate::error::{Error, Result};
 use crate::math;
-use crate::models::flux1::{Additions, Flux1, StepCache};
+use crate::models::Transformer;
+use crate::models::flux1::{Additions, StepCache};
 use crate::sampling::{self, NoiseRule, Prepared};
 
 /// A drawing as the loop has it.
@@ -38,7 +39,7 @@ pub(super) struct BatchItem<'a> {
 impl<'a> BatchItem<'a> {
     pub(super) fn new(
         loader: &Loader,
-        model: &Flux1,
+        model: &Transformer,
         drawing: usize,
         of: &'a Drawing<'a>,
         times: &Times,
@@ -47,7 +48,7 @@ impl<'a> BatchItem<'a> {
         let noise = noise(loader, request)?.f_to_device(loader.settings.device)?;
         let guidance = request.guidance.unwrap_or(0.0);
         let inputs = |text: &Encoded| {
-            let prepared = latent.prepare(&noise, &text.txt, Some(&text.vec))?;
+            let prepared = latent.prepare(&noise, &text.txt, text.vec.as_ref())?;
             let inputs = DenoiseInputs::new(
                 model,
                 &prepared,
@@ -149,7 +150,7 @@ impl<'a> Batch<'a> {
     /// Source of the true guidance: diffusers 0.42.1, `pipelines/flux/pipeline_flux.py` lines 934–947.
     pub(super) fn velocity(
         &self,
-        model: &Flux1,
+        model: &Transformer,
         img: &Tensor,
         t_vec: &Tensor,
         step: usize,

@@ -9,8 +9,10 @@ use std::path::{Path, PathBuf};
 use crate::checkpoint::Checkpoint;
 use crate::config::ConfigFile;
 use crate::error::{Error, FileProblem, Result};
+use crate::family::ModelFamily;
+use crate::models::TransformerParams;
 use crate::models::autoencoder::{AutoEncoderParams, TinyAutoEncoderParams};
-use crate::models::flux1::{ControlNetParams, Flux1Params};
+use crate::models::flux1::ControlNetParams;
 use crate::models::text::{ClipConfig, T5Config};
 
 /// The words of diffusers and transformers for a model, in its settings.
@@ -23,9 +25,7 @@ pub(super) struct Kind {
 }
 
 impl Kind {
-    const TRANSFORMER: Self = Self::of_class(&["FluxTransformer2DModel"]);
     const CONTROLNET: Self = Self::of_class(&["FluxControlNetModel"]);
-    const AUTOENCODER: Self = Self::of_class(&["AutoencoderKL"]);
     const TINY_AUTOENCODER: Self = Self::of_class(&["AutoencoderTiny"]);
     const CLIP: Self =
         Self::of_type(&["clip", "clip_text_model"], &["text_config", "max_position_embeddings"]);
@@ -35,6 +35,16 @@ impl Kind {
     pub(super) const SIGLIP: Self =
         Self::of_type(&["siglip", "siglip_vision_model"], &["vision_config", "patch_size"]);
     pub(super) const DEPTH: Self = Self::of_type(&["depth_anything"], &["backbone_config"]);
+
+    /// The transformer of a family.
+    fn transformer(family: ModelFamily) -> Self {
+        Self::of_class(std::slice::from_ref(&family.row().transformer_class))
+    }
+
+    /// The autoencoder of a family.
+    fn autoencoder(family: ModelFamily) -> Self {
+        Self::of_class(std::slice::from_ref(&family.row().autoencoder_class))
+    }
 
     const fn of_class(classes: &'static [&'static str]) -> Self {
         Self { classes, model_types: &[], keys: &[] }
@@ -82,10 +92,14 @@ fn of_file(checkpoint: &Checkpoint, error: Error) -> Error {
 }
 
 /// The transformer's sizes, and what its settings say that is not obeyed.
-pub(super) fn transformer(weights: &Path, checkpoint: &Checkpoint) -> Result<(Flux1Params, Vec<String>)> {
-    let params = Flux1Params::from_shapes(|name| checkpoint.shape(name))
+pub(super) fn transformer(
+    family: ModelFamily,
+    weights: &Path,
+    checkpoint: &Checkpoint,
+) -> Result<(TransformerParams, Vec<String>)> {
+    let params = TransformerParams::from_shapes(family, |name| checkpoint.shape(name))
         .map_err(|error| of_file(checkpoint, error))?;
-    match beside(weights, Kind::TRANSFORMER)? {
+    match beside(weights, Kind::transformer(family))? {
         Some(config) => params.with_config(&config),
         None => Ok((params, Vec::new())),
     }
@@ -120,7 +134,8 @@ pub(super) fn autoencoder(
         );
         return Err(of_file(checkpoint, Error::Config(reason)));
     }
-    if let Some(config) = beside(weights, Kind::AUTOENCODER)? {
+    let kind = Kind::autoencoder(ModelFamily::Flux1);
+    if let Some(config) = beside(weights, kind)? {
         return params.with_config(&config);
     }
     let sibling = weights.parent().unwrap_or(Path::new("")).join("vae/config.json");
@@ -129,7 +144,7 @@ pub(super) fn autoencoder(
         && sibling.is_file()
     {
         let config = ConfigFile::read(&sibling)?.of_weights(weights);
-        if Kind::AUTOENCODER.is_of(&config)? && params.matches_config(&config)? {
+        if kind.is_of(&config)? && params.matches_config(&config)? {
             return params.with_config(&config);
         }
     }

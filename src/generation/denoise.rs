@@ -1,4 +1,4 @@
-//! The official loop over a FLUX.1 transformer.
+//! The official loop over a transformer.
 
 use std::cell::RefCell;
 
@@ -6,14 +6,13 @@ use tch::Tensor;
 
 use super::Conditions;
 use super::conditions::control::ControlNetInput;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::math;
-use crate::models::flux1::{
-    Additions, CachedSteps, Flux1, Flux1Input, Flux1Options, Residuals, StepCache, Steps,
-};
+use crate::models::flux1::{Additions, CachedSteps, Residuals, StepCache};
+use crate::models::{Transformer, TransformerInput, TransformerOptions, TransformerSteps};
 use crate::sampling::{self, Prepared};
 
-/// The official loop over FLUX.1: every step calls the model with the time and the guidance in the latents' kind, and
+/// The official loop over a transformer: every step calls the model with the time and the guidance in the latents' kind, and
 /// with the conditions beside the noisy patches. `on_step` hears of each step that is done, from 1, with the patches.
 ///
 /// Source: `black-forest-labs/flux` at 802fb47, `src/flux/sampling.py` lines 314–354.
@@ -21,7 +20,7 @@ use crate::sampling::{self, Prepared};
 /// # Errors
 /// [`Error::Shape`](crate::Error::Shape), [`Error::Unfilled`](crate::Error::Unfilled), and whatever `on_step` returns.
 pub fn denoise(
-    model: &Flux1,
+    model: &Transformer,
     prepared: &Prepared,
     timesteps: &[f64],
     guidance: f64,
@@ -45,19 +44,19 @@ pub(super) struct DenoiseInputs {
     img_ids: Tensor,
     txt: Tensor,
     txt_ids: Tensor,
-    vec: Tensor,
+    vec: Option<Tensor>,
     guidance: Tensor,
     img_cond: Option<Tensor>,
     img_cond_seq: Option<Tensor>,
     /// Where the numerics allow it: what is computed before the first step.
-    steps: Option<Steps>,
+    steps: Option<TransformerSteps>,
     /// Of a picture that is drawn alone.
     cached: Option<RefCell<CachedSteps>>,
 }
 
 impl DenoiseInputs {
     pub(super) fn new(
-        model: &Flux1,
+        model: &Transformer,
         prepared: &Prepared,
         timesteps: &[f64],
         guidance: f64,
@@ -73,7 +72,7 @@ impl DenoiseInputs {
             img_ids,
             txt: txt.shallow_clone(),
             txt_ids: txt_ids.shallow_clone(),
-            vec: vec.as_ref().ok_or(Error::MissingPooledText)?.shallow_clone(),
+            vec: vec.as_ref().map(Tensor::shallow_clone),
             guidance,
             img_cond: conditions.img_cond.as_ref().map(Tensor::shallow_clone),
             img_cond_seq: conditions.img_cond_seq.as_ref().map(|(patches, _)| patches.shallow_clone()),
@@ -104,11 +103,11 @@ impl DenoiseInputs {
             img_ids: cat(|inputs| &inputs.img_ids)?,
             txt: cat(|inputs| &inputs.txt)?,
             txt_ids: cat(|inputs| &inputs.txt_ids)?,
-            vec: cat(|inputs| &inputs.vec)?,
+            vec: cat_some(|inputs| inputs.vec.as_ref())?,
             guidance: cat(|inputs| &inputs.guidance)?,
             img_cond: cat_some(|inputs| inputs.img_cond.as_ref())?,
             img_cond_seq: cat_some(|inputs| inputs.img_cond_seq.as_ref())?,
-            steps: steps.map(|steps| Steps::cat(&steps)).transpose()?,
+            steps: steps.map(|steps| TransformerSteps::cat(&steps)).transpose()?,
             cached: None,
         })
     }
@@ -126,7 +125,7 @@ impl DenoiseInputs {
     /// Of the noisy patches alone, though the conditions are read beside them.
     pub(super) fn velocity(
         &self,
-        model: &Flux1,
+        model: &Transformer,
         img: &Tensor,
         t_vec: &Tensor,
         step: usize,
@@ -135,7 +134,7 @@ impl DenoiseInputs {
         let img_input = self.with_conditions(img)?;
         let input = self.input(&img_input, t_vec);
         let mut cached = self.cached.as_ref().map(|cached| cached.borrow_mut());
-        let options = Flux1Options {
+        let options = TransformerOptions {
             prepared: self.steps.as_ref().map(|steps| (steps, step)),
             additions: *additions,
             cache: cached.as_deref_mut(),
@@ -153,7 +152,7 @@ impl DenoiseInputs {
         step: usize,
     ) -> Result<Vec<Residuals>> {
         let img_ids = &self.img_ids.f_narrow(1, 0, img.size()[1])?;
-        controls.residuals(&Flux1Input { img_ids, ..self.input(img, t_vec) }, step)
+        controls.residuals(&TransformerInput { img_ids, ..self.input(img, t_vec) }, step)
     }
 
     /// The patches with the conditions beside them.
@@ -168,8 +167,8 @@ impl DenoiseInputs {
         Ok(img_input)
     }
 
-    fn input<'a>(&'a self, img: &'a Tensor, timesteps: &'a Tensor) -> Flux1Input<'a> {
+    fn input<'a>(&'a self, img: &'a Tensor, timesteps: &'a Tensor) -> TransformerInput<'a> {
         let Self { img_ids, txt, txt_ids, vec, guidance, .. } = self;
-        Flux1Input { img, img_ids, txt, txt_ids, timesteps, y: vec, guidance: Some(guidance) }
+        TransformerInput { img, img_ids, txt, txt_ids, timesteps, y: vec.as_ref(), guidance: Some(guidance) }
     }
 }

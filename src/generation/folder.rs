@@ -7,7 +7,8 @@ use super::{Parts, Role};
 use crate::checkpoint::Checkpoint;
 use crate::config::ConfigFile;
 use crate::error::Result;
-use crate::models::flux1::Flux1Params;
+use crate::family::ModelFamily;
+use crate::models::TransformerParams;
 use crate::sampling::Scheduler;
 
 /// What the folder of a model says of the whole: how it is walked, and what pictures are to it.
@@ -21,17 +22,19 @@ pub(super) struct Folder {
 
 impl Folder {
     /// That of the parts; `params` are the transformer's.
-    pub(super) fn of(parts: &Parts, params: &Flux1Params) -> Result<Self> {
+    pub(super) fn of(parts: &Parts, params: &TransformerParams) -> Result<Self> {
         let index = parts.model_index.as_deref().map(ModelIndex::read).transpose()?.unwrap_or_default();
-        // What pictures are to Kontext only the class of its pipeline tells.
-        let is_kontext = index.class.is_some_and(|class| class.starts_with("FluxKontext"));
-        let role = is_kontext.then_some(Role::Reference);
+        // Which models read references only the class of their pipeline tells.
+        let reads_references = index.class.is_some_and(|class| {
+            ModelFamily::drawings().any(|(_, drawing)| class.starts_with(drawing.references.pipeline_prefix))
+        });
+        let role = reads_references.then_some(Role::Reference);
         let mut folder = Self { scheduler: None, role, warnings: index.warnings };
         let Some(path) = &parts.scheduler else { return Ok(folder) };
         if let Some(other) = other_variant(path, parts, params)? {
-            let (path, file) = (path.display(), parts.transformer.display());
+            let (path, file, family) = (path.display(), parts.transformer.display(), params.family());
             folder.warnings.push(format!(
-                "{path} is not obeyed: it is for a FLUX.1 {other}, and {file} is a {}, which is walked as the official \
+                "{path} is not obeyed: it is for a {family} {other}, and {file} is a {}, which is walked as the official \
                  code does",
                 params.variant()
             ));
@@ -55,7 +58,11 @@ impl Folder {
 
 /// The variant that a scheduler is for, where the transformer is not of its folder and is of another one: schnell's times
 /// are not dev's.
-fn other_variant(scheduler: &Path, parts: &Parts, params: &Flux1Params) -> Result<Option<&'static str>> {
+fn other_variant(
+    scheduler: &Path,
+    parts: &Parts,
+    params: &TransformerParams,
+) -> Result<Option<&'static str>> {
     let model = scheduler.parent().and_then(Path::parent).unwrap_or(Path::new(""));
     if parts.transformer.starts_with(model) && model != Path::new("") {
         return Ok(None);
@@ -68,7 +75,10 @@ fn other_variant(scheduler: &Path, parts: &Parts, params: &Flux1Params) -> Resul
             None => return Ok(None),
         },
     };
-    Ok((guided != params.guidance_embed).then_some(if guided { "dev" } else { "schnell" }))
+    if guided == params.guidance_embed() {
+        return Ok(None);
+    }
+    Ok(Some(params.family().text_variant(guided)?.name))
 }
 
 /// Whether only a model that was distilled for guidance has a tensor of this name, in any layout.

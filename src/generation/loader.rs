@@ -7,16 +7,15 @@ use tch::{Device, Kind, Tensor};
 use super::opened::{OpenedFiles, is_tiny};
 use super::resident::Resident;
 use super::{PartKind, Parts, PreviewBy, Settings, configs};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Family};
 use crate::error::{Error, Result};
 use crate::family::ModelFamily;
-use crate::models::Model;
 use crate::models::autoencoder::{AnyAutoEncoder, AutoEncoder, TinyAutoEncoder};
-use crate::models::flux1::{Flux1, Flux1Params};
 use crate::models::text::{ClipText, T5Encoder};
 use crate::models::vision::{
     DepthAnything, DepthConfig, ReduxConfig, ReduxImageEncoder, SiglipConfig, SiglipVision,
 };
+use crate::models::{Model, Transformer, TransformerParams};
 use crate::sampling::LatentSpec;
 
 /// Where the parts of a pipeline are loaded from, and where and in which kinds they compute.
@@ -24,6 +23,8 @@ use crate::sampling::LatentSpec;
 pub(super) struct Loader {
     pub(super) parts: Parts,
     pub(super) settings: Settings,
+    /// The family of the transformer.
+    pub(super) family: ModelFamily,
     /// The kind of the transformer and of the latents.
     pub(super) kind: Kind,
     /// The kind that the settings or the transformer's file ask for.
@@ -38,8 +39,10 @@ impl Loader {
     /// What is wrong with the file; [`Error::Config`] for a kind that nothing computes in.
     pub(super) fn open(parts: Parts, settings: Settings) -> Result<Self> {
         let opened = OpenedFiles::new(settings.access);
-        let mut loader = Self { parts, settings, kind: Kind::Float, wanted_kind: Kind::Float, opened };
+        let (family, kind) = (ModelFamily::Flux1, Kind::Float);
+        let mut loader = Self { parts, settings, family, kind, wanted_kind: kind, opened };
         let (transformer, _) = loader.open_transformer()?;
+        loader.family = family_of(&transformer);
         loader.wanted_kind = settings.kind.or_else(|| transformer.main_kind()).unwrap_or(Kind::Float);
         loader.kind = kind_on(settings.device, loader.wanted_kind);
         Ok(loader)
@@ -58,9 +61,9 @@ impl Loader {
         Err(Error::Config(reason))
     }
 
-    /// The latents of the model's family.
+    /// How the latents look.
     pub(super) fn latent(&self) -> &'static LatentSpec {
-        ModelFamily::Flux1.latent()
+        self.family.latent()
     }
 
     /// The kind of text and image encoders. T5 overflows in f16, so there they run in bf16.
@@ -159,10 +162,10 @@ impl Loader {
         Resident::load(&self.settings, kind, checkpoint, build)
     }
 
-    pub(super) fn load_transformer(&self, params: &Flux1Params) -> Result<Resident<Flux1>> {
+    pub(super) fn load_transformer(&self, params: &TransformerParams) -> Result<Resident<Transformer>> {
         let (checkpoint, _) = self.open_transformer()?;
-        let checkpoint = checkpoint.widened("img_in.weight", params.in_channels);
-        let transformer = self.load(self.kind, checkpoint, |vs| Flux1::new(vs, params))?;
+        let checkpoint = checkpoint.widened("img_in.weight", params.in_channels());
+        let transformer = self.load(self.kind, checkpoint, |vs| Transformer::new(vs, params))?;
         transformer.model.quantize(self.settings.quantize)?;
         Ok(transformer)
     }
@@ -225,6 +228,15 @@ impl Loader {
         let config = DepthConfig::read(config)?;
         self.load(Kind::Float, checkpoint, |vs| DepthAnything::new(vs, &config))
     }
+}
+
+/// The family of an opened transformer. Of one that only its file's other tensors told, its sizes say what is wrong.
+fn family_of(transformer: &Checkpoint) -> ModelFamily {
+    let family = transformer.contained().into_iter().find_map(|model| match model.family {
+        Family::Transformer { family, .. } => Some(family),
+        _ => None,
+    });
+    family.unwrap_or(ModelFamily::Flux1)
 }
 
 /// A part that only some requests need.

@@ -8,7 +8,7 @@ use super::configs;
 use super::loader::Loader;
 use crate::checkpoint::lora::{Component, Lora, Placed};
 use crate::error::Result;
-use crate::models::flux1::Flux1Params;
+use crate::models::TransformerParams;
 
 /// A LoRA's file, and how much of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -35,15 +35,18 @@ impl Loras {
     ///
     /// # Errors
     /// [`Error::Lora`](crate::Error::Lora) with every key that has no place; what is wrong with the files.
-    pub(super) fn place(loader: &Loader, files: &[LoraFile]) -> Result<(Self, Flux1Params, Vec<String>)> {
+    pub(super) fn place(
+        loader: &Loader,
+        files: &[LoraFile],
+    ) -> Result<(Self, TransformerParams, Vec<String>)> {
         let access = loader.settings.access;
         let loras = files.iter().map(|file| Ok((Lora::open(&file.path, access)?, file)));
         let loras = loras.collect::<Result<Vec<_>>>()?;
         let (transformer, _) = loader.open_transformer()?;
-        let (params, _) = configs::transformer(&loader.parts.transformer, &transformer)?;
+        let (params, _) = configs::transformer(loader.family, &loader.parts.transformer, &transformer)?;
         let columns = loras.iter().filter_map(|(lora, _)| lora.img_in_columns()).max().unwrap_or(0);
-        let params = Flux1Params { in_channels: params.in_channels.max(columns), ..params };
-        let transformer = transformer.widened("img_in.weight", params.in_channels);
+        let params = params.widened(columns);
+        let transformer = transformer.widened("img_in.weight", params.in_channels());
         let needs = |model| loras.iter().any(|(lora, _)| lora.modules(model) > 0);
         let clip = needs(Component::Clip).then(|| loader.open_clip()).transpose()?;
         let t5 = needs(Component::T5).then(|| loader.open_t5()).transpose()?;

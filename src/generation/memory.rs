@@ -10,7 +10,7 @@ use super::opened::is_tiny;
 use super::{ControlPreprocess, Edit, Offload, PartKind, PreviewBy, Request, Settings, Weights};
 use crate::checkpoint::Access;
 use crate::error::{Hint, Result};
-use crate::models::flux1::Flux1Params;
+use crate::models::TransformerParams;
 use crate::numerics::{Numerics, Quantize};
 use crate::shim;
 
@@ -87,7 +87,7 @@ pub(super) struct MemoryInputs<'a> {
     /// With nothing left open.
     pub(super) request: &'a Request,
     pub(super) tokens: Tokens,
-    pub(super) params: &'a Flux1Params,
+    pub(super) params: &'a TransformerParams,
     pub(super) controlnets: &'a ControlNets,
     /// Whether the autoencoder encodes any of its pictures.
     pub(super) encodes: bool,
@@ -124,20 +124,24 @@ impl MemoryInputs<'_> {
 
         let p = self.params;
         let number = self.kind.elt_size_in_bytes() as u64;
-        let side = |pixels: i64| (pixels.max(0) as u64).div_ceil(16);
         let tokens = self.tokens.sum().unsigned_abs() * pictures as u64;
         // What ControlNets say stays until the step is done; of several, two at a time.
         let said = request.controls.iter().filter_map(|control| self.controlnets.params().nth(control.net));
         let said = said.map(|net| net.flux.depth + net.flux.depth_single_blocks).max().unwrap_or(0) as u64;
         let said = said * (request.controls.len() as u64).min(2);
         let numbers = form(DENOISE, settings.numerics) + said;
-        let step = tokens * p.hidden_size.unsigned_abs() * number * numbers;
+        let step = tokens * p.hidden_size().unsigned_abs() * number * numbers;
         // The wider of T5's two: its MLP. In the kinds that the fast form widens, f32. A picture of Redux has about as
         // many tokens, and SigLIP is no wider.
-        let encoding = self.tokens.text.unsigned_abs() * p.context_in_dim.unsigned_abs() * 4 * 16;
+        let encoding = self.tokens.text.unsigned_abs() * p.context_in_dim().unsigned_abs() * 4 * 16;
         let after = if offloads { 0 } else { transformer + added };
         let tile = settings.vae_tile.map_or(u64::MAX, |tile| tile.max(0).unsigned_abs());
-        let pixels = (side(request.width) * 16).min(tile) * (side(request.height) * 16).min(tile);
+        let latent = p.family().latent();
+        let side = |pixels: i64| {
+            let pixels = latent.patches(pixels.max(0)) * latent.patch_pixels();
+            pixels.unsigned_abs().min(tile)
+        };
+        let pixels = side(request.width) * side(request.height);
         let tiny = pixels * TINY_CHANNELS * 4 * DECODE_TINY;
         let full = pixels * AUTOENCODER_CHANNELS * 4 * form(DECODE, settings.numerics);
         let decoding = if self.is_tiny { tiny } else { full };

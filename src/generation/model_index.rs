@@ -4,6 +4,7 @@ use std::path::Path;
 
 use crate::config::ConfigFile;
 use crate::error::Result;
+use crate::family::ModelFamily;
 
 /// What a folder's `model_index.json` says of the whole.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -17,38 +18,28 @@ pub(super) struct ModelIndex {
 
 impl ModelIndex {
     /// # Errors
-    /// [`Error::File`](crate::Error::File) where it is another model's than FLUX.1's.
+    /// [`Error::File`](crate::Error::File) where it is of a family that nothing is drawn with.
     pub(super) fn read(path: &Path) -> Result<Self> {
-        const KNOWN: [&str; 12] = [
-            "FluxControlImg2ImgPipeline",
-            "FluxControlInpaintPipeline",
-            "FluxControlNetImg2ImgPipeline",
-            "FluxControlNetInpaintPipeline",
-            "FluxControlNetPipeline",
-            "FluxControlPipeline",
-            "FluxFillPipeline",
-            "FluxImg2ImgPipeline",
-            "FluxInpaintPipeline",
-            "FluxKontextInpaintPipeline",
-            "FluxKontextPipeline",
-            "FluxPipeline",
-        ];
         let config = ConfigFile::read(path)?;
         let class = config.text_or_second("_class_name")?;
         let mut index = Self::default();
         if let Some(class) = class {
-            let first = class
-                .strip_prefix("Flux")
-                .is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()));
-            if !first || class.starts_with("FluxPriorRedux") {
-                let reason = format!("is {class:?}: this folder is of another model than FLUX.1");
+            let of_family = |prefix: &str| {
+                let rest = class.strip_prefix(prefix);
+                rest.is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()))
+            };
+            let drawing = ModelFamily::drawings().find(|(_, drawing)| of_family(drawing.pipeline_prefix));
+            let Some((_, drawing)) = drawing.filter(|_| !class.starts_with("FluxPriorRedux")) else {
+                let families: Vec<_> = ModelFamily::drawings().map(|(family, _)| family.row().name).collect();
+                let families = families.join(" or ");
+                let reason = format!("is {class:?}: this folder is of another model than {families}");
                 return Err(config.wrong("_class_name", reason));
-            }
-            if !KNOWN.contains(&class) {
-                let path = path.display();
+            };
+            if !drawing.pipelines.contains(&class) {
+                let (path, usual) = (path.display(), drawing.pipeline_prefix);
                 index
                     .warnings
-                    .push(format!("{path}: {class} is not known: it is drawn as FluxPipeline does"));
+                    .push(format!("{path}: {class} is not known: it is drawn as {usual}Pipeline does"));
             }
             index.class = Some(class.to_string());
         }

@@ -18,9 +18,9 @@ use super::text::{Encoded, Text, TextEncoders};
 use super::transformer::Transformer;
 use super::{PartKind, Request, Role, configs};
 use crate::checkpoint::Checkpoint;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::image::Image;
-use crate::models::flux1::Flux1Params;
+use crate::models::TransformerParams;
 
 /// Every model of a pipeline. Each is loaded when it is first needed.
 #[derive(Debug)]
@@ -47,7 +47,7 @@ pub(super) struct OpenPart {
 
 impl Models {
     /// Reads the tokenizers.
-    pub(super) fn open(loader: &Loader, params: Flux1Params) -> Result<Self> {
+    pub(super) fn open(loader: &Loader, params: TransformerParams) -> Result<Self> {
         Ok(Self {
             text: TextEncoders::open(&loader.parts)?,
             redux: ReduxEncoder::default(),
@@ -115,8 +115,9 @@ impl Models {
                 _ => encode(prompt, request.prompt_2.as_deref().unwrap_or(prompt))?,
             };
             if let (Some(redux), Some(tokens)) = (redux, &tokens) {
-                let (txt, vec) = redux::mix((encoded.txt, encoded.vec), redux, tokens)?;
-                encoded = Encoded { txt, vec, ..encoded };
+                let vec = encoded.vec.ok_or(Error::MissingPooledText)?;
+                let (txt, vec) = redux::mix((encoded.txt, vec), redux, tokens)?;
+                encoded = Encoded { txt, vec: Some(vec), warnings: encoded.warnings };
             }
             let negative = request.scale().and(request.negative_prompt.as_deref());
             let negative = negative.map(|negative| encode(negative, negative)).transpose()?;
@@ -192,7 +193,8 @@ impl Models {
     /// What the settings beside the weights say that is not obeyed, in words. All of them are read.
     pub(super) fn config_warnings(&self, loader: &Loader) -> Result<Vec<String>> {
         let parts = &loader.parts;
-        let mut warnings = configs::transformer(&parts.transformer, &loader.open_transformer()?.0)?.1;
+        let mut warnings =
+            configs::transformer(loader.family, &parts.transformer, &loader.open_transformer()?.0)?.1;
         configs::clip(&parts.clip, &loader.open_clip()?)?;
         configs::t5(&parts.t5, &loader.open_t5()?)?;
         let autoencoder = (loader.open_autoencoder()?, parts.autoencoder.as_path());
@@ -210,10 +212,10 @@ impl Models {
 }
 
 /// What stands for text where there is none: zeros.
-fn no_text(loader: &Loader, transformer: &Flux1Params, request: &Request) -> Result<Encoded> {
+fn no_text(loader: &Loader, transformer: &TransformerParams, request: &Request) -> Result<Encoded> {
     let options = (loader.kind, loader.settings.device);
     let length = request.max_sequence_length.unwrap_or(512) as i64;
-    let txt = Tensor::f_zeros([1, length, transformer.context_in_dim], options)?;
-    let vec = Tensor::f_zeros([1, transformer.vec_in_dim], options)?;
+    let txt = Tensor::f_zeros([1, length, transformer.context_in_dim()], options)?;
+    let vec = transformer.vec_in_dim().map(|width| Tensor::f_zeros([1, width], options)).transpose()?;
     Ok(Encoded { txt, vec, warnings: Vec::new() })
 }

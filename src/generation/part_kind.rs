@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::family::ModelFamily;
+
 /// One of the parts that pictures are drawn with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PartKind {
@@ -73,9 +75,12 @@ impl PartKind {
 
     /// The names of the files and folders that the part is found by in a folder, as patterns; none for a part that no folder
     /// has.
-    pub(super) fn patterns(self) -> &'static [&'static str] {
-        match self {
-            Self::Transformer => &["flux1-*.safetensors", "flux1-*.sft", "flux1-*.gguf", "transformer"],
+    pub(super) fn patterns(self) -> Vec<&'static str> {
+        let patterns: &[&str] = match self {
+            Self::Transformer => {
+                let files = ModelFamily::drawings().flat_map(|(_, drawing)| drawing.transformer_files);
+                return files.copied().chain(["transformer"]).collect();
+            }
             Self::Autoencoder => &["ae.safetensors", "ae.sft", "vae"],
             Self::Clip => &["text_encoder"],
             Self::T5 => &["text_encoder_2"],
@@ -84,7 +89,8 @@ impl PartKind {
             Self::Redux => &["flux1-redux-*.safetensors", "image_embedder"],
             Self::ImageEncoder => &["image_encoder"],
             Self::PreviewDecoder | Self::Depth | Self::ControlNet | Self::IpAdapter | Self::ClipVision => &[],
-        }
+        };
+        patterns.to_vec()
     }
 }
 

@@ -210,9 +210,9 @@ impl PartKind {
     /// Which of the names in a folder is this part: the rule for folders and for repositories.
     pub(crate) fn choose<'a>(self, folder: &Path, names: &'a [String]) -> Result<&'a str> {
         let (part, expected) = (self.name(), self.patterns());
-        for pattern in expected {
+        for pattern in &expected {
             let Some((start, end)) = pattern.split_once('*') else {
-                match names.iter().find(|name| name == pattern) {
+                match names.iter().find(|name| name.as_str() == *pattern) {
                     Some(name) => return Ok(name),
                     None => continue,
                 }

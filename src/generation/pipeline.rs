@@ -1,4 +1,4 @@
-//! FLUX.1 from prompt to picture.
+//! From prompt to picture.
 
 mod generate;
 #[cfg(test)]
@@ -18,15 +18,17 @@ use super::plan::PlanInputs;
 use super::times::Times;
 use super::{Control, Edit, LoraFile, Memory, PartKind, Plan, Request, Role, Settings, Weights, configs};
 use crate::error::{Error, Result};
-use crate::models::flux1::{ControlNetParams, Flux1Params, IpAdapterParams};
+use crate::family::Defaults;
+use crate::models::TransformerParams;
+use crate::models::flux1::{ControlNetParams, IpAdapterParams};
 use crate::numerics::Numerics;
-use crate::sampling::{Sampler, Schedule};
+use crate::sampling::Sampler;
 use crate::shim;
 
 /// Tokens that a step computes together at most: measured, more are no faster.
 const MAX_BATCH_TOKENS: i64 = 2048;
 
-/// FLUX.1 from prompt to picture.
+/// A model from prompt to picture.
 ///
 /// Opening reads headers only. The models are loaded when they are first needed; an error leaves the pipeline usable.
 #[derive(Debug)]
@@ -36,6 +38,8 @@ pub struct Pipeline {
     models: Models,
     /// What the model's folder says of the whole.
     folder: Folder,
+    /// What the variant takes where neither the request nor the folder says anything.
+    defaults: &'static Defaults,
     /// Read when they are first needed.
     weight_sizes: OnceCell<WeightSizes>,
 }
@@ -44,19 +48,20 @@ impl Pipeline {
     /// Opens the parts: reads the transformer's header and the tokenizers.
     ///
     /// # Errors
-    /// What is wrong with the files; [`Error::Config`] where the transformer is no FLUX.1.
+    /// What is wrong with the files; [`Error::Config`] where the transformer is of no family that is drawn with.
     pub fn open(parts: super::Parts, settings: Settings) -> Result<Self> {
         let loader = Loader::open(parts, settings)?;
         let (transformer, _) = loader.open_transformer()?;
-        let (params, _) = configs::transformer(&loader.parts.transformer, &transformer)?;
+        let (params, _) = configs::transformer(loader.family, &loader.parts.transformer, &transformer)?;
         let folder = Folder::of(&loader.parts, &params)?;
+        let defaults = loader.family.defaults(params.guidance_embed())?;
         loader.check_kind()?;
         let models = Models::open(&loader, params)?;
-        Ok(Self { loader, models, folder, weight_sizes: OnceCell::new() })
+        Ok(Self { loader, models, folder, defaults, weight_sizes: OnceCell::new() })
     }
 
     /// The sizes of the transformer.
-    pub fn params(&self) -> &Flux1Params {
+    pub fn params(&self) -> &TransformerParams {
         &self.models.transformer.params
     }
 
@@ -162,10 +167,10 @@ impl Pipeline {
     }
 
     /// The request with what the model's folder says where the request says nothing, and else with the variant's own
-    /// settings: schnell 4 steps and 256 tokens, dev 50 steps, guidance 2.5 and 512 tokens. A ControlNet may be distilled for
+    /// [`Defaults`]. A ControlNet may be distilled for
     /// guidance where schnell is not.
     pub fn complete(&self, request: &Request) -> Request {
-        let distilled = self.params().guidance_embed;
+        let (distilled, defaults) = (self.params().guidance_embed(), self.defaults);
         let guided = |control: &Control| {
             self.controlnets().nth(control.net).is_some_and(|net| net.flux.guidance_embed)
         };
@@ -173,14 +178,13 @@ impl Pipeline {
         let mut request = request.clone();
         let own = self.folder.scheduler.as_ref();
         request.sampler.get_or_insert(own.map_or(Sampler::Euler, |own| own.sampler));
-        let official = || if distilled { Schedule::SHIFTED } else { Schedule::Linear };
-        let schedule =
-            request.schedule.get_or_insert_with(|| own.map_or_else(official, |own| own.schedule.clone()));
-        let steps = schedule.steps().unwrap_or(if distilled { 50 } else { 4 });
+        let schedule = own.map_or(&defaults.schedule, |own| &own.schedule);
+        let schedule = request.schedule.get_or_insert_with(|| schedule.clone());
+        let steps = schedule.steps().unwrap_or(defaults.steps);
         request.steps.get_or_insert(steps);
-        request.max_sequence_length.get_or_insert(if distilled { 512 } else { 256 });
+        request.max_sequence_length.get_or_insert(defaults.max_sequence_length);
         if guided {
-            request.guidance.get_or_insert(2.5);
+            request.guidance.get_or_insert(defaults.guidance);
         } else {
             request.guidance = None;
         }
@@ -204,7 +208,7 @@ impl Pipeline {
     /// The only role that the model's input channels leave, for those that do not draw from text alone.
     ///
     /// # Errors
-    /// [`Error::Config`] for channels that no FLUX.1 has.
+    /// [`Error::Config`] for channels that no model of the family has.
     pub fn only_role(&self) -> Result<Option<Role>> {
         self.edit_rules().only_role()
     }
@@ -313,7 +317,14 @@ impl Pipeline {
         let complete = self.complete(request);
         let inputs = self.memory_inputs(&complete, is_tiny);
         let expected = |settings: &Settings, own: &dyn Fn(PartKind) -> u64| inputs.memory(settings, 1, own);
-        let plan = PlanInputs { limit, may_quantize, parts: &parts, weights: &weights, expected: &expected };
+        let plan = PlanInputs {
+            limit,
+            may_quantize,
+            family: self.loader.family,
+            parts: &parts,
+            weights: &weights,
+            expected: &expected,
+        };
         let (settings, plan) = plan.plan(self.loader.settings)?;
         self.release();
         self.weight_sizes.take();

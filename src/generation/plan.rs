@@ -7,7 +7,8 @@ use tch::Device;
 use super::models::OpenPart;
 use super::{Memory, Offload, PartKind, Settings, Weights};
 use crate::error::{Error, Hint, Result};
-use crate::models::flux1::Flux1;
+use crate::family::ModelFamily;
+use crate::models::Transformer;
 use crate::numerics::Quantize;
 use crate::ops;
 
@@ -42,6 +43,8 @@ pub(super) struct PlanInputs<'a> {
     pub(super) limit: u64,
     /// Whether the weights of the transformer's blocks may be quantised.
     pub(super) may_quantize: bool,
+    /// The family of the transformer.
+    pub(super) family: ModelFamily,
     pub(super) parts: &'a [OpenPart],
     /// What becomes of their weights as the settings are.
     pub(super) weights: &'a [Weights],
@@ -113,12 +116,12 @@ impl PlanInputs<'_> {
     fn expected(&self, settings: &Settings) -> Memory {
         let program = if settings.device == Device::Cpu { PROGRAM } else { 0 };
         let own = |part: PartKind| {
-            let Some(blocks) = blocks_of(part) else {
+            let Some(blocks) = blocks_of(self.family, part) else {
                 let of = self.weights.iter().filter(|weights| weights.part == part);
                 return of.flat_map(|weights| weights.in_memory.values()).sum();
             };
             let of = self.parts.iter().filter(|open| open.part == part);
-            of.map(|open| bytes(open, blocks, settings)).sum()
+            of.map(|open| bytes(open, (self.family, blocks), settings)).sum()
         };
         let Memory { text, denoise, decode } = (self.expected)(settings, &own);
         Memory { text: text + program, denoise: denoise + program, decode: decode + program }
@@ -131,9 +134,9 @@ impl PlanInputs<'_> {
 }
 
 /// What the names in the blocks of a part start with, where its weights can be brought a block at a time.
-fn blocks_of(part: PartKind) -> Option<&'static [&'static str]> {
+fn blocks_of(family: ModelFamily, part: PartKind) -> Option<&'static [&'static str]> {
     match part {
-        PartKind::Transformer => Some(&["double_blocks.", "single_blocks."]),
+        PartKind::Transformer => Some(family.row().blocks),
         PartKind::T5 => Some(&["encoder.block."]),
         PartKind::ControlNet => {
             Some(&["double_blocks.", "single_blocks.", "controlnet_blocks.", "controlnet_single_blocks."])
@@ -145,7 +148,7 @@ fn blocks_of(part: PartKind) -> Option<&'static [&'static str]> {
 
 /// What the weights of a part with such blocks take at most at a time. Those in the host's own files are counted: they are in
 /// memory while they are used.
-fn bytes(open: &OpenPart, blocks: &[&str], settings: &Settings) -> u64 {
+fn bytes(open: &OpenPart, (family, blocks): (ModelFamily, &[&str]), settings: &Settings) -> u64 {
     let OpenPart { part, checkpoint, kind } = open;
     let on_host = settings.device == Device::Cpu;
     let quantizes = *part == PartKind::Transformer && settings.quantize != Quantize::None;
@@ -154,7 +157,7 @@ fn bytes(open: &OpenPart, blocks: &[&str], settings: &Settings) -> u64 {
         let numbers: i64 = checkpoint.shape(name).unwrap_or_default().iter().product();
         numbers.unsigned_abs()
     };
-    let quantized = checkpoint.names().filter(|name| quantizes && Flux1::quantizes(name));
+    let quantized = checkpoint.names().filter(|name| quantizes && Transformer::quantizes(family, name));
     let quantized: u64 = quantized.map(|name| numbers(name) + PAGE).sum();
     if settings.offload != Offload::Blocks {
         let whole: u64 = checkpoint.types_in_memory(*kind, settings.keep_quantized).values().sum();
@@ -167,7 +170,7 @@ fn bytes(open: &OpenPart, blocks: &[&str], settings: &Settings) -> u64 {
         let bytes = numbers(name) * number;
         match blocks.iter().find_map(|start| block_of(name, start)) {
             Some(block) => {
-                let alone = on_host || quantizes && Flux1::quantizes(name);
+                let alone = on_host || quantizes && Transformer::quantizes(family, name);
                 *sizes.entry(if alone { name } else { block }).or_default() += bytes;
             }
             None => rest += bytes,

@@ -12,8 +12,8 @@ use super::{PartKind, PreviewBy};
 use crate::error::{Error, FileProblem, Result};
 use crate::image::Image;
 use crate::models::Model;
+use crate::models::TransformerParams;
 use crate::models::autoencoder::AnyAutoEncoder;
-use crate::models::flux1::Flux1Params;
 use crate::models::text::read_config;
 
 /// The longest side of the latent that the autoencoder itself makes a preview of.
@@ -108,15 +108,16 @@ impl Previewer {
     ///
     /// # Errors
     /// [`Error::File`] where it is not.
-    pub(super) fn check(&self, loader: &Loader, transformer: &Flux1Params) -> Result<()> {
+    pub(super) fn check(&self, loader: &Loader, transformer: &TransformerParams) -> Result<()> {
+        let of_patch = loader.latent().patch * loader.latent().patch;
         match (&self.model, &loader.parts.preview) {
             (Some(PreviewModel::Factors(factors)), Some(PreviewBy::Factors(path)))
-                if factors.factors.len() as i64 * 4 != transformer.out_channels =>
+                if factors.factors.len() as i64 * of_patch != transformer.out_channels() =>
             {
                 let reason = format!(
                     "it has factors for {} channels, and the model's latents have {}",
                     factors.factors.len(),
-                    transformer.out_channels / 4
+                    transformer.out_channels() / of_patch
                 );
                 Err(Error::file(path)(FileProblem::Settings { reason }))
             }

@@ -12,7 +12,8 @@ use crate::models::text::{ClipText, T5Encoder, Tokenizer, Tokens};
 /// A prompt as the transformer takes it.
 pub(super) struct Encoded {
     pub(super) txt: Tensor,
-    pub(super) vec: Tensor,
+    /// Of families that read pooled text.
+    pub(super) vec: Option<Tensor>,
     pub(super) warnings: Vec<String>,
 }
 
@@ -103,7 +104,7 @@ impl TextEncoders {
         let (tokens, _) = read(&self.clip_tokenizer, for_clip, request, most)?;
         warnings.extend(cut("CLIP", &tokens));
         let vec = clip.forward(&ids(&tokens)?)?.pooler_output;
-        Ok(Encoded { txt: txt.f_to_kind(loader.kind)?, vec: vec.f_to_kind(loader.kind)?, warnings })
+        Ok(Encoded { txt: txt.f_to_kind(loader.kind)?, vec: Some(vec.f_to_kind(loader.kind)?), warnings })
     }
 }
 

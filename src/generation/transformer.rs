@@ -4,18 +4,17 @@ use super::loader::Loader;
 use super::loras::Loras;
 use super::resident::{Resident, not_loaded};
 use crate::error::Result;
-use crate::models::Model;
-use crate::models::flux1::{Flux1, Flux1Params};
+use crate::models::{self, Model, TransformerParams};
 
 /// The transformer: its sizes, and its model where it is loaded.
 #[derive(Debug)]
 pub(super) struct Transformer {
-    pub(super) params: Flux1Params,
-    model: Option<Resident<Flux1>>,
+    pub(super) params: TransformerParams,
+    model: Option<Resident<models::Transformer>>,
 }
 
 impl Transformer {
-    pub(super) fn new(params: Flux1Params) -> Self {
+    pub(super) fn new(params: TransformerParams) -> Self {
         Self { params, model: None }
     }
 
@@ -28,7 +27,7 @@ impl Transformer {
     }
 
     /// Applies these LoRAs, with which the transformer has these sizes, in place of those from before.
-    pub(super) fn adapt(&mut self, loras: &Loras, params: Flux1Params) -> Result<()> {
+    pub(super) fn adapt(&mut self, loras: &Loras, params: TransformerParams) -> Result<()> {
         if params != self.params {
             // Another width of `img_in` is another model; the file is still open.
             self.model = None;
@@ -38,7 +37,7 @@ impl Transformer {
         Ok(())
     }
 
-    pub(super) fn model(&self) -> Result<&Flux1> {
+    pub(super) fn model(&self) -> Result<&models::Transformer> {
         self.model.as_ref().ok_or_else(not_loaded)?.model()
     }
 

@@ -9,7 +9,7 @@ use super::PartKind;
 use super::loader::Loader;
 use super::models::OpenPart;
 use crate::error::Result;
-use crate::models::flux1::Flux1;
+use crate::models::Transformer;
 use crate::numerics::Quantize;
 
 /// What became of a part's weights: on the disk, in memory, in the arithmetic.
@@ -64,7 +64,7 @@ impl Weights {
             _ => None,
         };
         if let Some(name) = quantized {
-            let blocks = checkpoint.names().filter(|name| Flux1::quantizes(name));
+            let blocks = checkpoint.names().filter(|name| Transformer::quantizes(loader.family, name));
             let numbers: u64 =
                 blocks.filter_map(|name| Some(checkpoint.shape(name)?.iter().product::<i64>() as u64)).sum();
             let before = kind.elt_size_in_bytes() as u64;

@@ -15,7 +15,6 @@ use crate::error::Result;
 use crate::family::ModelFamily;
 use crate::generation::{Conditions, denoise};
 use crate::image::Image;
-use crate::models::Model as _;
 use crate::models::autoencoder::{AutoEncoder, AutoEncoderParams, TinyAutoEncoder, TinyAutoEncoderParams};
 use crate::models::flux1::{Additions, Flux1, Flux1Input, Flux1Options, Flux1Params};
 use crate::models::text::{ClipConfig, ClipText, T5Config, T5Encoder};
@@ -24,6 +23,7 @@ use crate::models::vision::{
     ClipVision, ClipVisionConfig, DepthAnything, DepthConfig, Dinov2, Dinov2Config, ReduxConfig,
     ReduxImageEncoder, SiglipConfig, SiglipVision,
 };
+use crate::models::{Model as _, Transformer, TransformerParams};
 use crate::nn::Parameters;
 use crate::sampling::{Prepared, get_schedule};
 
@@ -229,7 +229,7 @@ impl Case {
     fn denoise(&self) -> Result<Tensor> {
         let p: DenoiseParams = self.params()?;
         let vs = self.store();
-        let model = Flux1::new(vs.root(), &self.params()?)?;
+        let model = Transformer::new(vs.root(), &TransformerParams::Flux1(self.params()?))?;
         self.load(&vs)?;
         let prepared = Prepared {
             img: self.input("img")?,

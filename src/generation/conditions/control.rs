@@ -15,7 +15,8 @@ use crate::generation::{PartKind, configs};
 use crate::image::Image;
 use crate::math;
 use crate::models::Model;
-use crate::models::flux1::{ControlNet, ControlNetParams, Flux1Input, Flux1Params, Residuals};
+use crate::models::flux1::{ControlNet, ControlNetParams, Residuals};
+use crate::models::{TransformerInput, TransformerParams};
 
 /// A picture that a ControlNet follows.
 #[derive(Debug, Clone, PartialEq)]
@@ -93,12 +94,12 @@ impl ControlNets {
         &mut self,
         loader: &Loader,
         paths: &[PathBuf],
-        transformer: &Flux1Params,
+        transformer: &TransformerParams,
     ) -> Result<()> {
         let open = |path: &PathBuf| {
             let checkpoint = loader.open_part(PartKind::ControlNet, path)?;
             let params = configs::controlnet(path, &checkpoint)
-                .and_then(|(params, _)| params.check_fits(transformer).map(|()| params));
+                .and_then(|(params, _)| params.check_fits(transformer.flux1()?).map(|()| params));
             let params = params.map_err(|error| match error {
                 Error::Config(problem) => Error::Config(format!("{}: {problem}", path.display())),
                 other => other,
@@ -236,11 +237,15 @@ impl<'a> ControlNetInput<'a> {
     /// negative prompt's velocity.
     ///
     /// Source: diffusers 0.42.1, `pipelines/flux/pipeline_flux_controlnet.py` lines 1066–1134.
-    pub(in crate::generation) fn residuals(&self, input: &Flux1Input, step: usize) -> Result<Vec<Residuals>> {
-        let mut all = Vec::new();
+    pub(in crate::generation) fn residuals(
+        &self,
+        input: &TransformerInput,
+        step: usize,
+    ) -> Result<Vec<Residuals>> {
+        let (input, mut all) = (input.flux1()?, Vec::new());
         for (net, control, embedded) in &self.nets {
             if control.counts_in(step, self.steps) {
-                all.push(net.forward(input, embedded, control.mode, control.strength)?);
+                all.push(net.forward(&input, embedded, control.mode, control.strength)?);
             }
         }
         Residuals::sum(all)

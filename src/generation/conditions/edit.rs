@@ -2,9 +2,10 @@
 
 use crate::choice::choice;
 use crate::error::{Error, ParameterProblem, Result};
+use crate::family::{Condition, ModelFamily};
 use crate::generation::loader::Loader;
 use crate::image::{Image, Mask};
-use crate::models::flux1::Flux1Params;
+use crate::models::TransformerParams;
 
 choice! {
     /// How pictures come into a drawing.
@@ -24,7 +25,10 @@ choice! {
 impl Role {
     /// What pictures are to a model of this name. Kontext's weights have the shapes of dev's: only the name tells.
     pub fn of_model(name: &str) -> Option<Self> {
-        name.to_lowercase().contains("kontext").then_some(Self::Reference)
+        let name = name.to_lowercase();
+        let mut drawings = ModelFamily::drawings();
+        let reads = drawings.any(|(_, drawing)| name.contains(drawing.references.model_name));
+        reads.then_some(Self::Reference)
     }
 }
 
@@ -113,41 +117,16 @@ impl Edit {
         let shape = |(width, height): (u32, u32)| f64::from(width) / f64::from(height);
         let own = shape((image.width.max(1), image.height.max(1)));
         let apart = |size: (u32, u32)| (shape(size) - own).abs();
-        let nearest = KONTEXT_SIZES.into_iter().min_by(|&a, &b| apart(a).total_cmp(&apart(b)));
+        let sizes = ModelFamily::Flux1.reference_sizes().iter().copied();
+        let nearest = sizes.min_by(|&a, &b| apart(a).total_cmp(&apart(b)));
         nearest.unwrap_or((1024, 1024))
     }
 }
 
-/// Kontext was trained on pictures of these sizes.
-///
-/// Source: `black-forest-labs/flux` at 802fb47, `src/flux/util.py`, `PREFERED_KONTEXT_RESOLUTIONS`.
-const KONTEXT_SIZES: [(u32, u32); 17] = [
-    (672, 1568),
-    (688, 1504),
-    (720, 1456),
-    (752, 1392),
-    (800, 1328),
-    (832, 1248),
-    (880, 1184),
-    (944, 1104),
-    (1024, 1024),
-    (1104, 944),
-    (1184, 880),
-    (1248, 832),
-    (1328, 800),
-    (1392, 752),
-    (1456, 720),
-    (1504, 688),
-    (1568, 672),
-];
-
-/// Pixels of an edge of the latent.
-pub(super) const LATENT: i64 = 8;
-
 /// What a model can be asked to do with pictures.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::generation) struct EditRules<'a> {
-    transformer: &'a Flux1Params,
+    transformer: &'a TransformerParams,
     /// What pictures are to the model, where the class of its pipeline tells.
     usual: Option<Role>,
     has_depth_model: bool,
@@ -156,7 +135,7 @@ pub(in crate::generation) struct EditRules<'a> {
 impl<'a> EditRules<'a> {
     pub(in crate::generation) fn new(
         loader: &Loader,
-        transformer: &'a Flux1Params,
+        transformer: &'a TransformerParams,
         usual: Option<Role>,
     ) -> Self {
         Self { transformer, usual, has_depth_model: loader.parts.depth.is_some() }
@@ -174,11 +153,11 @@ impl<'a> EditRules<'a> {
             Some(only) => role == only,
             None => matches!(role, Role::Init | Role::Reference),
         };
-        let variant = self.transformer.variant();
+        let (family, variant) = (self.transformer.family(), self.transformer.variant());
         if !fits {
             let takes = only.map_or("start or reference".into(), |only| only.to_string());
             return wrong(format!(
-                "FLUX.1 {variant} does not take a picture as {role}: it takes it as {takes}"
+                "{family} {variant} does not take a picture as {role}: it takes it as {takes}"
             ));
         }
         if edit.images.len() > 1 && role != Role::Reference {
@@ -204,16 +183,16 @@ impl<'a> EditRules<'a> {
     /// The only role that the model's input channels leave, for those that do not draw from text alone.
     ///
     /// # Errors
-    /// [`Error::Config`] for channels that no FLUX.1 has.
+    /// [`Error::Config`] for channels that no model of the family has.
     pub(in crate::generation) fn only_role(&self) -> Result<Option<Role>> {
-        let (channels, drawn) = (self.transformer.in_channels, self.transformer.out_channels);
-        match channels {
-            _ if channels == drawn => Ok(None),
-            _ if channels == 2 * drawn => Ok(Some(Role::Control)),
-            // The picture's patches, and a number of the mask for each of their pixels.
-            _ if channels == 2 * drawn + 4 * LATENT * LATENT => Ok(Some(Role::Fill)),
-            _ => Err(Error::Config(format!(
-                "no FLUX.1 that is known has {channels} input channels where {drawn} are drawn"
+        let (channels, drawn) = (self.transformer.in_channels(), self.transformer.out_channels());
+        let family = self.transformer.family();
+        match family.condition(channels, drawn) {
+            Some(Condition::None) => Ok(None),
+            Some(Condition::Latent) => Ok(Some(Role::Control)),
+            Some(Condition::LatentAndMask) => Ok(Some(Role::Fill)),
+            None => Err(Error::Config(format!(
+                "no {family} that is known has {channels} input channels where {drawn} are drawn"
             ))),
         }
     }
@@ -225,8 +204,8 @@ impl<'a> EditRules<'a> {
             (None, None) => Ok(()),
             (None, Some(role)) => {
                 let with = if role == Role::Fill { "a picture and a mask" } else { "a picture" };
-                let variant = self.transformer.variant();
-                Err(Error::Request(format!("FLUX.1 {variant} draws from {with}: the request has no edit")))
+                let (family, variant) = (self.transformer.family(), self.transformer.variant());
+                Err(Error::Request(format!("{family} {variant} draws from {with}: the request has no edit")))
             }
         }
     }

@@ -3,14 +3,14 @@
 use tch::Tensor;
 
 use super::depth::DepthModel;
-use super::edit::{ControlPreprocess, Edit, LATENT, Role};
+use super::edit::{ControlPreprocess, Edit, Role};
 use super::{CANNY, Conditions};
 use crate::error::{Error, Result};
-use crate::family::ModelFamily;
 use crate::generation::autoencoder::Autoencoder;
 use crate::generation::loader::Loader;
 use crate::image::{Image, Mask};
 use crate::math;
+use crate::sampling::LatentSpec;
 
 /// What a picture is begun with, as patches `[B, L, C]`.
 pub(in crate::generation) struct InitLatents {
@@ -97,7 +97,7 @@ pub(in crate::generation) fn encode(
             let mask = mask_tensor(loader, mask, (width, height))?;
             let seen = picture(first)?.f_to_device(loader.settings.device)?.f_mul(&(1.0 - &mask))?;
             let patches = autoencoder.encode_patches(loader, &seen)?;
-            let mask = fold(&mask)?.f_to_kind(loader.kind)?;
+            let mask = fold(&mask, loader.latent())?.f_to_kind(loader.kind)?;
             conditions.img_cond = Some(Tensor::f_cat(&[patches, mask], -1)?);
         }
     }
@@ -135,26 +135,27 @@ fn mask_tensor(loader: &Loader, mask: &Mask, (width, height): (u32, u32)) -> Res
     Ok(mask.resize(width, height).to_tensor()?.f_to_device(loader.settings.device)?)
 }
 
-/// A mask `[1, 1, H, W]` as Fill reads it: the 8 × 8 pixels of each number of the latent become channels, and those
-/// patches.
+/// A mask `[1, 1, H, W]` as Fill reads it: the pixels of each number of the latent become channels, and those patches.
 ///
 /// Source: `black-forest-labs/flux` at 802fb47, `src/flux/sampling.py`, `prepare_fill`.
-fn fold(mask: &Tensor) -> Result<Tensor> {
-    let (h, w) = (mask.size()[2] / LATENT, mask.size()[3] / LATENT);
-    let mask = mask.f_reshape([1, h, LATENT, w, LATENT])?.permute([0, 2, 4, 1, 3]);
-    ModelFamily::Flux1.latent().pack(&mask.f_reshape([1, LATENT * LATENT, h, w])?)
+fn fold(mask: &Tensor, latent: &LatentSpec) -> Result<Tensor> {
+    let side = latent.compression;
+    let (h, w) = (mask.size()[2] / side, mask.size()[3] / side);
+    let mask = mask.f_reshape([1, h, side, w, side])?.permute([0, 2, 4, 1, 3]);
+    latent.pack(&mask.f_reshape([1, side * side, h, w])?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::family::ModelFamily;
 
     #[test]
     fn a_mask_is_folded_as_the_official_code_does_it() {
         // Each pixel is its own number: which becomes which channel of which patch can be read off.
         let (h, w) = (32, 48);
         let mask = Tensor::arange(h * w, (tch::Kind::Float, tch::Device::Cpu)).reshape([1, 1, h, w]);
-        let folded = fold(&mask).unwrap();
+        let folded = fold(&mask, ModelFamily::Flux1.latent()).unwrap();
         assert_eq!(folded.size(), [1, (h / 16) * (w / 16), 256]);
         for (patch, channel) in [(0, 0), (4, 37), (5, 255), (2, 130)] {
             let (row, column) = (patch / (w / 16), patch % (w / 16));

@@ -11,7 +11,8 @@ use crate::generation::loader::Loader;
 use crate::generation::resident::{Resident, not_loaded};
 use crate::generation::{PartKind, configs};
 use crate::image::Image;
-use crate::models::flux1::{Flux1Params, ImagePrompt, IpAdapter, IpAdapterParams};
+use crate::models::TransformerParams;
+use crate::models::flux1::{ImagePrompt, IpAdapter, IpAdapterParams};
 use crate::models::vision::{ClipVision, ClipVisionConfig};
 
 /// Pictures that a drawing shall be like.
@@ -123,7 +124,7 @@ impl IpAdapters {
         loader: &Loader,
         paths: &[PathBuf],
         image_encoder: Option<&Path>,
-        transformer: &Flux1Params,
+        transformer: &TransformerParams,
     ) -> Result<()> {
         let encoder = image_encoder.map(|path| Encoder::open(loader, path)).transpose()?;
         if encoder.is_none() && !paths.is_empty() {
@@ -134,7 +135,7 @@ impl IpAdapters {
         let adapter = |path: &PathBuf| {
             let checkpoint = loader.open_part(PartKind::IpAdapter, path)?;
             let params = IpAdapterParams::from_shapes(|name| checkpoint.shape(name))?;
-            params.check_fits(transformer).map_err(|error| match error {
+            params.check_fits(transformer.flux1()?).map_err(|error| match error {
                 Error::Config(problem) => Error::Config(format!("{}: {problem}", path.display())),
                 other => other,
             })?;
@@ -255,7 +256,7 @@ impl IpAdapters {
         loader: &Loader,
         images: &[IpAdapterImage],
         embeds: &ImageEmbeds,
-        transformer: &Flux1Params,
+        transformer: &TransformerParams,
     ) -> Result<ImagePrompts> {
         let mut prompts = ImagePrompts::default();
         for (image, (embeds, negative)) in images.iter().zip(embeds) {
@@ -266,7 +267,7 @@ impl IpAdapters {
                 adapter.model = Some(loader.load(loader.kind, checkpoint, build)?);
             }
             let adapter = adapter.model.as_ref().ok_or_else(not_loaded)?.model()?;
-            let prompt = |embeds| adapter.prompt(embeds, transformer.num_heads, &image.scales);
+            let prompt = |embeds| adapter.prompt(embeds, transformer.flux1()?.num_heads, &image.scales);
             prompts.prompt.push(prompt(embeds)?);
             prompts.negative.extend(negative.as_ref().map(prompt).transpose()?);
         }

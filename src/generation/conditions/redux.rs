@@ -13,7 +13,7 @@ use crate::generation::loader::Loader;
 use crate::generation::resident::Resident;
 use crate::image::Image;
 use crate::math;
-use crate::models::flux1::Flux1Params;
+use crate::models::TransformerParams;
 use crate::models::vision::{ReduxImageEncoder, SiglipVision};
 
 /// A picture that a drawing shall look like.
@@ -127,9 +127,13 @@ impl ReduxEncoder {
     ///
     /// # Errors
     /// What is missing, wrong with the files, or of another transformer.
-    pub(in crate::generation) fn check(&self, loader: &Loader, transformer: &Flux1Params) -> Result<()> {
+    pub(in crate::generation) fn check(
+        &self,
+        loader: &Loader,
+        transformer: &TransformerParams,
+    ) -> Result<()> {
         let (siglip, redux) = loader.redux_sizes()?;
-        let width = transformer.context_in_dim;
+        let width = transformer.flux1()?.context_in_dim;
         if redux.txt_in_features != width {
             return Err(Error::Config(format!(
                 "the Redux embedder makes tokens of {}, but the transformer reads text of {width}",

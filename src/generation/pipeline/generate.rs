@@ -169,7 +169,7 @@ impl Pipeline {
 
     fn is_small(&self, request: &Request) -> bool {
         let settings = &self.loader.settings;
-        let numbers = self.tokens(request).sum() * self.params().hidden_size;
+        let numbers = self.tokens(request).sum() * self.params().hidden_size();
         let ours = settings.device == Device::Cpu && settings.numerics == Numerics::Fast;
         ours && numbers <= SMALL && request.width * request.height <= SMALL
     }

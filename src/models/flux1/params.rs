@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::ConfigFile;
 use crate::error::{Error, Result};
+use crate::family::ModelFamily;
 use crate::nn::check_sizes;
 
 /// The sizes of a FLUX.1 transformer, in the official names.
@@ -141,7 +142,7 @@ impl Flux1Params {
     /// # Errors
     /// [`Error::File`] with the key of what disagrees, is of another type, or is not built here.
     pub(crate) fn with_config(self, config: &ConfigFile) -> Result<(Self, Vec<String>)> {
-        config.check_class(&["FluxTransformer2DModel"])?;
+        config.check_class(&[ModelFamily::Flux1.row().transformer_class])?;
         let patch_size = config.int("patch_size")?.unwrap_or(1);
         // Without `out_channels` diffusers takes as many as come in.
         let out_channels = match config.int("out_channels")? {
@@ -199,13 +200,9 @@ impl Flux1Params {
 
     /// Returns the variant as far as the input channels tell it: `dev` or `schnell`, `Fill`, `Canny or Depth`.
     pub fn variant(&self) -> &'static str {
-        match (self.in_channels == self.out_channels, self.guidance_embed) {
-            (true, true) => "dev",
-            (true, false) => "schnell",
-            (false, _) if self.in_channels == 6 * self.out_channels => "Fill",
-            (false, _) if self.in_channels == 2 * self.out_channels => "Canny or Depth",
-            (false, _) => "unknown",
-        }
+        let Self { in_channels, out_channels, guidance_embed, .. } = *self;
+        let variant = ModelFamily::Flux1.variant(in_channels, out_channels, guidance_embed);
+        variant.map_or("unknown", |variant| variant.name)
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! This is where the families' models meet: a further family is one more variant of each type here.
 
+use serde::Serialize;
 use tch::Tensor;
 use tch::nn::Path;
 
@@ -14,7 +15,8 @@ use crate::nn::Parameters;
 use crate::numerics::Quantize;
 
 /// The sizes of a transformer of any family.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
 pub enum TransformerParams {
     /// Those of FLUX.1.
     Flux1(Flux1Params),
@@ -65,6 +67,36 @@ pub struct TransformerOptions<'a> {
 }
 
 impl TransformerParams {
+    /// The sizes of published models, by their names.
+    pub const PRESETS: [(&'static str, Self); 2] =
+        [("flux1-dev", Self::Flux1(Flux1Params::DEV)), ("flux1-schnell", Self::Flux1(Flux1Params::SCHNELL))];
+
+    /// Returns these sizes with so many double and single blocks, and with streams of another width, whose heads are as wide.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for a width that is no multiple of a head's.
+    pub fn resized(self, depth: usize, depth_single_blocks: usize, hidden_size: i64) -> Result<Self> {
+        match self {
+            Self::Flux1(params) => {
+                let head_dim = params.hidden_size / params.num_heads;
+                if hidden_size < head_dim || hidden_size % head_dim != 0 {
+                    return Err(Error::Request(format!(
+                        "the width of the streams must be a multiple of {head_dim}, not {hidden_size}"
+                    )));
+                }
+                let num_heads = hidden_size / head_dim;
+                Ok(Self::Flux1(Flux1Params { hidden_size, num_heads, depth, depth_single_blocks, ..params }))
+            }
+        }
+    }
+
+    /// Returns how many double and single blocks there are.
+    pub fn blocks(&self) -> (usize, usize) {
+        match self {
+            Self::Flux1(params) => (params.depth, params.depth_single_blocks),
+        }
+    }
+
     /// Reads every size from the tensors' shapes, by their official names; `shape` gives `None` for a name that the file does
     /// not hold.
     ///

@@ -15,6 +15,7 @@ use tch_flux::engine::{Engine, Event, Options};
 use tch_flux::family::ModelFamily;
 use tch_flux::generation::{Conditions, Generated, Parts, Phase, Pipeline, Request, Settings, denoise};
 use tch_flux::models::Model;
+use tch_flux::models::Transformer;
 use tch_flux::models::flux1::{Flux1, Flux1Params};
 use tch_flux::numerics::{Numerics, with_cancel};
 
@@ -192,6 +193,7 @@ fn what_is_cancelled_ends_within_two_blocks() {
     let _no_grad = tch::no_grad_guard();
     const BLOCKS: usize = 60;
     let (_vs, model) = wide(BLOCKS);
+    let model = Transformer::Flux1(Box::new(model));
     let random = |size: &[i64]| Tensor::randn(size, (Kind::BFloat16, DEVICE));
     let latent = ModelFamily::Flux1.latent();
     let noise =

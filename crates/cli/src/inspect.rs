@@ -13,10 +13,10 @@ use serde_json::{Value, json};
 use tch_flux::Error;
 use tch_flux::checkpoint::lora::Lora;
 use tch_flux::checkpoint::{Access, Checkpoint, Contained, Family};
-use tch_flux::family::ModelFamily;
 use tch_flux::generation::Parts;
+use tch_flux::models::TransformerParams;
 use tch_flux::models::autoencoder::{AutoEncoderParams, TinyAutoEncoderParams};
-use tch_flux::models::flux1::{ControlNetParams, Flux1Params, IpAdapterParams};
+use tch_flux::models::flux1::{ControlNetParams, IpAdapterParams};
 use tch_flux::models::text::{ClipConfig, T5Config};
 use tch_flux::models::vision::{ClipVisionConfig, ReduxConfig, SiglipConfig};
 
@@ -200,11 +200,12 @@ impl Report {
     fn look_at(&mut self, family: &Family, official: &Checkpoint) {
         let shape = |name: &str| official.shape(name);
         let sizes = match family {
-            Family::Transformer { family: ModelFamily::Flux1, .. } => Flux1Params::from_shapes(shape)
-                .and_then(|params| {
+            Family::Transformer { family: of, .. } if family.is_drawn() => {
+                TransformerParams::from_shapes(*of, shape).and_then(|params| {
                     self.variant = Some(params.variant().to_string());
                     as_json(params)
-                }),
+                })
+            }
             Family::ControlNet { .. } => ControlNetParams::from_shapes(shape).and_then(|params| {
                 self.variant = Some(params.variant().to_string());
                 as_json(params)

@@ -12,12 +12,10 @@ use serde_json::json;
 use tch::nn::VarStore;
 use tch::{Device, Kind};
 use tch_flux::checkpoint::{Checkpoint, Contained, Family, LoadOptions, Loaded};
-use tch_flux::family::ModelFamily;
-use tch_flux::models::Model;
 use tch_flux::models::autoencoder::{AutoEncoder, AutoEncoderParams, TinyAutoEncoder, TinyAutoEncoderParams};
-use tch_flux::models::flux1::{Flux1, Flux1Params};
 use tch_flux::models::text::{ClipConfig, ClipText, T5Config, T5Encoder};
 use tch_flux::models::vision::{ReduxConfig, ReduxImageEncoder, SiglipConfig, SiglipVision};
+use tch_flux::models::{Model, Transformer, TransformerParams};
 use tch_flux::nn::Linears;
 use tch_flux::numerics;
 
@@ -145,12 +143,12 @@ fn build(
             .load(vs, LoadOptions { kind, keep_quantized: linears.filter(|_| keep), ..Default::default() })
     };
     match family {
-        Family::Transformer { family: ModelFamily::Flux1, .. } => {
-            let model = Flux1::new(vs.root(), &Flux1Params::from_shapes(shape)?)?;
+        Family::Transformer { family: of, .. } if family.is_drawn() => {
+            let model = Transformer::new(vs.root(), &TransformerParams::from_shapes(*of, shape)?)?;
             let loaded = load(Some(model.linears()))?;
             Ok((Box::new(model), loaded))
         }
-        Family::AutoEncoder { family: ModelFamily::Flux1, .. } => {
+        Family::AutoEncoder { .. } if family.is_drawn() => {
             let model = AutoEncoder::new(vs.root(), &AutoEncoderParams::from_shapes(shape)?)?;
             let loaded = load(None)?;
             Ok((Box::new(model), loaded))

@@ -2,14 +2,13 @@
 
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::builder::TypedValueParser;
 use clap::{Args, ValueEnum};
 use serde_json::json;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 use tch_flux::Error;
-use tch_flux::family::ModelFamily;
-use tch_flux::models::Model;
-use tch_flux::models::flux1::{Flux1, Flux1Input, Flux1Options, Flux1Params};
+use tch_flux::models::{Model, Transformer, TransformerInput, TransformerOptions, TransformerParams};
 
 use super::measure::Measure;
 use super::random;
@@ -18,8 +17,8 @@ use crate::device::QuantizeArg;
 #[derive(Args)]
 pub(crate) struct Step {
     /// The sizes of the transformer, unless a flag says another.
-    #[arg(long, default_value = "flux1-dev")]
-    preset: Preset,
+    #[arg(long, default_value = "flux1-dev", value_parser = TransformerParams::PRESETS.map(|(name, _)| name))]
+    preset: String,
     /// Double blocks. [default: the preset's]
     #[arg(long, value_name = "BLOCKS", value_parser = clap::value_parser!(u16).range(0..=1000).map(usize::from))]
     depth: Option<usize>,
@@ -42,36 +41,18 @@ pub(crate) struct Step {
     measure: Measure,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum Preset {
-    Flux1Dev,
-    Flux1Schnell,
-}
-
 /// The word for a value, as its flag takes it.
 fn word(value: impl ValueEnum) -> String {
     value.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default()
 }
 
 impl Step {
-    fn params(&self) -> anyhow::Result<Flux1Params> {
-        let preset = match self.preset {
-            Preset::Flux1Dev => Flux1Params::DEV,
-            Preset::Flux1Schnell => Flux1Params::SCHNELL,
-        };
-        let hidden_size = self.hidden_size.unwrap_or(preset.hidden_size);
-        let head_dim = preset.hidden_size / preset.num_heads;
-        if hidden_size < head_dim || hidden_size % head_dim != 0 {
-            let text = format!("--hidden-size must be a multiple of {head_dim}, not {hidden_size}");
-            return Err(Error::Request(text).into());
-        }
-        Ok(Flux1Params {
-            hidden_size,
-            num_heads: hidden_size / head_dim,
-            depth: self.depth.unwrap_or(preset.depth),
-            depth_single_blocks: self.single.unwrap_or(preset.depth_single_blocks),
-            ..preset
-        })
+    fn params(&self) -> anyhow::Result<TransformerParams> {
+        let mut presets = TransformerParams::PRESETS.into_iter();
+        let preset = presets.find(|(name, _)| *name == self.preset).context("no such preset")?.1;
+        let (depth, single) = preset.blocks();
+        let hidden_size = self.hidden_size.unwrap_or(preset.hidden_size());
+        Ok(preset.resized(self.depth.unwrap_or(depth), self.single.unwrap_or(single), hidden_size)?)
     }
 
     /// What a step of the sampling loop costs: what all steps share is computed before the loop, where the numerics
@@ -94,25 +75,23 @@ impl Step {
         }
         let (kind, passes) = (self.measure.kind(), self.measure.passes());
         let mut vs = self.measure.store();
-        let model = Flux1::new(vs.root(), &params)?;
+        let model = Transformer::new(vs.root(), &params)?;
         random::fill(&mut vs)?;
         model.set_numerics(self.measure.numerics());
         model.quantize(self.quantize.into())?;
 
         let (li, lt) = (self.image_tokens, self.text_tokens);
         let side = (li as f64).sqrt().ceil() as i64;
+        let latent = params.family().latent();
         let times: Vec<f64> = (0..passes).map(|i| 1.0 - i as f64 / passes as f64).collect();
-        let input = Flux1Input {
-            img: &random::normal(&[1, li, params.in_channels], kind, &vs)?,
-            img_ids: &ModelFamily::Flux1
-                .latent()
-                .image_ids(1, 2 * side, 2 * side)
-                .narrow(1, 0, li)
-                .to_device(device),
-            txt: &random::normal(&[1, lt, params.context_in_dim], kind, &vs)?,
-            txt_ids: &Tensor::zeros([1, lt, 3], (Kind::Float, device)),
+        let y = params.vec_in_dim().map(|width| random::normal(&[1, width], kind, &vs)).transpose()?;
+        let input = TransformerInput {
+            img: &random::normal(&[1, li, params.in_channels()], kind, &vs)?,
+            img_ids: &latent.image_ids(1, 2 * side, 2 * side).narrow(1, 0, li).to_device(device),
+            txt: &random::normal(&[1, lt, params.context_in_dim()], kind, &vs)?,
+            txt_ids: &latent.text_ids(1, lt, device)?,
             timesteps: &Tensor::ones([1], (kind, device)),
-            y: &random::normal(&[1, params.vec_in_dim], kind, &vs)?,
+            y: y.as_ref(),
             guidance: Some(&Tensor::full([1], 2.5, (kind, device))),
         };
         let measured = self.measure.run(
@@ -120,12 +99,12 @@ impl Step {
             || model.prepare_steps(&input, &times),
             |steps, i| {
                 let prepared = steps.as_ref().map(|steps| (steps, i));
-                model.forward(&input, Flux1Options { prepared, ..Flux1Options::default() })
+                model.forward(&input, TransformerOptions { prepared, ..TransformerOptions::default() })
             },
         )?;
 
-        let Flux1Params { depth, depth_single_blocks: single, hidden_size, .. } = params;
-        let (preset, quantize) = (word(self.preset), word(self.quantize));
+        let ((depth, single), hidden_size) = (params.blocks(), params.hidden_size());
+        let (preset, quantize) = (self.preset, word(self.quantize));
         let weights = match self.quantize {
             QuantizeArg::None => String::new(),
             _ => format!(", {quantize} weights"),

@@ -120,6 +120,7 @@ pub(super) fn controlnet(weights: &Path, checkpoint: &Checkpoint) -> Result<(Con
 /// The official repositories hold their autoencoder twice: as `ae.safetensors`, which is preferred, and in `vae/` with its
 /// settings. Those are of both where the sizes are the same.
 pub(super) fn autoencoder(
+    family: ModelFamily,
     weights: &Path,
     checkpoint: &Checkpoint,
 ) -> Result<(AutoEncoderParams, Vec<String>)> {
@@ -134,7 +135,7 @@ pub(super) fn autoencoder(
         );
         return Err(of_file(checkpoint, Error::Config(reason)));
     }
-    let kind = Kind::autoencoder(ModelFamily::Flux1);
+    let kind = Kind::autoencoder(family);
     if let Some(config) = beside(weights, kind)? {
         return params.with_config(&config);
     }

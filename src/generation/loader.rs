@@ -11,7 +11,6 @@ use crate::checkpoint::{Checkpoint, Family};
 use crate::error::{Error, Result};
 use crate::family::ModelFamily;
 use crate::models::autoencoder::{AnyAutoEncoder, AutoEncoder, TinyAutoEncoder};
-use crate::models::text::{ClipText, T5Encoder};
 use crate::models::vision::{
     DepthAnything, DepthConfig, ReduxConfig, ReduxImageEncoder, SiglipConfig, SiglipVision,
 };
@@ -170,18 +169,6 @@ impl Loader {
         Ok(transformer)
     }
 
-    pub(super) fn load_clip(&self) -> Result<Resident<ClipText>> {
-        let checkpoint = self.open_clip()?;
-        let config = configs::clip(&self.parts.clip, &checkpoint)?;
-        self.load(self.text_kind(), checkpoint, |vs| ClipText::new(vs, &config))
-    }
-
-    pub(super) fn load_t5(&self) -> Result<Resident<T5Encoder>> {
-        let checkpoint = self.open_t5()?;
-        let config = configs::t5(&self.parts.t5, &checkpoint)?;
-        self.load(self.text_kind(), checkpoint, |vs| T5Encoder::new(vs, &config))
-    }
-
     pub(super) fn load_image_encoder(&self) -> Result<Resident<SiglipVision>> {
         let checkpoint = self.open_image_encoder()?;
         let config = self.siglip_config(&checkpoint)?;
@@ -207,7 +194,7 @@ impl Loader {
                 let (params, _) = configs::tiny_autoencoder(path, &names)?;
                 AnyAutoEncoder::Tiny(Box::new(TinyAutoEncoder::new(vs, &params)?))
             } else {
-                let (params, _) = configs::autoencoder(path, &names)?;
+                let (params, _) = configs::autoencoder(self.family, path, &names)?;
                 AnyAutoEncoder::Full(Box::new(AutoEncoder::new(vs, &params)?))
             })
         })

@@ -116,7 +116,8 @@ impl MemoryInputs<'_> {
         let vision =
             if request.redux.is_some() { own(PartKind::ImageEncoder) + own(PartKind::Redux) } else { 0 };
         let sees = if request.pictured.is_empty() { 0 } else { own(PartKind::ClipVision) };
-        let text = own(PartKind::T5) + own(PartKind::Clip) + vision + sees;
+        let encoders: u64 = PartKind::TEXT_ENCODERS.into_iter().map(own).sum();
+        let text = encoders + vision + sees;
         let kept = if settings.keep_text_encoders && !offloads { text } else { 0 };
         let controlnets = if request.controls.is_empty() { 0 } else { own(PartKind::ControlNet) };
         let adapters = if request.pictured.is_empty() { 0 } else { own(PartKind::IpAdapter) };

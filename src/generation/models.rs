@@ -83,13 +83,12 @@ impl Models {
     pub(super) fn is_loaded(&self, part: PartKind) -> bool {
         match part {
             PartKind::Transformer => self.transformer.is_loaded(),
-            PartKind::T5 | PartKind::Clip => self.text.is_loaded(part),
             PartKind::Autoencoder => self.autoencoder.is_loaded(),
             PartKind::PreviewDecoder => self.previewer.is_loaded(),
             PartKind::ImageEncoder | PartKind::Redux => self.redux.is_loaded(),
             PartKind::ControlNet => self.controlnets.are_loaded(),
             PartKind::IpAdapter | PartKind::ClipVision => self.ip_adapters.are_loaded(),
-            PartKind::Depth | PartKind::ClipTokenizer | PartKind::T5Tokenizer => false,
+            other => self.text.is_loaded(other),
         }
     }
 
@@ -166,12 +165,10 @@ impl Models {
             let kind = loader.autoencoder_kind(&checkpoint);
             open(part, checkpoint, kind)
         };
-        let mut parts = vec![
-            open(PartKind::Transformer, loader.open_transformer()?.0, kind),
-            open(PartKind::T5, loader.open_t5()?, text),
-            open(PartKind::Clip, loader.open_clip()?, text),
-            autoencoder(PartKind::Autoencoder, loader.open_autoencoder()?),
-        ];
+        let mut parts = vec![open(PartKind::Transformer, loader.open_transformer()?.0, kind)];
+        let encoders = TextEncoders::open_parts(loader)?.into_iter();
+        parts.extend(encoders.map(|(part, checkpoint)| open(part, checkpoint, text)));
+        parts.push(autoencoder(PartKind::Autoencoder, loader.open_autoencoder()?));
         let decoder = loader.open_preview_decoder()?;
         parts.extend(decoder.map(|(checkpoint, _)| autoencoder(PartKind::PreviewDecoder, checkpoint)));
         if loader.parts.redux.is_some() && loader.parts.image_encoder.is_some() {
@@ -195,13 +192,12 @@ impl Models {
         let parts = &loader.parts;
         let mut warnings =
             configs::transformer(loader.family, &parts.transformer, &loader.open_transformer()?.0)?.1;
-        configs::clip(&parts.clip, &loader.open_clip()?)?;
-        configs::t5(&parts.t5, &loader.open_t5()?)?;
+        TextEncoders::check_configs(loader)?;
         let autoencoder = (loader.open_autoencoder()?, parts.autoencoder.as_path());
         for (checkpoint, path) in [Some(autoencoder), loader.open_preview_decoder()?].into_iter().flatten() {
             warnings.extend(match is_tiny(&checkpoint) {
                 true => configs::tiny_autoencoder(path, &checkpoint)?.1,
-                false => configs::autoencoder(path, &checkpoint)?.1,
+                false => configs::autoencoder(loader.family, path, &checkpoint)?.1,
             });
         }
         for (path, net) in self.controlnets.paths().zip(self.controlnets.open(loader)?) {

@@ -63,7 +63,7 @@ impl OpenedFiles {
     fn only_model(&self, part: PartKind, path: &Path) -> Result<Checkpoint> {
         let checkpoint = self.file(path)?;
         let contained = checkpoint.contained();
-        match contained.iter().find(|model| is_of(&model.family, part)) {
+        match contained.iter().find(|model| part.is(&model.family)) {
             Some(Contained { prefix, family }) => Ok(checkpoint.part(prefix, family)),
             None => Err(other_model(&checkpoint, part)),
         }
@@ -106,25 +106,6 @@ pub(super) fn is_tiny(autoencoder: &Checkpoint) -> bool {
         .any(|name| autoencoder.shape(name).is_some())
 }
 
-/// Whether a model of this family is such a part.
-fn is_of(family: &Family, part: PartKind) -> bool {
-    match part {
-        PartKind::Transformer => family.is_drawn() && matches!(family, Family::Transformer { .. }),
-        PartKind::T5 => matches!(family, Family::T5 { .. }),
-        PartKind::Clip => *family == Family::Clip,
-        PartKind::Autoencoder | PartKind::PreviewDecoder => {
-            family.is_drawn() && matches!(family, Family::AutoEncoder { .. } | Family::TinyAutoEncoder { .. })
-        }
-        PartKind::ImageEncoder => *family == Family::Siglip,
-        PartKind::Redux => *family == Family::Redux,
-        PartKind::Depth => *family == Family::Depth,
-        PartKind::ControlNet => matches!(family, Family::ControlNet { .. }),
-        PartKind::IpAdapter => *family == Family::IpAdapter,
-        PartKind::ClipVision => *family == Family::ClipVision,
-        PartKind::ClipTokenizer | PartKind::T5Tokenizer => false,
-    }
-}
-
 /// The error for a file that holds another model than the part that is wanted: what it is, and what would work.
 fn other_model(checkpoint: &Checkpoint, part: PartKind) -> Error {
     if let Err(packed) = checkpoint.check_readable() {
@@ -135,35 +116,11 @@ fn other_model(checkpoint: &Checkpoint, part: PartKind) -> Error {
         let names: Vec<_> = checkpoint.contained().iter().map(|model| model.family.name()).collect();
         looks_like = format!("{looks_like}: {}", names.join(", "));
     }
-    let (wanted, works) = wanted(part);
+    let (wanted, works) = part.wanted();
     // What a model of another family has for its counterpart is said with it.
     if !looks_like.contains(works.split(',').next().unwrap_or_default()) {
         looks_like = format!("{looks_like}; what works here: {works}");
     }
     let path = checkpoint.files().first().map(|path| path.to_path_buf()).unwrap_or_default();
     Error::file(path)(FileProblem::OtherModel { wanted, looks_like })
-}
-
-/// What model a part is, and what it is found as.
-fn wanted(part: PartKind) -> (&'static str, &'static str) {
-    match part {
-        PartKind::Transformer => (
-            "FLUX.1 transformer",
-            "flux1-dev.safetensors, flux1-schnell.safetensors, a finetune of them, a GGUF file, transformer/",
-        ),
-        PartKind::Autoencoder | PartKind::PreviewDecoder => ("FLUX.1 autoencoder", "ae.safetensors, vae/"),
-        PartKind::Clip => ("CLIP text model", "clip_l.safetensors, text_encoder/"),
-        PartKind::T5 => ("T5 encoder", "t5xxl_fp16.safetensors, its fp8 or GGUF files, text_encoder_2/"),
-        PartKind::ImageEncoder => ("SigLIP vision model", "image_encoder/ of FLUX.1 Redux"),
-        PartKind::Redux => ("Redux embedder", "flux1-redux-dev.safetensors, image_embedder/"),
-        PartKind::Depth => ("depth model", "Depth Anything in transformers' names"),
-        PartKind::ControlNet => {
-            ("FLUX.1 ControlNet", "a ControlNet of FLUX.1 as XLabs, InstantX or Shakker publish them")
-        }
-        PartKind::IpAdapter => ("IP-Adapter of FLUX.1", "XLabs' IP-Adapter of FLUX.1"),
-        PartKind::ClipVision => {
-            ("CLIP vision model", "CLIP-L's vision model with its projection, as in clip-vit-large-patch14")
-        }
-        PartKind::ClipTokenizer | PartKind::T5Tokenizer => (part.name(), ""),
-    }
 }

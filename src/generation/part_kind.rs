@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::checkpoint::Family;
 use crate::family::ModelFamily;
 
 /// One of the parts that pictures are drawn with.
@@ -40,6 +41,9 @@ impl PartKind {
     pub(super) const REQUIRED: [Self; 6] =
         [Self::Transformer, Self::Autoencoder, Self::Clip, Self::T5, Self::ClipTokenizer, Self::T5Tokenizer];
 
+    /// The parts that encode prompts.
+    pub(super) const TEXT_ENCODERS: [Self; 2] = [Self::T5, Self::Clip];
+
     /// The name of the part in full, as errors have it.
     pub fn name(self) -> &'static str {
         match self {
@@ -71,6 +75,65 @@ impl PartKind {
     /// Whether the part is a tokenizer, which has no weights.
     pub fn is_tokenizer(self) -> bool {
         matches!(self, Self::ClipTokenizer | Self::T5Tokenizer)
+    }
+
+    /// Whether what a file holds is such a part.
+    pub(super) fn is(self, family: &Family) -> bool {
+        match self {
+            Self::Transformer => family.is_drawn() && matches!(family, Family::Transformer { .. }),
+            Self::T5 => matches!(family, Family::T5 { .. }),
+            Self::Clip => *family == Family::Clip,
+            Self::Autoencoder | Self::PreviewDecoder => {
+                family.is_drawn()
+                    && matches!(family, Family::AutoEncoder { .. } | Family::TinyAutoEncoder { .. })
+            }
+            Self::ImageEncoder => *family == Family::Siglip,
+            Self::Redux => *family == Family::Redux,
+            Self::Depth => *family == Family::Depth,
+            Self::ControlNet => matches!(family, Family::ControlNet { .. }),
+            Self::IpAdapter => *family == Family::IpAdapter,
+            Self::ClipVision => *family == Family::ClipVision,
+            Self::ClipTokenizer | Self::T5Tokenizer => false,
+        }
+    }
+
+    /// What the official names in the blocks of the part begin with, where its weights can be brought a block at a time;
+    /// `family` is the transformer's.
+    pub(super) fn blocks(self, family: ModelFamily) -> Option<&'static [&'static str]> {
+        match self {
+            Self::Transformer => Some(family.row().blocks),
+            Self::T5 => Some(&["encoder.block."]),
+            Self::ControlNet => {
+                Some(&["double_blocks.", "single_blocks.", "controlnet_blocks.", "controlnet_single_blocks."])
+            }
+            Self::IpAdapter => Some(&["double_blocks."]),
+            _ => None,
+        }
+    }
+
+    /// What model the part is, and what it is found as.
+    pub(super) fn wanted(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Transformer => (
+                "FLUX.1 transformer",
+                "flux1-dev.safetensors, flux1-schnell.safetensors, a finetune of them, a GGUF file, transformer/",
+            ),
+            Self::Autoencoder | Self::PreviewDecoder => ("FLUX.1 autoencoder", "ae.safetensors, vae/"),
+            Self::Clip => ("CLIP text model", "clip_l.safetensors, text_encoder/"),
+            Self::T5 => ("T5 encoder", "t5xxl_fp16.safetensors, its fp8 or GGUF files, text_encoder_2/"),
+            Self::ImageEncoder => ("SigLIP vision model", "image_encoder/ of FLUX.1 Redux"),
+            Self::Redux => ("Redux embedder", "flux1-redux-dev.safetensors, image_embedder/"),
+            Self::Depth => ("depth model", "Depth Anything in transformers' names"),
+            Self::ControlNet => {
+                ("FLUX.1 ControlNet", "a ControlNet of FLUX.1 as XLabs, InstantX or Shakker publish them")
+            }
+            Self::IpAdapter => ("IP-Adapter of FLUX.1", "XLabs' IP-Adapter of FLUX.1"),
+            Self::ClipVision => (
+                "CLIP vision model",
+                "CLIP-L's vision model with its projection, as in clip-vit-large-patch14",
+            ),
+            Self::ClipTokenizer | Self::T5Tokenizer => (self.name(), ""),
+        }
     }
 
     /// The names of the files and folders that the part is found by in a folder, as patterns; none for a part that no folder

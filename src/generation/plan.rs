@@ -116,7 +116,7 @@ impl PlanInputs<'_> {
     fn expected(&self, settings: &Settings) -> Memory {
         let program = if settings.device == Device::Cpu { PROGRAM } else { 0 };
         let own = |part: PartKind| {
-            let Some(blocks) = blocks_of(self.family, part) else {
+            let Some(blocks) = part.blocks(self.family) else {
                 let of = self.weights.iter().filter(|weights| weights.part == part);
                 return of.flat_map(|weights| weights.in_memory.values()).sum();
             };
@@ -130,19 +130,6 @@ impl PlanInputs<'_> {
     fn is_quantised(&self) -> bool {
         let is_large = |part| matches!(part, PartKind::Transformer | PartKind::T5);
         self.parts.iter().any(|open| is_large(open.part) && open.checkpoint.is_quantised())
-    }
-}
-
-/// What the names in the blocks of a part start with, where its weights can be brought a block at a time.
-fn blocks_of(family: ModelFamily, part: PartKind) -> Option<&'static [&'static str]> {
-    match part {
-        PartKind::Transformer => Some(family.row().blocks),
-        PartKind::T5 => Some(&["encoder.block."]),
-        PartKind::ControlNet => {
-            Some(&["double_blocks.", "single_blocks.", "controlnet_blocks.", "controlnet_single_blocks."])
-        }
-        PartKind::IpAdapter => Some(&["double_blocks."]),
-        _ => None,
     }
 }
 

@@ -5,7 +5,8 @@ use tch::{Kind, Tensor};
 use super::loader::Loader;
 use super::loras::Loras;
 use super::resident::{Resident, not_loaded};
-use super::{PartKind, Parts, Request};
+use super::{PartKind, Parts, Request, configs};
+use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::models::text::{ClipText, T5Encoder, Tokenizer, Tokens};
 
@@ -55,8 +56,28 @@ impl TextEncoders {
         (self.clip, self.t5) = (None, None);
     }
 
+    /// Opens what has weights.
+    pub(super) fn open_parts(loader: &Loader) -> Result<[(PartKind, Checkpoint); 2]> {
+        Ok([(PartKind::T5, loader.open_t5()?), (PartKind::Clip, loader.open_clip()?)])
+    }
+
+    /// Reads the settings beside the weights.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    pub(super) fn check_configs(loader: &Loader) -> Result<()> {
+        configs::clip(&loader.parts.clip, &loader.open_clip()?)?;
+        configs::t5(&loader.parts.t5, &loader.open_t5()?)?;
+        Ok(())
+    }
+
+    /// Whether a part is one of these, and loaded.
     pub(super) fn is_loaded(&self, part: PartKind) -> bool {
-        if part == PartKind::T5 { self.t5.is_some() } else { self.clip.is_some() }
+        match part {
+            PartKind::T5 => self.t5.is_some(),
+            PartKind::Clip => self.clip.is_some(),
+            _ => false,
+        }
     }
 
     /// Applies these LoRAs to what is loaded, in place of those from before.
@@ -77,10 +98,10 @@ impl TextEncoders {
     ) -> Result<Encoded> {
         let length = request.max_sequence_length.unwrap_or(512);
         if self.t5.is_none() {
-            self.t5 = Some(loader.load_t5()?.adapt(&loras.terms.t5)?);
+            self.t5 = Some(load_t5(loader)?.adapt(&loras.terms.t5)?);
         }
         if self.clip.is_none() {
-            self.clip = Some(loader.load_clip()?.adapt(&loras.terms.clip)?);
+            self.clip = Some(load_clip(loader)?.adapt(&loras.terms.clip)?);
         }
         let (Some(t5), Some(clip)) = (&self.t5, &self.clip) else { return Err(not_loaded()) };
         let (t5, clip) = (t5.model()?, clip.model()?);
@@ -106,6 +127,18 @@ impl TextEncoders {
         let vec = clip.forward(&ids(&tokens)?)?.pooler_output;
         Ok(Encoded { txt: txt.f_to_kind(loader.kind)?, vec: Some(vec.f_to_kind(loader.kind)?), warnings })
     }
+}
+
+fn load_clip(loader: &Loader) -> Result<Resident<ClipText>> {
+    let checkpoint = loader.open_clip()?;
+    let config = configs::clip(&loader.parts.clip, &checkpoint)?;
+    loader.load(loader.text_kind(), checkpoint, |vs| ClipText::new(vs, &config))
+}
+
+fn load_t5(loader: &Loader) -> Result<Resident<T5Encoder>> {
+    let checkpoint = loader.open_t5()?;
+    let config = configs::t5(&loader.parts.t5, &checkpoint)?;
+    loader.load(loader.text_kind(), checkpoint, |vs| T5Encoder::new(vs, &config))
 }
 
 /// The tokens of a prompt, and the weight of each.

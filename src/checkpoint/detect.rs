@@ -198,7 +198,7 @@ impl Names<'_> {
             out_channels: shape(names.final_layer).and_then(|s| s.first().copied()),
             guidance: has(names.guidance_in),
         };
-        let transformers = ModelFamily::ALL
+        let mut transformers = ModelFamily::ALL
             .iter()
             .flat_map(|&family| family.row().transformer.iter().map(move |names| (family, names)));
         let autoencoder = |layout| {
@@ -221,7 +221,7 @@ impl Names<'_> {
         } else if has("ip_adapter_proj_model.proj.weight") {
             Family::IpAdapter
         } else if let Some((family, names)) =
-            { transformers }.find(|(_, names)| names.any_of.iter().any(|name| has(name)))
+            transformers.find(|(_, names)| names.any_of.iter().any(|name| has(name)))
         {
             transformer(family, names)
         } else if has("encoder.down.0.block.0.conv1.weight") {

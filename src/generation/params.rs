@@ -5,6 +5,8 @@
 mod composed;
 mod kind;
 mod rules;
+#[cfg(test)]
+mod tests;
 mod values;
 
 use std::sync::Arc;

@@ -211,14 +211,15 @@ impl Request {
     /// # Errors
     /// [`Error::Parameter`] and [`Error::Request`] with what is wrong and what would be right.
     pub fn check(&self) -> Result<()> {
+        if let Some(schedule) = &self.schedule {
+            // Before the steps: those of one's own times are counted from them.
+            self.check_schedule(schedule)?;
+        }
         self.check_rows()?;
         if self.prompts.is_empty() {
             return Err(Error::Request("no prompt".into()));
         }
         self.check_weights()?;
-        if let Some(schedule) = &self.schedule {
-            self.check_schedule(schedule)?;
-        }
         if let Some(Variation { strength, .. }) = self.variation
             && !(0.0..=1.0).contains(&strength)
         {
@@ -240,7 +241,6 @@ impl Request {
     }
 
     fn check_schedule(&self, schedule: &Schedule) -> Result<()> {
-        // Before the steps: those of one's own times are counted from them.
         match schedule.check() {
             Err(_) if matches!(schedule, Schedule::Sigmas(_)) => {
                 let rest =

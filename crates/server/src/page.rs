@@ -24,6 +24,7 @@ file!(style, "page.css", "text/css; charset=utf-8");
 file!(script, "page.js", "text/javascript; charset=utf-8");
 file!(history, "history.js", "text/javascript; charset=utf-8");
 file!(server, "server.js", "text/javascript; charset=utf-8");
+file!(settings, "settings.js", "text/javascript; charset=utf-8");
 file!(start, "start.js", "text/javascript; charset=utf-8");
 
 fn file_response(r#type: &'static str, text: &'static str) -> Response {

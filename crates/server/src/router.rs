@@ -40,6 +40,7 @@ fn handler(endpoint: Endpoint) -> MethodRouter<Arc<ServerState>> {
         Endpoint::PageScript => get(page::script),
         Endpoint::PageHistory => get(page::history),
         Endpoint::PageServer => get(page::server),
+        Endpoint::PageSettings => get(page::settings),
         Endpoint::PageStart => get(page::start),
     }
 }

@@ -28,6 +28,7 @@ pub(crate) enum Endpoint {
     PageScript,
     PageHistory,
     PageServer,
+    PageSettings,
     PageStart,
 }
 
@@ -87,7 +88,7 @@ const DRAWING: [u16; 7] = [400, 404, 408, 413, 415, 429, 504];
 
 /// All routes.
 #[rustfmt::skip]
-pub(crate) const ROUTES: [Route; 15] = [
+pub(crate) const ROUTES: [Route; 16] = [
     route!("POST", GENERATIONS, Engine, Generations, json("Images"), DRAWING, "Draw pictures of a prompt."),
     route!("POST", EDITS, Engine, Edits, json("Images"), DRAWING, "Draw pictures that begin with pictures."),
     route!("GET", CONTENT, Open, ImageContent, PICTURE, [400, 404], "A picture by the address that an answer named."),
@@ -102,5 +103,6 @@ pub(crate) const ROUTES: [Route; 15] = [
     route!("GET", "/page.js", Open, PageScript, SCRIPT, [], "The page's script."),
     route!("GET", "/history.js", Open, PageHistory, SCRIPT, [], "A part of the page's script."),
     route!("GET", "/server.js", Open, PageServer, SCRIPT, [], "A part of the page's script."),
+    route!("GET", "/settings.js", Open, PageSettings, SCRIPT, [], "A part of the page's script."),
     route!("GET", "/start.js", Open, PageStart, SCRIPT, [], "A part of the page's script."),
 ];

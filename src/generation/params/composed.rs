@@ -34,12 +34,12 @@ pub(super) const COMPOSED: [Parameter; 28] = [
     sampling(Kind::Choice(SCHEDULES)).flag("--schedule").field("schedule")
         .default("what the model's folder says, else linear for schnell and shifted for the others")
         .named("schedule", "How the times of the steps are chosen."),
-    sampling(Kind::Numbers { min: -20.0, max: 20.0, counts: (1, 2) })
+    sampling(Kind::Shift)
         .flag("--shift").value_name("BASE,MAX|SHIFT").field("shift").default("0.5,1.15")
         .named("shift", "How far a shifted schedule leans to noise: for 256 patches and for 4096, or by one factor for every \
                          size, as `shift` in a scheduler_config.json without dynamic shifting."),
     sampling(Kind::Numbers { min: 0.0, max: 1.0, counts: (1, 1001) })
-        .flag("--sigmas").value_name("S1,S2,…").field("sigmas")
+        .flag("--sigmas").value_name("S1,S2,…").field("sigmas").served_up_to(101)
         .named("sigmas", "The times of the steps themselves, falling from at most 1, which is noise; the 0 at the end may be \
                           left out."),
     sampling(Kind::Number { min: 0.0, max: 1.0 })

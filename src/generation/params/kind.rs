@@ -12,6 +12,8 @@ pub const MAX_IMAGES: usize = 16;
 const MAX_SIDE: u64 = 16_384;
 /// The pixels that a side of [`Kind::Size`] may have.
 const SIDES: RangeInclusive<i64> = 64..=2048;
+/// The largest factor of a schedule's shift.
+const MAX_SHIFT: f64 = 1e6;
 /// The highest number of a ControlNet's mode.
 const MAX_MODE: u64 = 99;
 /// The most double blocks that a transformer may have.
@@ -62,6 +64,8 @@ pub enum Kind {
         /// The fewest and the most of them.
         counts: (usize, usize),
     },
+    /// What shifts a schedule: one factor, or the shifts for few patches and for many.
+    Shift,
     /// A name of a ControlNet or IP-Adapter, or a list of names.
     Names,
     /// A mode of a union ControlNet, as a number or a name, or a list of modes.
@@ -107,6 +111,10 @@ impl Kind {
             }
             Self::Size => value.as_str().is_some_and(|text| parse_size(text).is_some()),
             Self::Numbers { min, max, counts } => are_numbers(value, min, max, counts),
+            Self::Shift => {
+                value.as_f64().is_some_and(|x| x > 0.0 && x <= MAX_SHIFT)
+                    || value.is_array() && are_numbers(value, -20.0, 20.0, (2, 2))
+            }
             Self::Names => is_one_or_list(value, Value::is_string),
             Self::Modes => is_one_or_list(value, |value| as_mode(value).is_some()),
             Self::Scales { min, max } => {
@@ -146,6 +154,9 @@ impl Kind {
             }
             Self::Numbers { min, max, counts: (count, _) } => {
                 format!("a list of {count} numbers from {min} to {max}")
+            }
+            Self::Shift => {
+                format!("a list of 2 numbers from -20 to 20, or one above 0 and at most {MAX_SHIFT}")
             }
             Self::Names => format!("a name, or a list of at most {MAX_IMAGES}"),
             Self::Modes => {
@@ -224,6 +235,11 @@ impl Kind {
                 let number = json!({ "type": "number", "minimum": min, "maximum": max });
                 json!({ "type": "array", "minItems": from, "maxItems": to, "items": number })
             }
+            Self::Shift => {
+                let number = json!({ "type": "number", "minimum": -20, "maximum": 20 });
+                let list = json!({ "type": "array", "minItems": 2, "maxItems": 2, "items": number });
+                json!({ "anyOf": [{ "type": "number", "exclusiveMinimum": 0, "maximum": MAX_SHIFT }, list] })
+            }
             Self::Names => one_or_list(&json!({ "type": "string" }), MAX_IMAGES),
             Self::Modes => {
                 let number = json!({ "type": "integer", "minimum": 0, "maximum": MAX_MODE });
@@ -253,7 +269,7 @@ impl Kind {
             Self::Integer { .. } | Self::Number { .. } | Self::Fraction | Self::Boolean | Self::Side => {
                 number_or_text(text)
             }
-            Self::Numbers { .. } | Self::Modes | Self::Scales { .. } => {
+            Self::Numbers { .. } | Self::Shift | Self::Modes | Self::Scales { .. } => {
                 if text.contains(',') && !text.trim_start().starts_with('[') {
                     Value::Array(text.split(',').map(|item| number_or_text(item.trim().into())).collect())
                 } else {
@@ -280,6 +296,7 @@ impl Kind {
             | Self::Boolean
             | Self::Side
             | Self::Numbers { .. }
+            | Self::Shift
             | Self::Modes
             | Self::Scales { .. } => true,
             Self::Text { .. }
@@ -296,15 +313,23 @@ impl Kind {
     pub fn is_list(self) -> bool {
         matches!(
             self,
-            Self::Numbers { .. } | Self::Names | Self::Modes | Self::Scales { .. } | Self::Pictures
+            Self::Numbers { .. }
+                | Self::Shift
+                | Self::Names
+                | Self::Modes
+                | Self::Scales { .. }
+                | Self::Pictures
         )
     }
 
-    /// Returns the kind with another upper bound, of what is counted: characters, or a whole number.
+    /// Returns the kind with another upper bound, of what is counted: characters, items of a list, or a whole number.
     pub(crate) const fn at_most(self, bound: u64) -> Self {
         match self {
             Self::Text { min, .. } => Self::Text { min, max: bound as usize },
             Self::Integer { min, .. } => Self::Integer { min, max: bound },
+            Self::Numbers { min, max, counts: (from, _) } => {
+                Self::Numbers { min, max, counts: (from, bound as usize) }
+            }
             other => other,
         }
     }

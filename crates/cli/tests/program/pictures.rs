@@ -306,18 +306,18 @@ fn flags_that_would_change_nothing_are_refused_or_said() {
     here.refuses(
         &[&look[..], &["--strength", "0.3"]].concat(),
         2,
-        "--strength is for --as start, and this model takes the picture --as reference",
+        "--strength is for a picture as `start`, and this model takes the picture as `reference`",
     );
     here.refuses(&[&look[..], &["--pad", "16,0,0,0"]].concat(), 2, "no mask and no room around it");
     let start = ["edit", PROMPT, "--image", "rgb.png"];
-    here.refuses(&[&start[..], &["--keep-size"]].concat(), 2, "--keep-size is for --as reference");
+    here.refuses(&[&start[..], &["--keep-size"]].concat(), 2, "--keep-size is for a picture as `reference`");
     here.refuses(&[&start[..], &["--pad", "0,0,0,0"]].concat(), 2, "nothing to draw");
     here.refuses(&[&start[..], &["--pad", "16384,0,0,0"]].concat(), 2, "16448x64: more than 16384 a side");
     here.refuses(&["generate", PROMPT, "--grid", "out.png"], 2, "needs another name");
     let times = here.0.path().join("times.png");
     let call = ["generate", PROMPT, "--sigmas", "0", "-o", times.to_str().unwrap()];
     let said = Command::new(env!("CARGO_BIN_EXE_tch-flux")).args(call).output().unwrap();
-    assert!(String::from_utf8_lossy(&said.stderr).contains("sigmas must fall from at most 1"), "{said:?}");
+    assert!(String::from_utf8_lossy(&said.stderr).contains("--sigmas must fall from at most 1"), "{said:?}");
     let (_, said) = here.draws(&["generate", PROMPT, "--guidance", "3"]);
     assert!(said.contains("--guidance changes nothing"), "{said}");
     let (_, said) = here.draws(&["generate", PROMPT, "--negative-prompt", "x", "--true-cfg-scale", "1"]);

@@ -17,6 +17,7 @@ mod security;
 mod settings;
 #[path = "../../../../tests/support/mod.rs"]
 mod support;
+mod surfaces;
 mod values;
 
 use std::net::SocketAddr;

@@ -79,6 +79,17 @@ fn property(api: &Api, name: &str, field: &Parameter, edits: bool) -> Value {
     if has_null {
         schema = nullable(schema);
     }
+    if name == "as" {
+        let role = api.model.and_then(|model| model.role).or(capabilities.only_role);
+        schema["default"] = role.unwrap_or(Role::Start).name().into();
+    }
+    if let Kind::Choice(choices) = field.kind
+        && schema.get("enum").is_some()
+    {
+        let about: Vec<_> = choices.iter().map(|(_, about)| about.trim()).collect();
+        schema["x-enum-descriptions"] = json!(about);
+    }
+    schema["x-group"] = field.group.title().into();
     schema["description"] = match field.default {
         Some(default) => format!("{} Default: {default}.", field.about()),
         None => field.about().to_string(),

@@ -2,6 +2,7 @@
 
 import { forget, forgetAll, keep, mark, openHistory } from "./history.js";
 import { ask, events, pictureOf, recipeOf, useKey, Wrong } from "./server.js";
+import { describe, describedFields, inputsOf, valueOf } from "./settings.js";
 import { started, startFrom, startFromNothing } from "./start.js";
 
 const $ = (id) => document.getElementById(id);
@@ -24,6 +25,11 @@ const FIELDS = {
 };
 const NUMBERS = ["n", "num_inference_steps", "guidance_scale", "true_cfg_scale"];
 const PARTIAL_IMAGES = 3;
+/** Fields that the form has under another name, or in another form. */
+const OTHERWISE = ["literal"];
+/** The fields that the form has made of the server's description, with their inputs. */
+const more = new Map();
+let strengthCounts = true;
 
 let model = null;
 /** Stops the request that is under way. */
@@ -44,6 +50,11 @@ function readForm() {
   }
   if (FIELDS.sampler.value) request.sampler = FIELDS.sampler.value;
   if ($("weights").checked) request.literal = false;
+  for (const [name, { input, field }] of more) {
+    if (input.validity.badInput) throw new Wrong("This is not a number", name);
+    const value = valueOf(input, field);
+    if (value !== undefined) request[name] = value;
+  }
   request.negative_prompt = FIELDS.negative_prompt.value.trim();
   if (!request.negative_prompt) {
     delete request.negative_prompt;
@@ -63,6 +74,8 @@ function writeForm(request) {
   if (!listed) [$("width").value, $("height").value] = request.size.split("x");
   for (const name of NUMBERS) FIELDS[name].value = request[name] ?? FIELDS[name].defaultValue;
   FIELDS.sampler.value = request.sampler ?? "";
+  for (const [name, { input }] of more) input.value = request[name] ?? "";
+  $("more-panel").open ||= [...more.keys()].some((name) => request[name] !== undefined);
   FIELDS.negative_prompt.value = request.negative_prompt ?? "";
   $("negative-panel").open = Boolean(request.negative_prompt);
   FIELDS.strength.value = request.strength ?? FIELDS.strength.defaultValue;
@@ -148,7 +161,7 @@ async function draw() {
   try {
     const request = readForm();
     const start = await started();
-    if (start) request.strength = Number(FIELDS.strength.value);
+    if (start && strengthCounts) request.strength = Number(FIELDS.strength.value);
     begin(request);
     const entry = await follow(await post(request, start, underway.signal), request, start);
     end();
@@ -291,7 +304,7 @@ function factsOf({ request, facts, start }) {
     Seed: request.seed,
     Steps: facts.steps ?? request.num_inference_steps,
     Guidance: facts.guidance ?? request.guidance_scale,
-    Sampler: request.sampler && $("sampler").querySelector(`[value=${request.sampler}]`)?.text.split(",")[0],
+    Sampler: request.sampler,
     Strength: start && request.strength,
     Without: request.negative_prompt,
     Time: `${facts.seconds.toFixed(1)} s`,
@@ -329,11 +342,31 @@ async function findModel() {
     model = (await answer.json()).data[0].id;
     $("model").textContent = model;
     $("key-panel").hidden = true;
+    describeForm(await describedFields());
   } catch (error) {
     $("model").textContent = error.status === 401 ? "needs a key" : "waiting for the server";
     if (error.status === 401) askForKey();
     else setTimeout(findModel, 2000);
   }
+}
+
+/** Gives the form the bounds and the further settings that the server describes. */
+function describeForm(fields) {
+  for (const [name, input] of Object.entries(FIELDS)) {
+    if (fields[name] && !more.has(name)) describe(input, fields[name]);
+  }
+  strengthCounts = Boolean(fields.strength) && (fields.as?.default ?? "start") === "start";
+  $("strength-row").hidden = !strengthCounts;
+  if (more.size) return;
+  for (const { name, label, input } of inputsOf(fields, [...Object.keys(FIELDS), ...OTHERWISE])) {
+    const row = document.createElement("div");
+    row.className = "field";
+    row.append(label, input);
+    $("more").append(row);
+    more.set(name, { input, field: fields[name] });
+    FIELDS[name] = input;
+  }
+  $("more-panel").hidden = more.size === 0;
 }
 
 function askForKey() {

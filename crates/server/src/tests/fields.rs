@@ -317,8 +317,7 @@ fn what_contradicts_itself_is_refused_before_it_waits() {
     refused(json!({ "sigmas": [1, 0.5], "num_inference_steps": 3 }), "num_inference_steps", "2");
     refused(json!({ "sigmas": [1, 0.5], "schedule": "linear" }), "schedule", "sigmas");
     refused(json!({ "sigmas": [1, 0.5], "shift": [0.5, 1] }), "shift", "sigmas");
-    for cache in ["fbcache", "first-block:x", "tea-cache:-1", "taylor-seer:0", "taylor-seer:5,9", "", "none"]
-    {
+    for cache in ["fbcache", "first-block:x", "tea-cache:-1", "taylor-seer:0", "taylor-seer:5,9", ""] {
         refused(json!({ "cache": cache }), "cache", "taylor-seer");
     }
     refused(json!({ "variation_seed": 3 }), "variation_strength", "variation_seed");
@@ -373,7 +372,8 @@ fn what_contradicts_itself_is_refused_before_it_waits() {
     refused(negative, "negative_ip_adapter_image", "`ip_adapter_image`");
 
     refused(json!({ "prompt_embeds_scale": 1 }), "prompt_embeds_scale", "`redux_image`");
-    refused(json!({ "redux_without_text": true }), "prompt", "redux_without_text");
+    refused(json!({ "redux_without_text": true }), "redux_without_text", "redux_image");
+    refused(merged(look.clone(), json!({ "redux_without_text": true })), "prompt", "redux_without_text");
     refused(
         merged(look.clone(), json!({ "prompt_embeds_scale": [1, 2] })),
         "prompt_embeds_scale",

@@ -353,7 +353,8 @@ request! {
         /// Guidance strength of models that are distilled for it; others ignore it.
         guidance: Option<f64> = None, each,
             Parameter::new(Kind::Number { min: 0.0, max: 100.0 }, Group::Sampling)
-                .default("the model's own, else 2.5").common_flag("--guidance", None, None).field("guidance_scale");
+                .default("the model's own, else 2.5").common_flag("--guidance", None, None).field("guidance_scale")
+                .served_up_to(30);
 
         /// What the picture shall not show: with true guidance, and at twice the work.
         [serde(default, skip_serializing_if = "Option::is_none")]
@@ -368,7 +369,7 @@ request! {
         true_cfg_scale: Option<f64> = None, by(Request::scale),
             Parameter::new(Kind::Number { min: 0.0, max: 100.0 }, Group::Sampling)
                 .default("over HTTP none, else 4 with a negative prompt")
-                .flag("--true-cfg-scale").value_name("SCALE").field("true_cfg_scale");
+                .flag("--true-cfg-scale").value_name("SCALE").field("true_cfg_scale").served_up_to(30);
 
         /// The pictures that it begins with.
         [serde(skip)]

@@ -61,12 +61,16 @@ pub(super) fn worded(problem: &ParameterProblem) -> String {
 }
 
 fn arg(parameter: &'static Parameter, flag: Flag) -> Arg {
-    let value_name = flag.value_name.map_or_else(|| parameter.key.to_uppercase(), str::to_string);
+    let value_name = match flag.value_name {
+        Some(name) => name.into(),
+        None if parameter.kind == Kind::Boolean => "BOOL".into(),
+        None => parameter.key.to_uppercase(),
+    };
     let help = match parameter.default {
         Some(default) if parameter.kind != Kind::Boolean => {
             format!("{} [default: {default}]", parameter.about())
         }
-        _ => parameter.about().to_string(),
+        _ => parameter.about().trim_end_matches('.').to_string(),
     };
     let arg = Arg::new(parameter.key)
         .long(flag.name.trim_start_matches("--"))

@@ -322,11 +322,12 @@ impl Kind {
         )
     }
 
-    /// Returns the kind with another upper bound, of what is counted: characters, items of a list, or a whole number.
+    /// Returns the kind with another upper bound, of what is counted: characters, items of a list, or a number.
     pub(crate) const fn at_most(self, bound: u64) -> Self {
         match self {
             Self::Text { min, .. } => Self::Text { min, max: bound as usize },
             Self::Integer { min, .. } => Self::Integer { min, max: bound },
+            Self::Number { min, .. } => Self::Number { min, max: bound as f64 },
             Self::Numbers { min, max, counts: (from, _) } => {
                 Self::Numbers { min, max, counts: (from, bound as usize) }
             }

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::Values;
+use super::{Kind, Values, parameter};
 use crate::error::ParameterProblem;
 
 /// A condition on a parameter, by its key.
@@ -85,7 +85,10 @@ impl Values {
     /// The first rule that does not hold.
     pub fn check_rules(&self, pictures: impl Fn(&str) -> bool) -> Result<(), ParameterProblem> {
         let holds = |given: Given| match given {
-            Given::Any(key) => self.contains(key) || pictures(key),
+            Given::Any(key) => {
+                let is_pictures = parameter(key).is_some_and(|parameter| parameter.kind == Kind::Pictures);
+                self.contains(key) || (is_pictures && pictures(key))
+            }
             Given::True(key) => self.boolean(key) == Some(true),
             Given::Is(key, value) => self.get(key).and_then(Value::as_str) == Some(value),
         };

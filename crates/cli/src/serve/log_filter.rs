@@ -8,10 +8,12 @@ use super::suggestions::{meant, nearest};
 /// The library's modules, and that of the program that logs.
 const MODULES: [&str; 20] = [
     "checkpoint",
+    "choice",
     "config",
     "convert",
     "engine",
     "error",
+    "family",
     "generation",
     "hub",
     "image",

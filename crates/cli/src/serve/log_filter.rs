@@ -6,7 +6,7 @@ use tracing_subscriber::filter::Targets;
 use super::suggestions::{meant, nearest};
 
 /// The library's modules, and that of the program that logs.
-const MODULES: [&str; 20] = [
+const MODULES: [&str; 22] = [
     "checkpoint",
     "choice",
     "config",

@@ -81,7 +81,7 @@ fn property(api: &Api, name: &str, field: &Parameter, edits: bool) -> Value {
     }
     if name == "as" {
         let role = api.model.and_then(|model| model.role).or(capabilities.only_role);
-        schema["default"] = role.unwrap_or(Role::Start).name().into();
+        schema["default"] = role.unwrap_or(Role::Init).name().into();
     }
     if let Kind::Choice(choices) = field.kind
         && schema.get("enum").is_some()

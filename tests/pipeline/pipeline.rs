@@ -200,7 +200,7 @@ fn requests_that_cannot_be_drawn_are_refused_with_what_would_be_right() {
     let mut pipeline = open(Settings::default());
     let mut refused = |request: Request| match pipeline.generate(&request, &mut |_| ControlFlow::Continue(()))
     {
-        Err(Error::Request(text)) => text,
+        Err(error @ (Error::Request(_) | Error::Parameter(_))) => error.to_string(),
         other => panic!("{request:?} gave {other:?}"),
     };
     let sized = |width, height| Request::new("a red circle on a blue background", width, height);

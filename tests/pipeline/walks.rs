@@ -97,10 +97,11 @@ fn a_schedule_of_ones_own_is_taken_as_it_is() {
     assert_eq!(drawn.image, picture(&mut pipeline, &circle().schedule(closed)));
     for wrong in [vec![], vec![1.5, 0.5], vec![0.5, 0.5], vec![0.5, 0.9], vec![1.0, f64::NAN], vec![0.0]] {
         let error = circle().schedule(Schedule::Sigmas(wrong.clone())).check().unwrap_err();
-        assert!(matches!(error, Error::Request(_)), "{wrong:?}: {error}");
+        assert!(matches!(error, Error::Parameter(_)), "{wrong:?}: {error}");
+        assert!(error.to_string().starts_with("sigmas must fall"), "{wrong:?}: {error}");
     }
     let error = circle().steps(5).schedule(Schedule::Sigmas(vec![1.0, 0.5])).check().unwrap_err();
-    assert!(error.to_string().contains("2 sigmas"), "{error}");
+    assert!(error.to_string().contains("steps is 5, but there are sigmas for 2"), "{error}");
 }
 
 #[test]

@@ -90,8 +90,10 @@ fn draw(pipeline: &mut Pipeline, request: &Request) -> Vec<Image> {
 
 fn refused(pipeline: &mut Pipeline, request: &Request) -> String {
     let result = pipeline.generate(request, &mut |_| ControlFlow::Continue(()));
-    let Err(Error::Request(text)) = result else { panic!("{result:?}") };
-    text
+    match result {
+        Err(error @ (Error::Request(_) | Error::Parameter(_))) => error.to_string(),
+        other => panic!("{other:?}"),
+    }
 }
 
 fn circle(seed: u64) -> Request {

@@ -408,7 +408,8 @@ request! {
         /// Draws bf16 noise as torch up to 2.11 did, for pictures that were published with it.
         [serde(default)]
         legacy_noise: bool = false, each,
-            Parameter::new(Kind::Boolean, Group::Sampling).default("false").flag("--legacy-noise");
+            Parameter::new(Kind::Boolean, Group::Sampling)
+                .default("false").flag("--legacy-noise").field("legacy_noise");
 
         /// Small pictures on the way, evenly spaced over the steps of each picture. They change no bit of it. A program writes
         /// them beside each picture and in its format; a server sends them in a stream.

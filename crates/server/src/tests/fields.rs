@@ -86,6 +86,7 @@ fn the_walk_reaches_the_request() {
         assert_eq!(asked(json!({ "schedule": name })).0.schedule, Some(schedule));
     }
     assert_eq!(asked(json!({})).0.schedule, None, "the model's own");
+    assert!(asked(json!({ "legacy_noise": true })).0.legacy_noise && !asked(json!({})).0.legacy_noise);
 }
 
 #[test]

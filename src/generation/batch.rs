@@ -113,6 +113,8 @@ pub(super) struct Batch<'a> {
     inputs: DenoiseInputs,
     /// What is led away from, and how far.
     negative: Option<(DenoiseInputs, f64)>,
+    /// See [`Request::cfg_normalization`].
+    cfg_normalization: bool,
     /// What ControlNets add, where there are any.
     controls: Option<ControlNetInput<'a>>,
     image_prompts: ImagePrompts,
@@ -144,6 +146,7 @@ impl<'a> Batch<'a> {
             init: inits.map(|inits| InitLatents::cat(&inits)).transpose()?,
             inputs: DenoiseInputs::cat(&rows.iter().map(|row| &row.inputs).collect::<Vec<_>>())?,
             negative: negative.zip(rows.first().and_then(|row| row.true_cfg_scale)),
+            cfg_normalization: rows.first().is_some_and(|row| row.request.cfg_normalization),
         })
     }
 
@@ -168,7 +171,8 @@ impl<'a> Batch<'a> {
             Some((negative, scale)) => {
                 let additions = Additions { image_prompts: others, ..additions };
                 let away = negative.velocity(model, img, t_vec, step, &additions)?;
-                Ok(away.f_add(&pred.f_sub(&away)?.f_mul_scalar(*scale)?)?)
+                let guided = away.f_add(&pred.f_sub(&away)?.f_mul_scalar(*scale)?)?;
+                if self.cfg_normalization { with_length_of(&guided, &pred) } else { Ok(guided) }
             }
             None => Ok(pred),
         }
@@ -213,5 +217,33 @@ impl<'a> Batch<'a> {
             Some(init) => init.keep_unmasked(img, &self.noise, time),
             None => Ok(img.shallow_clone()),
         }
+    }
+}
+
+/// Returns `velocity` `[B, L, C]` with the length that each patch has in `of`.
+///
+/// Source: diffusers 0.42.1, `pipelines/lumina2/pipeline_lumina2.py` lines 698–701.
+fn with_length_of(velocity: &Tensor, of: &Tensor) -> Result<Tensor> {
+    let length = |x: &Tensor| x.f_norm_scalaropt_dim(2, [-1], true);
+    Ok(velocity.f_mul(&length(of)?.f_div(&length(velocity)?)?)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, Kind};
+
+    #[test]
+    fn a_normalised_velocity_has_its_own_direction_and_the_length_of_the_other() {
+        let random = |seed| {
+            tch::manual_seed(seed);
+            Tensor::randn([2, 5, 64], (Kind::Double, Device::Cpu))
+        };
+        let (velocity, of) = (random(1) * 7, random(2));
+        let scaled = with_length_of(&velocity, &of).unwrap();
+        let dot = |a: &Tensor, b: &Tensor| (a * b).sum_dim_intlist(-1, false, Kind::Double);
+        let lengths = (dot(&scaled, &scaled) - dot(&of, &of)).abs().max().double_value(&[]);
+        let cosine = dot(&scaled, &velocity) / (dot(&scaled, &scaled) * dot(&velocity, &velocity)).sqrt();
+        assert!(lengths < 1e-10 && (cosine - 1).abs().max().double_value(&[]) < 1e-12);
     }
 }

@@ -371,6 +371,13 @@ request! {
                 .default("over HTTP none, else 4 with a negative prompt")
                 .flag("--true-cfg-scale").value_name("SCALE").field("true_cfg_scale").served_up_to(30);
 
+        /// Whether each velocity of true guidance keeps the length that the prompt's own has, patch by patch, so that a large
+        /// scale burns no colours; as diffusers' `cfg_normalization`.
+        [serde(default, skip_serializing_if = "std::ops::Not::not")]
+        cfg_normalization: bool = false, same,
+            Parameter::new(Kind::Boolean, Group::Sampling)
+                .default("false").flag("--cfg-normalization").field("cfg_normalization");
+
         /// The pictures that it begins with.
         [serde(skip)]
         edit: Option<Arc<Edit>> = None, by(Request::edit_key);

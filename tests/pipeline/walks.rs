@@ -259,3 +259,16 @@ fn full_size(folder: &Path) {
         }
     }
 }
+
+#[test]
+fn normalised_true_guidance_is_another_picture_unless_nothing_is_led_away_from() {
+    let mut pipeline = open(Settings { kind: Some(Kind::Float), ..Settings::default() });
+    let guided = |negative: &str| circle().negative_prompt(negative, 4.0);
+    let normalised = |request: Request| Request { cfg_normalization: true, ..request };
+    let away = "a green square on a red background";
+    let plain = picture(&mut pipeline, &guided(away));
+    assert_ne!(picture(&mut pipeline, &normalised(guided(away))), plain);
+    // Of a prompt that is its own negative, the velocity is the prompt's, and so is its length.
+    let own = guided(&circle().prompts[0]);
+    assert_eq!(picture(&mut pipeline, &normalised(own.clone())), picture(&mut pipeline, &own));
+}

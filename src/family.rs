@@ -1,7 +1,7 @@
 //! The families of models: a row each, with what is the same for all models of the family.
 //!
 //! A row is data. What belongs to it elsewhere is found by matching on [`ModelFamily`]: the transformer in
-//! [`models::transformer`](crate::models::transformer), the names of other layouts in `checkpoint`, which detects families by
+//! `models::transformer`, the names of other layouts in `checkpoint`, which detects families by
 //! their rows.
 
 use std::fmt;

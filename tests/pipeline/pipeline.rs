@@ -205,8 +205,9 @@ fn requests_that_cannot_be_drawn_are_refused_with_what_would_be_right() {
     };
     let sized = |width, height| Request::new("a red circle on a blue background", width, height);
     assert!(refused(sized(1000, 64)).contains("992 and 1008"));
-    assert!(refused(sized(64, 7)).contains("height 7"));
-    assert!(refused(sized(64, -16)).contains("height -16"));
+    let of_height = "height must be a multiple of 16 from 16 to 16384, not ";
+    assert_eq!(refused(sized(64, 7)), format!("{of_height}7; the nearest is 16"));
+    assert_eq!(refused(sized(64, -16)), format!("{of_height}-16"));
     assert!(refused(sized(i64::MAX, 64)).contains("width"));
     assert!(refused(circle(0).steps(0)).contains("steps"));
     assert!(refused(circle(0).guidance(f64::NAN)).contains("guidance"));

@@ -179,8 +179,8 @@ impl ModelFamily {
     /// Returns what a transformer reads beside the noise; `None` for channels that no condition has.
     pub fn condition(self, in_channels: i64, out_channels: i64) -> Option<Condition> {
         let latent = self.latent();
-        // A mask has a number for every pixel of a patch.
-        let mask = latent.patch_pixels() * latent.patch_pixels();
+        // A mask has a number for every pixel of a patch: so many for each channel of a patch.
+        let mask = out_channels * (latent.patch_pixels() * latent.patch_pixels()) / latent.patch_channels();
         match in_channels - out_channels {
             0 => Some(Condition::None),
             more if more == out_channels => Some(Condition::Latent),
@@ -410,6 +410,8 @@ mod tests {
         assert_eq!(name(128, true), Some("Canny or Depth"));
         assert_eq!(name(384, true), Some("Fill"));
         assert_eq!(name(96, true), None);
+        let small = |channels| ModelFamily::Flux1.variant(channels, 16, true).map(|v| v.name);
+        assert_eq!((small(16), small(32), small(96)), (Some("dev"), Some("Canny or Depth"), Some("Fill")));
     }
 
     #[test]

@@ -43,8 +43,9 @@ impl ParameterProblem {
     pub(crate) fn about_pictures(parameter: &'static str, pictures: &'static str) -> Self {
         let words = [
             Word::Name(parameter),
-            Word::Text(" is about pictures, and there is none: give one as ".into()),
+            Word::Text(" is about pictures, and there is none: give one as `".into()),
             Word::Name(pictures),
+            Word::Text("`".into()),
         ];
         Self { parameter, words: words.into() }
     }

@@ -329,7 +329,7 @@ request! {
         /// Steps from noise to picture.
         steps: Option<usize> = None, same,
             Parameter::new(Kind::Integer { min: 1, max: 1000 }, Group::Sampling)
-                .default("the model's own: schnell 4, dev 50").common_flag("--steps", None, Some("--num-steps"))
+                .default("schnell 4, dev 50").common_flag("--steps", None, Some("--num-steps"))
                 .field("num_inference_steps").served_up_to(100);
 
         /// How a step is made.
@@ -350,13 +350,13 @@ request! {
             Parameter::new(Kind::Cache, Group::Sampling)
                 .default("none").flag("--cache").field("cache");
 
-        /// Guidance strength of models that are distilled for it; others ignore it.
+        /// Guidance strength of models that are distilled for it. Others ignore it.
         guidance: Option<f64> = None, each,
             Parameter::new(Kind::Number { min: 0.0, max: 100.0 }, Group::Sampling)
                 .default("the model's own, else 2.5").common_flag("--guidance", None, None).field("guidance_scale")
                 .served_up_to(30);
 
-        /// What the picture shall not show: with true guidance, and at twice the work.
+        /// What the picture shall not show. It needs true guidance, and twice the time.
         [serde(default, skip_serializing_if = "Option::is_none")]
         negative_prompt: Option<String> = None, each,
             Parameter::new(Kind::TEXT, Group::Prompt)
@@ -391,7 +391,7 @@ request! {
         [serde(skip)]
         pictured: Vec<IpAdapterImage> = Vec::new(), by(Request::ip_adapter_key);
 
-        /// The noise of the first picture; those of the following ones count on from it.
+        /// The noise of the first picture; the following ones count on from it.
         seed: u64 = 0, each,
             Parameter::new(Kind::Integer { min: 0, max: u64::MAX }, Group::Sampling)
                 .default("another one each time, which is said").advice("left out, it is another one each time")

@@ -425,12 +425,37 @@ test("the sampler is the model's own until one is chosen; then it is sent, shown
   const [request] = await Promise.all([page.waitForRequest("**/v1/images/generations"), draw(page, CIRCLE)]);
   assert.equal(request.postDataJSON().sampler, "heun");
   await drawn(page);
-  assert.equal((await facts(page)).Sampler, "Heun");
+  assert.equal((await facts(page)).Sampler, "heun");
   await page.selectOption("#sampler", "euler");
   await page.locator("#strip button").first().click();
   assert.equal(await page.inputValue("#sampler"), "heun");
   await page.locator("#strip button").last().click();
   assert.equal(await page.inputValue("#sampler"), "");
+  await finish();
+});
+
+test("what the server describes beside the form's own fields can be set, is sent, and comes back from the history", async () => {
+  const { page, finish } = await open(browser);
+  await page.click("#more-panel summary");
+  assert.equal(await page.getAttribute("#field-max_sequence_length", "max"), "512");
+  assert.equal(await page.getAttribute("#steps", "max"), "100");
+  await page.fill("#field-max_sequence_length", "64");
+  await page.fill("#field-shift", "0.5,1");
+  await page.selectOption("#field-schedule", "shifted");
+  await page.selectOption("#field-legacy_noise", "true");
+  const [request] = await Promise.all([page.waitForRequest("**/v1/images/generations"), draw(page, CIRCLE)]);
+  const { max_sequence_length, shift, schedule, legacy_noise, cache } = request.postDataJSON();
+  assert.deepEqual([max_sequence_length, shift, schedule, legacy_noise, cache], [64, [0.5, 1], "shifted", true, undefined]);
+  await drawn(page);
+  await page.fill("#field-max_sequence_length", "");
+  await page.fill("#field-shift", "x");
+  await draw(page, CIRCLE);
+  await page.locator("#wrong").waitFor();
+  assert.match(await page.textContent("#wrong"), /^Shift must be/);
+  await page.locator("#strip button").first().click();
+  assert.equal(await page.inputValue("#field-max_sequence_length"), "64");
+  assert.equal(await page.inputValue("#field-shift"), "0.5,1");
+  assert.equal(await page.inputValue("#field-legacy_noise"), "true");
   await finish();
 });
 
@@ -472,13 +497,13 @@ test("needs nothing but the keyboard", async () => {
   assert.equal(await focused(), "prompt");
   await page.keyboard.type(CIRCLE);
   const order = [];
-  for (let i = 0; i < 9; i++) {
+  for (let i = 0; i < 10; i++) {
     await press("Tab");
     order.push(await focused());
     const outline = await page.evaluate(() => getComputedStyle(document.activeElement).outlineStyle);
     assert.notEqual(outline, "none", `${order.at(-1)} shows its focus`);
   }
-  assert.deepEqual(order, ["size", "n", "steps", "guidance", "sampler", "random", "Negative prompt", "Picture to start from", "draw"]);
+  assert.deepEqual(order, ["size", "n", "steps", "guidance", "sampler", "random", "Negative prompt", "More settings", "Picture to start from", "draw"]);
   await press("Control+Enter");
   await drawn(page);
   await page.focus("#draw");

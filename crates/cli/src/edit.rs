@@ -33,6 +33,7 @@ impl Edit {
             let text = "an edit is drawn from a picture: give --image FILE; from the prompt alone draws `tch-flux generate`";
             return Err(Error::Request(text.into()).into());
         }
+        self.picture.check()?;
         self.picture.values.check_rules(|_| true).map_err(Error::from)?;
         let before = self.generate.provenance()?.and_then(|provenance| provenance.edit);
         let record = self.record(before);

@@ -7,8 +7,8 @@ use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, value_parser};
 use serde_json::Value;
-use tch_flux::ParameterProblem;
 use tch_flux::generation::params::{Flag, Group, Kind, Parameter, Values, parameter, parameters};
+use tch_flux::{Error, ParameterProblem};
 
 use super::targets::Input;
 
@@ -16,6 +16,8 @@ use super::targets::Input;
 #[derive(Clone, Debug, Default)]
 pub(super) struct ParameterArgs<const EDIT: bool> {
     pub(super) values: Values,
+    /// What is wrong with the first value that cannot be.
+    problem: Option<ParameterProblem>,
     files: BTreeMap<&'static str, Vec<PathBuf>>,
 }
 
@@ -24,6 +26,14 @@ impl<const EDIT: bool> ParameterArgs<EDIT> {
     fn flags() -> impl Iterator<Item = (&'static Parameter, Flag)> {
         let is_here = |parameter: &&Parameter| (parameter.group == Group::Picture) == EDIT;
         parameters().filter(is_here).filter_map(|parameter| Some((parameter, parameter.flag?)))
+    }
+
+    /// Checks that every value can be.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`]
+    pub(super) fn check(&self) -> Result<(), Error> {
+        self.problem.clone().map_or(Ok(()), |problem| Err(problem.into()))
     }
 
     /// Returns the files of a parameter's pictures.
@@ -66,16 +76,17 @@ fn arg(parameter: &'static Parameter, flag: Flag) -> Arg {
         None if parameter.kind == Kind::Boolean => "BOOL".into(),
         None => parameter.key.to_uppercase(),
     };
-    let help = match parameter.default {
-        Some(default) if parameter.kind != Kind::Boolean => {
-            format!("{} [default: {default}]", parameter.about())
-        }
-        _ => parameter.about().trim_end_matches('.').to_string(),
+    let help = |about: &str| match parameter.default {
+        Some(default) if parameter.kind != Kind::Boolean => format!("{about} [default: {default}]"),
+        _ => about.trim_end_matches('.').to_string(),
     };
+    let about = parameter.about();
+    let sentence = about.find(". ").map_or(about, |end| &about[..=end]);
     let arg = Arg::new(parameter.key)
         .long(flag.name.trim_start_matches("--"))
         .value_name(value_name)
-        .help(help)
+        .help(help(sentence))
+        .long_help(help(about))
         .help_heading(parameter.group.title())
         .hide_short_help(!flag.is_common)
         .action(if parameter.kind.is_list() { ArgAction::Append } else { ArgAction::Set });
@@ -146,10 +157,16 @@ impl<const EDIT: bool> FromArgMatches for ParameterArgs<EDIT> {
             }
             let texts = matches.get_many::<String>(parameter.key).unwrap_or_default().cloned().collect();
             if let Some(value) = value(parameter.kind, texts) {
-                let problem = |problem: ParameterProblem| {
-                    clap::Error::raw(ErrorKind::ValueValidation, format!("{}\n", worded(&problem)))
-                };
-                self.values.insert(parameter, value).map_err(problem)?;
+                // What is no number at all is a wrong call; a number that cannot be, a wrong request.
+                let is_misread = parameter.kind.is_read_from_text() && value.is_string();
+                match self.values.insert(parameter, value) {
+                    Err(problem) if is_misread => {
+                        let text = format!("{}\n", worded(&problem));
+                        return Err(clap::Error::raw(ErrorKind::ValueValidation, text));
+                    }
+                    Err(problem) => self.problem = self.problem.take().or(Some(problem)),
+                    Ok(()) => {}
+                }
             }
         }
         Ok(())

@@ -52,7 +52,7 @@ pub(super) const COMPOSED: [Parameter; 28] = [
         .named("variation_seed", "The seed to vary with, of the first picture."),
 
     picture(Kind::Pictures).common_flag("--image", Some('i'), None).value_name("FILE").field("image")
-        .named("image", "The picture to begin with, PNG, JPEG or WebP; as a reference there may be several."),
+        .named("image", "The picture to begin with, PNG, JPEG or WebP. As a reference there may be several."),
     picture(Kind::Pictures).common_flag("--mask", None, None).value_name("FILE").field("mask")
         .named("mask", "Where the picture is drawn anew; as large as the picture. A program takes what is white in it, OpenAI's \
                         API what is transparent."),

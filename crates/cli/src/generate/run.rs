@@ -35,6 +35,7 @@ impl Generate {
 
     /// Draws from text, or from the pictures of an edit.
     pub(crate) fn run_with(self, edit_input: Option<EditInput>) -> anyhow::Result<ExitCode> {
+        self.parameters.check()?;
         let quality = self.quality()?;
         let bars = !self.is_silent() && std::io::stderr().is_terminal();
         let prepared = self.prepare(edit_input, Verbosity { bars, warnings: !self.quiet })?;

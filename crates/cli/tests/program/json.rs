@@ -12,7 +12,7 @@ fn errors_are_json_too_in_every_subcommand() {
     let calls: [(&[&str], i32, &str, &str); 14] = [
         (&["generate"], 2, "request", "nothing to draw"),
         (&["generate", CIRCLE, "--width", "100"], 2, "request", "96 and 112"),
-        (&["generate", CIRCLE, "--steps", "many"], 2, "usage", "invalid value 'many'"),
+        (&["generate", CIRCLE, "--steps", "many"], 2, "usage", "--steps must be a whole number"),
         (&["generate", CIRCLE, "--frobnicate"], 2, "usage", "--frobnicate"),
         (&["generate", CIRCLE, "--model", "nowhere"], 1, "hub", "nowhere"),
         (&["generate", CIRCLE, "--from-image", "gone.png"], 1, "io", "gone.png"),

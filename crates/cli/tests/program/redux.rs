@@ -256,5 +256,5 @@ fn the_binary_draws_from_pictures_alone_and_a_drawing_says_how_it_is_repeated() 
     let (code, text) = run(&["generate", "a cat", "--redux-without-text"]);
     assert!(code == Some(2) && text.contains("--redux"), "{text}");
     let (code, text) = run(&[&call[..3], &["a cat", "--redux-without-text"], &models].concat());
-    assert!(code == Some(2) && text.contains("leave it empty"), "{text}");
+    assert!(code == Some(2) && text.contains("PROMPT is not read with --redux-without-text"), "{text}");
 }

@@ -135,6 +135,32 @@ fn the_library_knows_no_package_above_it_and_the_server_no_program() {
     }
 }
 
+#[test]
+fn the_library_names_no_flag() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    // The table of parameters has the flags of the program; the others are those of other programs.
+    let may = |path: &Path, flag: &str| {
+        path.components().any(|part| part.as_os_str().to_string_lossy().trim_end_matches(".rs") == "params")
+            || path.ends_with("borders.rs")
+            || ["--gpu-architecture", "--std", "--merge"].contains(&flag)
+    };
+    let mut found = Vec::new();
+    for path in sources(&root.join("src")) {
+        let code = code(&path);
+        for (at, _) in code.match_indices("--") {
+            let before = code[..at].chars().next_back();
+            let name: String =
+                code[at + 2..].chars().take_while(|c| c.is_ascii_lowercase() || *c == '-').collect();
+            let flag = format!("--{name}");
+            let starts = matches!(before, Some(' ' | '"' | '`' | '('));
+            if starts && name.starts_with(|c: char| c.is_ascii_lowercase()) && !may(&path, &flag) {
+                found.push(format!("{}: {flag}", path.display()));
+            }
+        }
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
 /// The modules below a folder: the path of each, as `["quant", "blocks"]`, and its file. Unit tests are no modules here.
 fn modules(src: &Path) -> BTreeMap<Vec<String>, PathBuf> {
     let module = |path: PathBuf| {

@@ -274,33 +274,29 @@ impl Family {
         }
     }
 
-    /// What of the program's flags takes it.
-    pub(crate) fn flag(&self) -> Option<&'static str> {
+    /// Which part of a model it is, by the name that [`Hint::Part`](crate::Hint::Part) has for it; none where it is none of a
+    /// model that can be drawn with.
+    pub(crate) fn part(&self) -> Option<&'static str> {
         Some(match self {
-            Self::Transformer { .. } if self.is_drawn() => "--transformer",
-            Self::ControlNet { .. } => "--controlnet",
-            Self::AutoEncoder { .. } if self.is_drawn() => "--autoencoder",
-            Self::TinyAutoEncoder { .. } => "--autoencoder",
-            Self::T5 { .. } => "--t5",
-            Self::Clip => "--clip",
-            Self::Siglip => "--image-encoder",
-            Self::Redux => "--redux-model",
-            Self::Depth => "--depth-model",
-            Self::ClipVision => "--ip-image-encoder",
-            Self::IpAdapter => "--ip-adapter",
-            Self::Lora => "--lora",
-            Self::AllInOne => "--model",
+            Self::Transformer { .. } if self.is_drawn() => "transformer",
+            Self::ControlNet { .. } => "ControlNet",
+            Self::AutoEncoder { .. } if self.is_drawn() => "autoencoder",
+            Self::TinyAutoEncoder { .. } => "autoencoder",
+            Self::T5 { .. } => "T5 encoder",
+            Self::Clip => "CLIP text model",
+            Self::Siglip => "image encoder",
+            Self::Redux => "Redux",
+            Self::Depth => "depth model",
+            Self::ClipVision => "CLIP vision model",
+            Self::IpAdapter => "IP-Adapter",
+            Self::Lora => "LoRA",
+            Self::AllInOne => "model",
             Self::Transformer { .. }
             | Self::AutoEncoder { .. }
             | Self::Foreign(_)
             | Self::Packed { .. }
             | Self::Unknown { .. } => return None,
         })
-    }
-
-    /// What it is, and which flag takes it.
-    pub(crate) fn with_flag(&self) -> String {
-        self.flag().map_or_else(|| self.to_string(), |flag| format!("{self} ({flag} takes it)"))
     }
 
     /// Whose names it bears, where there is a choice.

@@ -146,6 +146,8 @@ pub enum FileProblem {
         wanted: &'static str,
         /// What it seems to be, and what would work.
         looks_like: String,
+        /// Which part of a model it is, where it is one.
+        part: Option<&'static str>,
     },
     /// The weights are in a form that cannot be read.
     #[error("{looks_like}")]
@@ -187,6 +189,8 @@ pub enum FileProblem {
     NotALora {
         /// What it seems to be.
         looks_like: String,
+        /// Which part of a model it is, where it is one.
+        part: Option<&'static str>,
     },
     /// A picture that cannot be read.
     #[error("the picture cannot be read: {reason}")]

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::Error;
+use super::{Error, FileProblem};
 
 /// What would help against an error, by the setting of the library. An error's own words name no setting, so that a program or a
 /// server can add the flag or the field that it has for it.
@@ -13,7 +13,7 @@ pub enum Hint {
     Base,
     /// Applying what fits of a LoRA: [`Settings::allow_partial_lora`](crate::generation::Settings::allow_partial_lora).
     PartialLora,
-    /// Naming the part that a folder lacks: the field of [`PartOverrides`](crate::generation::PartOverrides) for it.
+    /// Naming the part that a folder lacks, or that a file is: the field of [`PartOverrides`](crate::generation::PartOverrides) for it.
     Part(&'static str),
     /// A larger limit of memory.
     LargerLimit,
@@ -57,6 +57,10 @@ impl Error {
                 vec![Hint::PartialLora]
             }
             Self::MissingPart { part, .. } | Self::UnnamedPart { part, .. } => vec![Hint::Part(part)],
+            Self::File {
+                problem: FileProblem::OtherModel { part, .. } | FileProblem::NotALora { part, .. },
+                ..
+            } => part.map(Hint::Part).into_iter().collect(),
             Self::TooLarge { hints, .. } => hints.clone(),
             _ => Vec::new(),
         }

@@ -111,7 +111,7 @@ fn other_model(checkpoint: &Checkpoint, part: PartKind) -> Error {
     if let Err(packed) = checkpoint.check_readable() {
         return packed;
     }
-    let mut looks_like = checkpoint.family().with_flag();
+    let mut looks_like = checkpoint.family().to_string();
     if checkpoint.family() == Family::AllInOne {
         let names: Vec<_> = checkpoint.contained().iter().map(|model| model.family.name()).collect();
         looks_like = format!("{looks_like}: {}", names.join(", "));
@@ -122,5 +122,5 @@ fn other_model(checkpoint: &Checkpoint, part: PartKind) -> Error {
         looks_like = format!("{looks_like}; what works here: {works}");
     }
     let path = checkpoint.files().first().map(|path| path.to_path_buf()).unwrap_or_default();
-    Error::file(path)(FileProblem::OtherModel { wanted, looks_like })
+    Error::file(path)(FileProblem::OtherModel { wanted, looks_like, part: checkpoint.family().part() })
 }

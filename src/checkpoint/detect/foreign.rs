@@ -57,10 +57,8 @@ impl Role {
             Self::IpAdapter => "XLabs' IP-Adapter of FLUX.1, or FLUX.1 Redux",
             Self::ImageEncoder => "CLIP-L's vision model for an IP-Adapter, or SigLIP for FLUX.1 Redux",
             Self::Upscaler => "another program that enlarges the finished picture",
-            Self::Embedding => "a LoRA of FLUX.1 (--lora): words of one's own are not read",
-            Self::Adapter => {
-                "a LoRA, LoHa or LoKr of FLUX.1 (--lora), or a model that the change is merged into"
-            }
+            Self::Embedding => "a LoRA of FLUX.1: words of one's own are not read",
+            Self::Adapter => "a LoRA, LoHa or LoKr of FLUX.1, or a model that the change is merged into",
         }
     }
 }

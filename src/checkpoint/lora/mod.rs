@@ -62,8 +62,9 @@ impl Lora {
         let path = checkpoint.files().first().map(|p| p.to_path_buf()).unwrap_or_default();
         let Names { groups, unknown, maker } = parse_names(checkpoint.names());
         if !checkpoint.names().any(is_change) {
-            let looks_like = checkpoint.family().with_flag();
-            return Err(Error::file(path)(FileProblem::NotALora { looks_like }));
+            let family = checkpoint.family();
+            let (looks_like, part) = (family.to_string(), family.part());
+            return Err(Error::file(path)(FileProblem::NotALora { looks_like, part }));
         }
         let settings = Settings::read(&checkpoint)?;
         let reader = Reader { checkpoint: &checkpoint, settings: &settings };

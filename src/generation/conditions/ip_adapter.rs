@@ -128,9 +128,9 @@ impl IpAdapters {
     ) -> Result<()> {
         let encoder = image_encoder.map(|path| Encoder::open(loader, path)).transpose()?;
         if encoder.is_none() && !paths.is_empty() {
-            let text = "an IP-Adapter needs an image encoder: CLIP's vision model (openai/clip-vit-large-patch14; \
-                 --ip-image-encoder)";
-            return Err(Error::Request(text.into()));
+            let expected = "that of openai/clip-vit-large-patch14";
+            let part = PartKind::ClipVision.name();
+            return Err(Error::UnnamedPart { purpose: "an IP-Adapter", part, expected });
         }
         let adapter = |path: &PathBuf| {
             let checkpoint = loader.open_part(PartKind::IpAdapter, path)?;

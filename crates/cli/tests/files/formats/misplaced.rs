@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use tch_flux::Hint;
 use tch_flux::checkpoint::lora::Lora;
 use tch_flux::checkpoint::{Access, Checkpoint, Family, Index};
 use tch_flux::family::ModelFamily;
@@ -158,16 +159,18 @@ fn embeddings_and_adapters_of_other_forms_are_named() {
         ("VeRA", vec![line("a.vera_lambda_b", &[4]), line("a.vera_lambda_d", &[4])]),
         ("IA³", vec![line("lora_unet_a.weight", &[4]), line("lora_unet_a.on_input", &[1])]),
         ("no tensors", vec![]),
-        // What is another part says which flag takes it.
-        ("--autoencoder", layout("ae")),
-        ("--transformer", layout("flux1-dev")),
-        ("--t5", layout("t5-xxl-encoder")),
+        // What is another part has a hint, from which the program says which flag takes it.
+        ("autoencoder", layout("ae")),
+        ("transformer", layout("flux1-dev")),
+        ("T5 encoder", layout("t5-xxl-encoder")),
     ] {
         let (_folder, path) = temp("lora.safetensors");
         write_sparse(&path, &lines);
-        let said = Lora::open(&path, Access::Read).unwrap_err().to_string();
+        let error = Lora::open(&path, Access::Read).unwrap_err();
+        let said = error.to_string();
         assert!(said.contains("lora.safetensors") && said.contains(what), "{what}: {said}");
-        if what.starts_with("--") {
+        if ["autoencoder", "transformer", "T5 encoder"].contains(&what) {
+            assert_eq!(error.hints(), [Hint::Part(what)]);
             continue;
         }
         let told = String::from_utf8(run(&["inspect", path.to_str().unwrap()]).stdout).unwrap();

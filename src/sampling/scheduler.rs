@@ -78,8 +78,7 @@ impl Scheduler {
             _ => {
                 let reason = format!(
                     "is {class:?}, which is not built here: {EULER}, {HEUN}, {LCM} and {DPM_SOLVER} are; \
-                     a sampler and a schedule that are named (--sampler with --schedule, --shift or --sigmas) stand in \
-                     its place"
+                     a sampler and a schedule that a request names stand in its place"
                 );
                 return Err(config.wrong("_class_name", reason));
             }

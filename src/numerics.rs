@@ -6,8 +6,6 @@ mod parallel;
 mod scope;
 mod workspace;
 
-use serde::{Deserialize, Serialize};
-
 pub use memory::copy_seconds;
 pub(crate) use memory::empty;
 pub(crate) use parallel::par_for;
@@ -20,26 +18,28 @@ pub(crate) use scope::{
 pub use scope::{with_cancel, with_numerics};
 pub(crate) use workspace::Block as WorkspaceBlock;
 
-/// How numbers come about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Numerics {
-    /// The bits of the official PyTorch code on the same libtorch, device and number of threads.
-    #[default]
-    Exact,
-    /// As fast as the device can, no less accurate: against an f64 reference, at most 1.1 times the error of `Exact`.
-    Fast,
+use crate::choice::choice;
+
+choice! {
+    /// How numbers come about.
+    #[derive(Default)]
+    pub enum Numerics {
+        /// The bits of the official PyTorch code on the same libtorch, device and number of threads.
+        Exact = "exact", default;
+        /// As fast as the device can, no less accurate: against an f64 reference, at most 1.1 times the error of `Exact`.
+        Fast = "fast";
+    }
 }
 
-/// Numbers of fewer bits for the weights of a transformer's blocks, and for the products with them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Quantize {
-    /// As they were loaded.
-    #[default]
-    None,
-    /// On the CPU: a scale for each row of a weight and for each token.
-    Int8,
-    /// e4m3 on CUDA from SM 8.9 on, scaled likewise.
-    Fp8,
+choice! {
+    /// Numbers of fewer bits for the weights of a transformer's blocks, and for the products with them.
+    #[derive(Default)]
+    pub enum Quantize {
+        /// As they were loaded.
+        None = "none", default;
+        /// On the CPU: a scale for each row of a weight and for each token.
+        Int8 = "int8";
+        /// e4m3 on CUDA from SM 8.9 on, scaled likewise.
+        Fp8 = "fp8";
+    }
 }

@@ -1,9 +1,9 @@
 //! Where and how a pipeline computes.
 
-use serde::{Deserialize, Serialize};
 use tch::{Device, Kind};
 
 use crate::checkpoint::Access;
+use crate::choice::choice;
 use crate::numerics::{Numerics, Quantize};
 
 /// Where and in which kind a pipeline computes.
@@ -49,17 +49,17 @@ impl Default for Settings {
     }
 }
 
-/// What is not in memory while it does not run. No choice changes a bit of a picture.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Offload {
-    /// Transformer and autoencoder stay once they were needed.
-    #[default]
-    None,
-    /// Each part goes when its phase is over.
-    Parts,
-    /// And of T5, the transformer, ControlNets and IP-Adapters, the weights of one block are in memory at a time, while
-    /// those of the next one are brought: from the mapped file itself, so that no memory is needed to keep them. What is
-    /// quantised, is quantised layer by layer, and stays.
-    Blocks,
+choice! {
+    /// What is not in memory while it does not run. No choice changes a bit of a picture.
+    #[derive(Default)]
+    pub enum Offload {
+        /// Transformer and autoencoder stay once they were needed.
+        None = "none", default;
+        /// Each part goes when its phase is over.
+        Parts = "parts";
+        /// And of T5, the transformer, ControlNets and IP-Adapters, the weights of one block are in memory at a time, while
+        /// those of the next one are brought: from the mapped file itself, so that no memory is needed to keep them. What is
+        /// quantised, is quantised layer by layer, and stays.
+        Blocks = "blocks";
+    }
 }

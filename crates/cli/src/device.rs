@@ -1,5 +1,6 @@
 //! What is computed with: the device, the kind of numbers, the threads.
 
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 use tch::{Cuda, Device, Kind};
@@ -48,42 +49,28 @@ impl ThreadsArg {
     }
 }
 
-/// How numbers come about.
-#[derive(Clone, Copy, Debug, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum NumericsArg {
-    /// The bits of the official PyTorch code.
-    Exact,
-    /// As fast as the device can, no less accurate.
-    Fast,
+/// Parses one of the names of a choice of the library, which the help then lists with what they stand for.
+pub(super) fn choice<T: Clone + Send + Sync + 'static>(
+    choices: &'static [(&'static str, &'static str)],
+    named: fn(&str) -> Option<T>,
+) -> impl TypedValueParser<Value = T> {
+    let values = choices.iter().map(|(name, about)| {
+        let about = about.trim();
+        let sentence = about.find(". ").map_or(about, |end| &about[..end]);
+        PossibleValue::new(*name).help(sentence.trim_end_matches('.'))
+    });
+    PossibleValuesParser::new(values)
+        .try_map(move |name| named(&name).ok_or_else(|| format!("{name:?} is no such name")))
 }
 
-impl From<NumericsArg> for Numerics {
-    fn from(numerics: NumericsArg) -> Numerics {
-        match numerics {
-            NumericsArg::Exact => Numerics::Exact,
-            NumericsArg::Fast => Numerics::Fast,
-        }
-    }
+/// Parses `--numerics`.
+pub(super) fn numerics() -> impl TypedValueParser<Value = Numerics> {
+    choice(Numerics::CHOICES, Numerics::named)
 }
 
-/// Numbers of fewer bits for weights.
-#[derive(Clone, Copy, Debug, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum QuantizeArg {
-    None,
-    Int8,
-    Fp8,
-}
-
-impl From<QuantizeArg> for Quantize {
-    fn from(quantize: QuantizeArg) -> Quantize {
-        match quantize {
-            QuantizeArg::None => Quantize::None,
-            QuantizeArg::Int8 => Quantize::Int8,
-            QuantizeArg::Fp8 => Quantize::Fp8,
-        }
-    }
+/// Parses `--quantize`.
+pub(super) fn quantize() -> impl TypedValueParser<Value = Quantize> {
+    choice(Quantize::CHOICES, Quantize::named)
 }
 
 /// Returns the word for a kind, as `--kind` takes it.

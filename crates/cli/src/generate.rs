@@ -13,9 +13,10 @@ use clap::Args;
 use tch::Device;
 use tch_flux::generation::LoraFile;
 use tch_flux::generation::provenance::Provenance;
+use tch_flux::numerics::{Numerics, Quantize};
 
 use super::controlnet::ControlArgs;
-use super::device::{KindArg, NumericsArg, QuantizeArg, ThreadsArg, parse_device};
+use super::device::{KindArg, ThreadsArg, numerics, parse_device, quantize};
 use super::from_image;
 use super::image_format;
 use super::ip_adapter::IpAdapterArgs;
@@ -82,11 +83,11 @@ pub(super) struct Generate {
     #[arg(long, help_heading = "Memory and speed", hide_short_help = true)]
     keep_quantized: bool,
     /// The official bits, or speed with no larger an error. [default: fast]
-    #[arg(long, value_enum, help_heading = "Memory and speed", hide_short_help = true)]
-    numerics: Option<NumericsArg>,
+    #[arg(long, value_parser = numerics(), help_heading = "Memory and speed", hide_short_help = true)]
+    numerics: Option<Numerics>,
     /// Numbers of fewer bits for the weights of the transformer's blocks: int8 on the CPU, fp8 on CUDA. [default: none]
-    #[arg(long, value_enum, help_heading = "Memory and speed")]
-    quantize: Option<QuantizeArg>,
+    #[arg(long, value_parser = quantize(), help_heading = "Memory and speed")]
+    quantize: Option<Quantize>,
     /// A LoRA, and its strength where it is not 1; may be given several times.
     #[arg(long, value_name = "FILE[:STRENGTH]", value_parser = parse_lora, help_heading = "Model")]
     lora: Vec<LoraFile>,

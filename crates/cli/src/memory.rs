@@ -1,17 +1,19 @@
 //! How little memory a drawing shall take, as flags.
 
-use clap::{Args, ValueEnum};
+use clap::Args;
+use clap::builder::TypedValueParser;
 use serde::Serialize;
 use tch_flux::generation::{Offload, Pipeline, Plan, Request};
 
 use super::bytes::{human_bytes, parse_size};
+use super::device::choice;
 use super::peak_memory::peak_bytes;
 
 #[derive(Args)]
 pub(super) struct MemoryArgs {
     /// What is not in memory while it does not run; none changes a bit of the picture. [default: none]
-    #[arg(long, value_enum, hide_short_help = true)]
-    offload: Option<OffloadArg>,
+    #[arg(long, value_parser = offload(), hide_short_help = true)]
+    offload: Option<Offload>,
     /// Stay under this figure, such as 8GB, of the device's memory: what is done for it is planned and said.
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     max_memory: Option<u64>,
@@ -21,30 +23,14 @@ pub(super) struct MemoryArgs {
     may_quantize: bool,
 }
 
-#[derive(Clone, Copy, ValueEnum, Serialize, serde::Deserialize, Debug)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum OffloadArg {
-    /// Parts stay once they were needed.
-    None,
-    /// Each part goes when its phase is over.
-    Parts,
-    /// And of T5, the transformer, ControlNets and IP-Adapters, two blocks at a time are in memory.
-    Blocks,
-}
-
-impl From<OffloadArg> for Offload {
-    fn from(offload: OffloadArg) -> Self {
-        match offload {
-            OffloadArg::None => Self::None,
-            OffloadArg::Parts => Self::Parts,
-            OffloadArg::Blocks => Self::Blocks,
-        }
-    }
+/// Parses `--offload`.
+pub(super) fn offload() -> impl TypedValueParser<Value = Offload> {
+    choice(Offload::CHOICES, Offload::named)
 }
 
 impl MemoryArgs {
     pub(super) fn offload(&self) -> Offload {
-        self.offload.map_or(Offload::None, Offload::from)
+        self.offload.unwrap_or_default()
     }
 
     /// Plans for the request, where `--max-memory` is given.

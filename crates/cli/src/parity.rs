@@ -7,9 +7,10 @@ use anyhow::Context;
 use clap::Args;
 use serde_json::json;
 use tch::Device;
+use tch_flux::numerics::Numerics;
 use tch_flux::parity::{Accuracy, Case, Comparison, MODULES, Module};
 
-use super::device::{NumericsArg, ThreadsArg, parse_device};
+use super::device::{ThreadsArg, numerics, parse_device};
 use super::output::print_json;
 
 #[derive(Args)]
@@ -19,8 +20,8 @@ pub(super) struct Parity {
     exact: bool,
     /// With `fast`, measure both numerics against the same module in f64: fast must have at most 1.1 times the error of
     /// exact.
-    #[arg(long, value_enum, default_value_t = NumericsArg::Exact, conflicts_with = "exact")]
-    numerics: NumericsArg,
+    #[arg(long, value_parser = numerics(), default_value_t = Numerics::Exact, conflicts_with = "exact")]
+    numerics: Numerics,
     /// cpu, cuda, cuda:N or mps.
     #[arg(long, default_value = "cpu", value_parser = parse_device)]
     device: Device,
@@ -104,7 +105,7 @@ impl Parity {
 
     /// Returns a line for each output; `None` for a module that is not known.
     fn lines(&self, name: &str, case: &Case) -> tch_flux::Result<Option<Vec<Line>>> {
-        if let NumericsArg::Fast = self.numerics {
+        if self.numerics == Numerics::Fast {
             let accuracies = case.accuracy()?;
             return Ok(accuracies.map(|all| all.into_iter().map(|a| accuracy_line(name, a)).collect()));
         }

@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
+use clap::Args;
 use clap::builder::TypedValueParser;
-use clap::{Args, ValueEnum};
 use serde::Serialize;
 use serde_json::Value;
 use tch::nn::VarStore;
@@ -14,7 +14,7 @@ use tch_flux::ops::cpu;
 use tch_flux::parity::Machine;
 
 use crate::bytes::human_bytes;
-use crate::device::{KindArg, ThreadsArg, kind_name, parse_device};
+use crate::device::{KindArg, ThreadsArg, kind_name, numerics, parse_device};
 use crate::output::print_json;
 use crate::peak_memory::{forget_peak, peak_bytes};
 
@@ -27,8 +27,8 @@ pub(super) struct Measure {
     #[arg(long, default_value = "cpu", value_parser = parse_device)]
     device: Device,
     /// exact: the bits of the official code. fast: no less accurate, as fast as the device can.
-    #[arg(long, default_value = "fast")]
-    numerics: NumericsArg,
+    #[arg(long, value_parser = numerics(), default_value_t = Numerics::Fast)]
+    numerics: Numerics,
     /// Passes that count.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000).map(usize::from))]
     repeat: usize,
@@ -40,12 +40,6 @@ pub(super) struct Measure {
     /// Print JSON.
     #[arg(long)]
     json: bool,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum NumericsArg {
-    Exact,
-    Fast,
 }
 
 /// What was measured, and where.
@@ -85,10 +79,7 @@ impl Measure {
     }
 
     pub(super) fn numerics(&self) -> Numerics {
-        match self.numerics {
-            NumericsArg::Exact => Numerics::Exact,
-            NumericsArg::Fast => Numerics::Fast,
-        }
+        self.numerics
     }
 
     /// Returns the number of all passes, those that do not count included.

@@ -3,16 +3,17 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
+use clap::Args;
 use clap::builder::TypedValueParser;
-use clap::{Args, ValueEnum};
 use serde_json::json;
 use tch::{Device, Tensor};
 use tch_flux::Error;
 use tch_flux::models::{Model, Transformer, TransformerInput, TransformerOptions, TransformerParams};
+use tch_flux::numerics::Quantize;
 
 use super::measure::Measure;
 use super::random;
-use crate::device::QuantizeArg;
+use crate::device::quantize;
 
 #[derive(Args)]
 pub(crate) struct Step {
@@ -35,15 +36,10 @@ pub(crate) struct Step {
     #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = clap::value_parser!(i64).range(1..=1 << 20))]
     text_tokens: i64,
     /// What the weights of the blocks become: int8 is for the CPU, fp8 for CUDA.
-    #[arg(long, default_value = "none")]
-    quantize: QuantizeArg,
+    #[arg(long, value_parser = quantize(), default_value_t = Quantize::None)]
+    quantize: Quantize,
     #[command(flatten)]
     measure: Measure,
-}
-
-/// The word for a value, as its flag takes it.
-fn word(value: impl ValueEnum) -> String {
-    value.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default()
 }
 
 impl Step {
@@ -61,12 +57,12 @@ impl Step {
         let params = self.params()?;
         let device = self.measure.device();
         match (self.quantize, device) {
-            (QuantizeArg::Fp8, Device::Cpu) => {
+            (Quantize::Fp8, Device::Cpu) => {
                 return Err(
                     Error::Request("fp8 weights need CUDA; on the CPU quantise to int8".into()).into()
                 );
             }
-            (QuantizeArg::Int8, Device::Cuda(_)) => {
+            (Quantize::Int8, Device::Cuda(_)) => {
                 return Err(
                     Error::Request("int8 weights are for the CPU; on CUDA quantise to fp8".into()).into()
                 );
@@ -78,7 +74,7 @@ impl Step {
         let model = Transformer::new(vs.root(), &params)?;
         random::fill(&mut vs)?;
         model.set_numerics(self.measure.numerics());
-        model.quantize(self.quantize.into())?;
+        model.quantize(self.quantize)?;
 
         let (li, lt) = (self.image_tokens, self.text_tokens);
         let side = (li as f64).sqrt().ceil() as i64;
@@ -104,9 +100,9 @@ impl Step {
         )?;
 
         let ((depth, single), hidden_size) = (params.blocks(), params.hidden_size());
-        let (preset, quantize) = (self.preset, word(self.quantize));
+        let (preset, quantize) = (self.preset, self.quantize.name());
         let weights = match self.quantize {
-            QuantizeArg::None => String::new(),
+            Quantize::None => String::new(),
             _ => format!(", {quantize} weights"),
         };
         self.measure.report(

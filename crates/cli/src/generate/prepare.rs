@@ -175,8 +175,8 @@ impl Generate {
         Ok(Settings {
             device: self.device,
             kind,
-            numerics: self.numerics.map_or(numerics, Numerics::from),
-            quantize: self.quantize.map_or(quantize, Quantize::from),
+            numerics: self.numerics.unwrap_or(numerics),
+            quantize: self.quantize.unwrap_or(quantize),
             access: access(self.no_mmap),
             keep_text_encoders: self.keep_text_encoders,
             keep_quantized: self.keep_quantized,

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use clap::{ArgAction, Args};
 use serde::{Deserialize, Serialize};
+use tch_flux::generation::Offload;
+use tch_flux::numerics::{Numerics, Quantize};
 use tch_flux::{Error, engine};
 use toml::{Spanned, Table};
 
@@ -14,8 +16,8 @@ use super::sources::{SettingSources, variable};
 use super::suggestions::is_no_setting;
 use super::units::{Count, port, whole};
 use super::{checks, log_filter};
-use crate::device::{KindArg, NumericsArg, QuantizeArg};
-use crate::memory::OffloadArg;
+use crate::device::{self, KindArg};
+use crate::memory;
 use crate::model_args::ModelArgs;
 use crate::redux::ReduxModelArgs;
 
@@ -89,11 +91,11 @@ struct Serve {
     #[arg(long, help_heading = "Memory and speed", value_enum)]
     kind: Option<KindArg>,
     /// The official bits, or speed with no larger an error.
-    #[arg(long, help_heading = "Memory and speed", value_enum, default_value_t = NumericsArg::Fast)]
-    numerics: NumericsArg,
+    #[arg(long, help_heading = "Memory and speed", value_parser = device::numerics(), default_value_t = Numerics::Fast)]
+    numerics: Numerics,
     /// Numbers of fewer bits for the transformer's blocks: int8 on the CPU, fp8 on CUDA.
-    #[arg(long, help_heading = "Memory and speed", value_enum, default_value_t = QuantizeArg::None)]
-    quantize: QuantizeArg,
+    #[arg(long, help_heading = "Memory and speed", value_parser = device::quantize(), default_value_t = Quantize::None)]
+    quantize: Quantize,
     /// Keep fp8 and GGUF weights in memory as they are on the disk.
     #[arg(long, help_heading = "Memory and speed", value_name = "BOOL", action = ArgAction::Set, default_value_t = false)]
     keep_quantized: bool,
@@ -101,8 +103,8 @@ struct Serve {
     #[arg(long, help_heading = "Memory and speed", value_name = "BOOL", action = ArgAction::Set, default_value_t = true)]
     keep_text_encoders: bool,
     /// What is not in memory while it does not run.
-    #[arg(long, help_heading = "Memory and speed", value_enum, default_value_t = OffloadArg::None)]
-    offload: OffloadArg,
+    #[arg(long, help_heading = "Memory and speed", value_parser = memory::offload(), default_value_t = Offload::None)]
+    offload: Offload,
     /// Read the files instead of mapping them.
     #[arg(long, help_heading = "Memory and speed", value_name = "BOOL", action = ArgAction::Set, default_value_t = false)]
     no_mmap: bool,

@@ -214,9 +214,9 @@ impl Serve {
             access: access(self.no_mmap),
             keep_text_encoders: self.keep_text_encoders,
             keep_quantized: self.keep_quantized,
-            offload: self.offload.into(),
-            numerics: self.numerics.into(),
-            quantize: self.quantize.into(),
+            offload: self.offload,
+            numerics: self.numerics,
+            quantize: self.quantize,
             allow_partial_lora: self.allow_partial_lora,
             vae_tile: self.vae_tile,
         };

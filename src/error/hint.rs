@@ -15,6 +15,8 @@ pub enum Hint {
     PartialLora,
     /// Naming the part that a folder lacks, or that a file is: the field of [`PartOverrides`](crate::generation::PartOverrides) for it.
     Part(&'static str),
+    /// A request that names its sampler and its schedule, in place of what a scheduler's configuration says.
+    Sampling,
     /// A larger limit of memory.
     LargerLimit,
     /// A smaller picture.
@@ -37,6 +39,7 @@ impl fmt::Display for Hint {
             Self::Base => "a base is needed to take what is missing from",
             Self::PartialLora => "is it made for this model? what fits can be applied without the rest",
             Self::Part(part) => return write!(f, "the {part} can be named by itself"),
+            Self::Sampling => "a request can name its sampler and its schedule",
             Self::LargerLimit => "a larger limit is needed",
             Self::SmallerPicture => "a smaller picture takes less",
             Self::VaeTile => "decoding in tiles takes less",
@@ -61,6 +64,11 @@ impl Error {
                 problem: FileProblem::OtherModel { part, .. } | FileProblem::NotALora { part, .. },
                 ..
             } => part.map(Hint::Part).into_iter().collect(),
+            Self::File { path, problem: FileProblem::Setting { key, .. } }
+                if key == "_class_name" && path.ends_with("scheduler_config.json") =>
+            {
+                vec![Hint::Sampling]
+            }
             Self::TooLarge { hints, .. } => hints.clone(),
             _ => Vec::new(),
         }

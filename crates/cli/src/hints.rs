@@ -26,6 +26,7 @@ fn flags_of(hint: Hint) -> &'static [&'static str] {
         Hint::Part("IP-Adapter") => &["--ip-adapter"],
         Hint::Part("LoRA") => &["--lora"],
         Hint::Part("model") => &["--model"],
+        Hint::Sampling => &["--sampler", "--schedule"],
         Hint::LargerLimit => &["--max-memory"],
         Hint::SmallerPicture => &["--width", "--height"],
         Hint::VaeTile => &["--vae-tile"],

@@ -1,9 +1,10 @@
 //! The flags of the library's table of parameters.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use clap::builder::{PossibleValue, PossibleValuesParser};
+use clap::builder::{PossibleValue, StringValueParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, value_parser};
 use serde_json::Value;
@@ -104,8 +105,24 @@ fn arg(parameter: &'static Parameter, flag: Flag) -> Arg {
         }
         Kind::Pictures => arg.value_parser(value_parser!(PathBuf)),
         Kind::Boolean => arg.num_args(0..=1).require_equals(true).default_missing_value("true"),
-        Kind::Choice(choices) => arg.value_parser(PossibleValuesParser::new(choices.iter().map(choice))),
+        Kind::Choice(choices) => arg.value_parser(Named(choices)),
         _ => arg,
+    }
+}
+
+/// Takes any text, which the table refuses in its own words, and lists the names for the help and for shells.
+#[derive(Clone)]
+struct Named(&'static [(&'static str, &'static str)]);
+
+impl TypedValueParser for Named {
+    type Value = String;
+
+    fn parse_ref(&self, command: &Command, arg: Option<&Arg>, value: &OsStr) -> Result<String, clap::Error> {
+        StringValueParser::new().parse_ref(command, arg, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(self.0.iter().map(choice)))
     }
 }
 

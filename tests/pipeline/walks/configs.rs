@@ -246,7 +246,7 @@ fn what_the_weights_say_otherwise_or_nothing_is_built_for_is_refused_by_file_and
         (
             SCHEDULER,
             json!({ "_class_name": "UniPCMultistepScheduler" }),
-            &["_class_name", "UniPC", "--sampler"][..],
+            &["_class_name", "UniPC", "a sampler and a schedule that a request names"][..],
         ),
         (SCHEDULER, json!({ "time_shift_type": "cosine" }), &["time_shift_type", "linear"]),
         (SCHEDULER, json!({ "shift": "3" }), &["\"shift\"", "number"]),

@@ -31,6 +31,8 @@ fn the_program_and_the_server_refuse_with_the_same_words() {
         ),
         (&["--guidance", "x"], json!({ "guidance_scale": "x" }), &[("--guidance", "guidance_scale")]),
         (&["--guidance", "101"], json!({ "guidance_scale": 101 }), &[("--guidance", "guidance_scale")]),
+        (&["--sampler", "ddim"], json!({ "sampler": "ddim" }), &[("--sampler", "sampler")]),
+        (&["--schedule", "karras"], json!({ "schedule": "karras" }), &[("--schedule", "schedule")]),
         (&["--seed", "-1"], json!({ "seed": -1 }), &[("--seed", "seed")]),
         (
             &["--max-sequence-length", "513"],

@@ -128,7 +128,7 @@ impl IpAdapters {
     ) -> Result<()> {
         let encoder = image_encoder.map(|path| Encoder::open(loader, path)).transpose()?;
         if encoder.is_none() && !paths.is_empty() {
-            let expected = "that of openai/clip-vit-large-patch14";
+            let expected = "the image encoder openai/clip-vit-large-patch14";
             let part = PartKind::ClipVision.name();
             return Err(Error::UnnamedPart { purpose: "an IP-Adapter", part, expected });
         }

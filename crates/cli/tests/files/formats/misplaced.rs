@@ -168,11 +168,12 @@ fn embeddings_and_adapters_of_other_forms_are_named() {
         write_sparse(&path, &lines);
         let error = Lora::open(&path, Access::Read).unwrap_err();
         let said = error.to_string();
-        assert!(said.contains("lora.safetensors") && said.contains(what), "{what}: {said}");
+        assert!(said.contains("lora.safetensors"), "{what}: {said}");
         if ["autoencoder", "transformer", "T5 encoder"].contains(&what) {
             assert_eq!(error.hints(), [Hint::Part(what)]);
             continue;
         }
+        assert!(said.contains(what), "{what}: {said}");
         let told = String::from_utf8(run(&["inspect", path.to_str().unwrap()]).stdout).unwrap();
         assert!(told.contains(what), "{what}: {told}");
     }

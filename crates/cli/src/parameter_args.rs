@@ -61,7 +61,11 @@ pub(super) fn flag_name(key: &str) -> String {
     match parameter(key).and_then(|parameter| parameter.flag) {
         Some(flag) => flag.name.into(),
         None if key == "prompts" => "PROMPT".into(),
-        None if key == "redux_image" => "--redux".into(),
+        None if ["redux_image", "prompt_embeds_scale", "pooled_prompt_embeds_scale"].contains(&key) => {
+            "--redux".into()
+        }
+        None if key == "controlnet" => "--controlnet".into(),
+        None if key == "ip_adapter" => "--ip-adapter".into(),
         None => key.into(),
     }
 }
@@ -133,6 +137,14 @@ fn choice(&(name, about): &(&'static str, &'static str)) -> PossibleValue {
     if name.contains('_') { value.alias(name.replace('_', "-")) } else { value }
 }
 
+/// Reads a value. A flag that is given says something: `null` is no value here.
+fn read(kind: Kind, text: String) -> Value {
+    match kind.parse(text) {
+        Value::Null => Value::String("null".into()),
+        value => value,
+    }
+}
+
 /// Returns the value of a flag's occurrences.
 fn value(kind: Kind, mut texts: Vec<String>) -> Option<Value> {
     if texts.is_empty() {
@@ -144,10 +156,10 @@ fn value(kind: Kind, mut texts: Vec<String>) -> Option<Value> {
                 let named = choices.iter().find(|(name, _)| *name == text || name.replace('_', "-") == text);
                 Value::String(named.map_or(text, |(name, _)| (*name).to_string()))
             }
-            _ => kind.parse(text),
+            _ => read(kind, text),
         });
     }
-    let items = texts.into_iter().map(|text| match kind.parse(text) {
+    let items = texts.into_iter().map(|text| match read(kind, text) {
         Value::Array(items) => items,
         item => vec![item],
     });

@@ -251,8 +251,9 @@ impl Values {
             follow: match (self.boolean("canny"), self.boolean("depth")) {
                 (Some(true), _) => ControlPreprocess::Canny,
                 (_, Some(true)) => ControlPreprocess::Depth,
-                (None, None) => before.follow,
-                _ => ControlPreprocess::Picture,
+                (Some(false), _) if before.follow == ControlPreprocess::Canny => ControlPreprocess::Picture,
+                (_, Some(false)) if before.follow == ControlPreprocess::Depth => ControlPreprocess::Picture,
+                _ => before.follow,
             },
         }
     }

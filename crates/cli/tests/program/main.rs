@@ -303,6 +303,11 @@ fn calls_that_cannot_be_right_end_with_2_and_failures_with_1() {
         2,
         "--steps must be a whole number from 1 to 1000, not \"many\"",
     );
+    ends(
+        &["generate", CIRCLE, "--steps=null"],
+        2,
+        "--steps must be a whole number from 1 to 1000, not \"null\"",
+    );
     ends(&["generate", CIRCLE, "--quantize", "fp8"], 2, "on the CPU quantise to int8");
     ends(&["generate"], 2, "nothing to draw");
     ends(

@@ -147,6 +147,7 @@ fn rules(api: &Api, edits: bool, has: &impl Fn(&str) -> bool) -> Vec<Value> {
         rules.push(implies(holds("image", several), is(Role::Reference)));
         rules.push(implies(holds("keep_size", json!({ "const": true })), is(Role::Reference)));
         rules.push(implies(is_given("mask"), is(Role::Init)));
+        rules.push(implies(is_given("strength"), is(Role::Init)));
     }
     rules
 }

@@ -78,9 +78,14 @@ export function valueOf(input, field) {
   const types = [field.type].flat();
   if (types.includes("boolean")) return text === "true";
   if (input.type === "number") return Number(text);
+  if (types.includes("integer")) {
+    const number = Number(text);
+    return Number.isSafeInteger(number) ? number : text;
+  }
   if (field.anyOf || types.includes("array")) {
-    const numbers = text.split(",").map(Number);
-    return numbers.some(Number.isNaN) ? text : numbers;
+    const items = text.split(",").map((item) => (item.trim() ? Number(item) : NaN));
+    if (items.some(Number.isNaN)) return text;
+    return items.length === 1 && field.anyOf ? items[0] : items;
   }
   return text;
 }

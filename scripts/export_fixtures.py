@@ -696,7 +696,8 @@ def depth_anything(ex: Exporter):
     # As depth-anything-large-hf configures it.
     settings = {"size": {"height": 518, "width": 518}, "keep_aspect_ratio": True, "ensure_multiple_of": 14}
     settings |= {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
-    picture = torch.randint(0, 256, (rng.randint(1, 3), rng.randint(90, 130), 3), dtype=torch.uint8)
+    # Of a single row, the processor makes a picture without any, which it refuses.
+    picture = torch.randint(0, 256, (rng.randint(2, 4), rng.randint(90, 130), 3), dtype=torch.uint8)
     pixels = DPTImageProcessorPil(**settings)(picture.permute(2, 0, 1), return_tensors="pt")["pixel_values"]
     ex.write(name, "transformers.DPTImageProcessorPil", {}, {"picture": picture}, pixels)
 

@@ -54,13 +54,15 @@ pub(super) fn choice<T: Clone + Send + Sync + 'static>(
     choices: &'static [(&'static str, &'static str)],
     named: fn(&str) -> Option<T>,
 ) -> impl TypedValueParser<Value = T> {
-    let values = choices.iter().map(|(name, about)| {
-        let about = about.trim();
-        let sentence = about.find(". ").map_or(about, |end| &about[..end]);
-        PossibleValue::new(*name).help(sentence.trim_end_matches('.'))
-    });
-    PossibleValuesParser::new(values)
+    PossibleValuesParser::new(choices.iter().map(possible_value))
         .try_map(move |name| named(&name).ok_or_else(|| format!("{name:?} is no such name")))
+}
+
+/// Returns a name with what it stands for. With dashes, it is as good.
+pub(super) fn possible_value(&(name, about): &(&'static str, &'static str)) -> PossibleValue {
+    let sentence = about.trim().split_once(". ").map_or(about.trim(), |(sentence, _)| sentence);
+    let value = PossibleValue::new(name).help(sentence.trim_end_matches('.'));
+    if name.contains('_') { value.alias(name.replace('_', "-")) } else { value }
 }
 
 /// Parses `--numerics`.

@@ -11,6 +11,7 @@ use serde_json::Value;
 use tch_flux::generation::params::{Flag, Group, Kind, Parameter, Values, parameter, parameters};
 use tch_flux::{Error, ParameterProblem};
 
+use super::device::possible_value;
 use super::targets::Input;
 
 /// The values of the table's flags: those of the pictures that an edit begins with, or all others.
@@ -126,15 +127,8 @@ impl TypedValueParser for Named {
     }
 
     fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
-        Some(Box::new(self.0.iter().map(choice)))
+        Some(Box::new(self.0.iter().map(possible_value)))
     }
-}
-
-/// Returns a name with what it stands for. With dashes, it is as good.
-fn choice(&(name, about): &(&'static str, &'static str)) -> PossibleValue {
-    let sentence = about.trim().split_once(". ").map_or(about.trim(), |(sentence, _)| sentence);
-    let value = PossibleValue::new(name).help(sentence.trim_end_matches('.'));
-    if name.contains('_') { value.alias(name.replace('_', "-")) } else { value }
 }
 
 /// Reads a value. A flag that is given says something: `null` is no value here.

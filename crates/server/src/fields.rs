@@ -65,7 +65,7 @@ pub(crate) fn fields(edits: bool) -> impl Iterator<Item = (&'static str, &'stati
     DIALECT.iter().chain(parameters()).filter(has).filter_map(named)
 }
 
-/// Returns the name of the field of a parameter, or of a flag's key what the server calls it in errors.
+/// Returns the name of the field of the parameter with a key; the key itself where it is no field.
 pub(crate) fn field_name(key: &str) -> &str {
     fields(true).find(|(_, parameter)| parameter.key == key).map_or(key, |(name, _)| name)
 }
